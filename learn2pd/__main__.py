@@ -1,0 +1,7 @@
+"""`python -m learn2pd` is the console script."""
+
+import sys
+
+from learn2pd.cli import main
+
+sys.exit(main())

@@ -1,0 +1,331 @@
+"""Configuration: `config=NAME` -> configs/NAME.yaml -> the dataclasses below -> `key=value` overrides.
+
+Every key has a type and a default here; the YAML files state what a run is about. A key that does not exist names its nearest
+neighbour, a value of the wrong type names the type. Nothing outside this file, registry.py and stages.py reads a configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from learn2pd.errors import UserError, suggest
+
+STAGES = ("pretrain", "record", "train", "calibrate", "compare")
+
+
+@dataclass
+class ModelConfig:
+    path: str = "checkpoints/tiny-llada"  # hub name or folder
+    dtype: str = "float32"  # float32, bfloat16, float16
+    device: str = "auto"
+    revision: str | None = None  # of a hub repository
+
+
+@dataclass
+class DataConfig:
+    source: str = "tasks"  # tasks (built in), jsonl (path=FILE), hub (path=NAME)
+    tasks: list[str] = field(default_factory=lambda: ["math", "json", "code"])
+    path: str | None = None
+    subset: str | None = None  # of a hub data set
+    hub_split: str = "train"
+    prompt_field: str = "question"
+    answer_field: str | None = None  # where its last number is the right one; without it no accuracy is reported
+    train_prompts: int = 192  # built-in tasks: over all tasks together
+    validation_prompts: int = 48
+    test_prompts: int = 96
+    run_generated_code: bool = False  # lets the task `code` run model output in a limited subprocess
+
+
+@dataclass
+class DecodeConfig:
+    gen_length: int = 256  # canvas, tokens
+    block_length: int = 32
+    batch_size: int = 16
+    stop_floor: float = 0.5  # least confidence of the end-of-text that ends an answer (stop rule eot)
+
+
+@dataclass
+class RecordConfig:
+    shard_prompts: int = 32  # prompts a shard: what an interruption costs at most
+
+
+@dataclass
+class FilterConfig:
+    hidden: int = 32
+    loss_on: str = "masked"  # masked positions, or all as in the paper
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-2
+    batch_rows: int = 256  # recorded rows (one block at one step) an optimizer step
+    max_epochs: int = 300
+    patience_epochs: int = 30
+
+
+@dataclass
+class CalibrateConfig:
+    target_agreement: float = 0.995  # share of accepted proposals that equal the final output, on validation prompts
+
+
+@dataclass
+class MethodConfig:
+    name: str = "???"
+    policy: str = "???"  # registered name or package.module:Class
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class CompareConfig:
+    methods: list[MethodConfig] = field(default_factory=list)
+    stops: list[str] = field(default_factory=lambda: ["none", "eot"])
+    bootstrap_samples: int = 2000
+    policy: str | None = None  # folder of the trained filter; None is this run's own
+
+
+@dataclass
+class PretrainConfig:
+    """The embedded dLLM."""
+
+    d_model: int = 192
+    n_layers: int = 5
+    n_heads: int = 4
+    mlp_hidden_size: int = 512
+    vocab_size: int = 1024
+    max_sequence_length: int = 512
+    rope_theta: float = 10000.0
+    train_length: int = 320  # longest training sequence, prompt and canvas, tokens
+    long_share: float = 0.04  # share of training problems padded to train_length
+    total_steps: int = 6500
+    warmup_steps: int = 100
+    decay_share: float = 0.3
+    muon_lr: float = 0.02
+    adam_lr: float = 3e-3
+    weight_decay: float = 0.1  # of the matrices of the blocks
+    precision: str = "bf16-mixed"
+    checkpoint_every_steps: int = 250
+    validate_every_steps: int = 500
+    export_path: str = "checkpoints/tiny-llada"
+
+
+@dataclass
+class RunConfig:
+    stages: list[str] = field(default_factory=lambda: ["record", "train", "calibrate", "compare"])
+    output_dir: str = "outputs/${name}"
+    name: str = "???"  # set from config=NAME
+    seed: int = 0
+    threads: int = 0  # CPU threads; 0 leaves torch's choice
+    resume: bool = False  # go on in an output_dir of another configuration
+    overwrite: bool = False  # delete what an earlier run left in output_dir
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    record: RecordConfig = field(default_factory=RecordConfig)
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+
+
+# least and largest allowed values; what a component checks itself is not repeated here
+RANGES: dict[str, tuple[float, float]] = {
+    "data.train_prompts": (1, 10**9),
+    "data.validation_prompts": (1, 10**9),
+    "data.test_prompts": (1, 10**9),
+    "decode.gen_length": (1, 10**6),
+    "decode.block_length": (1, 10**6),
+    "decode.batch_size": (1, 10**6),
+    "decode.stop_floor": (0, 1),
+    "record.shard_prompts": (1, 10**9),
+    "filter.hidden": (1, 10**6),
+    "filter.batch_rows": (1, 10**9),
+    "filter.max_epochs": (1, 10**9),
+    "filter.patience_epochs": (1, 10**9),
+    "calibrate.target_agreement": (0, 1),
+    "compare.bootstrap_samples": (10, 10**6),
+    "threads": (0, 4096),
+}
+CHOICES: dict[str, tuple[str, ...]] = {"data.source": ("tasks", "jsonl", "hub"), "filter.loss_on": ("masked", "all")}
+
+
+def config_folder() -> Path:
+    """`configs/` of the working directory, else of the repository this package lies in."""
+    here = Path("configs")
+    return here if here.is_dir() else Path(__file__).resolve().parent.parent / "configs"
+
+
+def parse_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """Split `config=NAME key=value ...` into the name and the overrides.
+
+    Raises:
+        UserError: for an argument that is not key=value, or no config.
+    """
+    name, overrides = "", []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if argument.startswith("-") or not equals:
+            meant = f"{key.lstrip('-').replace('-', '_')}={value or 'VALUE'}"
+            raise UserError(f"argument {argument!r}: arguments are written key=value, for example {meant}")
+        if key == "config":
+            name = value
+        else:
+            overrides.append(argument)
+    if not name:
+        raise UserError(f"no config=NAME given; there are {', '.join(config_names())}")
+    return name, overrides
+
+
+def config_names() -> list[str]:
+    return sorted(path.stem for path in config_folder().rglob("*.yaml"))
+
+
+def load_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a run, checked.
+
+    Args:
+        name: of a file in configs/, or the path of a YAML file.
+        overrides: `section.key=value` strings.
+
+    Raises:
+        UserError: unknown name, unknown or mistyped key, value out of range.
+    """
+    path = Path(name) if name.endswith(".yaml") else config_folder() / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"config={name}: no such configuration{suggest(name, config_names())}; there are {', '.join(config_names())}")
+    try:
+        written = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
+    given = OmegaConf.create(written)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        _check_key(key, "")
+        try:
+            OmegaConf.update(given, key, yaml.safe_load(value) if value else None, force_add=True)
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise UserError(f"{key}={value}: the value could not be read ({str(error).splitlines()[0]})") from error
+    _check_tree(OmegaConf.to_container(given), RunConfig, "", str(path))
+    merged = OmegaConf.merge(OmegaConf.structured(RunConfig(name=path.stem)), given)
+    try:
+        config = cast(RunConfig, OmegaConf.to_object(cast(DictConfig, merged)))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+    _check_values(config)
+    return config
+
+
+def as_dict(config: RunConfig) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """What makes two runs the same run: everything that can change a result."""
+    described = as_dict(config)
+    for key in ("resume", "overwrite", "stages", "output_dir", "threads"):
+        del described[key]
+    del described["model"]["device"]
+    return described
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """`key: old -> new` for every leaf that differs."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key}: {before!r} -> {after!r}")
+    return found
+
+
+def _field_type(owner: type, key: str) -> Any:
+    return typing.get_type_hints(owner)[key]
+
+
+def _keys(owner: type, prefix: str = "") -> Iterator[str]:
+    for entry in dataclasses.fields(owner):
+        kind = _field_type(owner, entry.name)
+        yield prefix + entry.name
+        if dataclasses.is_dataclass(kind):
+            yield from _keys(cast(type, kind), f"{prefix}{entry.name}.")
+
+
+def _check_key(key: str, where: str) -> None:
+    known = list(_keys(RunConfig))
+    if key not in known:
+        last = [other for other in known if other.split(".")[-1] == key.split(".")[-1]]
+        hint = f"; did you mean {last[0]!r}" if last else suggest(key, known)
+        raise UserError(f"{where}{key}: unknown key{hint}")
+
+
+def _check_tree(tree: Any, owner: type, prefix: str, where: str) -> None:
+    """Walk a plain tree beside the dataclasses: unknown keys and wrong types, by their full name."""
+    if not isinstance(tree, dict):
+        raise UserError(f"{where}: {prefix.rstrip('.') or 'the file'} must hold keys and values, got {tree!r}")
+    names = [entry.name for entry in dataclasses.fields(owner)]
+    for key, value in tree.items():
+        if key not in names:
+            if owner is MethodConfig:
+                raise UserError(f"{where}: {prefix}{key}: unknown key{suggest(str(key), names)} ; expected {', '.join(names)}")
+            _check_key(f"{prefix}{key}", f"{where}: ")
+        kind = _field_type(owner, key)
+        if dataclasses.is_dataclass(kind):
+            _check_tree(value, cast(type, kind), f"{prefix}{key}.", where)
+        elif typing.get_origin(kind) is list and isinstance(value, list) and dataclasses.is_dataclass(typing.get_args(kind)[0]):
+            for number, entry in enumerate(value):
+                _check_tree(entry, typing.get_args(kind)[0], f"{prefix}{key}[{number}].", where)
+        elif not _matches(value, kind):
+            raise UserError(f"{prefix}{key}={value!r}: expected {_type_name(kind)}, got {type(value).__name__}")
+
+
+def _matches(value: Any, kind: Any) -> bool:
+    if kind is Any:
+        return True
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        return any(_matches(value, option) for option in typing.get_args(kind))
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if typing.get_origin(kind) is list:
+        return isinstance(value, list) and all(_matches(entry, typing.get_args(kind)[0]) for entry in value)
+    if typing.get_origin(kind) is dict:
+        return isinstance(value, dict)
+    return isinstance(value, kind)
+
+
+def _type_name(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        return " or ".join(_type_name(option) for option in typing.get_args(kind))
+    if typing.get_origin(kind) is list:
+        return f"a list of {_type_name(typing.get_args(kind)[0])}"
+    return names.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _check_values(config: RunConfig) -> None:
+    def value_of(key: str) -> Any:
+        found: Any = config
+        for part in key.split("."):
+            found = getattr(found, part)
+        return found
+
+    for key, (least, largest) in RANGES.items():
+        if not least <= value_of(key) <= largest:
+            raise UserError(f"{key}={value_of(key)}: expected a value from {least:g} to {largest:g}")
+    for key, allowed in CHOICES.items():
+        if value_of(key) not in allowed:
+            raise UserError(f"{key}={value_of(key)!r}: expected one of {', '.join(allowed)}{suggest(str(value_of(key)), allowed)}")
+    unknown = [stage for stage in config.stages if stage not in STAGES]
+    if unknown:
+        raise UserError(f"stages: unknown stage {unknown[0]!r}{suggest(unknown[0], STAGES)}; expected some of {', '.join(STAGES)}")
+    if config.resume and config.overwrite:
+        raise UserError("resume=true and overwrite=true contradict each other: set one of them")

@@ -1,0 +1,137 @@
+"""`decode`: texts in, texts out, in batches. The loop itself is in loop.py and knows neither texts nor batches of batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from learn2pd.decoding.caches import Cache, NoCache
+from learn2pd.decoding.loop import Recorder, decode_batch, start_state
+from learn2pd.decoding.schedulers import BlocksScheduler, Scheduler
+from learn2pd.decoding.stops import EotStop, StopRule, is_end_of_text
+from learn2pd.errors import UserError
+from learn2pd.models.loading import Model
+from learn2pd.policies.base import Policy
+from learn2pd.types import DecodeResult, DecodeState
+
+
+def decode(
+    model: Model,
+    prompts: Sequence[str] | Sequence[Sequence[int]],
+    *,
+    policy: Policy,
+    scheduler: Scheduler | None = None,
+    cache: Cache | None = None,
+    stop: StopRule | None = None,
+    gen_length: int = 256,
+    batch_size: int = 16,
+    temperature: float = 0.0,
+    seed: int = 0,
+    recorder: Recorder | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> DecodeResult:
+    """Decode prompts with any policy.
+
+    Prompts are sorted by length and decoded in batches; each row comes out as if it were decoded alone.
+
+    Args:
+        model: from `load_model`.
+        prompts: texts (the chat template is applied) or token ids (taken as they are).
+        policy: a rule such as `ThresholdPolicy(0.9)` or a trained one from `load_policy`.
+        scheduler: default `BlocksScheduler(32)`, or the block length a trained policy needs.
+        cache: default `NoCache()`.
+        stop: default `EotStop()`; `NoStop()` decodes the whole canvas.
+        gen_length: canvas, tokens; need not be a multiple of the block.
+        batch_size: rows decoded together.
+        temperature: 0 is greedy and deterministic; above, every prompt draws from its own generator.
+        seed: of those generators.
+        recorder: watches every step.
+        progress: called with the number of prompts after each batch.
+
+    Raises:
+        UserError: empty prompt, prompt and canvas longer than the model allows, policy trained for another geometry or model.
+    """
+    if gen_length < 1 or batch_size < 1:
+        raise UserError(f"gen_length={gen_length}, batch_size={batch_size}: both must be at least 1")
+    if temperature < 0:
+        raise UserError(f"temperature={temperature}: expected 0 or more")
+    scheduler = scheduler or BlocksScheduler(policy.window_width or 32)
+    check_fit(policy, model, scheduler)
+    cache, stop = cache or NoCache(), stop or EotStop()
+    ids = [encode_checked(model, cast(str | Sequence[int], prompt), number, gen_length) for number, prompt in enumerate(prompts)]
+    states: list[DecodeState] = []
+    started, model_s = time.perf_counter(), 0.0
+    order = sorted(range(len(ids)), key=lambda number: len(ids[number]))
+    for first in range(0, len(order), batch_size):
+        numbers = order[first : first + batch_size]
+        spec = model.spec
+        state = start_state([ids[number] for number in numbers], numbers, gen_length, spec.mask_id, spec.pad_id, model.adapter.device)
+        generators = [torch.Generator().manual_seed(seed * 1_000_003 + number) for number in numbers]
+        state, seconds = decode_batch(
+            model.adapter, state, scheduler=scheduler, policy=policy, cache=cache, stop=stop,
+            temperature=temperature, generators=generators, recorder=recorder,
+        )  # fmt: skip
+        model_s += seconds
+        states.append(state)
+        if progress:
+            progress(len(numbers))
+    return _collect(model, states, gen_length, time.perf_counter() - started, model_s)
+
+
+def check_fit(policy: Policy, model: Model, scheduler: Scheduler) -> None:
+    """Refuse a policy on a model or block geometry that it does not work on.
+
+    Raises:
+        UserError: naming both values.
+    """
+    contract = getattr(policy, "contract", None)
+    if contract is not None:
+        contract.check(model.spec, scheduler)
+    if policy.window_width not in (None, scheduler.block_length):
+        raise UserError(f"policy {policy.name!r} works on windows of {policy.window_width} tokens, the scheduler opens {scheduler.block_length}")
+
+
+def encode_checked(model: Model, prompt: str | Sequence[int], number: int, gen_length: int) -> list[int]:
+    """Ids of a prompt that fits.
+
+    Raises:
+        UserError: with the prompt's number, from 0.
+    """
+    try:
+        ids = model.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    except UserError as error:
+        raise UserError(f"prompt {number}: {error}") from error
+    if not ids:
+        raise UserError(f"prompt {number}: it has no tokens")
+    if not 0 <= min(ids) <= max(ids) < model.spec.vocab_size:
+        wrong = next(token for token in ids if not 0 <= token < model.spec.vocab_size)
+        raise UserError(f"prompt {number}: token id {wrong}, {model.spec.name} has ids 0 to {model.spec.vocab_size - 1}")
+    if len(ids) + gen_length > model.spec.max_length:
+        raise UserError(
+            f"prompt {number}: {len(ids)} tokens and gen_length={gen_length} make {len(ids) + gen_length}, "
+            f"{model.spec.name} takes at most {model.spec.max_length}: shorten the prompt or lower gen_length"
+        )
+    return ids
+
+
+def answer_lengths(tokens: Tensor, eot_ids: tuple[int, ...]) -> Tensor:
+    """[N] tokens of each row of [N, G] before its first end-of-text."""
+    ended = is_end_of_text(tokens, eot_ids)
+    return torch.where(ended.any(1), ended.int().argmax(1), tokens.shape[1])
+
+
+def _collect(model: Model, states: list[DecodeState], gen_length: int, wall_s: float, model_s: float) -> DecodeResult:
+    if not states:
+        empty = torch.zeros(0, dtype=torch.long)
+        return DecodeResult(empty.view(0, gen_length), empty, empty.view(0, gen_length), empty, [], wall_s, model_s)
+    order = torch.cat([state.index for state in states]).argsort().cpu()
+    tokens, committed_at, forwards = (
+        torch.cat([getattr(state, name) for state in states]).cpu()[order] for name in ("canvas", "committed_at", "forwards")
+    )
+    lengths = answer_lengths(tokens, model.spec.eot_ids)
+    texts = [model.tokenizer.decode(row[:length], skip_special_tokens=True) for row, length in zip(tokens, lengths.tolist(), strict=True)]
+    return DecodeResult(tokens, lengths, committed_at, forwards, texts, wall_s, model_s)

@@ -1,0 +1,126 @@
+"""What a comparison looks like: a Markdown table and three plots. Takes plain data, decodes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+MARKERS = {"none": "o", "eot": "D", "eotp_paper": "s"}
+
+
+def markdown(rows: Sequence[dict[str, Any]], meta: dict[str, Any]) -> str:
+    """All rows, those over all tasks first, with their intervals."""
+    lines = [
+        f"# Comparison: {meta['model']}",
+        "",
+        f"{meta['prompts']} held-out prompts, seed {meta['seed']}, canvas {meta['gen_length']}, block {meta['block_length']}, "
+        f"batch {meta['batch_size']}, {meta['device']}, {meta['dtype']}. Brackets: 95% bootstrap over prompts ({meta['bootstrap_samples']} resamples). "
+        "Speedup is in forwards, against vanilla and against threshold with the same stop rule.",
+        "",
+        "| task | method | stop | accuracy % | agreement % | forwards | tokens/forward | tokens/s | speedup | vs threshold |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda row: row["task"] != "all"):
+        cells = [
+            row["task"],
+            row["method"],
+            row["stop"],
+            _percent(row["accuracy"], row["accuracy_interval"]),
+            _percent(row["agreement"], row["agreement_interval"]),
+            f"{row['forwards_mean']:.1f}",
+            f"{row['tokens_per_forward']:.2f} [{row['tokens_per_forward_interval'][0]:.2f}, {row['tokens_per_forward_interval'][1]:.2f}]",
+            f"{row['tokens_per_second']:.1f}",
+            _times(row["speedup_forwards"]),
+            _times(row["speedup_forwards_threshold"]),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _percent(value: float | None, interval: list[float] | None) -> str:
+    return "n/a" if value is None or interval is None else f"{100 * value:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def _times(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.2f}x"
+
+
+def plot_tradeoff(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Accuracy (agreement where nothing judges) against tokens per forward, over all tasks, with intervals."""
+    chosen = [row for row in rows if row["task"] == "all"]
+    measure = "accuracy" if all(row["accuracy"] is not None for row in chosen) else "agreement"
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    colours = {method: f"C{number}" for number, method in enumerate(dict.fromkeys(row["method"] for row in chosen))}
+    for row in chosen:
+        x, y = row["tokens_per_forward"], 100 * row[measure]
+        spread_x = [[x - row["tokens_per_forward_interval"][0]], [row["tokens_per_forward_interval"][1] - x]]
+        spread_y = [[y - 100 * row[f"{measure}_interval"][0]], [100 * row[f"{measure}_interval"][1] - y]]
+        label = f"{row['method']}, stop {row['stop']}"
+        marker = MARKERS.get(row["stop"], "^")
+        filled = colours[row["method"]] if row["stop"] != "none" else "white"
+        axes.errorbar(
+            x, y, xerr=np.abs(spread_x), yerr=np.abs(spread_y), fmt=marker, color=colours[row["method"]], mfc=filled, capsize=2, lw=0.8, label=label
+        )
+    axes.set(
+        xlabel="tokens per forward (answer tokens only)",
+        ylabel=f"{measure}, %",
+        title="Accuracy against tokens per forward, all tasks, 95% intervals",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def reliability(probability: np.ndarray[Any, Any], label: np.ndarray[Any, Any], bins: int = 10) -> list[dict[str, float]]:
+    """Equal-width bins with mean probability, share of right proposals, and count."""
+    place = np.minimum((probability * bins).astype(int), bins - 1)
+    chosen = [(index, place == index) for index in range(bins)]
+    return [
+        {"bin": index, "probability": float(probability[inside].mean()), "right": float(label[inside].mean()), "count": int(inside.sum())}
+        for index, inside in chosen
+        if inside.any()
+    ]
+
+
+def plot_reliability(bins: Sequence[dict[str, float]], threshold: float, path: Path) -> None:
+    """The filter's probability against how often the proposal was final, on validation prompts."""
+    figure, (upper, lower) = plt.subplots(2, 1, figsize=(5, 5.5), sharex=True, height_ratios=[3, 1], layout="constrained")
+    upper.plot([0, 1], [0, 1], "--", color="grey", lw=1, label="perfectly calibrated")
+    upper.plot([entry["probability"] for entry in bins], [entry["right"] for entry in bins], "o-", label="filter")
+    for axes in (upper, lower):
+        axes.axvline(threshold, color="C3", lw=1, label=f"chosen threshold {threshold:.3f}")
+        axes.grid(alpha=0.3)
+    upper.set(ylabel="share of proposals that are final", title="Reliability of the filter, validation prompts")
+    upper.legend(fontsize=8)
+    width = 0.08
+    lower.bar([entry["probability"] for entry in bins], [entry["count"] for entry in bins], width=width)
+    lower.set(xlabel="probability given by the filter", ylabel="masked positions", yscale="log", xlim=(0, 1))
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def plot_commit_steps(lines: Sequence[tuple[str, Sequence[str], Sequence[int]]], title: str, path: Path) -> None:
+    """A heat map: for each method (name, tokens, steps) the forward at which each position of one answer was committed."""
+    longest = max(len(steps) for _, _, steps in lines)
+    grid = np.full((len(lines), longest), np.nan)
+    for number, (_, _, steps) in enumerate(lines):
+        grid[number, : len(steps)] = [step + 1 if step >= 0 else np.nan for step in steps]
+    figure, axes = plt.subplots(figsize=(max(7.0, 0.33 * longest + 2), 0.6 * len(lines) + 1.9), layout="constrained")
+    image = axes.imshow(grid, aspect="auto", cmap="viridis")
+    for number, (_, tokens, _) in enumerate(lines):
+        for place, token in enumerate(tokens):
+            dark = np.isnan(grid[number, place]) or grid[number, place] < 0.6 * np.nanmax(grid)
+            axes.text(place, number, token, ha="center", va="center", fontsize=6, rotation=90, color="white" if dark else "black")
+    axes.set_yticks(range(len(lines)), [name for name, _, _ in lines])
+    axes.set(xlabel="position in the answer", title=title)
+    figure.colorbar(image, ax=axes, label="forward of the commit")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,268 @@
+"""LLaDA as a transformers model: the hub's configuration fields, tensor names and arithmetic, without its remote code.
+
+LLaDA (Nie et al. 2025, arXiv 2502.09992) is a Llama-like bidirectional transformer: RMSNorm before attention and before a SwiGLU
+feed-forward, rotary positions, no biases, no causal mask. Grouped-query attention is `n_kv_heads < n_heads`.
+
+Deviations from the hub's modelling file: the attention mask is honoured (the original ignores it) and positions may be given per row, so
+that a left-padded row computes what it computes alone. Only the `llama` block of the OLMo-derived original exists here; a configuration
+that asks for another (ALiBi, biases, layer norm on keys) is refused by name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import MaskedLMOutput
+
+# What the `llama` block fixes: any other value would load and silently compute something else.
+FIXED_FIELDS: dict[str, Any] = {
+    "activation_type": "silu",
+    "alibi": False,
+    "attention_layer_norm": False,
+    "bias_for_layer_norm": False,
+    "block_group_size": 1,
+    "block_type": "llama",
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "input_emb_norm": False,
+    "layer_norm_type": "rms",
+    "layer_norm_with_affine": True,
+    "rope": True,
+    "scale_logits": False,
+}
+# Fields of the hub's config.json that do not change inference; kept so that a saved config has every field.
+CARRIED_FIELDS: dict[str, Any] = {
+    "alibi_bias_max": 8.0,
+    "attention_dropout": 0.0,
+    "attention_layer_norm_with_affine": True,
+    "embedding_dropout": 0.0,
+    "flash_attention": False,
+    "init_cutoff_factor": None,
+    "init_device": "meta",
+    "init_fn": "mitchell",
+    "mlp_ratio": 4,
+    "multi_query_attention": None,
+    "precision": "amp_bf16",
+    "residual_dropout": 0.0,
+    "rope_full_precision": True,
+}
+
+
+class LLaDAConfig(PretrainedConfig):
+    """The fields of the hub's config.json.
+
+    Raises:
+        ValueError: for a field whose value this implementation does not compute; the message names it.
+    """
+
+    model_type = "llada"
+    attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
+
+    def __init__(
+        self,
+        d_model: int = 4096,
+        n_layers: int = 32,
+        n_heads: int = 32,
+        n_kv_heads: int | None = None,
+        mlp_hidden_size: int = 12288,
+        vocab_size: int = 126464,
+        embedding_size: int | None = None,
+        max_sequence_length: int = 4096,
+        rope_theta: float = 500000.0,
+        rms_norm_eps: float = 1e-5,
+        init_std: float = 0.02,
+        weight_tying: bool = False,
+        mask_token_id: int = 126336,
+        eos_token_id: int = 126081,
+        pad_token_id: int | None = None,
+        use_cache: bool = False,
+        **other: Any,
+    ) -> None:
+        for name, value in FIXED_FIELDS.items():
+            if other.pop(name, value) != value:
+                raise ValueError(f"config.json: {name} differs from {value!r}, the only value the llama block of LLaDA computes")
+            setattr(self, name, value)
+        for name, value in CARRIED_FIELDS.items():
+            setattr(self, name, other.pop(name, value))
+        n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
+        embedding_size = vocab_size if embedding_size is None else embedding_size
+        sizes = {
+            "d_model": d_model, "n_layers": n_layers, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "mlp_hidden_size": mlp_hidden_size,
+            "vocab_size": vocab_size, "embedding_size": embedding_size, "max_sequence_length": max_sequence_length,
+        }  # fmt: skip
+        for name, size in sizes.items():
+            if type(size) is not int or size < 1:
+                raise ValueError(f"config.json: {name}={size!r}, expected a whole number of at least 1")
+        if d_model % (2 * n_heads) or n_heads % n_kv_heads:
+            raise ValueError(
+                f"config.json: d_model={d_model}, n_heads={n_heads}, n_kv_heads={n_kv_heads}: "
+                "d_model must divide into n_heads even parts and n_heads into n_kv_heads groups"
+            )
+        self.d_model = d_model
+        self.n_layers = n_layers
+        self.n_heads = n_heads
+        self.n_kv_heads = n_kv_heads
+        self.mlp_hidden_size = mlp_hidden_size
+        self.vocab_size = vocab_size
+        self.embedding_size = embedding_size
+        self.max_sequence_length = max_sequence_length
+        self.rope_theta = rope_theta
+        self.rms_norm_eps = rms_norm_eps
+        self.init_std = init_std
+        self.weight_tying = weight_tying
+        self.mask_token_id = mask_token_id
+        self.use_cache = use_cache
+        other.pop("tie_word_embeddings", None)
+        super().__init__(
+            eos_token_id=eos_token_id,
+            pad_token_id=eos_token_id if pad_token_id is None else pad_token_id,
+            tie_word_embeddings=weight_tying,
+            **other,
+        )
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, computed in float32 and cast back before the weight, as the original does."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = functional.rms_norm(x.float(), (x.shape[-1],), eps=self.eps)
+        return self.weight * normed.to(x.dtype)
+
+
+def rotary_tables(positions: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, each [R, 1, Q, head_width] float32, for absolute positions [R, Q]."""
+    inverse = 1.0 / theta ** (torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32) / head_width)
+    angles = positions[..., None].float() * inverse
+    angles = torch.cat((angles, angles), dim=-1)[:, None]
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+    """Apply rotary positions to [R, heads, Q, head_width] in float32."""
+    cos, sin = tables
+    first, second = x.float().chunk(2, dim=-1)
+    return (x.float() * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+class LLaDABlock(nn.Module):
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__()
+        self.head_width = config.d_model // config.n_heads
+        self.grouped = config.n_kv_heads != config.n_heads
+        kv_width = config.n_kv_heads * self.head_width
+        self.q_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.k_proj = nn.Linear(config.d_model, kv_width, bias=False)
+        self.v_proj = nn.Linear(config.d_model, kv_width, bias=False)
+        self.attn_out = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.ff_proj = nn.Linear(config.d_model, config.mlp_hidden_size, bias=False)
+        self.up_proj = nn.Linear(config.d_model, config.mlp_hidden_size, bias=False)
+        self.ff_out = nn.Linear(config.mlp_hidden_size, config.d_model, bias=False)
+        self.attn_norm = RMSNorm(config.d_model, config.rms_norm_eps)
+        self.ff_norm = RMSNorm(config.d_model, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        """x [R, Q, D]; mask [R, 1, 1, Q] bool, True where attended, or None."""
+        rows, width, _ = x.shape
+        normed = self.attn_norm(x)
+        q, k, v = (
+            proj(normed).view(rows, width, -1, self.head_width).transpose(1, 2)  # [R, heads, Q, head_width]
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, tables), rotate(k, tables)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=self.grouped)
+        x = x + self.attn_out(mixed.transpose(1, 2).reshape(rows, width, -1))
+        normed = self.ff_norm(x)
+        return x + self.ff_out(functional.silu(self.ff_proj(normed)) * self.up_proj(normed))
+
+
+class LLaDATransformer(nn.Module):
+    """Holds the parts under the hub's names: `wte`, `blocks`, `ln_f`, and `ff_out` where embeddings are not tied."""
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.embedding_size, config.d_model)
+        self.blocks = nn.ModuleList(LLaDABlock(config) for _ in range(config.n_layers))
+        self.ln_f = RMSNorm(config.d_model, config.rms_norm_eps)
+        if not config.weight_tying:
+            self.ff_out = nn.Linear(config.d_model, config.embedding_size, bias=False)
+
+
+class LLaDABackbone(nn.Module):
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__()
+        self.transformer = LLaDATransformer(config)
+
+
+class LLaDAModelLM(PreTrainedModel):
+    """Masked diffusion language model; `forward` gives logits of every position, `hidden` and `score` the two halves of it."""
+
+    config_class = LLaDAConfig
+    base_model_prefix = "model"
+    _no_split_modules = ["LLaDABlock"]
+    _supports_sdpa = True
+    config: LLaDAConfig
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__(config)
+        self.model = LLaDABackbone(config)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.init_std)
+        elif isinstance(module, RMSNorm):
+            nn.init.ones_(module.weight)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.transformer.wte
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.transformer.wte = value  # type: ignore[assignment]
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.model.transformer.wte if self.config.weight_tying else self.model.transformer.ff_out
+
+    def hidden(self, input_ids: Tensor, position_ids: Tensor | None = None, attention_mask: Tensor | None = None) -> Tensor:
+        """Final hidden states.
+
+        Args:
+            input_ids: [R, Q] token ids.
+            position_ids: [R, Q] absolute positions; 0..Q-1 where not given.
+            attention_mask: [R, Q], nonzero where a position may be attended to; None attends everywhere.
+
+        Returns:
+            [R, Q, D] in the model's dtype.
+        """
+        parts = self.model.transformer
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        tables = rotary_tables(position_ids, self.config.d_model // self.config.n_heads, self.config.rope_theta)
+        x = parts.wte(input_ids)
+        for block in parts.blocks:
+            x = block(x, tables, mask)
+        return parts.ln_f(x)
+
+    def score(self, hidden: Tensor) -> Tensor:
+        """Vocabulary logits [..., V] of hidden states [..., D]."""
+        head = self.model.transformer.wte if self.config.weight_tying else self.model.transformer.ff_out
+        return functional.linear(hidden, head.weight)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **_: Any,
+    ) -> MaskedLMOutput:
+        """Logits [R, Q, V] of every position, not shifted: logits at i are for the token at i."""
+        return MaskedLMOutput(logits=self.score(self.hidden(input_ids, position_ids, attention_mask)))

@@ -1,0 +1,189 @@
+"""Load a dLLM from a hub name or a local folder: one path for the embedded model and for LLaDA-8B."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from learn2pd.errors import UserError
+from learn2pd.models.adapter import LLaDAAdapter, ModelAdapter
+from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
+from learn2pd.types import ModelSpec
+
+# model_type of config.json -> configuration class, model class, adapter
+FAMILIES: dict[str, tuple[type[LLaDAConfig], type[LLaDAModelLM], type[LLaDAAdapter]]] = {
+    "llada": (LLaDAConfig, LLaDAModelLM, LLaDAAdapter),
+}
+END_OF_TURN_TOKENS = ("<|eot_id|>",)  # LLaDA ends an answer with this and pads with end-of-text; either ends it
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+UNREADABLE = (OSError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded dLLM: what the loop uses, and the tokenizer that the loop does not know."""
+
+    adapter: ModelAdapter
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.adapter.spec
+
+    def encode(self, prompt: str) -> list[int]:
+        """Ids of a user's turn, by the chat template where the tokenizer has one.
+
+        Raises:
+            UserError: for an empty prompt.
+        """
+        if not prompt.strip():
+            raise UserError("the prompt is empty: expected at least one character that is not white space")
+        if self.tokenizer.chat_template is None:
+            return list(self.tokenizer.encode(prompt))
+        text = self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is the GPU where there is one.
+
+    Raises:
+        UserError: for a device this machine lacks.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"model.device={device!r} is not usable here ({str(error).splitlines()[0]}): use auto, cpu or cuda") from error
+    return torch.device(device)
+
+
+def load_model(path: str, dtype: str = "float32", device: str = "auto", revision: str | None = None) -> Model:
+    """Load weights, configuration and tokenizer. No remote code is run.
+
+    Args:
+        path: a hub name such as `GSAI-ML/LLaDA-8B-Instruct`, or a folder in the hub's layout.
+        dtype: `float32`, `bfloat16` or `float16`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+        revision: of the hub repository.
+
+    Raises:
+        UserError: the folder is missing or is not a dLLM, weights are damaged or do not fit, there is no mask token.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"model.dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
+    target = resolve_device(device)
+    fields = read_config(path, revision)
+    config_class, model_class, adapter_class = FAMILIES[fields["model_type"]]
+    try:
+        config = config_class.from_dict({key: value for key, value in fields.items() if key != "auto_map"})
+    except ValueError as error:
+        raise UserError(f"model {path}: {error}") from error
+    network = _load_weights(path, model_class, config, DTYPES[dtype], revision).eval().to(target)
+    tokenizer = _load_tokenizer(path, revision)
+    spec = _spec(path, config, network, tokenizer)
+    return Model(adapter_class(network, spec), tokenizer)
+
+
+def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
+    """The fields of config.json, once it is clear that they describe a dLLM this toolkit runs.
+
+    Raises:
+        UserError: naming what was looked for.
+    """
+    known = ", ".join(FAMILIES)
+    folder = Path(path)
+    looks_local = folder.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1 or path.split("/")[0] == "checkpoints"
+    if looks_local and not (folder / "config.json").is_file():
+        state = "holds no config.json" if folder.is_dir() else "does not exist"
+        raise UserError(f"model.path={path!r}: the folder {state}; expected config.json (model_type {known}), *.safetensors and tokenizer.json")
+    try:
+        fields, _ = PretrainedConfig.get_config_dict(path, revision=revision)
+    except (*UNREADABLE, ValueError, AttributeError, TypeError) as error:  # the last two: JSON, but no object
+        raise UserError(f"model.path={path!r}: config.json could not be read ({_first_line(error)})") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"model.path={path!r}: config.json holds no JSON object; expected one with model_type {known}")
+    if fields.get("model_type") not in FAMILIES:
+        raise UserError(
+            f"model.path={path!r}: config.json says model_type {fields.get('model_type')!r}, which is no dLLM known here; expected {known}"
+        )
+    return dict(fields)
+
+
+def _load_weights(path: str, model_class: type[LLaDAModelLM], config: LLaDAConfig, dtype: torch.dtype, revision: str | None) -> LLaDAModelLM:
+    try:
+        network, report = model_class.from_pretrained(
+            path, config=config, dtype=dtype, revision=revision, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )  # mismatched sizes are refused below, by name
+    except (SafetensorError, RuntimeError, ValueError, *UNREADABLE) as error:
+        raise UserError(f"model {path}: the weights could not be loaded ({_first_line(error)}); expected whole *.safetensors files") from error
+    for kind, key in (("missing", "missing_keys"), ("unknown", "unexpected_keys"), ("misshapen", "mismatched_keys")):
+        names = sorted(str(name[0] if isinstance(name, tuple) else name) for name in report[key])
+        if names:
+            raise UserError(f"model {path}: {len(names)} {kind} tensors, first {names[0]}; the checkpoint does not fit its config.json")
+    return network
+
+
+def _load_tokenizer(path: str, revision: str | None) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, revision=revision)
+    except (ValueError, KeyError, TypeError, *UNREADABLE) as error:
+        raise UserError(
+            f"model {path}: the tokenizer could not be loaded ({_first_line(error)}); expected tokenizer.json and tokenizer_config.json"
+        ) from error
+    return tokenizer
+
+
+def _spec(path: str, config: LLaDAConfig, network: LLaDAModelLM, tokenizer: PreTrainedTokenizerBase) -> ModelSpec:
+    mask_id = config.mask_token_id if config.mask_token_id is not None else tokenizer.mask_token_id
+    if mask_id is None or not 0 <= mask_id < config.vocab_size:
+        raise UserError(f"model {path}: no mask token (config.json mask_token_id={mask_id!r}, tokenizer mask_token={tokenizer.mask_token!r})")
+    if tokenizer.convert_ids_to_tokens(mask_id) is None:
+        raise UserError(f"model {path}: the tokenizer has no mask token: config.json says id {mask_id}, the tokenizer ends at {len(tokenizer) - 1}")
+    ends = (tokenizer.convert_tokens_to_ids(token) for token in END_OF_TURN_TOKENS if token in tokenizer.get_vocab())
+    return ModelSpec(
+        name=Path(path).name if Path(path).exists() else path,
+        mask_id=int(mask_id),
+        eot_ids=tuple(dict.fromkeys([int(config.eos_token_id), *ends])),
+        pad_id=int(config.pad_token_id),
+        vocab_size=int(config.vocab_size),
+        max_length=int(config.max_sequence_length),
+        shifted_logits=False,
+        fingerprint=fingerprint(network),
+    )
+
+
+def fingerprint(network: LLaDAModelLM) -> str:
+    """16 hex digits of the configuration and of the first values of every tensor: quick at 8B, and any training changes it."""
+    digest = hashlib.sha256(json.dumps({key: str(value) for key, value in sorted(vars(network.config).items()) if key in _FINGERPRINTED}).encode())
+    for name, tensor in network.state_dict().items():
+        head = tensor.detach().flatten()[:64].float().cpu()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + head.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+_FINGERPRINTED = {
+    "d_model",
+    "n_layers",
+    "n_heads",
+    "n_kv_heads",
+    "mlp_hidden_size",
+    "vocab_size",
+    "rope_theta",
+    "rms_norm_eps",
+    "mask_token_id",
+    "eos_token_id",
+}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

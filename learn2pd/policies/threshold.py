@@ -1,0 +1,32 @@
+"""Threshold decoding (Fast-dLLM, arXiv 2505.22618).
+
+Commit every eligible position with confidence >= threshold, and always the most confident one (the loop's rule). `steps` plays no part.
+
+Deviation from the authors' code: confidence is a float32 softmax, theirs float64.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from learn2pd.types import Commit, DecodeState, Prediction
+
+
+class ThresholdPolicy:
+    """Args: threshold, confidence from 0 to 1."""
+
+    name = "threshold"
+    needs: frozenset[str] = frozenset()
+    scores_committed = False
+    window_width: int | None = None
+
+    def __init__(self, threshold: float = 0.9) -> None:
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold={threshold}: expected a confidence from 0 to 1")
+        self.threshold = threshold
+
+    def start(self, state: DecodeState) -> None:
+        return None
+
+    def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: None) -> Commit:
+        return Commit(eligible & (prediction.confidence >= self.threshold))

@@ -1,0 +1,320 @@
+"""The stages of a run: record, train, calibrate, compare (and pretrain, for the embedded dLLM). Each goes on where it stopped.
+
+This is the edge of the package: here a configuration becomes components with flat arguments, and their results become files in
+output_dir. A stage leaves its figures in metrics.json; a stage that is complete there is not run again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from tqdm.auto import tqdm
+
+from learn2pd.config import RunConfig, as_dict, differences, identity
+from learn2pd.decoding.schedulers import BlocksScheduler
+from learn2pd.errors import UserError
+from learn2pd.evaluation import report
+from learn2pd.evaluation.compare import Bootstrap, Outcome, build_rows, cached, group_by_task, merge, run_method
+from learn2pd.evaluation.tasks import build_checkers, build_task
+from learn2pd.models.loading import Model, load_model
+from learn2pd.policies.export import PolicyContract, TrainedFilter, save_policy
+from learn2pd.policies.filter import FilterNetwork
+from learn2pd.prompts import Prompt, field_prompts, hub_records, jsonl_records, prompts_digest, task_prompts
+from learn2pd.recording.reading import load_recording
+from learn2pd.recording.recorder import manifest, open_recording, record
+from learn2pd.registry import build_policy, build_stop
+from learn2pd.training.calibration import calibrate, metrics_at, probabilities
+from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
+from learn2pd.training.filter import FilterData, filter_rows, train_filter
+
+log = logging.getLogger(__name__)
+RUN_FILE, METRICS_FILE = "run.json", "metrics.json"
+OUTPUTS = (RUN_FILE, METRICS_FILE, "records", "train", "policy", "compare", "compare.json", "compare.md", "plots", "pretrain")
+
+
+def run_stages(config: RunConfig, only: str | None = None) -> None:
+    """Run the stages of a configuration, or only one of them, in its output_dir.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    lightning.seed_everything(config.seed, verbose=False)
+    output = open_output(config)
+    for stage in [only] if only else config.stages:
+        started = time.perf_counter()
+        log.info("stage %s", stage)
+        figures = STAGE_FUNCTIONS[stage](config, output)
+        if figures is not None:
+            write_metrics(output, stage, figures | {"stage_seconds": round(time.perf_counter() - started, 2)})
+
+
+def open_output(config: RunConfig) -> Path:
+    """Create output_dir, or make sure that what is there belongs to this configuration.
+
+    Raises:
+        UserError: it belongs to another; names what differs.
+    """
+    output, described = Path(config.output_dir), identity(config)
+    if config.overwrite:
+        for name in OUTPUTS:
+            target = output / name
+            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+    path = output / RUN_FILE
+    if path.is_file() and not config.resume:
+        changed = differences(json.loads(path.read_text()), described)
+        if changed:
+            shown = "; ".join(changed[:4]) + ("; ..." if len(changed) > 4 else "")
+            raise UserError(
+                f"output_dir={config.output_dir} holds a run of another configuration ({shown}): choose another, or set resume=true or overwrite=true"
+            )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(path, described)
+    except OSError as error:
+        raise UserError(f"output_dir={config.output_dir}: cannot be written ({error.strerror})") from error
+    return output
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def read_metrics(output: Path) -> dict[str, Any]:
+    path = output / METRICS_FILE
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def write_metrics(output: Path, stage: str, figures: dict[str, Any]) -> None:
+    write_json(output / METRICS_FILE, read_metrics(output) | {stage: figures})
+
+
+# ---- what several stages need
+
+
+@functools.lru_cache(maxsize=2)
+def _model(path: str, dtype: str, device: str, revision: str | None) -> Model:
+    return load_model(path, dtype, device, revision)
+
+
+def model_of(config: RunConfig) -> Model:
+    """The dLLM, loaded once a process."""
+    return _model(**dataclasses.asdict(config.model))
+
+
+def prompts_of(config: RunConfig) -> list[Prompt]:
+    """Every prompt of a run, all splits."""
+    data = config.data
+    counts = {"train": data.train_prompts, "validation": data.validation_prompts, "test": data.test_prompts}
+    if data.source == "tasks":
+        return task_prompts(data.tasks, counts, config.seed)
+    if not data.path:
+        raise UserError(
+            f"data.path is not set: data.source={data.source} needs {'a file' if data.source == 'jsonl' else 'the name of a hub data set'}"
+        )
+    if data.source == "jsonl":
+        records, complaints = jsonl_records(data.path)
+    else:
+        records, complaints = hub_records(data.path, data.subset, data.hub_split), []
+    return field_prompts(records, complaints, data.prompt_field, data.answer_field, counts, config.seed)
+
+
+def network_of(config: RunConfig) -> FilterNetwork:
+    return FilterNetwork(config.decode.block_length, config.filter.hidden)
+
+
+# ---- the stages
+
+
+def stage_record(config: RunConfig, output: Path) -> dict[str, Any] | None:
+    """Reference and oracle trajectory of every train and validation prompt -> output_dir/records."""
+    model, decoding = model_of(config), config.decode
+    prompts = [prompt for prompt in prompts_of(config) if prompt.split != "test"]
+    folder = output / "records"
+    described = manifest(model, prompts, decoding.gen_length, decoding.block_length, config.record.shard_prompts, config.seed, as_dict(config))
+    open_recording(folder, described)
+    figures = record(
+        model, prompts, folder, gen_length=decoding.gen_length, block_length=decoding.block_length,
+        batch_size=decoding.batch_size, shard_prompts=config.record.shard_prompts,
+    )  # fmt: skip
+    rows, references, _ = load_recording(folder)
+    if "record" in read_metrics(output) and not figures["prompts_recorded_now"]:
+        return None
+    return figures | {
+        "prompts": len(references),
+        "rows": len(rows),
+        "reference_forwards_mean": float(sum(references["forwards"]) / len(references)),
+        "oracle_forwards_mean": float(sum(references["oracle_forwards"]) / len(references)),
+    }
+
+
+def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
+    """Train the filter on the recording -> output_dir/train."""
+    if "train" in read_metrics(output):
+        log.info("already trained: %s", output / "train")
+        return None
+    rows, _, _ = load_recording(output / "records")
+    train, validation = filter_rows(rows, "train"), filter_rows(rows, "validation")
+    options, network = config.filter, network_of(config)
+    figures = train_filter(
+        network, FilterData(train, validation, options.batch_rows, config.seed), output / "train",
+        learning_rate=options.learning_rate, weight_decay=options.weight_decay, loss_on=options.loss_on,
+        max_epochs=options.max_epochs, patience_epochs=options.patience_epochs,
+    )  # fmt: skip
+    return figures | {"train_rows": len(train.label), "validation_rows": len(validation.label)}
+
+
+def stage_calibrate(config: RunConfig, output: Path) -> dict[str, Any]:
+    """Choose the threshold and export -> output_dir/policy, plots/reliability.png."""
+    checkpoint = output / "train" / "best.safetensors"
+    if "train" not in read_metrics(output) or not checkpoint.is_file():
+        raise UserError(f"{checkpoint.parent}: no finished training; run the stage 'train' first")
+    rows, _, recorded = load_recording(output / "records")
+    network = network_of(config)
+    state = SafetensorsCheckpointIO().load_checkpoint(checkpoint)["state_dict"]
+    network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in state.items()})
+    probability, label = probabilities(network, filter_rows(rows, "validation"))
+    target = config.calibrate.target_agreement
+    chosen = calibrate(probability, label, target)
+    if not chosen.met:
+        log.warning("no threshold reaches calibrate.target_agreement=%g on validation prompts; the strictest reaches %.4f", target, chosen.agreement)
+    figures = {
+        "target_agreement": target,
+        "target_met": chosen.met,
+        "threshold": chosen.threshold,
+        "agreement": chosen.agreement,
+        "accepted": chosen.accepted,
+        "masked_positions": len(label),
+        **metrics_at(probability, label, chosen.threshold),
+    }
+    contract = PolicyContract(
+        block_length=recorded["block_length"],
+        alignment=recorded["alignment"],
+        mask_id=recorded["mask_id"],
+        vocab_size=recorded["vocab_size"],
+        confidence=recorded["confidence"],
+        model=recorded["model"],
+        model_fingerprint=recorded["model_fingerprint"],
+    )
+    save_policy(TrainedFilter(network, chosen.threshold, contract, figures), output / "policy")
+    bins = report.reliability(probability.numpy(), label.numpy())
+    (output / "plots").mkdir(exist_ok=True)
+    report.plot_reliability(bins, chosen.threshold, output / "plots" / "reliability.png")
+    return figures | {"reliability": bins, "curve": chosen.curve}
+
+
+def stage_compare(config: RunConfig, output: Path) -> dict[str, Any]:
+    """Every method and stop rule on the test prompts -> output_dir/compare.json, compare.md, plots."""
+    if not config.compare.methods:
+        raise UserError("compare.methods is empty: list at least one method with name and policy")
+    model = model_of(config)
+    prompts = [prompt for prompt in prompts_of(config) if prompt.split == "test"]
+    outcomes = _compare_outcomes(config, output, model, prompts)
+    rows = build_rows(outcomes, Bootstrap(config.compare.bootstrap_samples, config.seed))
+    meta = {
+        "model": model.spec.name,
+        "model_fingerprint": model.spec.fingerprint,
+        "prompts": len(prompts),
+        "prompts_digest": prompts_digest(prompts),
+        "seed": config.seed,
+        "gen_length": config.decode.gen_length,
+        "block_length": config.decode.block_length,
+        "batch_size": config.decode.batch_size,
+        "bootstrap_samples": config.compare.bootstrap_samples,
+        "device": str(model.adapter.device),
+        "threads": torch.get_num_threads(),
+        "dtype": config.model.dtype,
+    }
+    write_json(output / "compare.json", {"meta": meta, "rows": rows})
+    table = report.markdown(rows, meta)
+    (output / "compare.md").write_text(table)
+    plots = output / "plots"
+    plots.mkdir(exist_ok=True)
+    report.plot_tradeoff(rows, plots / "tradeoff.png")
+    _plot_one_answer(model, outcomes, plots / "commit_steps.png")
+    overall = "\n".join(line for line in table.splitlines() if line.startswith(("| all", "| task", "|---")))
+    log.info("comparison over all tasks:\n%s\nwhole table: %s", overall, output / "compare.md")
+    return {"rows": len(rows), "prompts": len(prompts)}
+
+
+def _compare_outcomes(config: RunConfig, output: Path, model: Model, prompts: list[Prompt]) -> list[Outcome]:
+    decoding, checkers = config.decode, build_checkers(config.data.run_generated_code)
+    groups, scheduler = group_by_task(prompts), BlocksScheduler(decoding.block_length)
+    folder = Path(config.compare.policy) if config.compare.policy else output / "policy"
+    references: dict[str, torch.Tensor] = {}
+    found: list[Outcome] = []
+    combinations = [(stop, method) for stop in config.compare.stops for method in config.compare.methods]
+    with tqdm(total=len(combinations) * len(prompts), desc="compare", unit="prompt", dynamic_ncols=True) as bar:
+        for stop_name, method in combinations:
+            parts = []
+            for task, group in groups.items():
+                provided = {"folder": folder, "reference": references.get(task)}
+                if method.policy == "oracle" and task not in references:
+                    raise UserError("compare.methods: 'oracle' needs a method with policy 'fixed' before it, whose answers it knows")
+                policy = build_policy(method.policy, method.options, provided)
+                key = _outcome_key(model, group, method.policy, method.options, folder, config, stop_name)
+                produce = functools.partial(
+                    run_method, model, group, checkers, method=method.name, task=task, policy=policy, scheduler=scheduler,
+                    stop=build_stop(stop_name, decoding.stop_floor), gen_length=decoding.gen_length, batch_size=decoding.batch_size, progress=bar,
+                )  # fmt: skip
+                slug = "-".join("".join(c if c.isalnum() else "_" for c in part) for part in (method.name, stop_name, task))
+                before = bar.n
+                outcome = cached(output / "compare" / f"{slug}.json", key, produce)
+                bar.update(len(group) - (bar.n - before))
+                parts.append(outcome)
+                if method.policy == "fixed":
+                    references.setdefault(task, torch.tensor(outcome.tokens))
+            found += [*parts, merge(parts)]
+    return found
+
+
+def _outcome_key(model: Model, prompts: list[Prompt], policy: str, options: dict[str, Any], folder: Path, config: RunConfig, stop: str) -> str:
+    """Everything an outcome depends on, hashed."""
+    weights = (folder / "model.safetensors").read_bytes() + (folder / "policy.json").read_bytes() if policy == "filter" and folder.is_dir() else b""
+    parts = [model.spec.fingerprint, prompts_digest(prompts), policy, options, as_dict(config)["decode"], stop]
+    return hashlib.sha256(json.dumps(parts).encode() + weights).hexdigest()
+
+
+def _plot_one_answer(model: Model, outcomes: list[Outcome], path: Path) -> None:
+    """The heat map for the prompt whose answer has the median length, under the first stop rule."""
+    shown = [outcome for outcome in outcomes if outcome.task == "all" and outcome.stop == outcomes[0].stop]
+    lengths = shown[0].lengths
+    prompt = sorted(range(len(lengths)), key=lengths.__getitem__)[len(lengths) // 2]
+    lines = []
+    for outcome in shown:
+        length = min(outcome.lengths[prompt] + 1, 64)
+        tokens = [model.tokenizer.decode([token]).replace("\n", "\\n") for token in outcome.tokens[prompt][:length]]
+        lines.append((outcome.method, tokens, outcome.committed_at[prompt][:length]))
+    report.plot_commit_steps(lines, "Forward at which each position of one answer was committed", path)
+
+
+def stage_pretrain(config: RunConfig, output: Path) -> dict[str, Any]:
+    """Train the embedded dLLM and export it in the hub's layout."""
+    from learn2pd.training.dllm import pretrain
+
+    tasks = [build_task(name) for name in config.data.tasks]
+    return pretrain(tasks, output / "pretrain", seed=config.seed, **dataclasses.asdict(config.pretrain))
+
+
+STAGE_FUNCTIONS = {
+    "pretrain": stage_pretrain,
+    "record": stage_record,
+    "train": stage_train,
+    "calibrate": stage_calibrate,
+    "compare": stage_compare,
+}

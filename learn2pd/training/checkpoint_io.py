@@ -1,0 +1,81 @@
+"""Lightning checkpoints as safetensors: tensors in the file's body, everything else as JSON in its header. No pickle is written or read.
+
+A checkpoint is a tree of dicts, lists, tuples, tensors and plain values. Tensors move to the body under a running name and leave a
+reference; dicts with keys that are not strings (optimizer states) and tuples are tagged so that the tree comes back with the same types.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+TAGS = ("__tensor__", "__items__", "__tuple__")
+
+
+def _flatten(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        name = f"t{len(tensors)}"
+        tensors[name] = value.detach().cpu().clone().contiguous()  # clone: safetensors refuses shared storage
+        return {"__tensor__": name}
+    if isinstance(value, dict):
+        if all(isinstance(key, str) and key not in TAGS for key in value):
+            return {key: _flatten(entry, tensors) for key, entry in value.items()}
+        return {"__items__": [[_flatten(key, tensors), _flatten(entry, tensors)] for key, entry in value.items()]}
+    if isinstance(value, tuple):
+        return {"__tuple__": [_flatten(entry, tensors) for entry in value]}
+    if isinstance(value, list):
+        return [_flatten(entry, tensors) for entry in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}: only tensors and JSON values are saved")
+
+
+def _unflatten(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unflatten(entry, tensors) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    if "__tensor__" in value:
+        return tensors[value["__tensor__"]]
+    if "__items__" in value:
+        return {_unflatten(key, tensors): _unflatten(entry, tensors) for key, entry in value["__items__"]}
+    if "__tuple__" in value:
+        return tuple(_unflatten(entry, tensors) for entry in value["__tuple__"])
+    return {key: _unflatten(entry, tensors) for key, entry in value.items()}
+
+
+class SafetensorsCheckpointIO(CheckpointIO):
+    """Writes to a temporary name and renames, so that a kill at any moment leaves the previous checkpoint whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        tensors: dict[str, Tensor] = {}
+        tree = json.dumps(_flatten(checkpoint, tensors))
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(target.name + ".partial")
+        save_file(tensors or {"empty": torch.zeros(1)}, temporary, metadata={"tree": tree})
+        os.replace(temporary, target)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Raises ValueError, naming the file, where it is damaged."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                tree = json.loads(file.metadata()["tree"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"checkpoint {path} is damaged or not one of ours ({error}): delete it to start again") from error
+        restored: dict[str, Any] = _unflatten(tree, tensors)
+        return restored
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)

@@ -1,0 +1,143 @@
+"""The values that pass between the roles of the decoding loop. All frozen: a step makes new ones.
+
+Two coordinate systems and no third: *columns* 0..L-1 of the padded batch (prompt left-padded to P, then the canvas), used by plans and
+models; *generation positions* 0..G-1 of the canvas, used by everything else. B is rows of the batch, R the rows in one forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What the loop must know of a model, and what recordings and policies are tied to."""
+
+    name: str
+    mask_id: int
+    eot_ids: tuple[int, ...]  # ids that end an answer; the first one fills closed positions
+    pad_id: int
+    vocab_size: int
+    max_length: int  # prompt and canvas together, tokens
+    shifted_logits: bool  # True where output i predicts token i+1 (Dream)
+    fingerprint: str  # of configuration and weights
+
+
+@dataclass(frozen=True)
+class Window:
+    """The positions a policy may commit, per row: start <= position < stop."""
+
+    start: Tensor  # [B] long
+    stop: Tensor  # [B] long
+
+    def mask(self, gen_length: int) -> Tensor:
+        """[B, G] bool."""
+        position = torch.arange(gen_length, device=self.start.device)
+        return (position >= self.start[:, None]) & (position < self.stop[:, None])
+
+
+@dataclass(frozen=True)
+class DecodeState:
+    """All state of a run. `masked` and not the token id says what is still to decode: a prompt may hold the literal mask id."""
+
+    tokens: Tensor  # [B, L] long
+    pad: Tensor  # [B] long, columns of left padding
+    masked: Tensor  # [B, G] bool, still to decode
+    end: Tensor  # [B] long, positions from here on are closed
+    visible: Tensor  # [B] long, positions from here on are out of the sequence (cut), <= G
+    committed_at: Tensor  # [B, G] long, step of the commit, -1 where none
+    forwards: Tensor  # [B] long, model forwards the row took part in
+    index: Tensor  # [B] long, number of the prompt in the caller's list
+    window: Window
+    step: int = 0
+
+    @property
+    def gen_length(self) -> int:
+        return self.masked.shape[1]
+
+    @property
+    def prompt_width(self) -> int:
+        return self.tokens.shape[1] - self.gen_length
+
+    @property
+    def canvas(self) -> Tensor:
+        """[B, G] long, a view."""
+        return self.tokens[:, self.prompt_width :]
+
+    @property
+    def open(self) -> Tensor:
+        """[B] bool, rows with something left to decode."""
+        return self.masked.any(1)
+
+    def commit(self, commit: Commit, proposals: Tensor) -> DecodeState:
+        """The state after writing a commit."""
+        chosen = proposals if commit.tokens is None else commit.tokens
+        canvas = torch.where(commit.mask, chosen, self.canvas)
+        return replace(
+            self,
+            tokens=torch.cat((self.tokens[:, : self.prompt_width], canvas), dim=1),
+            masked=self.masked & ~commit.mask,
+            committed_at=torch.where(commit.mask, self.step, self.committed_at),
+        )
+
+    def close(self, end: Tensor, fill_id: int, cut: bool) -> DecodeState:
+        """The state after ending rows at `end` [B]: later positions hold `fill_id` and, where `cut`, leave the sequence."""
+        closed = torch.arange(self.gen_length, device=end.device) >= end[:, None]
+        newly = closed & (torch.arange(self.gen_length, device=end.device) < self.end[:, None])
+        canvas = self.canvas.masked_fill(newly, fill_id)
+        return replace(
+            self,
+            tokens=torch.cat((self.tokens[:, : self.prompt_width], canvas), dim=1),
+            masked=self.masked & ~closed,
+            end=end,
+            visible=torch.minimum(self.visible, end) if cut else self.visible,
+        )
+
+
+@dataclass(frozen=True)
+class ForwardPlan:
+    """One model call: which rows and columns to compute, what they may see, where logits are wanted."""
+
+    rows: Tensor  # [R] long
+    query: Tensor  # [R, Q] long, columns
+    position: Tensor  # [R, Q] long, position in the row's own sequence (its first real token is 0)
+    key_mask: Tensor | None  # [R, Q] bool, False on padding and cut columns; None where there are none
+    score: Tensor  # [R, Q] bool
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model proposes. Entries where `valid` is False are zeros."""
+
+    tokens: Tensor  # [B, G] long
+    confidence: Tensor  # [B, G] float32 probability of the proposed token, before temperature
+    valid: Tensor  # [B, G] bool, scored in this step
+    extras: Mapping[str, Tensor] = field(default_factory=dict)  # [B, G, ...] by name: margin, entropy
+
+
+@dataclass(frozen=True)
+class Commit:
+    mask: Tensor  # [B, G] bool
+    tokens: Tensor | None = None  # [B, G] long where they are not the proposals
+    forced: Tensor | None = None  # [B, G] bool, part of `mask` that the rule itself would not have taken
+    log_prob: Tensor | None = None  # [B] float32, for stochastic policies
+
+
+@dataclass(frozen=True)
+class DecodeResult:
+    """What came out, in the caller's order.
+
+    Raises nothing; `lengths` counts answer tokens up to, and without, the first end-of-text.
+    """
+
+    tokens: Tensor  # [N, G] long
+    lengths: Tensor  # [N] long
+    committed_at: Tensor  # [N, G] long, -1 for positions closed by a stop rule
+    forwards: Tensor  # [N] long
+    texts: list[str]
+    wall_s: float
+    model_s: float  # part of wall_s inside the model: forward and vocabulary projection

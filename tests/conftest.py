@@ -1,0 +1,92 @@
+"""Fixtures every test may use: small real models, prompts of many lengths, the root of the stored traces."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from learn2pd.evaluation.tasks import TASK_NAMES, build_task, problems
+from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
+from learn2pd.models.loading import Model, load_model
+from learn2pd.models.tiny_tokenizer import MASK, train_tokenizer
+
+torch.set_num_threads(1)
+settings.register_profile(  # derandomised: a rounding tie that one draw in a million meets must not fail somebody else's change
+    "suite", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+settings.load_profile("suite")
+
+MAX_LENGTH = 512
+
+
+def save_tiny_model(folder: Path, tokenizer, n_kv_heads: int = 4) -> Path:
+    """A random model in the hub's layout, its head scaled so that confidences spread over 0..1 and end-of-text is proposed now and then."""
+    config = LLaDAConfig(
+        d_model=32, n_layers=2, n_heads=4, n_kv_heads=n_kv_heads, mlp_hidden_size=64, vocab_size=len(tokenizer),
+        max_sequence_length=MAX_LENGTH, init_std=0.25, mask_token_id=tokenizer.convert_tokens_to_ids(MASK),
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LLaDAModelLM(config)
+    with torch.no_grad():
+        head = model.get_output_embeddings().weight
+        head *= 4.0
+        head[tokenizer.eos_token_id] *= 1.5
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    drawn = (itertools.islice(problems(build_task(name), "train", 0), 100) for name in TASK_NAMES)
+    return train_tokenizer((text for stream in drawn for p in stream for text in (p.prompt, p.answer)), vocab_size=400, max_length=MAX_LENGTH)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tokenizer, tmp_path_factory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny_model"), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_model_folder) -> Model:
+    return load_model(str(tiny_model_folder), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_model_grouped(tokenizer, tmp_path_factory) -> Model:
+    """Two key-value heads for four query heads."""
+    return load_model(str(save_tiny_model(tmp_path_factory.mktemp("tiny_model_grouped"), tokenizer, n_kv_heads=2)), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def make_prompts() -> Callable[..., list[list[int]]]:
+    """Random token ids without special ones: `make_prompts([3, 17], seed=0)`."""
+
+    def make(lengths: list[int], seed: int = 0) -> list[list[int]]:
+        rng = random.Random(seed)
+        return [[rng.randrange(10, 300) for _ in range(length)] for length in lengths]
+
+    return make
+
+
+def golden_root() -> Path | None:
+    """Where the stored traces are, or None."""
+    given = os.environ.get("LEARN2PD_GOLDEN")
+    root = Path(given) if given else Path(__file__).parents[1] / ".." / "shared" / "golden"
+    return root if (root / "traces").is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    root = golden_root()
+    if root is None:
+        pytest.skip("no stored traces: set LEARN2PD_GOLDEN to their folder")
+    return root

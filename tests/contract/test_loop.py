@@ -1,0 +1,241 @@
+"""Promises of the loop that hold for every policy and stop rule."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learn2pd import BlocksScheduler, EotStop, NoStop, UserError, decode
+from learn2pd.policies.filter import FilterPolicy
+from learn2pd.policies.fixed import FixedPolicy
+from learn2pd.policies.oracle import OraclePolicy
+from learn2pd.policies.threshold import ThresholdPolicy
+from tests.contract.helpers import BLOCK, GEN, STOPS, oracle, outcome, policies, random_filter, run
+from tests.reference import decode_reference, fixed_rule, threshold_rule
+
+LENGTHS = [2, 11, 30]
+
+
+class Watcher:
+    """Keeps every step's state, proposals and commit."""
+
+    needs = frozenset()
+    scores_committed = False
+
+    def __init__(self):
+        self.steps = []
+
+    def record(self, state, prediction, commit):
+        self.steps.append((state, prediction, commit))
+
+
+@pytest.mark.parametrize("stop", STOPS)
+@pytest.mark.parametrize("name", [*policies(), "oracle"])
+@pytest.mark.parametrize("gen_length", [1, 5, 8, 21])  # below a block, one block, not a multiple
+def test_every_run_ends_within_one_forward_a_token_and_leaves_no_mask(name, stop, gen_length, tiny_model, make_prompts):
+    prompts = make_prompts(LENGTHS)
+    policy = oracle(tiny_model, prompts, gen_length) if name == "oracle" else policies(max(gen_length, 2))[name]
+    state = run(tiny_model, prompts, policy, STOPS[stop], gen_length=gen_length)
+    assert not state.masked.any()
+    assert (state.canvas != tiny_model.spec.mask_id).all()
+    assert ((state.forwards >= 1) & (state.forwards <= gen_length)).all()
+
+
+@pytest.mark.parametrize("stop", STOPS)
+@pytest.mark.parametrize("name", policies())
+def test_steps_commit_at_least_one_eligible_position_and_never_revise(name, stop, tiny_model, make_prompts):
+    watcher = Watcher()
+    run(tiny_model, make_prompts(LENGTHS), policies()[name], STOPS[stop], recorder=watcher)
+    for (state, prediction, commit), (after, _, _) in zip(watcher.steps, watcher.steps[1:], strict=False):
+        inside = state.window.mask(GEN) & state.masked & prediction.valid
+        assert not (commit.mask & ~inside).any()
+        assert (commit.mask.any(1) == state.open).all()
+        assert (state.window.stop - state.window.start <= BLOCK)[state.open].all()
+        decided = ~state.masked & (torch.arange(GEN) < after.end[:, None])
+        assert (after.canvas == state.canvas)[decided].all()
+
+
+@pytest.mark.parametrize("stop", STOPS)
+@pytest.mark.parametrize("name", policies())
+def test_closed_positions_hold_end_of_text_and_all_others_were_committed(name, stop, tiny_model, make_prompts):
+    state = run(tiny_model, make_prompts(LENGTHS), policies()[name], STOPS[stop])
+    closed = torch.arange(GEN) >= state.end[:, None]
+    assert (state.canvas == tiny_model.spec.eot_ids[0])[closed].all()
+    assert (state.committed_at >= 0)[~closed].all()
+    assert (state.committed_at.max(1).values < state.forwards).all()
+
+
+def test_stop_rules_are_exercised_by_the_tiny_models(tiny_model, tiny_model_grouped, make_prompts):
+    """Without rows that end early the tests above would say nothing of the stop rules."""
+    prompts = make_prompts([1, 5, 9, 14, 20, 26, 33, 40])
+    for name, stop in STOPS.items():
+        for model in (tiny_model, tiny_model_grouped):
+            ended = run(model, prompts, FixedPolicy(), stop).end < GEN
+            assert ended.any() == (name != "none"), name
+            assert name == "none" or not ended.all(), name
+
+
+def test_a_literal_mask_id_in_the_prompt_is_an_ordinary_token(tiny_model, make_prompts):
+    mask_id = tiny_model.spec.mask_id
+    prompts = make_prompts([6, 15])
+    prompts[0][2] = prompts[0][5] = prompts[1][0] = mask_id
+    state = run(tiny_model, prompts, ThresholdPolicy(0.6))
+    assert state.tokens[0, 9:15].tolist() == prompts[0]
+    assert state.tokens[1, :15].tolist() == prompts[1]
+    assert not (state.canvas == mask_id).any()
+
+
+@pytest.mark.parametrize(
+    "policy", [FixedPolicy(), FixedPolicy(GEN // 2), ThresholdPolicy(0.6), FilterPolicy(random_filter(), 0.5)], ids=lambda p: p.name
+)
+@pytest.mark.parametrize("stop", [EotStop(0.0), EotStop(0.5)], ids=["floor0", "floor0.5"])
+def test_eot_stop_changes_nothing_until_it_first_ends_the_row(policy, stop, tiny_model_grouped, make_prompts):
+    """What comes after may differ: the row then sees end-of-text to its right where the other run sees masks."""
+    prompts, watcher = make_prompts([1, 5, 9, 14, 20, 26, 33, 40]), Watcher()
+    stopped, whole = run(tiny_model_grouped, prompts, policy, stop, recorder=watcher), run(tiny_model_grouped, prompts, policy)
+    for row in range(len(prompts)):
+        open_steps = sum(int(state.end[row]) == GEN for state, _, _ in watcher.steps)  # the last of them is the one that ended the row
+        known = (stopped.committed_at[row] >= 0) & (stopped.committed_at[row] < open_steps) & (torch.arange(GEN) < stopped.end[row])
+        assert (stopped.canvas[row] == whole.canvas[row])[known].all()
+        assert (stopped.committed_at[row] == whole.committed_at[row])[known].all()
+
+
+def test_fixed_takes_one_forward_a_token_that_is_kept(tiny_model_grouped, make_prompts):
+    state = run(tiny_model_grouped, make_prompts([1, 5, 9, 14, 20, 26, 33, 40]), FixedPolicy(), EotStop(0.0))
+    assert (state.forwards == (state.committed_at >= 0).sum(1)).all()
+    assert (state.forwards < GEN).any()
+
+
+def test_a_fixed_quota_does_not_grow_when_a_row_ends_inside_its_block(tiny_model_grouped, make_prompts):
+    """The end of text must not make the positions before it be committed in greater haste."""
+    watcher = Watcher()
+    run(tiny_model_grouped, make_prompts([1, 5, 9, 14, 20, 26, 33, 40]), FixedPolicy(GEN // 2), EotStop(0.0), recorder=watcher)
+    assert max(int(commit.mask.sum(1).max()) for _, _, commit in watcher.steps) == 2
+
+
+@pytest.mark.parametrize("name", policies())
+def test_greedy_runs_repeat_exactly(name, tiny_model, make_prompts):
+    prompts = make_prompts(LENGTHS)
+    assert outcome(run(tiny_model, prompts, policies()[name]), tiny_model) == outcome(run(tiny_model, prompts, policies()[name]), tiny_model)
+
+
+@pytest.mark.parametrize("name", policies())
+def test_sampling_repeats_by_seed_and_differs_between_seeds(name, tiny_model, make_prompts):
+    first, again, other = (run(tiny_model, make_prompts(LENGTHS), policies()[name], temperature=1.0, seed=seed).canvas for seed in (1, 1, 2))
+    assert first.equal(again)
+    assert (first != other).any(1).all()
+
+
+def test_equal_prompts_draw_different_samples(tiny_model, make_prompts):
+    prompt = make_prompts([10])[0]
+    tokens = decode(tiny_model, [prompt, prompt], policy=FixedPolicy(), gen_length=GEN, stop=NoStop(), temperature=1.0).tokens
+    assert (tokens[0] != tokens[1]).any()
+
+
+@settings(max_examples=10)
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=3), seed=st.integers(0, 1000))
+def test_the_oracle_reproduces_its_reference_in_at_most_as_many_forwards(lengths, seed, tiny_model, make_prompts):
+    prompts = make_prompts(lengths, seed)
+    plain = run(tiny_model, prompts, FixedPolicy())
+    taught = run(tiny_model, prompts, OraclePolicy(plain.canvas.clone()))
+    assert taught.canvas.equal(plain.canvas)
+    assert (taught.forwards <= plain.forwards).all()
+
+
+def test_the_oracle_reproduces_any_reference(tiny_model, make_prompts):
+    reference = torch.randint(10, 300, (3, GEN), generator=torch.Generator().manual_seed(0))
+    state = run(tiny_model, make_prompts(LENGTHS), OraclePolicy(reference))
+    assert state.canvas.equal(reference)
+
+
+@pytest.mark.parametrize(("gen_length", "steps"), [(16, 16), (16, 8), (16, 4), (16, 2), (24, 6), (24, 12)])
+def test_fixed_takes_exactly_the_steps_it_was_given(gen_length, steps, tiny_model, make_prompts):
+    state = run(tiny_model, make_prompts(LENGTHS), FixedPolicy(steps), gen_length=gen_length)
+    assert state.forwards.tolist() == [steps] * len(LENGTHS)
+
+
+def test_threshold_zero_commits_a_block_a_forward(tiny_model, make_prompts):
+    state = run(tiny_model, make_prompts(LENGTHS), ThresholdPolicy(0.0))
+    assert state.forwards.tolist() == [3] * len(LENGTHS)
+    assert state.committed_at.tolist() == [[position // BLOCK for position in range(GEN)]] * len(LENGTHS)
+
+
+def test_threshold_one_is_one_token_a_step(tiny_model, make_prompts):
+    prompts = make_prompts(LENGTHS)
+    assert outcome(run(tiny_model, prompts, ThresholdPolicy(1.0)), tiny_model) == outcome(run(tiny_model, prompts, FixedPolicy()), tiny_model)
+
+
+def test_an_accepting_filter_is_threshold_zero_and_a_refusing_one_is_one_token_a_step(tiny_model, make_prompts):
+    prompts = make_prompts(LENGTHS)
+    for threshold, rival in ((0.0, ThresholdPolicy(0.0)), (1.0, FixedPolicy())):
+        filtered = run(tiny_model, prompts, FilterPolicy(random_filter(), threshold))
+        assert outcome(filtered, tiny_model) == outcome(run(tiny_model, prompts, rival), tiny_model)
+
+
+RULES = {
+    "fixed": (FixedPolicy(), lambda gen: fixed_rule(gen)),
+    "fixed_steps": (FixedPolicy(6), lambda gen: fixed_rule(2)),
+    **{f"threshold{value}": (ThresholdPolicy(value), lambda gen, value=value: threshold_rule(value)) for value in (0.3, 0.6, 0.9)},
+}
+
+
+@pytest.mark.parametrize("family", ["tiny_model", "tiny_model_grouped"])
+@pytest.mark.parametrize("name", RULES)
+def test_the_loop_equals_the_slow_reference(name, family, make_prompts, request):
+    model = request.getfixturevalue(family)
+    policy, rule = RULES[name]
+    gen_length = 24 if name == "fixed_steps" else GEN
+    prompts = make_prompts([1, 9, 25, 40])
+    state = run(model, prompts, policy, gen_length=gen_length)
+    for row, prompt in enumerate(prompts):
+        canvas, forwards, committed_at = decode_reference(model.adapter.network, prompt, gen_length, BLOCK, model.spec.mask_id, rule(gen_length))
+        assert (state.canvas[row].tolist(), int(state.forwards[row]), state.committed_at[row].tolist()) == (canvas, forwards, committed_at)
+
+
+def test_results_come_back_in_the_callers_order_whatever_the_batch(tiny_model, make_prompts):
+    prompts = make_prompts([20, 3, 31, 3, 12])
+    options = {"policy": ThresholdPolicy(0.6), "scheduler": BlocksScheduler(BLOCK), "gen_length": GEN}
+    whole = decode(tiny_model, prompts, **options)
+    for batch_size in (1, 2, 3):
+        part = decode(tiny_model, prompts, batch_size=batch_size, **options)
+        assert part.texts == whole.texts
+        for name in ("tokens", "lengths", "committed_at", "forwards"):
+            assert getattr(part, name).equal(getattr(whole, name)), name
+
+
+def test_decode_takes_texts_and_no_prompts_at_all(tiny_model):
+    texts = ["Mia has 4 pears.", "Table to JSON:"]
+    by_text = decode(tiny_model, texts, policy=FixedPolicy(), gen_length=8)
+    by_ids = decode(tiny_model, [tiny_model.encode(text) for text in texts], policy=FixedPolicy(), gen_length=8)
+    assert by_text.tokens.equal(by_ids.tokens)
+    assert len(by_text.texts) == 2
+    nothing = decode(tiny_model, [], policy=FixedPolicy(), gen_length=8)
+    assert nothing.tokens.shape == (0, 8)
+    assert nothing.texts == []
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "words"),
+    [
+        (["Tom has 3.", "  "], {}, ["prompt 1", "empty"]),
+        ([[5], []], {}, ["prompt 1", "no tokens"]),
+        ([[5] * 500], {"gen_length": 13}, ["prompt 0", "500", "513", "512"]),
+        ([[5]], {"gen_length": 0}, ["gen_length=0"]),
+        ([[5]], {"batch_size": 0}, ["batch_size=0"]),
+        ([[5]], {"temperature": -0.1}, ["temperature=-0.1"]),
+        ([[5]], {"policy": FilterPolicy(random_filter(), 0.5), "scheduler": BlocksScheduler(16)}, ["filter", "8", "16"]),
+        ([[5, 400]], {}, ["prompt 0", "400"]),
+        ([[5, -1]], {}, ["prompt 0", "-1"]),
+    ],
+)
+def test_a_run_that_cannot_work_is_refused_in_one_line(prompts, options, words, tiny_model):
+    with pytest.raises(UserError) as error:
+        decode(tiny_model, prompts, **({"policy": FixedPolicy(), "gen_length": 8} | options))
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_prompt_that_just_fits_is_decoded(tiny_model):
+    assert decode(tiny_model, [[5] * 510], policy=ThresholdPolicy(0.0), gen_length=2).tokens.shape == (1, 2)

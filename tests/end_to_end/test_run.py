@@ -1,0 +1,158 @@
+"""The main job at tiny size, through the command line: once whole, then broken in every way a user can break it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from learn2pd import cli, load_policy
+
+SMALL = [
+    "config=tiny_filter", "data.train_prompts=9", "data.validation_prompts=6", "data.test_prompts=3", "decode.gen_length=48", "record.shard_prompts=5",
+    "filter.max_epochs=3", "compare.bootstrap_samples=50", "model.device=cpu", "threads=1",
+]  # fmt: skip
+STOPS, METHODS, TASKS = 2, 4, 4  # tasks: three and `all`
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny_model_folder):
+    return [*SMALL, f"model.path={tiny_model_folder}"]
+
+
+@pytest.fixture(scope="module")
+def finished(arguments, tmp_path_factory):
+    output = tmp_path_factory.mktemp("run") / "out"
+    assert cli.run([*arguments, f"output_dir={output}"]) == 0
+    return output
+
+
+def failing(capsys, arguments, command=None):
+    """Run something that must fail with one line; give the line."""
+    code = cli.run(arguments) if command is None else cli.guarded(lambda: cli.run_command(command, arguments))
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert code == 2
+    assert len(error) == 1
+    return error[0]
+
+
+def test_the_run_leaves_everything_it_promises(finished):
+    for name in ("run.json", "metrics.json", "compare.json", "compare.md", "policy/policy.json", "policy/model.safetensors",
+                 "plots/tradeoff.png", "plots/reliability.png", "plots/commit_steps.png"):  # fmt: skip
+        assert (finished / name).stat().st_size > 0, name
+    rows = json.loads((finished / "compare.json").read_text())["rows"]
+    assert len(rows) == STOPS * METHODS * TASKS
+    vanilla = next(row for row in rows if row["method"] == "vanilla" and row["stop"] == "none" and row["task"] == "all")
+    assert vanilla["agreement"] == 1
+    assert vanilla["forwards_mean"] == 48
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert load_policy(finished / "policy").threshold == metrics["calibrate"]["threshold"]
+    assert {"auroc", "average_precision", "precision", "recall", "false_commit_rate", "calibration_error"} <= metrics["calibrate"].keys()
+
+
+def test_a_finished_run_started_again_does_nothing_twice(arguments, finished):
+    before = {path: path.stat().st_mtime_ns for name in ("records", "train", "compare") for path in (finished / name).rglob("*") if path.is_file()}
+    comparison = json.loads((finished / "compare.json").read_text())
+    assert cli.run([*arguments, f"output_dir={finished}"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert json.loads((finished / "compare.json").read_text()) == comparison
+
+
+def test_another_configuration_in_the_same_folder_is_refused_until_told(arguments, finished, capsys):
+    line = failing(capsys, [*arguments, f"output_dir={finished}", "calibrate.target_agreement=0.9"])
+    assert "calibrate.target_agreement: 0.995 -> 0.9" in line
+    assert "resume=true" in line
+    assert "overwrite=true" in line
+
+
+def test_overwrite_starts_again(arguments, tmp_path):
+    output = tmp_path / "out"
+    assert cli.run([*arguments, f"output_dir={output}", "stages=[record]"]) == 0
+    first = next((output / "records").rglob("*.arrow")).stat().st_mtime_ns
+    assert cli.run([*arguments, f"output_dir={output}", "stages=[record]", "seed=1", "overwrite=true"]) == 0
+    assert next((output / "records").rglob("*.arrow")).stat().st_mtime_ns > first
+
+
+def test_stages_out_of_order_say_which_comes_first(arguments, tmp_path, capsys):
+    assert "stage 'record' first" in failing(capsys, [*arguments, f"output_dir={tmp_path / 'a'}"], "train")
+    assert "stage 'train' first" in failing(capsys, [*arguments, f"output_dir={tmp_path / 'b'}"], "calibrate")
+
+
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [
+        (["model.path=nowhere/at/all"], ["model.path", "nowhere/at/all", "config.json"]),
+        (["data.source=jsonl"], ["data.path"]),
+        (["data.tasks=[maths]"], ["maths", "math"]),
+        (["decode.gen_length=600"], ["600", "512"]),
+        (["compare.methods=[{name: x, policy: treshold}]", "stages=[compare]"], ["treshold", "did you mean 'threshold'"]),
+        (["compare.methods=[{name: x, policy: threshold, options: {thresh: 1}}]", "stages=[compare]"], ["thresh", "did you mean 'threshold'"]),
+        (["compare.methods=[{name: x, policy: threshold, options: {threshold: 7}}]", "stages=[compare]"], ["threshold=7", "0 to 1"]),
+        (["compare.methods=[{name: x, policy: oracle}]", "stages=[compare]"], ["oracle", "fixed"]),
+        (["compare.stops=[never]", "stages=[compare]", "compare.methods=[{name: v, policy: fixed}]"], ["never", "eot"]),
+        (["data.run_generated_code=false", "stages=[compare]", "compare.methods=[{name: v, policy: fixed}]"], ["data.run_generated_code=true"]),
+    ],
+)
+def test_what_cannot_run_is_one_line(arguments, tmp_path, capsys, extra, named):
+    kept = [argument for argument in arguments if argument.split("=")[0] not in {entry.split("=")[0] for entry in extra}]
+    line = failing(capsys, [*kept, f"output_dir={tmp_path / 'out'}", *extra])
+    for part in named:
+        assert part in line
+
+
+def test_gsm8k_style_questions_go_through(arguments, tmp_path):
+    lines = [{"question": f"Ann has {n} apples — she buys £{n + 2} worth. How many?", "answer": f"so\n#### {2 * n + 2}"} for n in range(12)]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    output = tmp_path / "out"
+    extra = [
+        "data.source=jsonl",
+        f"data.path={path}",
+        "data.answer_field=answer",
+        "compare.methods=[{name: v, policy: fixed}]",
+        "compare.stops=[eot]",
+    ]
+    assert cli.run([*arguments, f"output_dir={output}", *extra]) == 0
+    row = json.loads((output / "compare.json").read_text())["rows"][0]
+    assert (row["task"], row["accuracy"]) == ("final_number", 0.0)
+
+
+def test_decode_prints_the_answer(arguments, finished, capsys):
+    code = cli.guarded(lambda: cli.run_command("decode", [*arguments, f"output_dir={finished}", "prompt=Mia has 3 pears.", "live=true"]))
+    assert code == 0
+    assert capsys.readouterr().out.endswith("\n")
+    assert "empty" in failing(capsys, [*arguments, "prompt= "], "decode")
+    assert "true or false" in failing(capsys, [*arguments, "prompt=x", "live=2"], "decode")
+    assert "policy.json" in failing(capsys, [*arguments, "prompt=x", "policy=nowhere"], "decode")
+
+
+def test_unknown_command_names_its_neighbour(capsys):
+    assert "did you mean 'record'" in failing(capsys, ["config=tiny_filter"], "recrod")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_from_outside_while_recording_and_started_again(arguments, finished, tmp_path, sent):
+    """Ctrl-C ends with a line and 130, a kill with nothing; either way the same command goes on and the result is that of one run."""
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "learn2pd", "record", *arguments, f"output_dir={output}", "record.shard_prompts=1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (output / "records" / "shard-00001").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(sent)
+    _, error = process.communicate(timeout=60)
+    if sent == signal.SIGINT:
+        assert process.returncode == 130
+        assert "interrupted" in error
+    kept = {path: path.stat().st_mtime_ns for path in (output / "records").glob("shard-?????")}
+    assert 2 <= len(kept) < 15
+    assert cli.guarded(lambda: cli.run_command("record", command[4:])) == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    from learn2pd.recording.reading import load_recording
+
+    assert load_recording(output / "records")[0].to_dict() == load_recording(finished / "records")[0].to_dict()

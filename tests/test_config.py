@@ -1,0 +1,82 @@
+"""Every shipped configuration loads; every mistake gives one line that names the key."""
+
+import pytest
+import yaml
+
+from learn2pd.config import config_folder, config_names, differences, load_config, parse_arguments
+from learn2pd.errors import UserError
+
+SIZE_KEYS = {"model", "data", "decode", "record"}  # what "model, data and size" means in the head comment of the two filter configurations
+
+
+@pytest.mark.parametrize("path", sorted(config_folder().rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_valid(path):
+    config = load_config(str(path))
+    assert config.name == path.stem
+    assert config.output_dir == f"outputs/{path.stem}"
+
+
+def test_the_filter_configurations_differ_only_in_model_data_and_size():
+    tiny, llada = (yaml.safe_load((config_folder() / f"{name}.yaml").read_text()) for name in ("tiny_filter", "llada_filter"))
+    assert {key.split(".")[0].split(":")[0] for key in differences(tiny, llada)} <= SIZE_KEYS
+
+
+def test_overrides_reach_the_configuration():
+    config = load_config("tiny_filter", ["decode.gen_length=100", "data.tasks=[math]", "compare.stops=[eot]", "model.revision=main"])
+    assert (config.decode.gen_length, config.data.tasks, config.compare.stops, config.model.revision) == (100, ["math"], ["eot"], "main")
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("decode.gen_lenght=1", ["decode.gen_lenght", "did you mean 'decode.gen_length'"]),
+        ("gen_length=1", ["gen_length", "did you mean 'decode.gen_length'"]),
+        ("decode.gen_length=long", ["decode.gen_length", "'long'", "whole number"]),
+        ("decode.gen_length=1.5", ["decode.gen_length", "1.5", "whole number"]),
+        ("decode.batch_size=0", ["decode.batch_size", "0", "from 1"]),
+        ("calibrate.target_agreement=2", ["calibrate.target_agreement", "2", "from 0 to 1"]),
+        ("data.source=jsnol", ["data.source", "jsnol", "did you mean 'jsonl'"]),
+        ("data.run_generated_code=maybe", ["data.run_generated_code", "maybe", "true or false"]),
+        ("data.tasks=math", ["data.tasks", "a list of text"]),
+        ("stages=[recrod]", ["recrod", "did you mean 'record'"]),
+        ("compare.methods=[{nmae: x, policy: fixed}]", ["nmae", "did you mean 'name'"]),
+        ("decode=3", ["decode", "3"]),
+    ],
+)
+def test_a_wrong_override_is_named(override, named):
+    with pytest.raises(UserError) as caught:
+        load_config("tiny_filter", [override])
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in named:
+        assert part in message
+
+
+def test_an_unknown_configuration_lists_those_there_are():
+    with pytest.raises(UserError, match="tiny_filtre") as caught:
+        load_config("tiny_filtre")
+    for name in config_names():
+        assert name in str(caught.value)
+
+
+def test_resume_and_overwrite_exclude_each_other():
+    with pytest.raises(UserError, match="resume"):
+        load_config("tiny_filter", ["resume=true", "overwrite=true"])
+
+
+@pytest.mark.parametrize("argument", ["--config=tiny_filter", "-c", "tiny_filter", "--decode-batch"])
+def test_flags_are_refused_with_the_right_form(argument):
+    with pytest.raises(UserError, match="key=value"):
+        parse_arguments([argument])
+
+
+def test_no_configuration_lists_those_there_are():
+    with pytest.raises(UserError, match="tiny_filter"):
+        parse_arguments(["seed=1"])
+
+
+def test_broken_yaml_is_one_line(tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text("a: [1\nb: }")
+    with pytest.raises(UserError, match="not YAML"):
+        load_config(str(path))

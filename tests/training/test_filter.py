@@ -1,0 +1,84 @@
+"""Filter training: masked positions only, resumable, refuses what cannot be learnt."""
+
+import csv
+
+import pytest
+import torch
+from datasets import Dataset
+
+from learn2pd.errors import UserError
+from learn2pd.policies.filter import FilterNetwork
+from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
+from learn2pd.training.filter import FilterData, FilterRows, FilterTraining, filter_rows, train_filter
+
+OPTIONS = {"learning_rate": 1e-2, "weight_decay": 0.0, "loss_on": "masked", "patience_epochs": 100}
+WIDTH = 8
+
+
+def made_rows(count=64, seed=0):
+    """Confidence above a half means right, noise on top; half of the positions are masked."""
+    generator = torch.Generator().manual_seed(seed)
+    confidence = torch.rand(count, WIDTH, generator=generator)
+    label = (confidence + 0.2 * torch.randn(count, WIDTH, generator=generator) > 0.5).float()
+    masked = torch.rand(count, WIDTH, generator=generator) < 0.5
+    return FilterRows(confidence, label, masked, torch.ones_like(masked))
+
+
+def train(folder, epochs, **changes):
+    torch.manual_seed(0)
+    network = FilterNetwork(WIDTH, 16)
+    figures = train_filter(network, FilterData(made_rows(), made_rows(seed=1), 16, seed=0), folder, max_epochs=epochs, **(OPTIONS | changes))
+    return network, figures
+
+
+def test_it_learns(tmp_path):
+    _, figures = train(tmp_path, 30)
+    assert figures["val_auroc"] > 0.85
+
+
+def test_resumed_equals_uninterrupted(tmp_path):
+    whole, _ = train(tmp_path / "whole", 8)
+    train(tmp_path / "parts", 3)
+    resumed, _ = train(tmp_path / "parts", 8)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_the_best_epoch_is_kept_and_the_log_is_csv(tmp_path):
+    _, figures = train(tmp_path, 12, learning_rate=0.3)  # a rate at which the last epoch is not the best
+    with open(next(tmp_path.rglob("metrics.csv"))) as file:
+        losses = [float(row["val_loss"]) for row in csv.DictReader(file) if row["val_loss"]]
+    assert figures["val_loss"] == pytest.approx(min(losses), rel=1e-4)
+
+
+@pytest.mark.parametrize(("loss_on", "moves"), [("masked", False), ("all", True)])
+def test_only_the_paper_loss_sees_committed_positions(loss_on, moves):
+    rows, network = made_rows(), FilterNetwork(WIDTH, 16)
+    module = FilterTraining(network, 1e-2, 0.0, loss_on)
+    flipped = rows._replace(label=torch.where(rows.masked, rows.label, 1 - rows.label))
+    logits = network(rows.confidence)
+    assert (module.loss(rows, logits, loss_on) != module.loss(flipped, logits, loss_on)).item() is moves
+
+
+def recorded(labels):
+    masked = [[True] * WIDTH] * 2
+    return Dataset.from_dict({"split": ["train"] * 2, "confidence": [[0.5] * WIDTH] * 2, "label": labels, "masked": masked, "valid": masked})
+
+
+@pytest.mark.parametrize(("value", "word"), [(True, "right"), (False, "wrong")])
+def test_labels_of_one_class_are_refused(value, word):
+    with pytest.raises(UserError, match=word):
+        filter_rows(recorded([[value] * WIDTH] * 2), "train")
+
+
+def test_a_split_without_rows_is_refused():
+    with pytest.raises(UserError, match="validation"):
+        filter_rows(recorded([[True] * WIDTH, [False] * WIDTH]), "validation")
+
+
+def test_checkpoints_hold_no_pickle(tmp_path):
+    train(tmp_path, 2)
+    assert SafetensorsCheckpointIO().load_checkpoint(tmp_path / "last.safetensors")["epoch"] >= 0
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert not path.read_bytes().startswith((b"\x80\x02", b"\x80\x04", b"PK")), path
