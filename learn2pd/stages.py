@@ -298,7 +298,8 @@ def _plot_one_answer(model: Model, outcomes: list[Outcome], path: Path) -> None:
     lines = []
     for outcome in shown:
         length = min(outcome.lengths[prompt] + 1, 64)
-        tokens = [model.tokenizer.decode([token]).replace("\n", "\\n") for token in outcome.tokens[prompt][:length]]
+        texts = [model.tokenizer.decode([token]) for token in outcome.tokens[prompt][:length]]
+        tokens = [text if text.isprintable() else ascii(text)[1:-1] for text in texts]
         lines.append((outcome.method, tokens, outcome.committed_at[prompt][:length]))
     report.plot_commit_steps(lines, "Forward at which each position of one answer was committed", path)
 
@@ -308,7 +309,10 @@ def stage_pretrain(config: RunConfig, output: Path) -> dict[str, Any]:
     from learn2pd.training.dllm import pretrain
 
     tasks = [build_task(name) for name in config.data.tasks]
-    return pretrain(tasks, output / "pretrain", seed=config.seed, **dataclasses.asdict(config.pretrain))
+    figures = pretrain(tasks, output / "pretrain", seed=config.seed, **dataclasses.asdict(config.pretrain))
+    logs = sorted((output / "pretrain" / "logs").glob("*/metrics.csv"), key=lambda path: path.stat().st_mtime)
+    report.plot_losses(logs, Path(config.pretrain.export_path) / "loss.png")
+    return figures
 
 
 STAGE_FUNCTIONS = {

@@ -6,7 +6,7 @@ models; *generation positions* 0..G-1 of the canvas, used by everything else. B 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -55,6 +55,27 @@ class DecodeState:
     window: Window
     step: int = 0
 
+    @classmethod
+    def start(
+        cls, prompts: Sequence[Sequence[int]], index: Sequence[int], gen_length: int, mask_id: int, pad_id: int, device: torch.device
+    ) -> DecodeState:
+        """Left-padded prompts followed by a canvas of masks; `index` are the prompts' numbers in the caller's list."""
+        rows, width = len(prompts), max(map(len, prompts))
+        canvas = [mask_id] * gen_length
+        with device:
+            full, zeros = torch.full((rows,), gen_length), torch.zeros(rows, dtype=torch.long)
+            return cls(
+                tokens=torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) + canvas for prompt in prompts]),
+                pad=torch.tensor([width - len(prompt) for prompt in prompts]),
+                masked=torch.ones(rows, gen_length, dtype=torch.bool),
+                end=full,
+                visible=full,
+                committed_at=torch.full((rows, gen_length), -1),
+                forwards=zeros,
+                index=torch.tensor(list(index)),
+                window=Window(zeros, full),
+            )
+
     @property
     def gen_length(self) -> int:
         return self.masked.shape[1]
@@ -93,6 +114,7 @@ class DecodeState:
             self,
             tokens=torch.cat((self.tokens[:, : self.prompt_width], canvas), dim=1),
             masked=self.masked & ~closed,
+            committed_at=self.committed_at.masked_fill(newly, -1),
             end=end,
             visible=torch.minimum(self.visible, end) if cut else self.visible,
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from learn2pd.decoding.caches import Cache, NoCache
-from learn2pd.decoding.loop import Recorder, decode_batch, start_state
+from learn2pd.decoding.loop import Recorder, decode_batch
 from learn2pd.decoding.schedulers import BlocksScheduler, Scheduler
 from learn2pd.decoding.stops import EotStop, StopRule, is_end_of_text
 from learn2pd.errors import UserError
@@ -69,7 +69,7 @@ def decode(
     for first in range(0, len(order), batch_size):
         numbers = order[first : first + batch_size]
         spec = model.spec
-        state = start_state([ids[number] for number in numbers], numbers, gen_length, spec.mask_id, spec.pad_id, model.adapter.device)
+        state = DecodeState.start([ids[number] for number in numbers], numbers, gen_length, spec.mask_id, spec.pad_id, model.adapter.device)
         generators = [torch.Generator().manual_seed(seed * 1_000_003 + number) for number in numbers]
         state, seconds = decode_batch(
             model.adapter, state, scheduler=scheduler, policy=policy, cache=cache, stop=stop,

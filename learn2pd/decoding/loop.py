@@ -19,7 +19,7 @@ from learn2pd.decoding.schedulers import Scheduler
 from learn2pd.decoding.stops import StopRule
 from learn2pd.models.adapter import ModelAdapter
 from learn2pd.policies.base import Policy, most_confident
-from learn2pd.types import Commit, DecodeState, Prediction, Window
+from learn2pd.types import Commit, DecodeState, Prediction
 
 
 class Recorder(Protocol):
@@ -30,30 +30,6 @@ class Recorder(Protocol):
 
     def record(self, state: DecodeState, prediction: Prediction, commit: Commit) -> None:
         """Called once a step with the state before the commit."""
-
-
-def start_state(
-    prompts: Sequence[Sequence[int]], index: Sequence[int], gen_length: int, mask_id: int, pad_id: int, device: torch.device
-) -> DecodeState:
-    """Left-padded prompts followed by a canvas of masks."""
-    rows, width = len(prompts), max(map(len, prompts))
-    tokens = torch.full((rows, width + gen_length), mask_id)
-    for row, prompt in enumerate(prompts):
-        tokens[row, :width] = torch.tensor([pad_id] * (width - len(prompt)) + list(prompt))
-    full = torch.full((rows,), gen_length)
-    state = DecodeState(
-        tokens=tokens,
-        pad=torch.tensor([width - len(prompt) for prompt in prompts]),
-        masked=torch.ones(rows, gen_length, dtype=torch.bool),
-        end=full,
-        visible=full,
-        committed_at=torch.full((rows, gen_length), -1),
-        forwards=torch.zeros(rows, dtype=torch.long),
-        index=torch.tensor(list(index)),
-        window=Window(torch.zeros(rows, dtype=torch.long), full),
-    )
-    moved = {name: value.to(device) for name, value in vars(state).items() if isinstance(value, Tensor)}
-    return replace(state, **moved, window=Window(state.window.start.to(device), state.window.stop.to(device)))
 
 
 class Predictor:

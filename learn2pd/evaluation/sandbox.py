@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from learn2pd.errors import UserError
+
 ALLOWED_NAMES = frozenset(
     [
         "abs",
@@ -80,7 +82,8 @@ scope = {"__builtins__": {name: getattr(builtins, name) for name in names}}
 try:
     exec(job["source"], scope)
     results = [scope[job["function"]](argument) for argument in job["arguments"]]
-    sys.stdout.write(json.dumps({"results": results}))
+    text = json.dumps({"results": results})
+    sys.stdout.write(text if len(text) < 65536 else json.dumps({"error": "the results are longer than 64 KiB"}))
 except BaseException as error:
     sys.stdout.write(json.dumps({"error": f"{type(error).__name__}: {error}"}))
 """
@@ -92,7 +95,7 @@ class Outcome:
     error: str = ""
 
 
-class SandboxRefused(ValueError):
+class SandboxRefused(UserError):
     """Generated code would have to run and nobody allowed it."""
 
 

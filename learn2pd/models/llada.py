@@ -10,7 +10,7 @@ that asks for another (ALiBi, biases, layer norm on keys) is refused by name.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ class LLaDAConfig(PretrainedConfig):
     """
 
     model_type = "llada"
-    attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
+    attribute_map: ClassVar = {"hidden_size": "d_model", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
 
     def __init__(
         self,
@@ -207,7 +207,7 @@ class LLaDAModelLM(PreTrainedModel):
 
     config_class = LLaDAConfig
     base_model_prefix = "model"
-    _no_split_modules = ["LLaDABlock"]
+    _no_split_modules: ClassVar = ["LLaDABlock"]
     _supports_sdpa = True
     config: LLaDAConfig
 

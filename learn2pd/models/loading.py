@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from learn2pd.errors import UserError
 from learn2pd.models.adapter import LLaDAAdapter, ModelAdapter
@@ -107,8 +108,8 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
         state = "holds no config.json" if folder.is_dir() else "does not exist"
         raise UserError(f"model.path={path!r}: the folder {state}; expected config.json (model_type {known}), *.safetensors and tokenizer.json")
     try:
-        fields, _ = PretrainedConfig.get_config_dict(path, revision=revision)
-    except (*UNREADABLE, ValueError, AttributeError, TypeError) as error:  # the last two: JSON, but no object
+        fields = json.loads(Path(cached_file(path, "config.json", revision=revision)).read_text(encoding="utf-8"))
+    except (*UNREADABLE, ValueError) as error:
         raise UserError(f"model.path={path!r}: config.json could not be read ({_first_line(error)})") from error
     if not isinstance(fields, dict):
         raise UserError(f"model.path={path!r}: config.json holds no JSON object; expected one with model_type {known}")

@@ -7,6 +7,7 @@ that are already decided. Splits are by prompt and come with the recording.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,10 +114,10 @@ class FilterData(lightning.LightningDataModule):
         self.train, self.validation, self.batch_rows, self.seed = train, validation, batch_rows, seed
 
     def train_dataloader(self) -> DataLoader[Any]:
-        # seeded by the epoch, so that a resumed run shuffles as the uninterrupted one
-        epoch = self.trainer.current_epoch if self.trainer else 0
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return DataLoader(TensorDataset(*self.train), batch_size=self.batch_rows, shuffle=True, generator=generator)
+        # seeded by the step at which the epoch starts, so that a resumed run shuffles as the uninterrupted one
+        step = self.trainer.global_step if self.trainer else 0
+        order = torch.randperm(len(self.train.label), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + step))
+        return DataLoader(TensorDataset(*self.train), batch_size=self.batch_rows, sampler=order.tolist())
 
     def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(TensorDataset(*self.validation), batch_size=4096)
@@ -125,10 +126,8 @@ class FilterData(lightning.LightningDataModule):
 def loggers(folder: Path) -> list[Logger]:
     """CSV always, TensorBoard where it is installed."""
     found: list[Logger] = [CSVLogger(folder, name="logs")]
-    try:
+    with contextlib.suppress(ModuleNotFoundError):
         found.append(TensorBoardLogger(folder, name="tensorboard"))
-    except ModuleNotFoundError:
-        pass
     return found
 
 
@@ -149,13 +148,14 @@ def train_filter(
         The best epoch's validation figures.
     """
     module = FilterTraining(network, learning_rate, weight_decay, loss_on)
-    best = ModelCheckpoint(folder, filename="best", monitor="val_loss", save_last=True, enable_version_counter=False)
-    best.FILE_EXTENSION = ".safetensors"
+    best = ModelCheckpoint(folder, filename="best", monitor="val_loss", enable_version_counter=False)
+    latest = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+    best.FILE_EXTENSION = latest.FILE_EXTENSION = ".safetensors"
     io = SafetensorsCheckpointIO()
     trainer = lightning.Trainer(
         accelerator="cpu",  # 2,112 parameters: a GPU would only add latency
         max_epochs=max_epochs,
-        callbacks=[best, EarlyStopping("val_loss", patience=patience_epochs), TQDMProgressBar()],
+        callbacks=[best, latest, EarlyStopping("val_loss", patience=patience_epochs), TQDMProgressBar()],
         logger=loggers(folder),
         plugins=[io],
         reload_dataloaders_every_n_epochs=1,

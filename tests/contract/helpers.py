@@ -8,13 +8,14 @@ import torch
 
 from learn2pd.decoding.api import answer_lengths
 from learn2pd.decoding.caches import NoCache
-from learn2pd.decoding.loop import decode_batch, start_state
+from learn2pd.decoding.loop import decode_batch
 from learn2pd.decoding.schedulers import BlocksScheduler
 from learn2pd.decoding.stops import EotpPaperStop, EotStop, NoStop
 from learn2pd.policies.filter import FilterNetwork, FilterPolicy
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.threshold import ThresholdPolicy
+from learn2pd.types import DecodeState
 
 GEN, BLOCK = 20, 8  # not a multiple: the last block is shorter
 STOPS = {"none": NoStop(), "eot0": EotStop(0.0), "eot0.5": EotStop(0.5), "paper": EotpPaperStop()}
@@ -42,7 +43,7 @@ def policies(gen_length: int = GEN) -> dict:
 def run(model, prompts, policy, stop=None, gen_length=GEN, block_length=BLOCK, temperature=0.0, seed=0, index=None, recorder=None):
     """The final state. `index` are the prompts' numbers in the caller's list, which decide generators and reference answers."""
     index = list(range(len(prompts))) if index is None else index
-    state = start_state(prompts, index, gen_length, model.spec.mask_id, model.spec.pad_id, model.adapter.device)
+    state = DecodeState.start(prompts, index, gen_length, model.spec.mask_id, model.spec.pad_id, model.adapter.device)
     state, _ = decode_batch(
         model.adapter, state, scheduler=BlocksScheduler(block_length), policy=policy, cache=NoCache(), stop=stop or NoStop(),
         temperature=temperature, generators=[torch.Generator().manual_seed(seed * 1000 + number) for number in index], recorder=recorder,

@@ -7,13 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from learn2pd.decoding.loop import start_state
 from learn2pd.decoding.stops import EotpPaperStop, EotStop, NoStop
-from learn2pd.types import Commit, Prediction
+from learn2pd.types import Commit, DecodeState, Prediction
 
 
 def end(stop, proposed, confidence, committed, forced=(), before=6, tokens=None):
-    state = start_state([[5, 5]], [0], 6, 1, 0, torch.device("cpu"))
+    state = DecodeState.start([[5, 5]], [0], 6, 1, 0, torch.device("cpu"))
     state = replace(state, end=torch.tensor([before]), masked=state.masked & (torch.arange(6) < before))
     ids = torch.tensor([proposed])
     mask, held = (torch.isin(torch.arange(6), torch.tensor(positions, dtype=torch.long))[None] for positions in (list(committed), list(forced)))

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from learn2pd.decoding.caches import NoCache
-from learn2pd.decoding.loop import decode_batch, start_state
+from learn2pd.decoding.loop import decode_batch
 from learn2pd.decoding.schedulers import BlocksScheduler
 from learn2pd.decoding.stops import EotpPaperStop, NoStop
 from learn2pd.models.adapter import LLaDAAdapter
@@ -24,7 +24,7 @@ from learn2pd.policies.filter import FilterNetwork, FilterPolicy
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.threshold import ThresholdPolicy
-from learn2pd.types import ModelSpec
+from learn2pd.types import DecodeState, ModelSpec
 from tests.conftest import golden_root
 
 ROOT = golden_root()
@@ -74,7 +74,7 @@ def build(method: str, params: dict, run: dict, root: Path):
 def decode_run(model: LLaDAAdapter, runs: list[dict], policy, stop):
     """The final state of runs of one geometry, decoded as a batch."""
     gen_length, block_length = runs[0]["gen_length"], runs[0]["block_length"]
-    state = start_state([run["prompt"] for run in runs], range(len(runs)), gen_length, model.spec.mask_id, model.spec.pad_id, model.device)
+    state = DecodeState.start([run["prompt"] for run in runs], range(len(runs)), gen_length, model.spec.mask_id, model.spec.pad_id, model.device)
     return decode_batch(model, state, scheduler=BlocksScheduler(block_length), policy=policy, cache=NoCache(), stop=stop)[0]
 
 
@@ -142,7 +142,7 @@ def test_the_oracle_records_what_the_authors_record(trace):
         reference = torch.tensor([run["correct_answer"][-run["gen_length"] :]])
         assert decode_run(model, [run], FixedPolicy(), NoStop()).canvas.equal(reference)
         watcher = OracleLabels()
-        state = start_state([run["prompt"]], [0], run["gen_length"], model.spec.mask_id, model.spec.pad_id, model.device)
+        state = DecodeState.start([run["prompt"]], [0], run["gen_length"], model.spec.mask_id, model.spec.pad_id, model.device)
         state, _ = decode_batch(
             model, state, scheduler=BlocksScheduler(length), policy=OraclePolicy(reference), cache=NoCache(), stop=NoStop(), recorder=watcher
         )

@@ -1,6 +1,7 @@
 """Recording: labels mean what they say, interruptions change nothing, foreign or damaged shards are refused."""
 
 import errno
+import itertools
 import shutil
 
 import pytest
@@ -40,7 +41,8 @@ def recorded(tiny_model, prompts, tmp_path_factory):
 
 def test_references_are_the_one_token_a_step_decode(tiny_model, prompts, recorded):
     _, references, _ = load_recording(recorded)
-    alone = decode(tiny_model, [prompt.text for prompt in prompts], policy=FixedPolicy(), stop=EotStop(0.0), gen_length=GEN, batch_size=1)
+    alone = decode(tiny_model, [prompt.text for prompt in prompts], policy=FixedPolicy(), stop=EotStop(0.0), gen_length=GEN,
+                   scheduler=recorder.BlocksScheduler(BLOCK), batch_size=1)  # fmt: skip
     assert references["prompt_id"] == [prompt.id for prompt in prompts]
     assert torch.equal(torch.tensor(references["tokens"]), alone.tokens)
 
@@ -68,7 +70,7 @@ def test_rows_follow_the_oracle(tiny_model, prompts, recorded):
     for prompt, forwards in zip(prompts, oracle.forwards.tolist(), strict=True):
         mine = by_prompt[prompt.id]
         assert [row["step"] for row in mine] == list(range(forwards))
-        for before, after in zip(mine, mine[1:], strict=False):
+        for before, after in itertools.pairwise(mine):
             if before["block"] == after["block"]:
                 assert after["masked"] == [masked and not label for masked, label in zip(before["masked"], before["label"], strict=True)]
 

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from learn2pd.training.calibration import calibrate, metrics_at
 
-outcomes = st.lists(st.tuples(st.floats(0.01, 0.99, width=32), st.integers(0, 1)), min_size=1, max_size=60)
+outcomes = st.lists(st.tuples(st.floats(0.0625, 0.9375, width=32), st.integers(0, 1)), min_size=1, max_size=60)
 
 
 @given(outcomes, st.floats(0.5, 1.0))

