@@ -22,6 +22,7 @@ import torch
 from tqdm.auto import tqdm
 
 from learn2pd.config import RunConfig, as_dict, differences, identity
+from learn2pd.decoding.api import encode_checked
 from learn2pd.decoding.schedulers import BlocksScheduler
 from learn2pd.errors import UserError
 from learn2pd.evaluation import report
@@ -134,6 +135,12 @@ def prompts_of(config: RunConfig) -> list[Prompt]:
     return field_prompts(records, complaints, data.prompt_field, data.answer_field, counts, config.seed)
 
 
+def check_prompts(model: Model, prompts: list[Prompt], gen_length: int) -> None:
+    """Raises UserError for the first prompt that is empty or too long, before any time is spent on the others."""
+    for prompt in prompts:
+        encode_checked(model, prompt.text, prompt.id, gen_length)
+
+
 def network_of(config: RunConfig) -> FilterNetwork:
     return FilterNetwork(config.decode.block_length, config.filter.hidden)
 
@@ -145,6 +152,7 @@ def stage_record(config: RunConfig, output: Path) -> dict[str, Any] | None:
     """Reference and oracle trajectory of every train and validation prompt -> output_dir/records."""
     model, decoding = model_of(config), config.decode
     prompts = [prompt for prompt in prompts_of(config) if prompt.split != "test"]
+    check_prompts(model, prompts, decoding.gen_length)
     folder = output / "records"
     described = manifest(model, prompts, decoding.gen_length, decoding.block_length, config.record.shard_prompts, config.seed, as_dict(config))
     open_recording(folder, described)
@@ -224,6 +232,7 @@ def stage_compare(config: RunConfig, output: Path) -> dict[str, Any]:
         raise UserError("compare.methods is empty: list at least one method with name and policy")
     model = model_of(config)
     prompts = [prompt for prompt in prompts_of(config) if prompt.split == "test"]
+    check_prompts(model, prompts, config.decode.gen_length)
     outcomes = _compare_outcomes(config, output, model, prompts)
     rows = build_rows(outcomes, Bootstrap(config.compare.bootstrap_samples, config.seed))
     meta = {

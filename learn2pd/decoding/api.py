@@ -95,11 +95,11 @@ def check_fit(policy: Policy, model: Model, scheduler: Scheduler) -> None:
         raise UserError(f"policy {policy.name!r} works on windows of {policy.window_width} tokens, the scheduler opens {scheduler.block_length}")
 
 
-def encode_checked(model: Model, prompt: str | Sequence[int], number: int, gen_length: int) -> list[int]:
+def encode_checked(model: Model, prompt: str | Sequence[int], number: int | str, gen_length: int) -> list[int]:
     """Ids of a prompt that fits.
 
     Raises:
-        UserError: with the prompt's number, from 0.
+        UserError: with the prompt's number (from 0) or name.
     """
     try:
         ids = model.encode(prompt) if isinstance(prompt, str) else list(prompt)

@@ -26,7 +26,7 @@ from learn2pd.evaluation.tasks import Problem, Task, problems
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
 from learn2pd.models.tiny_tokenizer import train_tokenizer
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
-from learn2pd.training.filter import loggers
+from learn2pd.training.filter import fit, loggers
 
 SMALLEST_RATIO = 1e-3  # LLaDA's epsilon: bounds the weight 1/t
 PROBLEMS_PER_ROUND, BATCHES_PER_ROUND = 480, 8
@@ -52,13 +52,23 @@ class CanvasStream(IterableDataset[CanvasBatch]):
         tokenizer: with a chat template.
         length: longest sequence, prompt and canvas, in tokens; longer problems are skipped.
         long_share: share of problems padded to the full `length`; the others get a short tail of end-of-text.
+        prefix_share: share of problems whose answer is given up to a random place, as if it belonged to the prompt: what a decoder that
+            works block by block meets.
         start: number of the first batch.
     """
 
     def __init__(
-        self, tasks: list[Task], tokenizer: PreTrainedTokenizerBase, length: int, long_share: float, seed: int, split: str = "train", start: int = 0
+        self,
+        tasks: list[Task],
+        tokenizer: PreTrainedTokenizerBase,
+        length: int,
+        long_share: float,
+        prefix_share: float,
+        seed: int,
+        split: str = "train",
+        start: int = 0,
     ) -> None:
-        self.tasks, self.tokenizer, self.length, self.long_share = tasks, tokenizer, length, long_share
+        self.tasks, self.tokenizer, self.length, self.long_share, self.prefix_share = tasks, tokenizer, length, long_share, prefix_share
         self.seed, self.split, self.start = seed, split, start
 
     def __iter__(self) -> Iterator[CanvasBatch]:
@@ -88,6 +98,8 @@ class CanvasStream(IterableDataset[CanvasBatch]):
         answer = self.tokenizer.encode(problem.answer, add_special_tokens=False)
         short = len(prompt) + len(answer) + 1 + rng.randint(0, LARGEST_SHORT_PADDING)
         wanted = self.length if rng.random() < self.long_share else min(short, self.length)
+        given = rng.randint(0, len(answer)) if rng.random() < self.prefix_share else 0
+        prompt, answer = prompt + answer[:given], answer[given:]
         return (prompt, answer, wanted) if len(prompt) + len(answer) < self.length else None
 
     def _collate(self, rows: list[Any], seed: int) -> CanvasBatch:
@@ -186,10 +198,17 @@ class CanvasData(lightning.LightningDataModule):
     """Training stream that starts at the trainer's step, and fixed validation batches."""
 
     def __init__(
-        self, tasks: list[Task], tokenizer: PreTrainedTokenizerBase, length: int, long_share: float, seed: int, validation_rounds: int = 1
+        self,
+        tasks: list[Task],
+        tokenizer: PreTrainedTokenizerBase,
+        length: int,
+        long_share: float,
+        prefix_share: float,
+        seed: int,
+        validation_rounds: int = 1,
     ) -> None:
         super().__init__()
-        self.build = lambda **options: CanvasStream(tasks, tokenizer, length, long_share, seed, **options)
+        self.build = lambda **options: CanvasStream(tasks, tokenizer, length, long_share, prefix_share, seed, **options)
         self.validation_rounds = validation_rounds
 
     def train_dataloader(self) -> DataLoader[CanvasBatch]:
@@ -215,6 +234,7 @@ def pretrain(
     rope_theta: float,
     train_length: int,
     long_share: float,
+    prefix_share: float,
     total_steps: int,
     warmup_steps: int,
     decay_share: float,
@@ -245,7 +265,7 @@ def pretrain(
         architectures=["LLaDAModelLM"],
     )
     module = DiffusionTraining(LLaDAModelLM(config), muon_lr, adam_lr, weight_decay, warmup_steps, total_steps, decay_share)
-    data = CanvasData(tasks, tokenizer, train_length, long_share, seed)
+    data = CanvasData(tasks, tokenizer, train_length, long_share, prefix_share, seed)
     saver = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=checkpoint_every_steps, enable_version_counter=False)
     saver.FILE_EXTENSION = ".safetensors"
     trainer = lightning.Trainer(
@@ -260,10 +280,7 @@ def pretrain(
         log_every_n_steps=40,
         enable_model_summary=False,
     )
-    last = folder / "last.safetensors"
-    trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    fit(trainer, module, data, folder / "last.safetensors")
     figures = trainer.validate(module, data, verbose=False)[0]
     export_dllm(module.model, tokenizer, Path(export_path))
     return {name: float(value) for name, value in figures.items()} | {"steps": float(total_steps)}

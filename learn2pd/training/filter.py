@@ -123,6 +123,20 @@ class FilterData(lightning.LightningDataModule):
         return DataLoader(TensorDataset(*self.validation), batch_size=4096)
 
 
+def fit(trainer: lightning.Trainer, module: lightning.LightningModule, data: lightning.LightningDataModule, last: Path) -> None:
+    """Train, from the checkpoint `last` where there is one.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C, which Lightning turns into an exit of its own.
+    """
+    try:
+        trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None)
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+
+
 def loggers(folder: Path) -> list[Logger]:
     """CSV always, TensorBoard where it is installed."""
     found: list[Logger] = [CSVLogger(folder, name="logs")]
@@ -164,9 +178,7 @@ def train_filter(
         log_every_n_steps=1,
     )
     last = folder / "last.safetensors"
-    trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    fit(trainer, module, data, last)
     module.load_state_dict(io.load_checkpoint(folder / "best.safetensors")["state_dict"])
     figures = trainer.validate(module, data, verbose=False)[0]
     return {name: float(value) for name, value in figures.items()} | {"epochs": float(trainer.current_epoch)}

@@ -44,6 +44,22 @@ def test_resumed_equals_uninterrupted(tmp_path):
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_interrupted_while_training_equals_uninterrupted(tmp_path, monkeypatch, epoch):
+    def interrupt(module):
+        if module.current_epoch == epoch:
+            raise KeyboardInterrupt
+
+    whole, _ = train(tmp_path / "whole", 6)
+    with monkeypatch.context() as patch:
+        patch.setattr(FilterTraining, "on_train_epoch_start", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "parts", 6)
+    resumed, _ = train(tmp_path / "parts", 6)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
 def test_the_best_epoch_is_kept_and_the_log_is_csv(tmp_path):
     _, figures = train(tmp_path, 12, learning_rate=0.3)  # a rate at which the last epoch is not the best
     with open(next(tmp_path.rglob("metrics.csv"))) as file:

@@ -14,7 +14,8 @@ from learn2pd.evaluation.tasks.base import Verdict, weighted
 from learn2pd.evaluation.tasks.vocabulary import CITIES, HOBBIES, JOBS, PEOPLE, PET_NAMES, PETS, TEAMS
 
 LAYOUTS: dict[str, dict[str, Any]] = {"compact": {"separators": (",", ":")}, "spaced": {}, "indented": {"indent": 2}}
-COLUMNS = ["age", "city", "job", "team", "score"]
+AGES = (18, 40)
+COLUMNS = ["age", "city", "job", "team"]
 
 
 class JsonTask:
@@ -24,9 +25,9 @@ class JsonTask:
         return self._draw_table(rng) if rng.random() < 0.4 else self._draw_person(rng)
 
     def _draw_person(self, rng: random.Random) -> tuple[dict[str, Any], str]:
-        fields = rng.sample(["age", "city", "job", "likes", "pet"], weighted(rng, {1: 1, 2: 2, 3: 3, 4: 2, 5: 1}))
+        fields = rng.sample(["age", "city", "job", "likes", "pet"], weighted(rng, {1: 2, 2: 3, 3: 3, 4: 1.5, 5: 0.5}))
         values = {
-            "age": rng.randint(18, 60),
+            "age": rng.randint(*AGES),
             "city": rng.choice(CITIES),
             "job": rng.choice(JOBS),
             "likes": sorted(rng.sample(HOBBIES, rng.randint(1, 3))),
@@ -36,9 +37,9 @@ class JsonTask:
         return {"record": record}, "person:" + "-".join(sorted(fields)) if len(fields) > 1 else ""
 
     def _draw_table(self, rng: random.Random) -> tuple[dict[str, Any], str]:
-        columns = rng.sample(COLUMNS, weighted(rng, {1: 3, 2: 3, 3: 1}))
-        names = rng.sample(list(PEOPLE), weighted(rng, {2: 8, 3: 6, 4: 3, 5: 1, 6: 0.5, 8: 0.3}))
-        values = {"city": CITIES, "job": JOBS, "team": TEAMS, "age": range(18, 61), "score": range(2, 41)}
+        columns = rng.sample(COLUMNS, weighted(rng, {1: 4, 2: 3, 3: 1}))
+        names = rng.sample(list(PEOPLE), weighted(rng, {2: 6, 3: 4, 4: 2, 5: 0.7, 6: 0.3, 9: 0.2}))
+        values = {"city": CITIES, "job": JOBS, "team": TEAMS, "age": range(AGES[0], AGES[1] + 1)}
         rows = [{"name": name} | {column: rng.choice(values[column]) for column in columns} for name in names]
         return {"record": rows}, "table:" + "-".join(sorted(columns)) if len(columns) > 1 else ""
 

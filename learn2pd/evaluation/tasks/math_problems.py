@@ -14,8 +14,8 @@ from typing import Any
 from learn2pd.evaluation.tasks.base import Verdict, weighted
 from learn2pd.evaluation.tasks.vocabulary import ITEMS, PEOPLE
 
-LARGEST = 40  # no number in a problem or its solution exceeds this
-EVENTS = {"gain": 3.0, "lose": 3.0, "double": 1.0, "halve": 1.0, "packs": 2.0}
+LARGEST = 24  # no number in a problem or its solution exceeds this
+EVENTS = {"gain": 3.0, "lose": 3.0, "double": 1.0, "halve": 1.0, "packs": 0.5}
 APPLY = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 
 LEADS = {"plain": 4.0, "step": 3.0, "number": 2.0, "then": 3.0, "next": 2.0, "dash": 2.0}
@@ -54,9 +54,9 @@ class MathTask:
     name = "math"
 
     def draw(self, rng: random.Random) -> tuple[dict[str, Any], str]:
-        start = total = rng.randint(2, 20)
+        start = total = rng.randint(2, 14)
         events: list[list[Any]] = []
-        for _ in range(weighted(rng, {1: 3, 2: 3, 3: 2, 4: 1})):
+        for _ in range(weighted(rng, {1: 3, 2: 4, 3: 2, 4: 1})):
             event, total = self._draw_event(rng, total)
             events.append(event)
         facts = {"name": rng.choice(list(PEOPLE)), "item": rng.choice(ITEMS), "start": start, "events": events}
@@ -66,10 +66,10 @@ class MathTask:
         while True:
             kind = weighted(rng, EVENTS)
             if kind == "packs":
-                packs, each = rng.randint(2, 4), rng.randint(2, 5)
+                packs, each = rng.randint(2, 3), rng.randint(2, 4)
                 event, after = [kind, packs, each], total + packs * each
             elif kind in ("gain", "lose"):
-                amount = rng.randint(2, 12)
+                amount = rng.randint(2, 9)
                 event, after = [kind, amount], total + (amount if kind == "gain" else -amount)
             elif kind == "double":
                 event, after = [kind, 2], total * 2

@@ -164,7 +164,8 @@ class CodeTask:
         return [*lines, f"return {result}"]
 
     def check(self, facts: dict[str, Any], text: str) -> Verdict:
-        meaning: Callable[[list[Step], Any], Any] = {"number": _number_result, "text": _text_result, "list": _list_result}[facts["kind"]]
+        meanings: dict[str, Callable[..., Any]] = {"number": _number_result, "text": _text_result, "list": _list_result}
+        meaning = meanings[facts["kind"]]
         expected = [(case, meaning(facts["steps"], case)) for case in self.cases(facts)]
         usable = [(case, value) for case, value in expected if value is not None]
         outcome = self.sandbox.call(text.strip(), [case for case, _ in usable])

@@ -1,13 +1,10 @@
-"""Words the generators of `math` and `json` share."""
+"""Words the generators of `math` and `json` share. Few, because a laptop trains the model that has to know them."""
 
-PEOPLE = {
-    "Mia": "She", "Leo": "He", "Ana": "She", "Tom": "He", "Zoe": "She", "Max": "He", "Eva": "She", "Sam": "He", "Ida": "She", "Ben": "He",
-    "Lea": "She", "Jan": "He", "Amy": "She", "Kai": "He", "Nora": "She", "Paul": "He", "Rosa": "She", "Omar": "He", "Lucy": "She", "Hugo": "He",
-}  # fmt: skip
-ITEMS = ["pears", "books", "coins", "cards", "eggs", "pens", "shells", "stamps", "nuts", "keys", "cups", "plums", "bells", "toys", "rings", "maps"]
-CITIES = ["Oslo", "Rome", "Paris", "Lima", "Cairo", "Delhi", "Kyoto", "Quito", "Bern", "Dakar", "Perth", "Miami"]
-JOBS = ["nurse", "baker", "pilot", "judge", "cook", "singer", "farmer", "painter", "tailor", "teacher"]
-HOBBIES = ["chess", "tennis", "art", "music", "golf", "yoga", "running", "cooking", "poetry", "dance"]
-PETS = ["cat", "dog", "bird", "horse", "rabbit", "snake"]
-PET_NAMES = ["Rex", "Bo", "Luna", "Milo", "Coco", "Ziggy", "Pip", "Nala"]
+PEOPLE = {"Mia": "She", "Leo": "He", "Ana": "She", "Tom": "He", "Zoe": "She", "Max": "He", "Eva": "She", "Sam": "He", "Ida": "She", "Ben": "He"}
+ITEMS = ["pears", "books", "coins", "cards", "eggs", "pens", "shells", "stamps"]
+CITIES = ["Oslo", "Rome", "Paris", "Lima", "Cairo", "Delhi", "Kyoto", "Bern"]
+JOBS = ["nurse", "baker", "pilot", "judge", "cook", "singer", "farmer", "teacher"]
+HOBBIES = ["chess", "tennis", "art", "music", "golf", "yoga", "poetry", "dance"]
+PETS = ["cat", "dog", "bird", "horse", "rabbit"]
+PET_NAMES = ["Rex", "Luna", "Milo", "Coco", "Pip"]
 TEAMS = ["red", "blue", "green", "gold", "black", "white"]

@@ -1,0 +1,54 @@
+"""What ships: the embedded dLLM knows answers, the shipped filter fits it, the README's Python runs."""
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+
+from learn2pd import FixedPolicy, decode, load_model, load_policy
+from learn2pd.evaluation.tasks import TASK_NAMES, build_task, problems
+
+ROOT = Path(__file__).parents[2]
+MODEL, POLICY = ROOT / "checkpoints" / "tiny-llada", ROOT / "checkpoints" / "tiny-llada-filter"
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return load_model(str(MODEL), device="cpu")
+
+
+def test_the_files_are_the_hubs_and_small():
+    names = {path.name for path in MODEL.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"} <= names
+    assert sum(path.stat().st_size for path in MODEL.iterdir()) < 16 * 2**20
+
+
+def test_the_model_knows_answers(embedded):
+    """Far below the model card's figures, far above chance: catches a checkpoint that does not belong to this code."""
+    tasks = {name: build_task(name, run_generated_code=True) for name in TASK_NAMES}
+    drawn = [problem for task in tasks.values() for problem in itertools.islice(problems(task, "validation", 5), 4)]
+    result = decode(embedded, [problem.prompt for problem in drawn], policy=FixedPolicy(), gen_length=96)
+    right = [tasks[problem.task].check(problem.facts, text).correct for problem, text in zip(drawn, result.texts, strict=True)]
+    assert sum(right) >= 4
+
+
+def test_the_shipped_filter_fits_the_shipped_model_and_is_faster(embedded):
+    prompt = [next(problems(build_task("json"), "validation", 5)).prompt]
+    quick, slow = (decode(embedded, prompt, policy=policy, gen_length=96) for policy in (load_policy(POLICY), FixedPolicy()))
+    assert quick.forwards < slow.forwards
+
+
+def test_the_python_of_the_readme_runs(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(block, {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_commands_of_the_readme_name_configurations_that_exist():
+    for name in re.findall(r"config=(\w+)", (ROOT / "README.md").read_text()):
+        if name != "NAME":
+            assert (ROOT / "configs" / f"{name}.yaml").is_file(), name
