@@ -94,20 +94,20 @@ class CompareConfig:
 class PretrainConfig:
     """The embedded dLLM."""
 
-    d_model: int = 160
-    n_layers: int = 4
+    d_model: int = 192
+    n_layers: int = 5
     n_heads: int = 4
-    mlp_hidden_size: int = 448
+    mlp_hidden_size: int = 512
     vocab_size: int = 1024
     max_sequence_length: int = 512
     rope_theta: float = 10000.0
     train_length: int = 320  # longest training sequence, prompt and canvas, tokens
     long_share: float = 0.04  # share of training problems padded to train_length
     prefix_share: float = 0.4  # share whose answer is given up to a random place
-    total_steps: int = 9000
+    total_steps: int = 8000
     warmup_steps: int = 100
-    decay_share: float = 0.7
-    muon_lr: float = 0.01
+    decay_share: float = 0.5
+    muon_lr: float = 0.008
     adam_lr: float = 2e-3
     weight_decay: float = 0.1  # of the matrices of the blocks
     precision: str = "bf16-mixed"

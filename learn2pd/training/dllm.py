@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from learn2pd.evaluation.tasks import Problem, Task, problems
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
@@ -29,7 +29,7 @@ from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
 from learn2pd.training.filter import fit, loggers
 
 SMALLEST_RATIO = 1e-3  # LLaDA's epsilon: bounds the weight 1/t
-PROBLEMS_PER_ROUND, BATCHES_PER_ROUND = 480, 8
+PROBLEMS_PER_ROUND, BATCHES_PER_ROUND = 640, 8
 LARGEST_SHORT_PADDING = 24
 # Muon grows every singular value at the same rate. Without a norm on queries and keys (LLaDA has none) attention saturates within a few
 # hundred steps and never learns to copy from the prompt; decay bounds their spectral norm at about 1 / decay.
@@ -251,7 +251,8 @@ def pretrain(
     Returns:
         The last validation figures.
     """
-    tokenizer = train_tokenizer(corpus(tasks, seed), vocab_size, max_sequence_length)
+    tokenizer = kept_tokenizer(folder / "tokenizer") or train_tokenizer(corpus(tasks, seed), vocab_size, max_sequence_length)
+    save_tokenizer(tokenizer, folder / "tokenizer")
     config = LLaDAConfig(
         d_model=d_model,
         n_layers=n_layers,
@@ -297,6 +298,16 @@ def corpus(tasks: list[Task], seed: int, problems_per_task: int = 6000) -> Itera
 def export_dllm(model: LLaDAModelLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """config.json, model.safetensors, tokenizer.json and tokenizer_config.json (chat template inside), as on the hub."""
     model.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+
+
+def kept_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer a run began with: its ids are what the checkpoint's embeddings mean."""
+    return AutoTokenizer.from_pretrained(str(folder)) if folder.is_dir() else None
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """tokenizer.json and tokenizer_config.json with the chat template inside, readable by every transformers version."""
     tokenizer.save_pretrained(folder, save_jinja_files=False)
     path = folder / "tokenizer_config.json"
     described = json.loads(path.read_text())

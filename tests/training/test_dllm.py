@@ -22,7 +22,7 @@ def small_rounds(monkeypatch):
 
 
 def stream(tokenizer, **options):
-    return CanvasStream([build_task(name) for name in TASK_NAMES], tokenizer, LENGTH, 0.2, 7, **options)
+    return CanvasStream([build_task(name) for name in TASK_NAMES], tokenizer, LENGTH, 0.2, 0.4, 7, **options)
 
 
 def take(source, count):
@@ -114,7 +114,7 @@ def train(tokenizer, folder, steps, resume=None):
         max_steps=steps, accelerator="cpu", plugins=[SafetensorsCheckpointIO()], callbacks=[keep], logger=False, default_root_dir=folder,
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, use_distributed_sampler=False,
     )  # fmt: skip
-    trainer.fit(training, CanvasData([build_task(name) for name in TASK_NAMES], tokenizer, LENGTH, 0.2, seed=7), ckpt_path=resume)
+    trainer.fit(training, CanvasData([build_task(name) for name in TASK_NAMES], tokenizer, LENGTH, 0.2, 0.4, seed=7), ckpt_path=resume)
     trainer.save_checkpoint(folder / "end.ckpt")
     return {name: value.clone() for name, value in training.state_dict().items()}
 

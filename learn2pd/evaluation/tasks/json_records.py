@@ -22,7 +22,7 @@ class JsonTask:
     name = "json"
 
     def draw(self, rng: random.Random) -> tuple[dict[str, Any], str]:
-        return self._draw_table(rng) if rng.random() < 0.4 else self._draw_person(rng)
+        return self._draw_table(rng) if rng.random() < 0.3 else self._draw_person(rng)
 
     def _draw_person(self, rng: random.Random) -> tuple[dict[str, Any], str]:
         fields = rng.sample(["age", "city", "job", "likes", "pet"], weighted(rng, {1: 2, 2: 3, 3: 3, 4: 1.5, 5: 0.5}))
@@ -30,7 +30,7 @@ class JsonTask:
             "age": rng.randint(*AGES),
             "city": rng.choice(CITIES),
             "job": rng.choice(JOBS),
-            "likes": sorted(rng.sample(HOBBIES, rng.randint(1, 3))),
+            "likes": sorted(rng.sample(HOBBIES, weighted(rng, {1: 3, 2: 3, 3: 1}))),
             "pet": {"kind": rng.choice(PETS), "name": rng.choice(PET_NAMES)},
         }
         record = {"name": rng.choice(list(PEOPLE))} | {field: values[field] for field in fields}
@@ -49,10 +49,10 @@ class JsonTask:
             rows = ["|".join(record[0]), *("|".join(map(str, row.values())) for row in record)]
             return rng.choice(["Turn this table into JSON:", "Table to JSON:"]) + "\n" + "\n".join(rows)
         name = record["name"]
-        sentences = []
-        for index, (field, value) in enumerate((field, value) for field, value in record.items() if field != "name"):
-            subject = name if index == 0 else rng.choice([name, PEOPLE[name]])
-            sentences.append(f"{subject} {self._field_words(field, value, rng)}.")
+        sentences = [f"The name is {name}."]
+        for field, value in record.items():
+            if field != "name":
+                sentences.append(f"{rng.choice([name, PEOPLE[name]])} {self._field_words(field, value, rng)}.")
         return " ".join([*sentences, rng.choice(["Write this as JSON.", "Give the JSON record."])])
 
     @staticmethod
