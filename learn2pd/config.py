@@ -104,7 +104,7 @@ class PretrainConfig:
     train_length: int = 320  # longest training sequence, prompt and canvas, tokens
     long_share: float = 0.04  # share of training problems padded to train_length
     prefix_share: float = 0.4  # share whose answer is given up to a random place
-    total_steps: int = 8000
+    total_steps: int = 8500
     warmup_steps: int = 100
     decay_share: float = 0.5
     muon_lr: float = 0.008

@@ -30,7 +30,7 @@ class JsonTask:
             "age": rng.randint(*AGES),
             "city": rng.choice(CITIES),
             "job": rng.choice(JOBS),
-            "likes": sorted(rng.sample(HOBBIES, weighted(rng, {1: 3, 2: 3, 3: 1}))),
+            "likes": sorted(rng.sample(HOBBIES, weighted(rng, {1: 4, 2: 3, 3: 0.5}))),
             "pet": {"kind": rng.choice(PETS), "name": rng.choice(PET_NAMES)},
         }
         record = {"name": rng.choice(list(PEOPLE))} | {field: values[field] for field in fields}
@@ -49,7 +49,7 @@ class JsonTask:
             rows = ["|".join(record[0]), *("|".join(map(str, row.values())) for row in record)]
             return rng.choice(["Turn this table into JSON:", "Table to JSON:"]) + "\n" + "\n".join(rows)
         name = record["name"]
-        sentences = [f"The name is {name}."]
+        sentences = [f"A person named {name}."]
         for field, value in record.items():
             if field != "name":
                 sentences.append(f"{rng.choice([name, PEOPLE[name]])} {self._field_words(field, value, rng)}.")
@@ -61,7 +61,7 @@ class JsonTask:
             entries = rng.sample(value, len(value))
             return rng.choice(["likes ", "enjoys "]) + ", ".join(entries[:-1]) + (" and " if len(entries) > 1 else "") + entries[-1]
         if field == "pet":
-            return rng.choice(["has a {kind} named {name}", "owns a {kind} called {name}"]).format(**value)
+            return rng.choice(["has a {kind} called {name}", "owns a {kind} called {name}"]).format(**value)
         choices = {
             "age": ["is {} years old", "is {}"],
             "city": ["lives in {}", "is from {}"],
