@@ -114,6 +114,7 @@ class PretrainConfig:
     checkpoint_every_steps: int = 250
     validate_every_steps: int = 500
     export_path: str = "checkpoints/tiny-llada"
+    init_from: str | None = None  # folder whose weights and tokenizer training starts from; null starts from nothing
 
 
 @dataclass

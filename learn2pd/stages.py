@@ -37,7 +37,7 @@ from learn2pd.recording.recorder import manifest, open_recording, record
 from learn2pd.registry import build_policy, build_stop
 from learn2pd.training.calibration import calibrate, metrics_at, probabilities
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
-from learn2pd.training.filter import FilterData, filter_rows, train_filter
+from learn2pd.training.filter import FilterData, answer_positions, filter_rows, train_filter
 
 log = logging.getLogger(__name__)
 RUN_FILE, METRICS_FILE = "run.json", "metrics.json"
@@ -192,11 +192,13 @@ def stage_calibrate(config: RunConfig, output: Path) -> dict[str, Any]:
     checkpoint = output / "train" / "best.safetensors"
     if "train" not in read_metrics(output) or not checkpoint.is_file():
         raise UserError(f"{checkpoint.parent}: no finished training; run the stage 'train' first")
-    rows, _, recorded = load_recording(output / "records")
+    rows, references, recorded = load_recording(output / "records")
     network = network_of(config)
     state = SafetensorsCheckpointIO().load_checkpoint(checkpoint)["state_dict"]
     network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in state.items()})
-    probability, label = probabilities(network, filter_rows(rows, "validation"))
+    states = filter_rows(rows, "validation")
+    states = states._replace(masked=states.masked & answer_positions(rows, references, "validation"))
+    probability, label = probabilities(network, states)
     target = config.calibrate.target_agreement
     chosen = calibrate(probability, label, target)
     if not chosen.met:

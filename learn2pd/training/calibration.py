@@ -1,7 +1,7 @@
 """Choose a filter's threshold for a stated target instead of typing one in.
 
-The target is an agreement: of the proposals the filter accepts on recorded validation states (masked positions only), the share that
-equals the final output. The chosen threshold is the lowest one that meets the target, hence the fastest.
+The target is an agreement: of the proposals the filter accepts on recorded validation states (masked positions of the answer, padding
+left out), the share that equals the final output. The chosen threshold is the lowest one that meets the target, hence the fastest.
 """
 
 from __future__ import annotations

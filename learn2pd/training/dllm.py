@@ -245,13 +245,15 @@ def pretrain(
     checkpoint_every_steps: int,
     validate_every_steps: int,
     export_path: str,
+    init_from: str | None,
 ) -> dict[str, float]:
     """Train, going on from the last checkpoint in `folder`, and export to `export_path` in the hub's layout.
 
     Returns:
         The last validation figures.
     """
-    tokenizer = kept_tokenizer(folder / "tokenizer") or train_tokenizer(corpus(tasks, seed), vocab_size, max_sequence_length)
+    tokenizer = kept_tokenizer(folder / "tokenizer") or kept_tokenizer(Path(init_from) if init_from else None)
+    tokenizer = tokenizer or train_tokenizer(corpus(tasks, seed), vocab_size, max_sequence_length)
     save_tokenizer(tokenizer, folder / "tokenizer")
     config = LLaDAConfig(
         d_model=d_model,
@@ -265,7 +267,8 @@ def pretrain(
         eos_token_id=int(tokenizer.eos_token_id),
         architectures=["LLaDAModelLM"],
     )
-    module = DiffusionTraining(LLaDAModelLM(config), muon_lr, adam_lr, weight_decay, warmup_steps, total_steps, decay_share)
+    model = LLaDAModelLM.from_pretrained(init_from, config=config) if init_from else LLaDAModelLM(config)
+    module = DiffusionTraining(model, muon_lr, adam_lr, weight_decay, warmup_steps, total_steps, decay_share)
     data = CanvasData(tasks, tokenizer, train_length, long_share, prefix_share, seed)
     saver = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=checkpoint_every_steps, enable_version_counter=False)
     saver.FILE_EXTENSION = ".safetensors"
@@ -301,9 +304,9 @@ def export_dllm(model: LLaDAModelLM, tokenizer: PreTrainedTokenizerBase, folder:
     save_tokenizer(tokenizer, folder)
 
 
-def kept_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+def kept_tokenizer(folder: Path | None) -> PreTrainedTokenizerBase | None:
     """The tokenizer a run began with: its ids are what the checkpoint's embeddings mean."""
-    return AutoTokenizer.from_pretrained(str(folder)) if folder.is_dir() else None
+    return AutoTokenizer.from_pretrained(str(folder)) if folder and folder.is_dir() else None
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -60,6 +60,18 @@ def filter_rows(rows: Dataset, split: str) -> FilterRows:
     return FilterRows(confidence.float(), label.float(), masked.bool(), valid.bool())
 
 
+def answer_positions(rows: Dataset, references: Dataset, split: str) -> Tensor:
+    """[N, W] bool, positions of the rows of a split that belong to the reference answer, its end-of-text included.
+
+    Padding is easy and plentiful: counted in, it would let a filter meet any target while it gets the answers wrong.
+    """
+    ends = dict(zip(references["prompt_id"], references["length"], strict=True))
+    chosen = rows.with_format("numpy", columns=["split", "prompt_id", "position"])[:]
+    mine = np.asarray(chosen["split"]) == split
+    end = torch.tensor([ends[name] for name in np.asarray(chosen["prompt_id"])[mine]])
+    return torch.from_numpy(np.stack(chosen["position"])[mine]) <= end[:, None]
+
+
 def filter_metrics(threshold: float | None = None) -> MetricCollection:
     """Metrics over masked positions, positive = the proposal is final.
 
