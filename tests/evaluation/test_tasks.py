@@ -116,10 +116,10 @@ def test_math_rejects_a_unit_named_in_some_lines_only():
 
 def test_math_rejects_an_opening_that_does_not_go_with_the_closing():
     task = build_task("math")
-    for problem in styled("math", lambda p: " starts with " in p.answer and " ends with " in p.answer, 20):
-        both = problem.answer.replace(" starts with ", " begins with ").replace(" ends with ", " finishes with ")
+    for problem in styled("math", lambda p: "starts with " in p.answer and "ends with " in p.answer, 20):
+        both = problem.answer.replace("starts with ", "begins with ").replace("ends with ", "finishes with ")
         assert task.check(problem.facts, both).correct
-        assert not task.check(problem.facts, problem.answer.replace(" starts with ", " begins with ")).correct
+        assert not task.check(problem.facts, problem.answer.replace("starts with ", "begins with ")).correct
 
 
 def test_math_rejects_a_wrong_last_number_wrong_arithmetic_and_a_missing_step():
