@@ -267,15 +267,15 @@ def _compare_outcomes(config: RunConfig, output: Path, model: Model, prompts: li
     decoding, checkers = config.decode, build_checkers(config.data.run_generated_code)
     groups, scheduler = group_by_task(prompts), BlocksScheduler(decoding.block_length)
     folder = Path(config.compare.policy) if config.compare.policy else output / "policy"
-    references: dict[str, torch.Tensor] = {}
+    references: dict[tuple[str, str], torch.Tensor] = {}  # by stop rule and task
     found: list[Outcome] = []
     combinations = [(stop, method) for stop in config.compare.stops for method in config.compare.methods]
     with tqdm(total=len(combinations) * len(prompts), desc="compare", unit="prompt", dynamic_ncols=True) as bar:
         for stop_name, method in combinations:
             parts = []
             for task, group in groups.items():
-                provided = {"folder": folder, "reference": references.get(task)}
-                if method.policy == "oracle" and task not in references:
+                provided = {"folder": folder, "reference": references.get((stop_name, task))}
+                if method.policy == "oracle" and (stop_name, task) not in references:
                     raise UserError("compare.methods: 'oracle' needs a method with policy 'fixed' before it, whose answers it knows")
                 policy = build_policy(method.policy, method.options, provided)
                 key = _outcome_key(model, group, method.policy, method.options, folder, config, stop_name)
@@ -289,7 +289,7 @@ def _compare_outcomes(config: RunConfig, output: Path, model: Model, prompts: li
                 bar.update(len(group) - (bar.n - before))
                 parts.append(outcome)
                 if method.policy == "fixed":
-                    references.setdefault(task, torch.tensor(outcome.tokens))
+                    references.setdefault((stop_name, task), torch.tensor(outcome.tokens))
             found += [*parts, merge(parts)]
     return found
 

@@ -1,8 +1,8 @@
 """Decode the same prompts with every method and stop rule, judge the answers, and put all in one table.
 
 Definitions (docs/glossary.md has them all): a *forward* is one model call a row took part in; *tokens per forward* counts answer tokens
-before the first end-of-text, over all forwards; *agreement* is the share of the positions of the one-token-a-step answer, its
-end-of-text included, that hold the same token. Intervals are 95% percentile bootstraps over prompts, the same resamples for every method.
+before the first end-of-text, over all forwards; *agreement* is the share of the positions of the one-token-a-step answer under
+the same stop rule, its end-of-text included, that hold the same token. Intervals are 95% percentile bootstraps over prompts, the same resamples for every method.
 """
 
 from __future__ import annotations
@@ -154,20 +154,19 @@ def ratio(upper: np.ndarray[Any, Any], lower: np.ndarray[Any, Any]) -> Any:
 def build_rows(outcomes: Sequence[Outcome], bootstrap: Bootstrap) -> list[dict[str, Any]]:
     """The table: a row per method, stop rule and task.
 
-    Speedups compare with the `fixed` policy under the same stop rule, and those with the suffix `_threshold` with the first `threshold`
-    method under the same stop rule; both are null where the comparison lacks that method.
+    Agreement and speedups compare with the first `fixed` method under the same stop rule, speedups with the suffix `_threshold` with the
+    first `threshold` method under the same stop rule; they are null where the comparison lacks that method.
     """
-    reference = {outcome.task: outcome for outcome in reversed(outcomes) if outcome.policy == "fixed"}  # the first fixed run of each task
     rows = []
     for outcome in outcomes:
         same = [other for other in outcomes if (other.task, other.stop) == (outcome.task, outcome.stop)]
         fixed = next((other for other in same if other.policy == "fixed"), None)
         threshold = next((other for other in same if other.policy == "threshold"), None)
-        rows.append(_row(outcome, reference.get(outcome.task), fixed, threshold, bootstrap))
+        rows.append(_row(outcome, fixed, threshold, bootstrap))
     return rows
 
 
-def _row(outcome: Outcome, reference: Outcome | None, fixed: Outcome | None, threshold: Outcome | None, bootstrap: Bootstrap) -> dict[str, Any]:
+def _row(outcome: Outcome, fixed: Outcome | None, threshold: Outcome | None, bootstrap: Bootstrap) -> dict[str, Any]:
     lengths, forwards = np.array(outcome.lengths, float), np.array(outcome.forwards, float)
     judged = np.array([correct for correct in outcome.correct if correct is not None], float)
     row: dict[str, Any] = {name: getattr(outcome, name) for name in ("method", "scheduler", "policy", "cache", "stop", "task")} | {
@@ -176,8 +175,8 @@ def _row(outcome: Outcome, reference: Outcome | None, fixed: Outcome | None, thr
     row["accuracy"] = float(judged.mean()) if len(judged) else None
     row["accuracy_interval"] = bootstrap.interval(mean, judged) if len(judged) else None
     row["agreement"] = row["agreement_interval"] = None
-    if reference is not None:
-        share = agreement(torch.tensor(outcome.tokens), torch.tensor(reference.tokens), torch.tensor(reference.lengths)).numpy()
+    if fixed is not None:
+        share = agreement(torch.tensor(outcome.tokens), torch.tensor(fixed.tokens), torch.tensor(fixed.lengths)).numpy()
         row["agreement"], row["agreement_interval"] = float(share.mean()), bootstrap.interval(mean, share)
     row |= {
         "forwards_mean": float(forwards.mean()),

@@ -102,9 +102,13 @@ def test_eot_stop_changes_nothing_until_it_first_ends_the_row(policy, stop, tiny
         assert (stopped.committed_at[row] == whole.committed_at[row])[known].all()
 
 
-def test_fixed_takes_one_forward_a_token_that_is_kept(tiny_model_grouped, make_prompts):
-    state = run(tiny_model_grouped, make_prompts([1, 5, 9, 14, 20, 26, 33, 40]), FixedPolicy(), EotStop(0.0))
-    assert (state.forwards == (state.committed_at >= 0).sum(1)).all()
+def test_fixed_takes_one_forward_a_token(tiny_model_grouped, make_prompts):
+    """Tokens written past an end of text that is found later count too: their forwards were made."""
+    watcher = Watcher()
+    state = run(tiny_model_grouped, make_prompts([1, 5, 9, 14, 20, 26, 33, 40]), FixedPolicy(), EotStop(0.0), recorder=watcher)
+    written = torch.stack([commit.mask.sum(1) for _, _, commit in watcher.steps]).sum(0)
+    assert state.forwards.equal(written)
+    assert (state.forwards >= (state.committed_at >= 0).sum(1)).all()
     assert (state.forwards < GEN).any()
 
 

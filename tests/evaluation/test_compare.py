@@ -38,6 +38,12 @@ def test_speedups_compare_under_the_same_stop_rule_and_task():
     assert low <= chosen["tokens_per_forward"] <= high
 
 
+def test_agreement_is_with_the_one_token_a_step_decode_of_the_same_stop_rule():
+    whole, ended = ((5, 6, 0, 0), (7, 0, 0, 0)), ((5, 8, 0, 0), (7, 0, 0, 0))
+    rows = build_rows([outcome("vanilla", "fixed", stop=stop, tokens=tokens) for stop, tokens in (("none", whole), ("eot", ended))], Bootstrap(20, 0))
+    assert [row["agreement"] for row in rows] == [1, 1]
+
+
 def test_rows_have_every_key_the_design_names():
     needed = {"method", "scheduler", "policy", "cache", "stop", "task", "prompts", "accuracy", "agreement", "forwards_mean", "tokens_per_forward",
               "tokens_per_second", "wall_seconds", "speedup_forwards", "speedup_wall"}  # fmt: skip
