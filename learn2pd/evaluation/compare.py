@@ -1,8 +1,9 @@
 """Decode the same prompts with every method and stop rule, judge the answers, and put all in one table.
 
 Definitions (docs/glossary.md has them all): a *forward* is one model call a row took part in; *tokens per forward* counts answer tokens
-before the first end-of-text, over all forwards; *agreement* is the share of the positions of the one-token-a-step answer under
-the same stop rule, its end-of-text included, that hold the same token. Intervals are 95% percentile bootstraps over prompts, the same resamples for every method.
+before the first end-of-text, over all forwards; *agreement* is the share of the positions of the one-token-a-step answer under the same
+stop rule, its end-of-text included, that hold the same token. Intervals are 95% percentile bootstraps over prompts, the same resamples for
+every method.
 """
 
 from __future__ import annotations
