@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from learn2pd.decoding.proposals import Draw
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -51,7 +53,9 @@ class DecodeState:
     visible: Tensor  # [B] long, positions from here on are out of the sequence (cut), <= G
     committed_at: Tensor  # [B, G] long, step of the commit, -1 where none
     forwards: Tensor  # [B] long, model forwards the row took part in
+    auxiliary_forwards: Tensor  # [B] long, forwards of a policy's auxiliary model
     index: Tensor  # [B] long, number of the prompt in the caller's list
+    failed: Tensor  # [B] bool, ended because the model gave logits that are not finite
     window: Window
     step: int = 0
 
@@ -72,8 +76,10 @@ class DecodeState:
                 visible=full,
                 committed_at=torch.full((rows, gen_length), -1),
                 forwards=zeros,
+                auxiliary_forwards=zeros,
                 index=torch.tensor(list(index)),
-                window=Window(zeros, full),
+                failed=zeros > 0,
+                window=Window(zeros, zeros),
             )
 
     @property
@@ -103,6 +109,7 @@ class DecodeState:
             tokens=torch.cat((self.tokens[:, : self.prompt_width], canvas), dim=1),
             masked=self.masked & ~commit.mask,
             committed_at=torch.where(commit.mask, self.step, self.committed_at),
+            auxiliary_forwards=self.auxiliary_forwards if commit.auxiliary is None else self.auxiliary_forwards + commit.auxiliary,
         )
 
     def close(self, end: Tensor, fill_id: int, cut: bool) -> DecodeState:
@@ -122,23 +129,33 @@ class DecodeState:
 
 @dataclass(frozen=True)
 class ForwardPlan:
-    """One model call: which rows and columns to compute, what they may see, where logits are wanted."""
+    """One model call: which rows and columns to compute, what they may see, where proposals are wanted.
 
-    rows: Tensor  # [R] long
+    With a `span`, keys and values of the query are kept and the query attends to the kept columns first..stop-1 of the span; without
+    one, nothing is kept and the query attends to itself. Where a row's query is shorter than Q it repeats its last column.
+    """
+
+    rows: Tensor  # [R] long, ascending
     query: Tensor  # [R, Q] long, columns
     position: Tensor  # [R, Q] long, position in the row's own sequence (its first real token is 0)
-    key_mask: Tensor | None  # [R, Q] bool, False on padding and cut columns; None where there are none
-    score: Tensor  # [R, Q] bool
+    key_mask: Tensor | None  # [R, K] bool, False on padding and hidden columns; None where there are none
+    score: Tensor  # [R, Q] bool, columns whose token is to be proposed
+    span: tuple[int, int] | None = None  # columns attended to, K of them; None: the query, K = Q
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model proposes. Entries where `valid` is False are zeros."""
+    """What the model proposes. Entries where `valid` is False are zeros.
+
+    `valid` holds the positions that the plans scored; N of them, in row-major order, index `logits` and the noise of `draw`.
+    """
 
     tokens: Tensor  # [B, G] long
     confidence: Tensor  # [B, G] float32 probability of the proposed token, before temperature
     valid: Tensor  # [B, G] bool, scored in this step
-    extras: Mapping[str, Tensor] = field(default_factory=dict)  # [B, G, ...] by name: margin, entropy
+    extras: Mapping[str, Tensor] = field(default_factory=dict)  # [B, G] by name: margin, entropy
+    logits: Tensor | None = None  # [N, V] float32, mask token at -inf, for policies that need "logits"
+    draw: Draw | None = None  # what chose the proposals, with `logits`
 
 
 @dataclass(frozen=True)
@@ -147,19 +164,24 @@ class Commit:
     tokens: Tensor | None = None  # [B, G] long where they are not the proposals
     forced: Tensor | None = None  # [B, G] bool, part of `mask` that the rule itself would not have taken
     log_prob: Tensor | None = None  # [B] float32, for stochastic policies
+    auxiliary: Tensor | None = None  # [B] long, forwards of an auxiliary model that the choice took
 
 
 @dataclass(frozen=True)
 class DecodeResult:
-    """What came out, in the caller's order.
-
-    Raises nothing; `lengths` counts answer tokens up to, and without, the first end-of-text.
-    """
+    """What came out, in the caller's order; `lengths` counts answer tokens up to, and without, the first end-of-text."""
 
     tokens: Tensor  # [N, G] long
     lengths: Tensor  # [N] long
     committed_at: Tensor  # [N, G] long, -1 for positions closed by a stop rule
     forwards: Tensor  # [N] long
+    auxiliary_forwards: Tensor  # [N] long, of a policy's auxiliary model
+    failed: Tensor  # [N] bool, stopped early because the model gave logits that are not finite
     texts: list[str]
     wall_s: float
-    model_s: float  # part of wall_s inside the model: forward and vocabulary projection
+    seconds: Mapping[str, float]  # of wall_s by part: forward, score (vocabulary projection and proposals), policy
+
+    @property
+    def model_s(self) -> float:
+        """Seconds inside the model and its vocabulary."""
+        return self.seconds.get("forward", 0.0) + self.seconds.get("score", 0.0)

@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from learn2pd.evaluation.tasks import TASK_NAMES, build_task, problems
+from learn2pd.models.dream import DreamConfig, DreamModel
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
 from learn2pd.models.loading import Model, load_model
 from learn2pd.models.tiny_tokenizer import MASK, train_tokenizer
@@ -64,6 +65,25 @@ def tiny_model(tiny_model_folder) -> Model:
 def tiny_model_grouped(tokenizer, tmp_path_factory) -> Model:
     """Two key-value heads for four query heads."""
     return load_model(str(save_tiny_model(tmp_path_factory.mktemp("tiny_model_grouped"), tokenizer, n_kv_heads=2)), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_dream(tokenizer, tmp_path_factory) -> Model:
+    """Two key-value heads for four query heads, logits shifted by one."""
+    folder = tmp_path_factory.mktemp("tiny_dream")
+    config = DreamConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=MAX_LENGTH, initializer_range=0.25, mask_token_id=tokenizer.convert_tokens_to_ids(MASK),
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = DreamModel(config)
+    with torch.no_grad():
+        model.lm_head.weight *= 4.0
+        model.lm_head.weight[tokenizer.eos_token_id] *= 1.5
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return load_model(str(folder), device="cpu")
 
 
 @pytest.fixture(scope="session")

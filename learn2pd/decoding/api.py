@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -11,12 +12,16 @@ from torch import Tensor
 
 from learn2pd.decoding.caches import Cache, NoCache
 from learn2pd.decoding.loop import Recorder, decode_batch
+from learn2pd.decoding.proposals import Sampling
 from learn2pd.decoding.schedulers import BlocksScheduler, Scheduler
-from learn2pd.decoding.stops import EotStop, StopRule, is_end_of_text
+from learn2pd.decoding.stats import Stopwatch
+from learn2pd.decoding.stops import EotStop, StopRule, is_among
 from learn2pd.errors import UserError
 from learn2pd.models.loading import Model
 from learn2pd.policies.base import Policy
 from learn2pd.types import DecodeResult, DecodeState
+
+log = logging.getLogger(__name__)
 
 
 def decode(
@@ -30,6 +35,8 @@ def decode(
     gen_length: int = 256,
     batch_size: int = 16,
     temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
     seed: int = 0,
     recorder: Recorder | None = None,
     progress: Callable[[int], object] | None = None,
@@ -48,51 +55,68 @@ def decode(
         gen_length: canvas, tokens; need not be a multiple of the block.
         batch_size: rows decoded together.
         temperature: 0 is greedy and deterministic; above, every prompt draws from its own generator.
+        top_p, top_k: restrict what may be drawn: the smallest set of this probability, so many most probable tokens (0 is all).
         seed: of those generators.
         recorder: watches every step.
         progress: called with the number of prompts after each batch.
 
     Raises:
-        UserError: empty prompt, prompt and canvas longer than the model allows, policy trained for another geometry or model.
+        UserError: empty prompt, prompt and canvas longer than the model allows, components that do not go together, policy trained for
+            another geometry or model.
     """
     if gen_length < 1 or batch_size < 1:
         raise UserError(f"gen_length={gen_length}, batch_size={batch_size}: both must be at least 1")
-    if temperature < 0:
-        raise UserError(f"temperature={temperature}: expected 0 or more")
-    scheduler = scheduler or BlocksScheduler(policy.window_width or 32)
-    check_fit(policy, model, scheduler)
-    cache, stop = cache or NoCache(), stop or EotStop()
+    try:
+        sampling = Sampling(temperature, top_p, top_k)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    scheduler, cache, stop = scheduler or BlocksScheduler(policy.window_width or 32), cache or NoCache(), stop or EotStop()
+    check_fit(model, policy, scheduler, cache)
     ids = [encode_checked(model, cast(str | Sequence[int], prompt), number, gen_length) for number, prompt in enumerate(prompts)]
     states: list[DecodeState] = []
-    started, model_s = time.perf_counter(), 0.0
+    started, watch = time.perf_counter(), Stopwatch(model.adapter.device)
     order = sorted(range(len(ids)), key=lambda number: len(ids[number]))
     for first in range(0, len(order), batch_size):
         numbers = order[first : first + batch_size]
         spec = model.spec
         state = DecodeState.start([ids[number] for number in numbers], numbers, gen_length, spec.mask_id, spec.pad_id, model.adapter.device)
         generators = [torch.Generator().manual_seed(seed * 1_000_003 + number) for number in numbers]
-        state, seconds = decode_batch(
+        states.append(decode_batch(
             model.adapter, state, scheduler=scheduler, policy=policy, cache=cache, stop=stop,
-            temperature=temperature, generators=generators, recorder=recorder,
-        )  # fmt: skip
-        model_s += seconds
-        states.append(state)
+            sampling=sampling, generators=generators, recorder=recorder, watch=watch,
+        ))  # fmt: skip
         if progress:
             progress(len(numbers))
-    return _collect(model, states, gen_length, time.perf_counter() - started, model_s)
+    result = _collect(model, states, gen_length, time.perf_counter() - started, watch.seconds)
+    if result.failed.any():
+        numbers = result.failed.nonzero()[:, 0].tolist()
+        log.warning("%s gave logits that are not finite: %d prompts stopped early, first prompt %d", model.spec.name, len(numbers), numbers[0])
+    return result
 
 
-def check_fit(policy: Policy, model: Model, scheduler: Scheduler) -> None:
-    """Refuse a policy on a model or block geometry that it does not work on.
+def check_fit(model: Model, policy: Policy, scheduler: Scheduler, cache: Cache) -> None:
+    """Refuse components that do not go together.
 
     Raises:
-        UserError: naming both values.
+        UserError: naming both sides.
     """
+    scheduler.check_model(model.spec)
+    if scheduler.slides and not cache.slides:
+        raise UserError(
+            f"cache {cache.name!r} is refilled when a block opens, scheduler {scheduler.name!r} moves its window at every step: "
+            "use cache none or dsb, or scheduler blocks or adablock"
+        )
+    check_model = getattr(policy, "check_model", None)
+    if check_model is not None:
+        check_model(model)
     contract = getattr(policy, "contract", None)
     if contract is not None:
         contract.check(model.spec, scheduler)
-    if policy.window_width not in (None, scheduler.block_length):
-        raise UserError(f"policy {policy.name!r} works on windows of {policy.window_width} tokens, the scheduler opens {scheduler.block_length}")
+    if policy.window_width is not None and (policy.window_width, "prompt") != (scheduler.block_length, scheduler.alignment):
+        raise UserError(
+            f"policy {policy.name!r} works on blocks of {policy.window_width} tokens, "
+            f"scheduler {scheduler.name!r} opens {scheduler.alignment} windows of {scheduler.block_length}"
+        )
 
 
 def encode_checked(model: Model, prompt: str | Sequence[int], number: int | str, gen_length: int) -> list[int]:
@@ -120,18 +144,17 @@ def encode_checked(model: Model, prompt: str | Sequence[int], number: int | str,
 
 def answer_lengths(tokens: Tensor, eot_ids: tuple[int, ...]) -> Tensor:
     """[N] tokens of each row of [N, G] before its first end-of-text."""
-    ended = is_end_of_text(tokens, eot_ids)
+    ended = is_among(tokens, eot_ids)
     return torch.where(ended.any(1), ended.int().argmax(1), tokens.shape[1])
 
 
-def _collect(model: Model, states: list[DecodeState], gen_length: int, wall_s: float, model_s: float) -> DecodeResult:
+def _collect(model: Model, states: list[DecodeState], gen_length: int, wall_s: float, seconds: Mapping[str, float]) -> DecodeResult:
     if not states:
         empty = torch.zeros(0, dtype=torch.long)
-        return DecodeResult(empty.view(0, gen_length), empty, empty.view(0, gen_length), empty, [], wall_s, model_s)
+        return DecodeResult(empty.view(0, gen_length), empty, empty.view(0, gen_length), empty, empty, empty > 0, [], wall_s, seconds)
     order = torch.cat([state.index for state in states]).argsort().cpu()
-    tokens, committed_at, forwards = (
-        torch.cat([getattr(state, name) for state in states]).cpu()[order] for name in ("canvas", "committed_at", "forwards")
-    )
+    names = ("canvas", "committed_at", "forwards", "auxiliary_forwards", "failed")
+    tokens, committed_at, forwards, auxiliary, failed = (torch.cat([getattr(state, name) for state in states]).cpu()[order] for name in names)
     lengths = answer_lengths(tokens, model.spec.eot_ids)
     texts = [model.tokenizer.decode(row[:length], skip_special_tokens=True) for row, length in zip(tokens, lengths.tolist(), strict=True)]
-    return DecodeResult(tokens, lengths, committed_at, forwards, texts, wall_s, model_s)
+    return DecodeResult(tokens, lengths, committed_at, forwards, auxiliary, failed, texts, wall_s, dict(seconds))

@@ -5,7 +5,6 @@ while rows are open: propose a window -> plan -> forward -> proposals -> resolve
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -14,8 +13,10 @@ import torch
 from torch import Tensor
 
 from learn2pd.decoding.caches import Cache
-from learn2pd.decoding.proposals import EXTRAS, propose, sample
+from learn2pd.decoding.predictor import Predictor
+from learn2pd.decoding.proposals import GREEDY, Sampling
 from learn2pd.decoding.schedulers import Scheduler
+from learn2pd.decoding.stats import Stopwatch
 from learn2pd.decoding.stops import StopRule
 from learn2pd.models.adapter import ModelAdapter
 from learn2pd.policies.base import Policy, most_confident
@@ -32,32 +33,6 @@ class Recorder(Protocol):
         """Called once a step with the state before the commit."""
 
 
-class Predictor:
-    """Runs plans and gathers proposals; holds the loop's only forward counter and clock."""
-
-    def __init__(self, model: ModelAdapter, needs: frozenset[str], temperature: float, generators: Sequence[torch.Generator]) -> None:
-        self.model, self.needs, self.temperature, self.generators = model, needs, temperature, generators
-        self.model_s = 0.0
-
-    def __call__(self, state: DecodeState, cache: Cache, score: Tensor, memory: object) -> tuple[DecodeState, Prediction]:
-        tokens, confidence = torch.zeros_like(state.canvas), torch.zeros(score.shape, device=score.device)
-        extras = {name: torch.zeros_like(confidence) for name in EXTRAS if name in self.needs}
-        forwards = state.forwards.clone()
-        for plan in cache.plan(state, score, memory):
-            started = time.perf_counter()
-            logits = self.model.score(self.model.forward(state.tokens[plan.rows[:, None], plan.query], plan)[plan.score])  # [N, V]
-            self.model_s += self.model.elapsed(started)
-            forwards[plan.rows] += 1
-            row = plan.rows[:, None].expand_as(plan.query)[plan.score]
-            position = plan.query[plan.score] - state.prompt_width
-            tokens[row, position], confidence[row, position], found = propose(logits, self.model.spec.mask_id, self.needs)
-            if self.temperature > 0:
-                tokens[row, position], confidence[row, position] = sample(logits, self.temperature, row, self.generators, self.model.spec.mask_id)
-            for name, values in found.items():
-                extras[name][row, position] = values
-        return replace(state, forwards=forwards), Prediction(tokens, confidence, score & state.open[:, None], extras)
-
-
 @torch.inference_mode()
 def decode_batch(
     model: ModelAdapter,
@@ -67,33 +42,42 @@ def decode_batch(
     policy: Policy,
     cache: Cache,
     stop: StopRule,
-    temperature: float = 0.0,
+    sampling: Sampling = GREEDY,
     generators: Sequence[torch.Generator] = (),
     recorder: Recorder | None = None,
-) -> tuple[DecodeState, float]:
+    watch: Stopwatch | None = None,
+) -> DecodeState:
     """Decode a batch to its end.
 
+    Args:
+        state: from `DecodeState.start`.
+        generators: one a row, used where the temperature is above 0.
+        watch: is told how long each part of a step took.
+
     Returns:
-        The final state and the seconds spent inside the model.
+        The final state.
     """
+    watch = watch or Stopwatch(model.device)
     needs = policy.needs | (recorder.needs if recorder else frozenset())
     scores_committed = policy.scores_committed or (recorder is not None and recorder.scores_committed)
-    predict = Predictor(model, needs, temperature, generators)
-    memory, kept = policy.start(state), cache.start(state)
+    store = model.new_store(*state.tokens.shape) if cache.keeps else None
+    predict = Predictor(model, store, needs, sampling, generators, watch)
+    memory, kept = policy.start(state), cache.start(state, model.spec.shifted_logits)
     while bool(state.open.any()):
         state = replace(state, window=scheduler.propose(state))
         score = state.window.mask(state.gen_length) & (state.masked | scores_committed)
         score = (score | state.masked if stop.looks_ahead else score) & state.open[:, None]
-        state, prediction = predict(state, cache, score, kept)
+        state, prediction, broken = predict(state, cache.plan(state, score, kept))
         state = replace(state, window=scheduler.resolve(state, state.window, prediction))
         eligible = state.window.mask(state.gen_length) & state.masked & prediction.valid
-        commit = at_least_one(policy.select(prediction, eligible, state, memory), prediction, eligible)
-        end = stop.ends(state, prediction, commit, model.spec.eot_ids)
+        with watch("policy"):
+            commit = at_least_one(policy.select(prediction, eligible, state, memory), prediction, eligible)
+        end = torch.where(broken, state.masked.int().argmax(1), stop.ends(state, prediction, commit, model.spec.eot_ids))
         if recorder:
             recorder.record(state, prediction, commit)
         state = state.commit(commit, prediction.tokens).close(end, model.spec.eot_ids[0], stop.cuts)
-        state = replace(state, step=state.step + 1)
-    return state, predict.model_s
+        state = replace(state, step=state.step + 1, failed=state.failed | broken)
+    return predict(state, cache.finish(state, kept))[0]
 
 
 def at_least_one(commit: Commit, prediction: Prediction, eligible: Tensor) -> Commit:

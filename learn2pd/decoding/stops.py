@@ -19,9 +19,12 @@ class StopRule(Protocol):
         """Where each row ends, [B] long, never later than `state.end`; `state` is the one before the commit."""
 
 
-def is_end_of_text(tokens: Tensor, eot_ids: tuple[int, ...]) -> Tensor:
-    """[...] bool."""
-    return torch.isin(tokens, torch.tensor(eot_ids, device=tokens.device))
+def is_among(tokens: Tensor, ids: tuple[int, ...]) -> Tensor:
+    """[...] bool: which tokens are one of a few ids."""
+    found = tokens == ids[0]
+    for other in ids[1:]:  # compared one by one: building a tensor of the ids would wait for the device
+        found = found | (tokens == other)
+    return found
 
 
 class NoStop:
@@ -52,7 +55,7 @@ class EotStop:
 
     def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, eot_ids: tuple[int, ...]) -> Tensor:
         written = prediction.tokens if commit.tokens is None else commit.tokens
-        found = commit.mask & is_end_of_text(written, eot_ids) & (prediction.confidence >= self.floor)
+        found = commit.mask & is_among(written, eot_ids) & (prediction.confidence >= self.floor)
         return torch.minimum(state.end, _after_first(found))
 
 
@@ -62,20 +65,42 @@ class EotpPaperStop:
     (i) after the leftmost end-of-text that the filter accepted in this step; else
     (ii) after the most confident end-of-text proposal of any masked position, at whatever confidence.
 
-    Rule (ii) has no floor: one stray proposal in a far block shortens the answer for good. Kept for comparison.
+    Rule (ii) has no floor: one stray proposal in a far block shortens the answer for good. Kept for comparison. A cache that keeps
+    proposals to the window keeps rule (ii) to it too, as in the authors' cached code.
+
+    Args:
+        accepted: False leaves rule (i) out, which is the authors' `generate_predict_eot`.
     """
 
     name, cuts, looks_ahead = "eotp_paper", True, True
 
+    def __init__(self, accepted: bool = True) -> None:
+        self.accepted = accepted
+
     def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, eot_ids: tuple[int, ...]) -> Tensor:
-        proposed = prediction.valid & state.masked & is_end_of_text(prediction.tokens, eot_ids)
-        accepted = proposed & commit.mask
+        proposed = prediction.valid & state.masked & is_among(prediction.tokens, eot_ids)
+        accepted = proposed & commit.mask & self.accepted
         if commit.forced is not None:
             accepted = accepted & ~commit.forced
         confidence = prediction.confidence.masked_fill(~proposed, -1.0)
         surest = torch.where(proposed.any(1), confidence.argmax(1) + 1, proposed.shape[1])
         end = torch.where(accepted.any(1), _after_first(accepted), surest)
         return torch.minimum(state.end, end)
+
+
+class AnywhereStop:
+    """APD's rule (arXiv 2506.00413): a row is done as soon as an end-of-text is anywhere in its canvas; what is still masked is cut.
+
+    Meant for policies that commit from left to right, where what is masked lies behind everything committed.
+    """
+
+    name, cuts, looks_ahead = "anywhere", True, False
+
+    def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, eot_ids: tuple[int, ...]) -> Tensor:
+        written = prediction.tokens if commit.tokens is None else commit.tokens
+        found = (commit.mask & is_among(written, eot_ids)).any(1)
+        left = state.masked & ~commit.mask
+        return torch.where(found & left.any(1), left.int().argmax(1), state.end)
 
 
 def _after_first(found: Tensor) -> Tensor:

@@ -2,49 +2,48 @@
 
 from __future__ import annotations
 
-import time
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from learn2pd.models.llada import LLaDAModelLM
+from learn2pd.models.kv import KVStore, KVView
 from learn2pd.types import ForwardPlan, ModelSpec
 
 
-class ModelAdapter(Protocol):
-    spec: ModelSpec
+class DiffusionNetwork(Protocol):
+    """What the transformers classes of this package have in common."""
 
     @property
     def device(self) -> torch.device: ...
 
-    def forward(self, tokens: Tensor, plan: ForwardPlan) -> Tensor:
-        """Hidden states [R, Q, D] of `tokens` [R, Q], aligned to `plan.query`."""
+    def new_store(self, rows: int, columns: int) -> KVStore: ...
 
-    def score(self, hidden: Tensor) -> Tensor:
-        """Logits [N, V] of hidden states [N, D]."""
+    def hidden(
+        self, input_ids: Tensor, position_ids: Tensor | None = None, attention_mask: Tensor | None = None, kept: KVView | None = None
+    ) -> Tensor: ...
 
-    def elapsed(self, started: float) -> float:
-        """Seconds since `started` (time.perf_counter), with queued device work finished."""
+    def score(self, hidden: Tensor) -> Tensor: ...
 
 
-class LLaDAAdapter:
+class ModelAdapter:
     """Args: network and what the loop must know of it."""
 
-    def __init__(self, network: LLaDAModelLM, spec: ModelSpec) -> None:
+    def __init__(self, network: DiffusionNetwork, spec: ModelSpec) -> None:
         self.network, self.spec = network, spec
 
     @property
     def device(self) -> torch.device:
-        return self.network.model.transformer.wte.weight.device
+        return self.network.device
 
-    def forward(self, tokens: Tensor, plan: ForwardPlan) -> Tensor:
-        return self.network.hidden(tokens, plan.position, plan.key_mask)
+    def new_store(self, rows: int, columns: int) -> KVStore:
+        """Buffers for the keys and values of a run."""
+        return self.network.new_store(rows, columns)
+
+    def forward(self, tokens: Tensor, plan: ForwardPlan, store: KVStore | None) -> Tensor:
+        """Hidden states [R, Q, D] of `tokens` [R, Q], aligned to `plan.query`."""
+        return self.network.hidden(tokens, plan.position, plan.key_mask, store.view(plan) if store is not None else None)
 
     def score(self, hidden: Tensor) -> Tensor:
+        """Logits [N, V] of hidden states [N, D]; of the next column where `spec.shifted_logits`."""
         return self.network.score(hidden)
-
-    def elapsed(self, started: float) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter() - started

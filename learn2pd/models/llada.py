@@ -18,6 +18,9 @@ from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
+from learn2pd.models.kv import KVStore, KVView
+from learn2pd.models.layers import RMSNorm, attend, rotary_tables
+
 # What the `llama` block fixes: any other value would load and silently compute something else.
 FIXED_FIELDS: dict[str, Any] = {
     "activation_type": "silu",
@@ -60,7 +63,12 @@ class LLaDAConfig(PretrainedConfig):
     """
 
     model_type = "llada"
-    attribute_map: ClassVar = {"hidden_size": "d_model", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
+    attribute_map: ClassVar = {
+        "hidden_size": "d_model",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "max_position_embeddings": "max_sequence_length",
+    }
 
     def __init__(
         self,
@@ -125,40 +133,10 @@ class LLaDAConfig(PretrainedConfig):
         )
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in float32 and cast back before the weight, as the original does."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        normed = functional.rms_norm(x.float(), (x.shape[-1],), eps=self.eps)
-        return self.weight * normed.to(x.dtype)
-
-
-def rotary_tables(positions: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, each [R, 1, Q, head_width] float32, for absolute positions [R, Q]."""
-    inverse = 1.0 / theta ** (torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32) / head_width)
-    angles = positions[..., None].float() * inverse
-    angles = torch.cat((angles, angles), dim=-1)[:, None]
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Apply rotary positions to [R, heads, Q, head_width] in float32."""
-    cos, sin = tables
-    first, second = x.float().chunk(2, dim=-1)
-    return (x.float() * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
-
-
 class LLaDABlock(nn.Module):
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()
-        self.head_width = config.d_model // config.n_heads
-        self.grouped = config.n_kv_heads != config.n_heads
-        kv_width = config.n_kv_heads * self.head_width
+        kv_width = config.n_kv_heads * (config.d_model // config.n_heads)
         self.q_proj = nn.Linear(config.d_model, config.d_model, bias=False)
         self.k_proj = nn.Linear(config.d_model, kv_width, bias=False)
         self.v_proj = nn.Linear(config.d_model, kv_width, bias=False)
@@ -169,17 +147,10 @@ class LLaDABlock(nn.Module):
         self.attn_norm = RMSNorm(config.d_model, config.rms_norm_eps)
         self.ff_norm = RMSNorm(config.d_model, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """x [R, Q, D]; mask [R, 1, 1, Q] bool, True where attended, or None."""
-        rows, width, _ = x.shape
+    def forward(self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int) -> Tensor:
+        """x [R, Q, D]; mask [R, 1, 1, K] bool, True where attended, or None."""
         normed = self.attn_norm(x)
-        q, k, v = (
-            proj(normed).view(rows, width, -1, self.head_width).transpose(1, 2)  # [R, heads, Q, head_width]
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        q, k = rotate(q, tables), rotate(k, tables)
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=self.grouped)
-        x = x + self.attn_out(mixed.transpose(1, 2).reshape(rows, width, -1))
+        x = x + self.attn_out(attend(self.q_proj(normed), self.k_proj(normed), self.v_proj(normed), tables, mask, kept, layer))
         normed = self.ff_norm(x)
         return x + self.ff_out(functional.silu(self.ff_proj(normed)) * self.up_proj(normed))
 
@@ -231,13 +202,21 @@ class LLaDAModelLM(PreTrainedModel):
     def get_output_embeddings(self) -> nn.Module:
         return self.model.transformer.wte if self.config.weight_tying else self.model.transformer.ff_out
 
-    def hidden(self, input_ids: Tensor, position_ids: Tensor | None = None, attention_mask: Tensor | None = None) -> Tensor:
+    def new_store(self, rows: int, columns: int) -> KVStore:
+        """Buffers for the keys and values of a run of `rows` rows and `columns` columns."""
+        weight, config = self.model.transformer.wte.weight, self.config
+        return KVStore(config.n_layers, rows, columns, config.n_kv_heads, config.d_model // config.n_heads, weight.dtype, weight.device)
+
+    def hidden(
+        self, input_ids: Tensor, position_ids: Tensor | None = None, attention_mask: Tensor | None = None, kept: KVView | None = None
+    ) -> Tensor:
         """Final hidden states.
 
         Args:
             input_ids: [R, Q] token ids.
             position_ids: [R, Q] absolute positions; 0..Q-1 where not given.
-            attention_mask: [R, Q], nonzero where a position may be attended to; None attends everywhere.
+            attention_mask: [R, K], nonzero where a position may be attended to; None attends everywhere.
+            kept: keys and values of other columns; None: K = Q.
 
         Returns:
             [R, Q, D] in the model's dtype.
@@ -248,8 +227,8 @@ class LLaDAModelLM(PreTrainedModel):
         mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
         tables = rotary_tables(position_ids, self.config.d_model // self.config.n_heads, self.config.rope_theta)
         x = parts.wte(input_ids)
-        for block in parts.blocks:
-            x = block(x, tables, mask)
+        for layer, block in enumerate(parts.blocks):
+            x = block(x, tables, mask, kept, layer)
         return parts.ln_f(x)
 
     def score(self, hidden: Tensor) -> Tensor:

@@ -6,24 +6,34 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2TokenizerFast
 from transformers.utils import cached_file
 
 from learn2pd.errors import UserError
-from learn2pd.models.adapter import LLaDAAdapter, ModelAdapter
+from learn2pd.models.adapter import ModelAdapter
+from learn2pd.models.dream import DreamConfig, DreamModel
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
 from learn2pd.types import ModelSpec
 
-# model_type of config.json -> configuration class, model class, adapter
-FAMILIES: dict[str, tuple[type[LLaDAConfig], type[LLaDAModelLM], type[LLaDAAdapter]]] = {
-    "llada": (LLaDAConfig, LLaDAModelLM, LLaDAAdapter),
-}
-END_OF_TURN_TOKENS = ("<|eot_id|>",)  # LLaDA ends an answer with this and pads with end-of-text; either ends it
+Network = LLaDAModelLM | DreamModel
+
+
+@dataclass(frozen=True)
+class Family:
+    """How checkpoints of one `model_type` are read."""
+
+    config: type[LLaDAConfig] | type[DreamConfig]
+    network: type[LLaDAModelLM] | type[DreamModel]
+    shifted_logits: bool
+
+
+FAMILIES = {"llada": Family(LLaDAConfig, LLaDAModelLM, False), "Dream": Family(DreamConfig, DreamModel, True)}
+END_OF_TURN_TOKENS = ("<|eot_id|>", "<|im_end|>")  # LLaDA and Dream end an answer with this and pad with end-of-text; either ends it
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNREADABLE = (OSError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError)
 
@@ -84,15 +94,14 @@ def load_model(path: str, dtype: str = "float32", device: str = "auto", revision
         raise UserError(f"model.dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
     target = resolve_device(device)
     fields = read_config(path, revision)
-    config_class, model_class, adapter_class = FAMILIES[fields["model_type"]]
+    family = FAMILIES[fields["model_type"]]
     try:
-        config = config_class.from_dict({key: value for key, value in fields.items() if key != "auto_map"})
+        config = family.config.from_dict({key: value for key, value in fields.items() if key != "auto_map"})
     except ValueError as error:
         raise UserError(f"model {path}: {error}") from error
-    network = _load_weights(path, model_class, config, DTYPES[dtype], revision).eval().to(target)
+    network = _load_weights(path, family.network, config, DTYPES[dtype], revision).eval().to(target)
     tokenizer = _load_tokenizer(path, revision)
-    spec = _spec(path, config, network, tokenizer)
-    return Model(adapter_class(network, spec), tokenizer)
+    return Model(ModelAdapter(network, _spec(path, network, tokenizer, family.shifted_logits)), tokenizer)
 
 
 def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
@@ -110,7 +119,7 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
     try:
         fields = json.loads(Path(cached_file(path, "config.json", revision=revision)).read_text(encoding="utf-8"))
     except (*UNREADABLE, ValueError) as error:
-        raise UserError(f"model.path={path!r}: config.json could not be read ({_first_line(error)})") from error
+        raise UserError(f"model.path={path!r}: config.json could not be read ({first_line(error)})") from error
     if not isinstance(fields, dict):
         raise UserError(f"model.path={path!r}: config.json holds no JSON object; expected one with model_type {known}")
     if fields.get("model_type") not in FAMILIES:
@@ -120,31 +129,37 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
     return dict(fields)
 
 
-def _load_weights(path: str, model_class: type[LLaDAModelLM], config: LLaDAConfig, dtype: torch.dtype, revision: str | None) -> LLaDAModelLM:
+def _load_weights(path: str, model_class: Any, config: LLaDAConfig | DreamConfig, dtype: torch.dtype, revision: str | None) -> Network:
     try:
         network, report = model_class.from_pretrained(
             path, config=config, dtype=dtype, revision=revision, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
         )  # mismatched sizes are refused below, by name
     except (SafetensorError, RuntimeError, ValueError, *UNREADABLE) as error:
-        raise UserError(f"model {path}: the weights could not be loaded ({_first_line(error)}); expected whole *.safetensors files") from error
+        raise UserError(f"model {path}: the weights could not be loaded ({first_line(error)}); expected whole *.safetensors files") from error
     for kind, key in (("missing", "missing_keys"), ("unknown", "unexpected_keys"), ("misshapen", "mismatched_keys")):
         names = sorted(str(name[0] if isinstance(name, tuple) else name) for name in report[key])
         if names:
             raise UserError(f"model {path}: {len(names)} {kind} tensors, first {names[0]}; the checkpoint does not fit its config.json")
-    return network
+    return cast(Network, network)
 
 
 def _load_tokenizer(path: str, revision: str | None) -> PreTrainedTokenizerBase:
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, revision=revision)
+        described = Path(cached_file(path, "tokenizer_config.json", revision=revision))
+        kind = json.loads(described.read_text(encoding="utf-8")).get("tokenizer_class")
+        # Dream names a class of its own, whose code would have to be downloaded; it reads Qwen2's vocabulary files as Qwen2 does
+        reader = Qwen2TokenizerFast if kind == "DreamTokenizer" else AutoTokenizer
+        tokenizer: PreTrainedTokenizerBase = reader.from_pretrained(path, revision=revision)
     except (ValueError, KeyError, TypeError, *UNREADABLE) as error:
         raise UserError(
-            f"model {path}: the tokenizer could not be loaded ({_first_line(error)}); expected tokenizer.json and tokenizer_config.json"
+            f"model {path}: the tokenizer could not be loaded ({first_line(error)}); "
+            "expected tokenizer_config.json and tokenizer.json, or vocab.json and merges.txt"
         ) from error
     return tokenizer
 
 
-def _spec(path: str, config: LLaDAConfig, network: LLaDAModelLM, tokenizer: PreTrainedTokenizerBase) -> ModelSpec:
+def _spec(path: str, network: Network, tokenizer: PreTrainedTokenizerBase, shifted_logits: bool) -> ModelSpec:
+    config = network.config
     mask_id = config.mask_token_id if config.mask_token_id is not None else tokenizer.mask_token_id
     if mask_id is None or not 0 <= mask_id < config.vocab_size:
         raise UserError(f"model {path}: no mask token (config.json mask_token_id={mask_id!r}, tokenizer mask_token={tokenizer.mask_token!r})")
@@ -155,15 +170,15 @@ def _spec(path: str, config: LLaDAConfig, network: LLaDAModelLM, tokenizer: PreT
         name=Path(path).name if Path(path).exists() else path,
         mask_id=int(mask_id),
         eot_ids=tuple(dict.fromkeys([int(config.eos_token_id), *ends])),
-        pad_id=int(config.pad_token_id),
+        pad_id=int(config.eos_token_id if config.pad_token_id is None else config.pad_token_id),
         vocab_size=int(config.vocab_size),
-        max_length=int(config.max_sequence_length),
-        shifted_logits=False,
+        max_length=int(config.max_position_embeddings),
+        shifted_logits=shifted_logits,
         fingerprint=fingerprint(network),
     )
 
 
-def fingerprint(network: LLaDAModelLM) -> str:
+def fingerprint(network: Network) -> str:
     """16 hex digits of the configuration and of the first values of every tensor: quick at 8B, and any training changes it."""
     digest = hashlib.sha256(json.dumps({key: str(value) for key, value in sorted(vars(network.config).items()) if key in _FINGERPRINTED}).encode())
     for name, tensor in network.state_dict().items():
@@ -173,18 +188,10 @@ def fingerprint(network: LLaDAModelLM) -> str:
 
 
 _FINGERPRINTED = {
-    "d_model",
-    "n_layers",
-    "n_heads",
-    "n_kv_heads",
-    "mlp_hidden_size",
-    "vocab_size",
-    "rope_theta",
-    "rms_norm_eps",
-    "mask_token_id",
-    "eos_token_id",
+    *("d_model", "n_layers", "n_heads", "n_kv_heads", "mlp_hidden_size", "vocab_size", "rope_theta", "rms_norm_eps", "mask_token_id"),
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "eos_token_id"),
 }
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from learn2pd.decoding.api import decode
 from learn2pd.decoding.proposals import CONFIDENCE
 from learn2pd.decoding.schedulers import BlocksScheduler
-from learn2pd.decoding.stops import EotStop, NoStop, is_end_of_text
+from learn2pd.decoding.stops import EotStop, NoStop, is_among
 from learn2pd.errors import UserError
 from learn2pd.models.loading import Model
 from learn2pd.policies.filter import window_view
@@ -57,7 +57,7 @@ class OracleRecorder:
             "confidence": prediction.confidence,
             "margin": prediction.extras["margin"],
             "entropy": prediction.extras["entropy"],
-            "end_of_text": is_end_of_text(prediction.tokens, self.eot_ids),
+            "end_of_text": is_among(prediction.tokens, self.eot_ids),
             "label": prediction.tokens == reference,
         }
         found = {name: window_view(values, state.window, width) for name, values in canvas.items()}

@@ -5,19 +5,41 @@ from __future__ import annotations
 import functools
 
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from learn2pd.decoding.api import answer_lengths
-from learn2pd.decoding.caches import NoCache
+from learn2pd.decoding.caches import BlockCache, DSBCache, LookaheadCache, NoCache
 from learn2pd.decoding.loop import decode_batch
-from learn2pd.decoding.schedulers import BlocksScheduler
+from learn2pd.decoding.proposals import Sampling
+from learn2pd.decoding.schedulers import AdaBlockScheduler, BlocksScheduler, DSBScheduler, LookaheadScheduler
 from learn2pd.decoding.stops import EotpPaperStop, EotStop, NoStop
+from learn2pd.models.causal import Verifier
+from learn2pd.policies.apd import APDPolicy, LeftToRightPolicy
+from learn2pd.policies.factor import FactorPolicy
 from learn2pd.policies.filter import FilterNetwork, FilterPolicy
 from learn2pd.policies.fixed import FixedPolicy
+from learn2pd.policies.localleap import LocalLeapPolicy
 from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.types import DecodeState
 
 GEN, BLOCK = 20, 8  # not a multiple: the last block is shorter
+MODELS = ["tiny_model", "tiny_model_grouped", "tiny_dream"]  # fixtures
+DELIMITERS = tuple(range(0, 400, 7))
+SCHEDULERS = {
+    "blocks": BlocksScheduler(BLOCK),
+    "adablock": AdaBlockScheduler(DELIMITERS, BLOCK, 0.2),
+    "dsb_const": DSBScheduler(BLOCK, "const"),
+    "dsb_greedy": DSBScheduler(BLOCK, "greedy"),
+    "lookahead": LookaheadScheduler(BLOCK),
+}
+CACHES = {
+    "none": NoCache(),
+    "prefix": BlockCache("prefix"),
+    "dual": BlockCache("dual"),
+    "dsb": DSBCache(BLOCK, prefix_window=3, suffix_window=2),
+    "lookahead": LookaheadCache(4),
+}
 STOPS = {"none": NoStop(), "eot0": EotStop(0.0), "eot0.5": EotStop(0.5), "paper": EotpPaperStop()}
 
 
@@ -36,19 +58,47 @@ def policies(gen_length: int = GEN) -> dict:
         "fixed": FixedPolicy(),
         "fixed_half": FixedPolicy(gen_length // 2),
         **{f"threshold{value}": ThresholdPolicy(value) for value in (0.3, 0.6, 0.9)},
+        "entropy": FixedPolicy(gen_length // 2, rank="entropy"),
+        "margin": FixedPolicy(gen_length // 2, rank="margin"),
+        "factor": FactorPolicy(1.5),
+        "localleap": LocalLeapPolicy(0.7, 0.4, 2),
+        "left_to_right": LeftToRightPolicy(3),
+        "apd": APDPolicy(tiny_verifier(), 0.7),
         "filter": FilterPolicy(random_filter(), 0.5),
     }
 
 
-def run(model, prompts, policy, stop=None, gen_length=GEN, block_length=BLOCK, temperature=0.0, seed=0, index=None, recorder=None):
+@functools.cache
+def tiny_verifier(vocab_size: int = 400) -> Verifier:
+    """A random autoregressive model with the vocabulary of the tiny dLLMs."""
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=512, initializer_range=0.3,
+    )  # fmt: skip
+    return Verifier(LlamaForCausalLM(config))
+
+
+def fits(policy: str, scheduler: str, cache: str) -> bool:
+    """Which combinations the package allows; the others are refused, and a test makes sure of that."""
+    slides = SCHEDULERS[scheduler].slides
+    return not (slides and not CACHES[cache].slides) and not (policy == "filter" and scheduler != "blocks")
+
+
+COMBINATIONS = [(p, s, c) for p in [*policies(), "oracle"] for s in SCHEDULERS for c in CACHES if fits(p, s, c)]
+
+
+def run(
+    model, prompts, policy, stop=None, scheduler=None, cache=None, gen_length=GEN, block_length=BLOCK, temperature=0.0, seed=0, index=None,
+    recorder=None,
+):  # fmt: skip
     """The final state. `index` are the prompts' numbers in the caller's list, which decide generators and reference answers."""
     index = list(range(len(prompts))) if index is None else index
     state = DecodeState.start(prompts, index, gen_length, model.spec.mask_id, model.spec.pad_id, model.adapter.device)
-    state, _ = decode_batch(
-        model.adapter, state, scheduler=BlocksScheduler(block_length), policy=policy, cache=NoCache(), stop=stop or NoStop(),
-        temperature=temperature, generators=[torch.Generator().manual_seed(seed * 1000 + number) for number in index], recorder=recorder,
+    return decode_batch(
+        model.adapter, state, scheduler=scheduler or BlocksScheduler(block_length), policy=policy, cache=cache or NoCache(), stop=stop or NoStop(),
+        sampling=Sampling(temperature), generators=[torch.Generator().manual_seed(seed * 1000 + number) for number in index], recorder=recorder,
     )  # fmt: skip
-    return state
 
 
 def outcome(state, model) -> dict[str, list]:
@@ -59,6 +109,7 @@ def outcome(state, model) -> dict[str, list]:
         "committed_at": state.committed_at.tolist(),
         "lengths": answer_lengths(state.canvas, model.spec.eot_ids).tolist(),
         "end": state.end.tolist(),
+        "auxiliary_forwards": state.auxiliary_forwards.tolist(),
     }
 
 

@@ -5,13 +5,28 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learn2pd.decoding.proposals import propose, sample
+from learn2pd.decoding.proposals import Draw, Sampling, gumbel, restrict
+from learn2pd.decoding.proposals import propose as propose_drawn
 
 EVERYTHING = frozenset({"margin", "entropy"})
 
 
 def logits(seed, rows=20, vocabulary=50, spread=6.0):
     return torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed)) * spread
+
+
+def propose(values, mask_id, needs):
+    """Greedy proposals, as the loop asks for them."""
+    values = values.float().clone()
+    values[:, mask_id] = -torch.inf
+    return propose_drawn(values, Draw(Sampling()), needs)
+
+
+def sample(values, temperature, mask_id, seed=0, **restriction):
+    values = values.clone()
+    values[:, mask_id] = -torch.inf
+    noise = gumbel([len(values)], [torch.Generator().manual_seed(seed)], values.shape[1])
+    return propose_drawn(values, Draw(Sampling(temperature, **restriction), noise), frozenset())[:2]
 
 
 def reference(values, mask_id):
@@ -59,8 +74,7 @@ def test_half_precision_logits_give_float32_confidences(dtype):
 def test_samples_follow_the_tempered_distribution_and_never_the_mask_token():
     temperature, draws = 0.7, 20_000
     values = torch.tensor([[0.0, 1.0, 2.0, 9.0]]).repeat(draws, 1)
-    generator = torch.Generator().manual_seed(0)
-    tokens, confidence = sample(values.clone(), temperature, torch.zeros(draws, dtype=torch.long), [generator], 3)
+    tokens, confidence = sample(values, temperature, 3)
     wanted = torch.softmax(torch.tensor([0.0, 1.0, 2.0]) / temperature, 0)
     assert torch.allclose(tokens.bincount(minlength=4)[:3] / draws, wanted, atol=0.015)
     assert (tokens != 3).all()
@@ -69,7 +83,41 @@ def test_samples_follow_the_tempered_distribution_and_never_the_mask_token():
 
 def test_a_vanishing_temperature_is_greedy():
     values = logits(5)
-    tokens, confidence = sample(values.clone(), 1e-6, torch.zeros(20, dtype=torch.long), [torch.Generator().manual_seed(0)], 0)
+    tokens, confidence = sample(values, 1e-6, 0)
     greedy = propose(values.clone(), 0, frozenset())
     assert tokens.equal(greedy[0])
     assert torch.allclose(confidence, greedy[1])
+
+
+@given(seed=st.integers(0, 50), temperature=st.sampled_from([0.5, 1.0, 3.0]), top_p=st.sampled_from([0.05, 0.5, 0.9, 1.0]), top_k=st.integers(0, 60))
+def test_draws_stay_in_the_smallest_likely_set(seed, temperature, top_p, top_k):
+    values = logits(seed, spread=2.0)
+    tokens, _ = sample(values, temperature, 7, seed, top_p=top_p, top_k=top_k)
+    for row, token in zip(values.double(), tokens.tolist(), strict=True):
+        row = row.clone()
+        row[7] = -torch.inf
+        order = row.argsort(descending=True)[: top_k or None]
+        probability = (row[order] / temperature).softmax(-1)
+        needed = int((probability.cumsum(-1) < top_p).sum()) + 1
+        assert token in order[:needed].tolist()
+
+
+def test_the_most_likely_token_always_stays():
+    values = torch.tensor([[3.0, 3.0, 3.0, -torch.inf], [0.0, 5.0, 1.0, 2.0]]).double()
+    kept = restrict(values, Sampling(1.0, top_p=1e-9, top_k=1))
+    assert kept.argmax(-1).tolist() == [0, 1]
+    assert (kept.isfinite().sum(-1) >= 1).all()
+
+
+def test_one_draw_chooses_the_same_token_from_the_same_distribution():
+    """What APD couples draft and target by."""
+    values, noise = logits(2, spread=1.0), gumbel([20], [torch.Generator().manual_seed(1)], 50)
+    draw = Draw(Sampling(0.8, top_p=0.9), noise)
+    assert draw(values).equal(draw(values + 5.0))
+    assert not draw(values).equal(Draw(Sampling(0.8), gumbel([20], [torch.Generator().manual_seed(2)], 50))(values))
+
+
+@pytest.mark.parametrize(("options", "word"), [({"temperature": -1}, "temperature=-1"), ({"top_p": 0}, "top_p=0"), ({"top_k": -2}, "top_k=-2")])
+def test_a_sampling_that_makes_no_sense_is_refused(options, word):
+    with pytest.raises(ValueError, match=word):
+        Sampling(**options)

@@ -1,0 +1,203 @@
+"""Dream as a transformers model: the hub's configuration fields, tensor names and arithmetic, without its remote code.
+
+Dream (Ye et al. 2025, arXiv 2508.15487) is a Qwen2 transformer (grouped-query attention, biases on queries, keys and values, SwiGLU)
+made bidirectional. It was adapted from an autoregressive model and keeps its alignment: the output at position i predicts token i + 1.
+`hidden` and `forward` give outputs where they are computed; shifting them is the reader's business (`ModelSpec.shifted_logits`).
+
+Deviations from the hub's modelling file: the attention mask is honoured, positions may be given per row, and rotation is computed in
+float32 whatever the weights' type.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import MaskedLMOutput
+
+from learn2pd.models.kv import KVStore, KVView
+from learn2pd.models.layers import RMSNorm, attend, rotary_tables
+
+# Any other value would load and silently compute something else.
+FIXED_FIELDS: dict[str, Any] = {
+    "hidden_act": "silu",
+    "use_sliding_window": False,
+    "use_mrope": False,
+    "rope_scaling": None,
+    "tie_word_embeddings": False,
+}
+CARRIED_FIELDS: dict[str, Any] = {"attention_dropout": 0.0, "sliding_window": None, "max_window_layers": 28, "full_attn_mask": True}
+
+
+class DreamConfig(PretrainedConfig):
+    """The fields of the hub's config.json.
+
+    Raises:
+        ValueError: for a field whose value this implementation does not compute; the message names it.
+    """
+
+    model_type = "Dream"
+
+    def __init__(
+        self,
+        vocab_size: int = 152064,
+        hidden_size: int = 3584,
+        intermediate_size: int = 18944,
+        num_hidden_layers: int = 28,
+        num_attention_heads: int = 28,
+        num_key_value_heads: int | None = 4,
+        max_position_embeddings: int = 131072,
+        rope_theta: float = 1000000.0,
+        rms_norm_eps: float = 1e-6,
+        initializer_range: float = 0.02,
+        mask_token_id: int = 151666,
+        bos_token_id: int | None = 151643,
+        eos_token_id: int = 151643,
+        pad_token_id: int | None = 151643,
+        use_cache: bool = False,
+        **other: Any,
+    ) -> None:
+        for name, value in FIXED_FIELDS.items():
+            if other.pop(name, value) != value:
+                raise ValueError(f"config.json: {name} differs from {value!r}, the only value implemented for Dream")
+            setattr(self, name, value)
+        for name, value in CARRIED_FIELDS.items():
+            setattr(self, name, other.pop(name, value))
+        heads = num_attention_heads if num_key_value_heads is None else num_key_value_heads
+        sizes = {
+            "vocab_size": vocab_size, "hidden_size": hidden_size, "intermediate_size": intermediate_size, "num_hidden_layers": num_hidden_layers,
+            "num_attention_heads": num_attention_heads, "num_key_value_heads": heads, "max_position_embeddings": max_position_embeddings,
+        }  # fmt: skip
+        for name, size in sizes.items():
+            if type(size) is not int or size < 1:
+                raise ValueError(f"config.json: {name}={size!r}, expected a whole number of at least 1")
+            setattr(self, name, size)
+        if hidden_size % (2 * num_attention_heads) or num_attention_heads % heads:
+            raise ValueError(
+                f"config.json: hidden_size={hidden_size}, num_attention_heads={num_attention_heads}, num_key_value_heads={heads}: "
+                "hidden_size must divide into num_attention_heads even parts and these into num_key_value_heads groups"
+            )
+        self.rope_theta = rope_theta
+        self.rms_norm_eps = rms_norm_eps
+        self.initializer_range = initializer_range
+        self.mask_token_id = mask_token_id
+        self.use_cache = use_cache
+        super().__init__(bos_token_id=bos_token_id, eos_token_id=eos_token_id, pad_token_id=pad_token_id, tie_word_embeddings=False, **other)
+
+
+class DreamAttention(nn.Module):
+    def __init__(self, config: DreamConfig) -> None:
+        super().__init__()
+        kv_width = config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, kv_width)
+        self.v_proj = nn.Linear(config.hidden_size, kv_width)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int) -> Tensor:
+        return self.o_proj(attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), tables, mask, kept, layer))
+
+
+class DreamMLP(nn.Module):
+    def __init__(self, config: DreamConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DreamDecoderLayer(nn.Module):
+    def __init__(self, config: DreamConfig) -> None:
+        super().__init__()
+        self.self_attn = DreamAttention(config)
+        self.mlp = DreamMLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int) -> Tensor:
+        """x [R, Q, D]; mask [R, 1, 1, K] bool, True where attended, or None."""
+        x = x + self.self_attn(self.input_layernorm(x), tables, mask, kept, layer)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class DreamBackbone(nn.Module):
+    """Holds the parts under the hub's names: `embed_tokens`, `layers`, `norm`."""
+
+    def __init__(self, config: DreamConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DreamDecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class DreamModel(PreTrainedModel):
+    """Masked diffusion language model; `forward` gives logits of every position, `hidden` and `score` the two halves of it."""
+
+    config_class = DreamConfig
+    base_model_prefix = "model"
+    _no_split_modules: ClassVar = ["DreamDecoderLayer"]
+    _supports_sdpa = True
+    config: DreamConfig
+
+    def __init__(self, config: DreamConfig) -> None:
+        super().__init__(config)
+        self.model = DreamBackbone(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, RMSNorm):
+            nn.init.ones_(module.weight)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.embed_tokens = value  # type: ignore[assignment]
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def new_store(self, rows: int, columns: int) -> KVStore:
+        """Buffers for the keys and values of a run of `rows` rows and `columns` columns."""
+        weight, config = self.lm_head.weight, self.config
+        width = config.hidden_size // config.num_attention_heads
+        return KVStore(config.num_hidden_layers, rows, columns, config.num_key_value_heads, width, weight.dtype, weight.device)
+
+    def hidden(
+        self, input_ids: Tensor, position_ids: Tensor | None = None, attention_mask: Tensor | None = None, kept: KVView | None = None
+    ) -> Tensor:
+        """Final hidden states [R, Q, D]; arguments as `LLaDAModelLM.hidden`."""
+        config = self.config
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        tables = rotary_tables(position_ids, config.hidden_size // config.num_attention_heads, config.rope_theta)
+        x = self.model.embed_tokens(input_ids)
+        for number, layer in enumerate(self.model.layers):
+            x = layer(x, tables, mask, kept, number)
+        return self.model.norm(x)
+
+    def score(self, hidden: Tensor) -> Tensor:
+        """Vocabulary logits [..., V] of hidden states [..., D]."""
+        return self.lm_head(hidden)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **_: Any,
+    ) -> MaskedLMOutput:
+        """Logits [R, Q, V] of every position, not shifted: logits at i are for the token at i + 1."""
+        return MaskedLMOutput(logits=self.score(self.hidden(input_ids, position_ids, attention_mask)))

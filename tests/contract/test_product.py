@@ -1,0 +1,41 @@
+"""Every policy with every scheduler, cache and model that it goes with: ends, fills the canvas, and does not care about its neighbours."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from learn2pd import UserError, decode
+from tests.contract.helpers import BLOCK, CACHES, COMBINATIONS, GEN, MODELS, SCHEDULERS, STOPS, fits, oracle, outcome, policies, run
+
+STOP_NAMES = itertools.cycle(STOPS)  # every combination with one stop rule; the rules in all combinations are too many
+CASES = [(*combination, next(STOP_NAMES)) for combination in COMBINATIONS]
+
+
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize(("policy", "scheduler", "cache", "stop"), CASES)
+def test_a_row_ends_within_the_bound_and_equals_itself_alone(policy, scheduler, cache, stop, family, make_prompts, request):
+    model = request.getfixturevalue(family)
+    prompts = make_prompts([3, 17, 9], seed=len(policy) + len(cache))
+    chosen = oracle(model, prompts) if policy == "oracle" else policies()[policy]
+    parts = {"stop": STOPS[stop], "scheduler": SCHEDULERS[scheduler], "cache": CACHES[cache]}
+    state = run(model, prompts, chosen, **parts)
+    assert not state.masked.any()
+    assert (state.canvas != model.spec.mask_id).all()
+    assert ((state.forwards >= 1) & (state.forwards <= GEN)).all()
+    together = outcome(state, model)
+    for number, prompt in enumerate(prompts):
+        alone = outcome(run(model, [prompt], chosen, index=[number], **parts), model)
+        assert {key: [rows[number]] for key, rows in together.items()} == alone
+
+
+REFUSED = [(p, s, c) for p, s, c in itertools.product(["fixed", "filter"], SCHEDULERS, CACHES) if not fits(p, s, c)]
+
+
+@pytest.mark.parametrize(("policy", "scheduler", "cache"), REFUSED)
+def test_what_does_not_go_together_is_refused_before_anything_runs(policy, scheduler, cache, tiny_model):
+    with pytest.raises(UserError) as error:
+        decode(tiny_model, [[5, 6]], policy=policies()[policy], scheduler=SCHEDULERS[scheduler], cache=CACHES[cache], gen_length=BLOCK)
+    assert SCHEDULERS[scheduler].name in str(error.value)
+    assert "\n" not in str(error.value)
