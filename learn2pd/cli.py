@@ -36,8 +36,11 @@ class DecodeOptions:
     prompt: str = ""
     policy: str = ""  # folder of a trained policy or a registered name; empty is the run's own policy
     options: str = "{}"  # of a registered policy, for example options='{threshold: 0.9}'
+    scheduler: str = "blocks"
+    scheduler_options: str = "{}"
+    cache: str = "none"
+    cache_options: str = "{}"
     stop: str = "eot"
-    temperature: float = 0.0
     live: bool = False  # show the canvas filling in
 
 
@@ -129,34 +132,43 @@ def split_decode_options(arguments: Sequence[str]) -> tuple[DecodeOptions, list[
     return options, rest
 
 
+def parse_options(name: str, text: str) -> dict[str, Any]:
+    """Raises UserError where `text` is not a mapping in YAML."""
+    try:
+        options = yaml.safe_load(text)
+    except yaml.YAMLError:
+        options = None
+    if not isinstance(options, dict):
+        raise UserError(f"{name}={text!r}: expected a mapping, for example {name}='{{threshold: 0.9}}'")
+    return options
+
+
 def decode_one(config: Any, own: DecodeOptions) -> None:
     """Decode one prompt and print the answer; figures go to standard error."""
     from learn2pd.decoding.api import decode
-    from learn2pd.decoding.schedulers import BlocksScheduler
     from learn2pd.evaluation.live import LiveCanvas
-    from learn2pd.registry import POLICIES, build_policy, build_stop
-    from learn2pd.stages import model_of
+    from learn2pd.registry import COMPONENTS, build
+    from learn2pd.stages import model_of, provided_to, sampling_of
 
     if not own.prompt.strip():
         raise UserError("prompt is empty: give prompt='some text'")
-    try:
-        options = yaml.safe_load(own.options)
-    except yaml.YAMLError as error:
-        raise UserError(f"options={own.options!r}: not readable, expected for example options='{{threshold: 0.9}}'") from error
-    if not isinstance(options, dict):
-        raise UserError(f"options={own.options!r}: expected for example options='{{threshold: 0.9}}'")
-    named = own.policy in POLICIES or ":" in own.policy
-    folder = Path(config.output_dir) / "policy" if own.policy in ("", "filter") else Path(own.policy)
     if own.policy == "oracle":
         raise UserError("policy='oracle' needs the answer beforehand: it is for recording and comparison")
-    policy = build_policy(own.policy if named else "filter", options, {"folder": folder})
+    named = own.policy in COMPONENTS["policy"] or ":" in own.policy
+    folder = Path(config.output_dir) / "policy" if own.policy in ("", "filter") else Path(own.policy)
+    options = [parse_options(name, getattr(own, name)) for name in ("options", "scheduler_options", "cache_options")]
     model = model_of(config)
-    floor = config.decode.stop_floor
+    provided = provided_to(config, model, folder)
+    components = {
+        "policy": build("policy", own.policy if named else "filter", options[0], provided),
+        "scheduler": build("scheduler", own.scheduler, options[1], provided),
+        "cache": build("cache", own.cache, options[2], provided),
+        "stop": build("stop", own.stop, {}, provided),
+    }
     with LiveCanvas(model, shown=own.live) as canvas:
         result = decode(
-            model, [own.prompt], policy=policy, scheduler=BlocksScheduler(config.decode.block_length), stop=build_stop(own.stop, floor),
-            gen_length=config.decode.gen_length, temperature=own.temperature, seed=config.seed, recorder=canvas,
-        )  # fmt: skip
+            model, [own.prompt], **components, gen_length=config.decode.gen_length, sampling=sampling_of(config), seed=config.seed, recorder=canvas
+        )
     sys.stdout.write(result.texts[0] + "\n")
     tokens, forwards = int(result.lengths[0]), int(result.forwards[0])
     log.info("%d tokens, %d forwards, %.2f tokens per forward, %.2f s", tokens, forwards, tokens / max(forwards, 1), result.wall_s)

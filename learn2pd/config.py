@@ -52,6 +52,9 @@ class DecodeConfig:
     block_length: int = 32
     batch_size: int = 16
     stop_floor: float = 0.5  # least confidence of the end-of-text that ends an answer (stop rule eot)
+    temperature: float = 0.0  # 0 is greedy; recording is always greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0 is all
 
 
 @dataclass
@@ -78,8 +81,13 @@ class CalibrateConfig:
 @dataclass
 class MethodConfig:
     name: str = "???"
-    policy: str = "???"  # registered name or package.module:Class
-    options: dict[str, Any] = field(default_factory=dict)
+    policy: str = "???"  # registered name or package.module:Class, as for scheduler and cache
+    options: dict[str, Any] = field(default_factory=dict)  # of the policy
+    scheduler: str = "blocks"
+    scheduler_options: dict[str, Any] = field(default_factory=dict)
+    cache: str = "none"
+    cache_options: dict[str, Any] = field(default_factory=dict)
+    sweep: dict[str, Any] = field(default_factory=dict)  # one option of the policy and its values: a method for each, joined in the plot
 
 
 @dataclass
@@ -92,8 +100,9 @@ class CompareConfig:
 
 @dataclass
 class PretrainConfig:
-    """The embedded dLLM."""
+    """The embedded models."""
 
+    kind: str = "dllm"  # dllm, or verifier: the autoregressive model that APD checks drafts with
     d_model: int = 192
     n_layers: int = 5
     n_heads: int = 4
@@ -114,7 +123,7 @@ class PretrainConfig:
     checkpoint_every_steps: int = 250
     validate_every_steps: int = 500
     export_path: str = "checkpoints/tiny-llada"
-    init_from: str | None = None  # folder whose weights and tokenizer training starts from; null starts from nothing
+    init_from: str | None = None  # folder whose weights and tokenizer (verifier: tokenizer) training starts from; null: from nothing
 
 
 @dataclass
@@ -154,7 +163,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "compare.bootstrap_samples": (10, 10**6),
     "threads": (0, 4096),
 }
-CHOICES: dict[str, tuple[str, ...]] = {"data.source": ("tasks", "jsonl", "hub"), "filter.loss_on": ("masked", "all")}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "data.source": ("tasks", "jsonl", "hub"),
+    "filter.loss_on": ("masked", "all"),
+    "pretrain.kind": ("dllm", "verifier"),
+}
 
 
 def config_folder() -> Path:

@@ -21,9 +21,9 @@ import lightning
 import torch
 from tqdm.auto import tqdm
 
-from learn2pd.config import RunConfig, as_dict, differences, identity
+from learn2pd.config import MethodConfig, RunConfig, as_dict, differences, identity
 from learn2pd.decoding.api import encode_checked
-from learn2pd.decoding.schedulers import BlocksScheduler
+from learn2pd.decoding.proposals import Sampling
 from learn2pd.errors import UserError
 from learn2pd.evaluation import report
 from learn2pd.evaluation.compare import Bootstrap, Outcome, build_rows, cached, group_by_task, merge, run_method
@@ -34,7 +34,7 @@ from learn2pd.policies.filter import FilterNetwork
 from learn2pd.prompts import Prompt, field_prompts, hub_records, jsonl_records, prompts_digest, task_prompts
 from learn2pd.recording.reading import load_recording
 from learn2pd.recording.recorder import manifest, open_recording, record
-from learn2pd.registry import build_policy, build_stop
+from learn2pd.registry import build
 from learn2pd.training.calibration import calibrate, metrics_at, probabilities
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
 from learn2pd.training.filter import FilterData, answer_positions, filter_rows, train_filter
@@ -139,6 +139,22 @@ def check_prompts(model: Model, prompts: list[Prompt], gen_length: int) -> None:
     """Raises UserError for the first prompt that is empty or too long, before any time is spent on the others."""
     for prompt in prompts:
         encode_checked(model, prompt.text, prompt.id, gen_length)
+
+
+def provided_to(config: RunConfig, model: Model, folder: Path) -> dict[str, Any]:
+    """What components get without being told: see registry.py."""
+    length = config.decode.block_length
+    return {
+        "folder": folder, "block_length": length, "refresh_tokens": length, "floor": config.decode.stop_floor, "tokenizer": model.tokenizer,
+    }  # fmt: skip
+
+
+def sampling_of(config: RunConfig) -> Sampling:
+    """Raises UserError for values that make no sense."""
+    try:
+        return Sampling(config.decode.temperature, config.decode.top_p, config.decode.top_k)
+    except ValueError as error:
+        raise UserError(f"decode.{error}") from error
 
 
 def network_of(config: RunConfig) -> FilterNetwork:
@@ -263,29 +279,55 @@ def stage_compare(config: RunConfig, output: Path) -> dict[str, Any]:
     return {"rows": len(rows), "prompts": len(prompts)}
 
 
+def expand_sweeps(methods: list[MethodConfig]) -> list[tuple[str, MethodConfig]]:
+    """Every method with the family it belongs to; one with a sweep becomes a method a value.
+
+    Raises:
+        UserError: a sweep that is not one option with a list of values.
+    """
+    found = []
+    for method in methods:
+        if not method.sweep:
+            found.append((method.name, method))
+            continue
+        if len(method.sweep) != 1 or not isinstance(next(iter(method.sweep.values())), list):
+            raise UserError(
+                f"compare.methods: sweep={method.sweep!r} of {method.name!r}: expected one option with a list, as {{threshold: [0.8, 0.9]}}"
+            )
+        ((option, values),) = method.sweep.items()
+        for value in values:
+            chosen = dataclasses.replace(method, name=f"{method.name} {value}", options=method.options | {option: value}, sweep={})
+            found.append((method.name, chosen))
+    return found
+
+
 def _compare_outcomes(config: RunConfig, output: Path, model: Model, prompts: list[Prompt]) -> list[Outcome]:
     decoding, checkers = config.decode, build_checkers(config.data.run_generated_code)
-    groups, scheduler = group_by_task(prompts), BlocksScheduler(decoding.block_length)
+    groups = group_by_task(prompts)
     folder = Path(config.compare.policy) if config.compare.policy else output / "policy"
     references: dict[tuple[str, str], torch.Tensor] = {}  # by stop rule and task
     found: list[Outcome] = []
-    combinations = [(stop, method) for stop in config.compare.stops for method in config.compare.methods]
+    combinations = [(stop, *method) for stop in config.compare.stops for method in expand_sweeps(config.compare.methods)]
     with tqdm(total=len(combinations) * len(prompts), desc="compare", unit="prompt", dynamic_ncols=True) as bar:
-        for stop_name, method in combinations:
+        for stop_name, family, method in combinations:
             parts = []
             for task, group in groups.items():
-                provided = {"folder": folder, "reference": references.get((stop_name, task))}
                 if method.policy == "oracle" and (stop_name, task) not in references:
                     raise UserError("compare.methods: 'oracle' needs a method with policy 'fixed' before it, whose answers it knows")
-                policy = build_policy(method.policy, method.options, provided)
-                key = _outcome_key(model, group, method.policy, method.options, folder, config, stop_name)
+                provided = provided_to(config, model, folder) | {"reference": references.get((stop_name, task))}
+                components = {
+                    "policy": build("policy", method.policy, method.options, provided),
+                    "scheduler": build("scheduler", method.scheduler, method.scheduler_options, provided),
+                    "cache": build("cache", method.cache, method.cache_options, provided),
+                    "stop": build("stop", stop_name, {}, provided),
+                }
                 produce = functools.partial(
-                    run_method, model, group, checkers, method=method.name, task=task, policy=policy, scheduler=scheduler,
-                    stop=build_stop(stop_name, decoding.stop_floor), gen_length=decoding.gen_length, batch_size=decoding.batch_size, progress=bar,
+                    run_method, model, group, checkers, method=method.name, family=family, task=task, **components, progress=bar,
+                    gen_length=decoding.gen_length, batch_size=decoding.batch_size, sampling=sampling_of(config), seed=config.seed,
                 )  # fmt: skip
                 slug = "-".join("".join(c if c.isalnum() else "_" for c in part) for part in (method.name, stop_name, task))
                 before = bar.n
-                outcome = cached(output / "compare" / f"{slug}.json", key, produce)
+                outcome = cached(output / "compare" / f"{slug}.json", _outcome_key(model, group, method, folder, config, stop_name), produce)
                 bar.update(len(group) - (bar.n - before))
                 parts.append(outcome)
                 if method.policy == "fixed":
@@ -294,10 +336,11 @@ def _compare_outcomes(config: RunConfig, output: Path, model: Model, prompts: li
     return found
 
 
-def _outcome_key(model: Model, prompts: list[Prompt], policy: str, options: dict[str, Any], folder: Path, config: RunConfig, stop: str) -> str:
+def _outcome_key(model: Model, prompts: list[Prompt], method: MethodConfig, folder: Path, config: RunConfig, stop: str) -> str:
     """Everything an outcome depends on, hashed."""
-    weights = (folder / "model.safetensors").read_bytes() + (folder / "policy.json").read_bytes() if policy == "filter" and folder.is_dir() else b""
-    parts = [model.spec.fingerprint, prompts_digest(prompts), policy, options, as_dict(config)["decode"], stop]
+    reads_folder = method.policy == "filter" and folder.is_dir()
+    weights = (folder / "model.safetensors").read_bytes() + (folder / "policy.json").read_bytes() if reads_folder else b""
+    parts = [model.spec.fingerprint, prompts_digest(prompts), dataclasses.asdict(method), as_dict(config)["decode"], config.seed, stop]
     return hashlib.sha256(json.dumps(parts).encode() + weights).hexdigest()
 
 
@@ -316,13 +359,14 @@ def _plot_one_answer(model: Model, outcomes: list[Outcome], path: Path) -> None:
 
 
 def stage_pretrain(config: RunConfig, output: Path) -> dict[str, Any]:
-    """Train the embedded dLLM and export it in the hub's layout."""
-    from learn2pd.training.dllm import pretrain
+    """Train an embedded model, the dLLM or the verifier, and export it in the hub's layout."""
+    from learn2pd.training.pretraining import PRETRAININGS  # heavy, and only who trains the embedded models needs it
 
     tasks = [build_task(name) for name in config.data.tasks]
-    figures = pretrain(tasks, output / "pretrain", seed=config.seed, **dataclasses.asdict(config.pretrain))
-    logs = sorted((output / "pretrain" / "logs").glob("*/metrics.csv"), key=lambda path: path.stat().st_mtime)
-    report.plot_losses(logs, Path(config.pretrain.export_path) / "loss.png")
+    export, folder = Path(config.pretrain.export_path), output / "pretrain"
+    figures = PRETRAININGS[config.pretrain.kind](config.pretrain, tasks, folder, export, config.seed)
+    logs = sorted((folder / "logs").glob("*/metrics.csv"), key=lambda path: path.stat().st_mtime)
+    report.plot_losses(logs, export / "loss.png")
     return figures
 
 

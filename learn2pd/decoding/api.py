@@ -12,7 +12,7 @@ from torch import Tensor
 
 from learn2pd.decoding.caches import Cache, NoCache
 from learn2pd.decoding.loop import Recorder, decode_batch
-from learn2pd.decoding.proposals import Sampling
+from learn2pd.decoding.proposals import GREEDY, Sampling
 from learn2pd.decoding.schedulers import BlocksScheduler, Scheduler
 from learn2pd.decoding.stats import Stopwatch
 from learn2pd.decoding.stops import EotStop, StopRule, is_among
@@ -34,9 +34,7 @@ def decode(
     stop: StopRule | None = None,
     gen_length: int = 256,
     batch_size: int = 16,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
+    sampling: Sampling = GREEDY,
     seed: int = 0,
     recorder: Recorder | None = None,
     progress: Callable[[int], object] | None = None,
@@ -54,8 +52,7 @@ def decode(
         stop: default `EotStop()`; `NoStop()` decodes the whole canvas.
         gen_length: canvas, tokens; need not be a multiple of the block.
         batch_size: rows decoded together.
-        temperature: 0 is greedy and deterministic; above, every prompt draws from its own generator.
-        top_p, top_k: restrict what may be drawn: the smallest set of this probability, so many most probable tokens (0 is all).
+        sampling: default greedy and deterministic; `Sampling(temperature=0.2, top_p=0.95)` draws, every prompt from its own generator.
         seed: of those generators.
         recorder: watches every step.
         progress: called with the number of prompts after each batch.
@@ -66,10 +63,6 @@ def decode(
     """
     if gen_length < 1 or batch_size < 1:
         raise UserError(f"gen_length={gen_length}, batch_size={batch_size}: both must be at least 1")
-    try:
-        sampling = Sampling(temperature, top_p, top_k)
-    except ValueError as error:
-        raise UserError(str(error)) from error
     scheduler, cache, stop = scheduler or BlocksScheduler(policy.window_width or 32), cache or NoCache(), stop or EotStop()
     check_fit(model, policy, scheduler, cache)
     ids = [encode_checked(model, cast(str | Sequence[int], prompt), number, gen_length) for number, prompt in enumerate(prompts)]

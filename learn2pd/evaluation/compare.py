@@ -21,7 +21,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from learn2pd.decoding.api import decode
-from learn2pd.decoding.caches import NoCache
+from learn2pd.decoding.caches import Cache
+from learn2pd.decoding.proposals import Sampling
 from learn2pd.decoding.schedulers import Scheduler
 from learn2pd.decoding.stops import StopRule
 from learn2pd.evaluation.tasks import Checker
@@ -30,12 +31,15 @@ from learn2pd.policies.base import Policy
 from learn2pd.prompts import Prompt
 from learn2pd.types import DecodeResult
 
+PER_PROMPT = ("tokens", "lengths", "forwards", "auxiliary_forwards", "failed", "committed_at")  # what an outcome takes from a decode result
+
 
 @dataclass(frozen=True)
 class Outcome:
     """One method, stop rule and task: a value a prompt."""
 
     method: str
+    family: str  # methods that differ in the value of one option only share it
     scheduler: str
     policy: str
     cache: str
@@ -46,6 +50,8 @@ class Outcome:
     tokens: list[list[int]]
     lengths: list[int]
     forwards: list[int]
+    auxiliary_forwards: list[int]
+    failed: list[bool]
     committed_at: list[list[int]]
     wall_s: float
     model_s: float
@@ -65,23 +71,27 @@ def run_method(
     checkers: Mapping[str, Checker],
     *,
     method: str,
+    family: str,
     task: str,
     policy: Policy,
     scheduler: Scheduler,
+    cache: Cache,
     stop: StopRule,
     gen_length: int,
     batch_size: int,
+    sampling: Sampling,
+    seed: int,
     progress: tqdm[Any] | None = None,
 ) -> Outcome:
     """Decode the prompts of one task and judge them; the checking is not part of the wall time."""
-    cache = NoCache()
     result = decode(
-        model, [prompt.text for prompt in prompts], policy=policy, scheduler=scheduler, cache=cache, stop=stop,
-        gen_length=gen_length, batch_size=batch_size, progress=progress.update if progress is not None else None,
+        model, [prompt.text for prompt in prompts], policy=policy, scheduler=scheduler, cache=cache, stop=stop, gen_length=gen_length,
+        batch_size=batch_size, sampling=sampling, seed=seed, progress=progress.update if progress is not None else None,
     )  # fmt: skip
     verdicts = [checkers[prompt.task].check(prompt.facts, text) if prompt.task else None for prompt, text in zip(prompts, result.texts, strict=True)]
     return Outcome(
         method=method,
+        family=family,
         scheduler=scheduler.name,
         policy=policy.name,
         cache=cache.name,
@@ -94,7 +104,7 @@ def run_method(
 
 
 def _plain(result: DecodeResult) -> dict[str, Any]:
-    lists = {name: getattr(result, name).tolist() for name in ("tokens", "lengths", "forwards", "committed_at")}
+    lists = {name: getattr(result, name).tolist() for name in PER_PROMPT}
     return lists | {"wall_s": result.wall_s, "model_s": result.model_s}
 
 
@@ -118,7 +128,7 @@ def cached(path: Path, key: str, produce: Any) -> Outcome:
 def merge(outcomes: Sequence[Outcome]) -> Outcome:
     """The outcomes of one method and stop rule over all tasks, as task `all`."""
     first = asdict(outcomes[0])
-    for name in ("correct", "reasons", "tokens", "lengths", "forwards", "committed_at"):
+    for name in ("correct", "reasons", *PER_PROMPT):
         first[name] = [entry for outcome in outcomes for entry in getattr(outcome, name)]
     first |= {"task": "all", "wall_s": sum(outcome.wall_s for outcome in outcomes), "model_s": sum(outcome.model_s for outcome in outcomes)}
     return Outcome(**first)
@@ -170,7 +180,7 @@ def build_rows(outcomes: Sequence[Outcome], bootstrap: Bootstrap) -> list[dict[s
 def _row(outcome: Outcome, fixed: Outcome | None, threshold: Outcome | None, bootstrap: Bootstrap) -> dict[str, Any]:
     lengths, forwards = np.array(outcome.lengths, float), np.array(outcome.forwards, float)
     judged = np.array([correct for correct in outcome.correct if correct is not None], float)
-    row: dict[str, Any] = {name: getattr(outcome, name) for name in ("method", "scheduler", "policy", "cache", "stop", "task")} | {
+    row: dict[str, Any] = {name: getattr(outcome, name) for name in ("method", "family", "scheduler", "policy", "cache", "stop", "task")} | {
         "prompts": len(lengths)
     }
     row["accuracy"] = float(judged.mean()) if len(judged) else None
@@ -182,6 +192,8 @@ def _row(outcome: Outcome, fixed: Outcome | None, threshold: Outcome | None, boo
     row |= {
         "forwards_mean": float(forwards.mean()),
         "forwards_interval": bootstrap.interval(mean, forwards),
+        "auxiliary_forwards_mean": float(np.mean(outcome.auxiliary_forwards)),
+        "failed": sum(outcome.failed),
         "answer_tokens_mean": float(lengths.mean()),
         "tokens_per_forward": float(ratio(lengths, forwards)),
         "tokens_per_forward_interval": bootstrap.interval(ratio, lengths, forwards),

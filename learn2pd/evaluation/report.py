@@ -25,13 +25,14 @@ def markdown(rows: Sequence[dict[str, Any]], meta: dict[str, Any]) -> str:
         f"batch {meta['batch_size']}, {meta['device']}, {meta['dtype']}. Brackets: 95% bootstrap ({meta['bootstrap_samples']} resamples). "
         "Speedup is in forwards, against vanilla and against threshold with the same stop rule.",
         "",
-        "| task | method | stop | accuracy % | agreement % | forwards | tokens/forward | tokens/s | speedup | vs threshold |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| task | method | cache | stop | accuracy % | agreement % | forwards | tokens/forward | tokens/s | speedup | vs threshold |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda row: row["task"] != "all"):
         cells = [
             row["task"],
             row["method"],
+            row["cache"],
             row["stop"],
             _percent(row["accuracy"], row["accuracy_interval"]),
             _percent(row["agreement"], row["agreement_interval"]),
@@ -54,28 +55,31 @@ def _times(value: float | None) -> str:
 
 
 def plot_tradeoff(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Accuracy (agreement where nothing judges) against tokens per forward, over all tasks, with intervals."""
+    """Accuracy (agreement where nothing judges) against tokens per forward, over all tasks, with intervals; a sweep's points are joined."""
     chosen = [row for row in rows if row["task"] == "all"]
     measure = "accuracy" if all(row["accuracy"] is not None for row in chosen) else "agreement"
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    colours = {method: f"C{number}" for number, method in enumerate(dict.fromkeys(row["method"] for row in chosen))}
+    figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
+    curves: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in chosen:
-        x, y = row["tokens_per_forward"], 100 * row[measure]
-        spread_x = [[x - row["tokens_per_forward_interval"][0]], [row["tokens_per_forward_interval"][1] - x]]
-        spread_y = [[y - 100 * row[f"{measure}_interval"][0]], [100 * row[f"{measure}_interval"][1] - y]]
-        label = f"{row['method']}, stop {row['stop']}"
-        marker = MARKERS.get(row["stop"], "^")
-        filled = colours[row["method"]] if row["stop"] != "none" else "white"
+        curves.setdefault((row["family"], row["cache"], row["stop"]), []).append(row)
+    colours = {family: f"C{number % 10}" for number, family in enumerate(dict.fromkeys(row["family"] for row in chosen))}
+    for (family, cache, stop), points in curves.items():
+        x = np.array([row["tokens_per_forward"] for row in points])
+        y = 100 * np.array([row[measure] for row in points])
+        spread_x = np.abs(np.array([row["tokens_per_forward_interval"] for row in points]).T - x)
+        spread_y = np.abs(100 * np.array([row[f"{measure}_interval"] for row in points]).T - y)
+        label = family + (f", cache {cache}" if cache != "none" else "") + f", stop {stop}"
         axes.errorbar(
-            x, y, xerr=np.abs(spread_x), yerr=np.abs(spread_y), fmt=marker, color=colours[row["method"]], mfc=filled, capsize=2, lw=0.8, label=label
-        )
+            x, y, xerr=spread_x, yerr=spread_y, fmt=MARKERS.get(stop, "^"), ls="-" if len(points) > 1 else "", color=colours[family],
+            mfc="white" if stop == "none" else colours[family], capsize=2, lw=0.8, label=label,
+        )  # fmt: skip
     axes.set(
         xlabel="tokens per forward (answer tokens only)",
         ylabel=f"{measure}, %",
         title="Accuracy against tokens per forward, all tasks, 95% intervals",
     )
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=7, loc="best")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

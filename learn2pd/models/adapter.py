@@ -47,3 +47,7 @@ class ModelAdapter:
     def score(self, hidden: Tensor) -> Tensor:
         """Logits [N, V] of hidden states [N, D]; of the next column where `spec.shifted_logits`."""
         return self.network.score(hidden)
+
+    def compile(self) -> None:
+        """Let torch.compile fuse the layers; the first forwards of every new shape take much longer."""
+        self.network.hidden = torch.compile(self.network.hidden, dynamic=True)  # type: ignore[method-assign]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerBase
 
 from learn2pd.errors import UserError
-from learn2pd.models.loading import DTYPES, UNREADABLE, Model, first_line, resolve_device
+from learn2pd.models.loading import DTYPES, UNREADABLE, Model, first_line, load_tokenizer, resolve_device
 
 
 class VerifierCache:
@@ -98,7 +99,8 @@ def load_verifier(path: str, dtype: str = "float32", device: str = "auto") -> Ve
     if dtype not in DTYPES:
         raise UserError(f"verifier dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
     try:
-        network = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True).to(resolve_device(device))
-        return Verifier(network, AutoTokenizer.from_pretrained(path))
-    except (ValueError, KeyError, RuntimeError, *UNREADABLE) as error:
+        # False and not the default: the default asks on the terminal whether to run a checkpoint's own code
+        network = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False)
+    except (SafetensorError, ValueError, KeyError, RuntimeError, *UNREADABLE) as error:
         raise UserError(f"verifier {path!r} could not be loaded ({first_line(error)}); expected a causal language model of transformers") from error
+    return Verifier(network.to(resolve_device(device)), load_tokenizer(path, network.config))

@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, Qwen2TokenizerFast
 from transformers.modeling_outputs import MaskedLMOutput
 
+from learn2pd.models.fields import check_positive, check_whole, plain_rotation
 from learn2pd.models.kv import KVStore, KVView
 from learn2pd.models.layers import RMSNorm, attend, rotary_tables
 
@@ -26,7 +27,6 @@ FIXED_FIELDS: dict[str, Any] = {
     "hidden_act": "silu",
     "use_sliding_window": False,
     "use_mrope": False,
-    "rope_scaling": None,
     "tie_word_embeddings": False,
 }
 CARRIED_FIELDS: dict[str, Any] = {"attention_dropout": 0.0, "sliding_window": None, "max_window_layers": 28, "full_attn_mask": True}
@@ -67,25 +67,39 @@ class DreamConfig(PretrainedConfig):
         for name, value in CARRIED_FIELDS.items():
             setattr(self, name, other.pop(name, value))
         heads = num_attention_heads if num_key_value_heads is None else num_key_value_heads
-        sizes = {
-            "vocab_size": vocab_size, "hidden_size": hidden_size, "intermediate_size": intermediate_size, "num_hidden_layers": num_hidden_layers,
-            "num_attention_heads": num_attention_heads, "num_key_value_heads": heads, "max_position_embeddings": max_position_embeddings,
-        }  # fmt: skip
-        for name, size in sizes.items():
-            if type(size) is not int or size < 1:
-                raise ValueError(f"config.json: {name}={size!r}, expected a whole number of at least 1")
-            setattr(self, name, size)
+        rope_theta = plain_rotation(other, rope_theta)
+        check_whole(
+            vocab_size=vocab_size, hidden_size=hidden_size, intermediate_size=intermediate_size, num_hidden_layers=num_hidden_layers,
+            num_attention_heads=num_attention_heads, num_key_value_heads=heads, max_position_embeddings=max_position_embeddings,
+        )  # fmt: skip
+        check_positive(rope_theta=rope_theta, rms_norm_eps=rms_norm_eps)
         if hidden_size % (2 * num_attention_heads) or num_attention_heads % heads:
             raise ValueError(
                 f"config.json: hidden_size={hidden_size}, num_attention_heads={num_attention_heads}, num_key_value_heads={heads}: "
                 "hidden_size must divide into num_attention_heads even parts and these into num_key_value_heads groups"
             )
+        if other.get("layer_types") not in (None, ["full_attention"] * num_hidden_layers):
+            raise ValueError(f"config.json: layer_types={other['layer_types']!r}, only full_attention in every layer is implemented for Dream")
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = heads
+        self.max_position_embeddings = max_position_embeddings
         self.rope_theta = rope_theta
         self.rms_norm_eps = rms_norm_eps
         self.initializer_range = initializer_range
         self.mask_token_id = mask_token_id
         self.use_cache = use_cache
         super().__init__(bos_token_id=bos_token_id, eos_token_id=eos_token_id, pad_token_id=pad_token_id, tie_word_embeddings=False, **other)
+
+
+class DreamTokenizer(Qwen2TokenizerFast):
+    """Qwen2's tokenizer under the name that Dream's tokenizer_config.json gives, whose own code would have to be downloaded.
+
+    The hub's class reads the same files (vocab.json, merges.txt) in the same way.
+    """
 
 
 class DreamAttention(nn.Module):

@@ -18,6 +18,7 @@ from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
+from learn2pd.models.fields import check_positive, check_whole, plain_rotation
 from learn2pd.models.kv import KVStore, KVView
 from learn2pd.models.layers import RMSNorm, attend, rotary_tables
 
@@ -98,13 +99,14 @@ class LLaDAConfig(PretrainedConfig):
             setattr(self, name, other.pop(name, value))
         n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
         embedding_size = vocab_size if embedding_size is None else embedding_size
-        sizes = {
-            "d_model": d_model, "n_layers": n_layers, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "mlp_hidden_size": mlp_hidden_size,
-            "vocab_size": vocab_size, "embedding_size": embedding_size, "max_sequence_length": max_sequence_length,
-        }  # fmt: skip
-        for name, size in sizes.items():
-            if type(size) is not int or size < 1:
-                raise ValueError(f"config.json: {name}={size!r}, expected a whole number of at least 1")
+        rope_theta = plain_rotation(other, rope_theta)
+        check_whole(
+            d_model=d_model, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads, mlp_hidden_size=mlp_hidden_size,
+            vocab_size=vocab_size, embedding_size=embedding_size, max_sequence_length=max_sequence_length,
+        )  # fmt: skip
+        check_positive(rope_theta=rope_theta, rms_norm_eps=rms_norm_eps)
+        if embedding_size < vocab_size:
+            raise ValueError(f"config.json: embedding_size={embedding_size}, vocab_size={vocab_size}: every token needs an embedding")
         if d_model % (2 * n_heads) or n_heads % n_kv_heads:
             raise ValueError(
                 f"config.json: d_model={d_model}, n_heads={n_heads}, n_kv_heads={n_kv_heads}: "

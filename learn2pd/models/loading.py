@@ -11,12 +11,12 @@ from typing import Any, cast
 import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2TokenizerFast
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from learn2pd.errors import UserError
 from learn2pd.models.adapter import ModelAdapter
-from learn2pd.models.dream import DreamConfig, DreamModel
+from learn2pd.models.dream import DreamConfig, DreamModel, DreamTokenizer
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
 from learn2pd.types import ModelSpec
 
@@ -35,6 +35,7 @@ class Family:
 FAMILIES = {"llada": Family(LLaDAConfig, LLaDAModelLM, False), "Dream": Family(DreamConfig, DreamModel, True)}
 END_OF_TURN_TOKENS = ("<|eot_id|>", "<|im_end|>")  # LLaDA and Dream end an answer with this and pad with end-of-text; either ends it
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NOT_READ = ("auto_map", "dtype", "torch_dtype")  # fields of config.json: no remote code is run, and the type of the weights is the caller's choice
 UNREADABLE = (OSError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError)
 
 
@@ -96,11 +97,11 @@ def load_model(path: str, dtype: str = "float32", device: str = "auto", revision
     fields = read_config(path, revision)
     family = FAMILIES[fields["model_type"]]
     try:
-        config = family.config.from_dict({key: value for key, value in fields.items() if key != "auto_map"})
-    except ValueError as error:
-        raise UserError(f"model {path}: {error}") from error
+        config = family.config.from_dict({key: value for key, value in fields.items() if key not in NOT_READ})
+    except Exception as error:  # also what transformers' own checks of the fields raise, of many kinds
+        raise UserError(f"model {path}: {' '.join(str(error).split())}") from error
     network = _load_weights(path, family.network, config, DTYPES[dtype], revision).eval().to(target)
-    tokenizer = _load_tokenizer(path, revision)
+    tokenizer = load_tokenizer(path, network.config, revision)
     return Model(ModelAdapter(network, _spec(path, network, tokenizer, family.shifted_logits)), tokenizer)
 
 
@@ -122,11 +123,13 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
         raise UserError(f"model.path={path!r}: config.json could not be read ({first_line(error)})") from error
     if not isinstance(fields, dict):
         raise UserError(f"model.path={path!r}: config.json holds no JSON object; expected one with model_type {known}")
-    if fields.get("model_type") not in FAMILIES:
+    if str(fields.get("model_type")) not in FAMILIES:
         raise UserError(
             f"model.path={path!r}: config.json says model_type {fields.get('model_type')!r}, which is no dLLM known here; expected {known}"
         )
-    return dict(fields)
+    if fields.pop("quantization_config", None) is not None:
+        raise UserError(f"model.path={path!r}: config.json has a quantization_config; quantised weights are not read, expected the plain checkpoint")
+    return fields
 
 
 def _load_weights(path: str, model_class: Any, config: LLaDAConfig | DreamConfig, dtype: torch.dtype, revision: str | None) -> Network:
@@ -143,39 +146,59 @@ def _load_weights(path: str, model_class: Any, config: LLaDAConfig | DreamConfig
     return cast(Network, network)
 
 
-def _load_tokenizer(path: str, revision: str | None) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str, config: PretrainedConfig, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the weights. No remote code is run, and nobody is asked whether to.
+
+    Args:
+        path: as for `load_model`.
+        config: of the model, as loaded: transformers would read it again, and ask on the terminal about the code that its auto_map names.
+        revision: of the hub repository.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
     try:
-        described = Path(cached_file(path, "tokenizer_config.json", revision=revision))
-        kind = json.loads(described.read_text(encoding="utf-8")).get("tokenizer_class")
-        # Dream names a class of its own, whose code would have to be downloaded; it reads Qwen2's vocabulary files as Qwen2 does
-        reader = Qwen2TokenizerFast if kind == "DreamTokenizer" else AutoTokenizer
-        tokenizer: PreTrainedTokenizerBase = reader.from_pretrained(path, revision=revision)
-    except (ValueError, KeyError, TypeError, *UNREADABLE) as error:
+        described = json.loads(Path(cached_file(path, "tokenizer_config.json", revision=revision)).read_text(encoding="utf-8"))
+        options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+        named = described.get("extra_special_tokens")
+        if isinstance(named, list):  # as transformers 5 writes them; version 4 takes a list under the older name only, and both read that
+            options |= {"additional_special_tokens": named, "extra_special_tokens": {}}
+        if described.get("tokenizer_class") == DreamTokenizer.__name__:
+            return cast(PreTrainedTokenizerBase, DreamTokenizer.from_pretrained(path, **options))
+        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path, config=config, **options))
+    except Exception as error:  # the tokenizers library raises nothing narrower
         raise UserError(
             f"model {path}: the tokenizer could not be loaded ({first_line(error)}); "
             "expected tokenizer_config.json and tokenizer.json, or vocab.json and merges.txt"
         ) from error
-    return tokenizer
 
 
 def _spec(path: str, network: Network, tokenizer: PreTrainedTokenizerBase, shifted_logits: bool) -> ModelSpec:
     config = network.config
     mask_id = config.mask_token_id if config.mask_token_id is not None else tokenizer.mask_token_id
-    if mask_id is None or not 0 <= mask_id < config.vocab_size:
+    if not _is_id(mask_id, config.vocab_size):
         raise UserError(f"model {path}: no mask token (config.json mask_token_id={mask_id!r}, tokenizer mask_token={tokenizer.mask_token!r})")
     if tokenizer.convert_ids_to_tokens(mask_id) is None:
         raise UserError(f"model {path}: the tokenizer has no mask token: config.json says id {mask_id}, the tokenizer ends at {len(tokenizer) - 1}")
-    ends = (tokenizer.convert_tokens_to_ids(token) for token in END_OF_TURN_TOKENS if token in tokenizer.get_vocab())
+    stated = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
+    ends = [*stated] if isinstance(stated, list) else [stated]
+    if not ends or not all(_is_id(end, config.vocab_size) for end in ends):
+        raise UserError(f"model {path}: no end-of-text token (config.json eos_token_id={stated!r}, tokenizer eos_token={tokenizer.eos_token!r})")
+    ends += [tokenizer.convert_tokens_to_ids(token) for token in END_OF_TURN_TOKENS if token in tokenizer.get_vocab()]
     return ModelSpec(
         name=Path(path).name if Path(path).exists() else path,
         mask_id=int(mask_id),
-        eot_ids=tuple(dict.fromkeys([int(config.eos_token_id), *ends])),
-        pad_id=int(config.eos_token_id if config.pad_token_id is None else config.pad_token_id),
+        eot_ids=tuple(dict.fromkeys(ends)),
+        pad_id=config.pad_token_id if _is_id(config.pad_token_id, config.vocab_size) else ends[0],  # any token does: padding is never seen
         vocab_size=int(config.vocab_size),
         max_length=int(config.max_position_embeddings),
         shifted_logits=shifted_logits,
         fingerprint=fingerprint(network),
     )
+
+
+def _is_id(value: Any, vocab_size: int) -> bool:
+    return type(value) is int and 0 <= value < vocab_size
 
 
 def fingerprint(network: Network) -> str:

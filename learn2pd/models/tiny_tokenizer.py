@@ -5,10 +5,12 @@ Any UTF-8 text round-trips; a number of up to two digits, with or without the sp
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 END_OF_TEXT, MASK, USER, ASSISTANT = "<|endoftext|>", "<|mdm_mask|>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (
@@ -49,3 +51,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
         clean_up_tokenization_spaces=False,
         model_max_length=max_length,
     )
+
+
+def kept_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer a run began with, if it has begun: its ids are what the checkpoint's embeddings mean."""
+    return AutoTokenizer.from_pretrained(str(folder)) if folder.is_dir() else None
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """tokenizer.json and tokenizer_config.json with the chat template inside, readable by every transformers version."""
+    tokenizer.save_pretrained(folder, save_jinja_files=False)
+    path = folder / "tokenizer_config.json"
+    described = json.loads(path.read_text())
+    described["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name every transformers version knows
+    described.pop("backend", None)
+    path.write_text(json.dumps(described, indent=2) + "\n")

@@ -7,7 +7,6 @@ that are already decided. Splits are by prompt and come with the recording.
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -33,6 +31,7 @@ from torchmetrics.classification import (
 from learn2pd.errors import UserError
 from learn2pd.policies.filter import FilterNetwork
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
+from learn2pd.training.running import fit, loggers
 
 
 class FilterRows(NamedTuple):
@@ -133,28 +132,6 @@ class FilterData(lightning.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(TensorDataset(*self.validation), batch_size=4096)
-
-
-def fit(trainer: lightning.Trainer, module: lightning.LightningModule, data: lightning.LightningDataModule, last: Path) -> None:
-    """Train, from the checkpoint `last` where there is one.
-
-    Raises:
-        KeyboardInterrupt: on Ctrl-C, which Lightning turns into an exit of its own.
-    """
-    try:
-        trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None)
-    except SystemExit:
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
-
-
-def loggers(folder: Path) -> list[Logger]:
-    """CSV always, TensorBoard where it is installed."""
-    found: list[Logger] = [CSVLogger(folder, name="logs")]
-    with contextlib.suppress(ModuleNotFoundError):
-        found.append(TensorBoardLogger(folder, name="tensorboard"))
-    return found
 
 
 def train_filter(

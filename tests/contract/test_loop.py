@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learn2pd import BlocksScheduler, EotStop, NoStop, UserError, decode
+from learn2pd import BlocksScheduler, EotStop, NoStop, Sampling, UserError, decode
 from learn2pd.policies.filter import FilterPolicy
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import OraclePolicy
@@ -134,7 +134,7 @@ def test_sampling_repeats_by_seed_and_differs_between_seeds(name, tiny_model, ma
 
 def test_equal_prompts_draw_different_samples(tiny_model, make_prompts):
     prompt = make_prompts([10])[0]
-    tokens = decode(tiny_model, [prompt, prompt], policy=FixedPolicy(), gen_length=GEN, stop=NoStop(), temperature=1.0).tokens
+    tokens = decode(tiny_model, [prompt, prompt], policy=FixedPolicy(), gen_length=GEN, stop=NoStop(), sampling=Sampling(1.0)).tokens
     assert (tokens[0] != tokens[1]).any()
 
 
@@ -228,7 +228,6 @@ def test_decode_takes_texts_and_no_prompts_at_all(tiny_model):
         ([[5] * 500], {"gen_length": 13}, ["prompt 0", "500", "513", "512"]),
         ([[5]], {"gen_length": 0}, ["gen_length=0"]),
         ([[5]], {"batch_size": 0}, ["batch_size=0"]),
-        ([[5]], {"temperature": -0.1}, ["temperature=-0.1"]),
         ([[5]], {"policy": FilterPolicy(random_filter(), 0.5), "scheduler": BlocksScheduler(16)}, ["filter", "8", "16"]),
         ([[5, 400]], {}, ["prompt 0", "400"]),
         ([[5, -1]], {}, ["prompt 0", "-1"]),

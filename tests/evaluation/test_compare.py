@@ -7,8 +7,9 @@ from learn2pd.evaluation.compare import Bootstrap, Outcome, agreement, build_row
 
 def outcome(method, policy, stop="eot", task="math", forwards=(10, 20), lengths=(10, 10), correct=(True, False), tokens=((5, 6, 0, 0), (7, 0, 0, 0))):
     return Outcome(
-        method=method, scheduler="blocks", policy=policy, cache="none", stop=stop, task=task, correct=list(correct), reasons=["", ""],
-        tokens=[list(row) for row in tokens], lengths=list(lengths), forwards=list(forwards), committed_at=[[0] * 4] * 2, wall_s=2.0, model_s=1.0,
+        method=method, family=method, scheduler="blocks", policy=policy, cache="none", stop=stop, task=task, correct=list(correct), reasons=["", ""],
+        tokens=[list(row) for row in tokens], lengths=list(lengths), forwards=list(forwards), auxiliary_forwards=[0, 0],
+        failed=[False, False], committed_at=[[0] * 4] * 2, wall_s=2.0, model_s=1.0,
     )  # fmt: skip
 
 

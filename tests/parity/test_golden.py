@@ -29,7 +29,7 @@ from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.localleap import LocalLeapPolicy
 from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.threshold import ThresholdPolicy
-from learn2pd.types import DecodeState, ModelSpec
+from learn2pd.types import DecodeState, ForwardPlan, ModelSpec
 from tests.conftest import golden_root
 
 ROOT = golden_root()
@@ -135,6 +135,34 @@ def test_logits_equal_the_authors(name):
         with torch.inference_mode():
             logits = network(stored[f"ids_{case}"].reshape(1, -1).long()).logits
         assert (logits - stored[f"logits_{case}"]).abs().max() < 1e-4, case
+
+
+def partial_plan(first: int, stop: int, columns: int) -> ForwardPlan:
+    query = torch.arange(first, stop)[None]
+    return ForwardPlan(torch.tensor([0]), query, query, None, query >= 0, (0, columns))
+
+
+@needs_traces
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_over_kept_keys_and_values_equal_the_authors(name):
+    """A full pass, then columns of the changed sequence replaced in what it kept, step upon step."""
+    stored = load_file(ROOT / name / "golden_logits.safetensors")
+    if "cache_ids_full" not in stored:
+        pytest.skip("no cached logits are stored for this model")
+    model = adapter(ROOT / name)
+    full, new = stored["cache_ids_full"].reshape(1, -1).long(), stored["cache_ids_new"].reshape(1, -1).long()
+    columns = full.shape[1]
+
+    def after_full_pass(*parts):
+        store = model.new_store(1, columns)
+        with torch.inference_mode():
+            model.forward(full, partial_plan(0, columns, columns), store)
+            for first, stop in parts:
+                logits = model.score(model.forward(new[:, first:stop], partial_plan(first, stop, columns), store))
+        return logits
+
+    for key, parts in {"prefix": [(12, 44)], "dual": [(12, 28)], "dsb1": [(8, 20)], "dsb2": [(8, 20), (16, 30)]}.items():
+        assert (after_full_pass(*parts) - stored[f"cache_{key}_logits"]).abs().max() < 1e-4, key
 
 
 @needs_traces

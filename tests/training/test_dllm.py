@@ -1,24 +1,30 @@
 from __future__ import annotations
 
+import functools
 import itertools
 
 import lightning
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from learn2pd.errors import UserError
 from learn2pd.evaluation.tasks import TASK_NAMES, build_task
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
-from learn2pd.training import dllm
+from learn2pd.training import canvases
+from learn2pd.training.canvases import BATCHES_PER_ROUND, CanvasBatch, CanvasData, CanvasStream
+from learn2pd.training.causal import CausalTraining
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
-from learn2pd.training.dllm import BATCHES_PER_ROUND, SMALLEST_RATIO, CanvasBatch, CanvasData, CanvasStream, DiffusionTraining, mask_canvas
+from learn2pd.training.dllm import SMALLEST_RATIO, DiffusionTraining, mask_canvas
+from learn2pd.training.running import Schedule
 
 LENGTH, MASK_ID, EOT_ID = 320, 1, 0
 
 
 @pytest.fixture
 def small_rounds(monkeypatch):
-    monkeypatch.setattr(dllm, "PROBLEMS_PER_ROUND", 48)
+    monkeypatch.setattr(canvases, "PROBLEMS_PER_ROUND", 48)
 
 
 def stream(tokenizer, **options):
@@ -103,7 +109,19 @@ def test_masking_is_a_function_of_the_batch_seed():
 def tiny_training(total_steps=6):
     torch.manual_seed(3)
     config = LLaDAConfig(d_model=16, n_layers=1, n_heads=2, mlp_hidden_size=16, vocab_size=400, mask_token_id=MASK_ID, eos_token_id=EOT_ID)
-    return DiffusionTraining(LLaDAModelLM(config), 0.02, 0.003, 0.1, warmup_steps=2, total_steps=total_steps, decay_share=0.5)
+    return DiffusionTraining(LLaDAModelLM(config), schedule(total_steps))
+
+
+def schedule(total_steps):
+    return Schedule(
+        total_steps, 2, 0.5, muon_lr=0.02, adam_lr=0.003, weight_decay=0.1, precision="32", checkpoint_every_steps=1, validate_every_steps=1
+    )
+
+
+def tiny_verifier_training():
+    torch.manual_seed(3)
+    config = LlamaConfig(vocab_size=400, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, eos_token_id=EOT_ID)
+    return CausalTraining(LlamaForCausalLM(config), schedule(6))
 
 
 def train(tokenizer, folder, steps, resume=None):
@@ -114,7 +132,7 @@ def train(tokenizer, folder, steps, resume=None):
         max_steps=steps, accelerator="cpu", plugins=[SafetensorsCheckpointIO()], callbacks=[keep], logger=False, default_root_dir=folder,
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, use_distributed_sampler=False,
     )  # fmt: skip
-    trainer.fit(training, CanvasData([build_task(name) for name in TASK_NAMES], tokenizer, LENGTH, 0.2, 0.4, seed=7), ckpt_path=resume)
+    trainer.fit(training, CanvasData(functools.partial(stream, tokenizer)), ckpt_path=resume)
     trainer.save_checkpoint(folder / "end.ckpt")
     return {name: value.clone() for name, value in training.state_dict().items()}
 
@@ -130,8 +148,9 @@ def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(tokenizer,
     assert all(whole[name].equal(rest[name]) for name in whole)
 
 
-def test_training_lowers_the_loss(tokenizer, small_rounds):
-    training = tiny_training()
+@pytest.mark.parametrize("build", [tiny_training, tiny_verifier_training])
+def test_training_lowers_the_loss(build, tokenizer, small_rounds):
+    training = build()
     batch = take(stream(tokenizer), 1)[0]
     optimizer = torch.optim.AdamW(training.parameters(), lr=0.01)
     losses = []
@@ -146,14 +165,31 @@ def test_training_lowers_the_loss(tokenizer, small_rounds):
 
 def test_the_learning_rate_warms_up_stays_and_falls_to_nothing():
     training = tiny_training(total_steps=100)
-    rates = [training.rate(step) for step in range(101)]
+    rates = [training.schedule.rate(step) for step in range(101)]
     assert rates[0] < rates[1] == 1.0
     assert rates[49] == 1.0
     assert rates[50:] == sorted(rates[50:], reverse=True)
     assert rates[100] == 0.0
 
 
-def test_every_parameter_is_trained_by_exactly_one_optimizer():
-    training = tiny_training()
+@pytest.mark.parametrize("build", [tiny_training, tiny_verifier_training])
+def test_every_parameter_is_trained_by_exactly_one_optimizer(build):
+    training = build()
     groups = [parameter for optimizer in training.configure_optimizers() for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(map(id, groups)) == sorted(map(id, training.parameters()))
+
+
+def test_a_verifier_is_trained_on_the_answer_and_its_end_and_on_nothing_else():
+    """Whatever stands in the prompt's targets or after the end of text leaves the loss as it is."""
+    training = tiny_verifier_training()
+    tokens = torch.tensor([[5, 6, 7, 8, EOT_ID, EOT_ID, EOT_ID]])
+    prompt_mask = torch.tensor([[True, True, False, False, False, False, False]])
+    loss, _ = training.loss(CanvasBatch(tokens, prompt_mask, 0))
+    logits = training.model(tokens).logits[0]
+    wanted = torch.nn.functional.cross_entropy(logits[1:4], tokens[0, 2:5])
+    assert torch.allclose(loss, wanted)
+
+
+def test_a_length_that_no_problem_fits_is_refused(tokenizer, small_rounds):
+    with pytest.raises(UserError, match="train_length=8"):
+        CanvasStream([build_task("math")], tokenizer, 8, 0.2, 0.4, 7).round(0)

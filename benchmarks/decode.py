@@ -1,0 +1,155 @@
+"""Time and memory of every method, cache and batch size, against decoding as one would write it down.
+
+    python benchmarks/decode.py [model=PATH] [gen_length=64] [prompt_length=64] [batches=1,4,16] [threads=0] [dtype=float32] [compile=false]
+
+Without `model` it is a random LLaDA with the real vocabulary (126,464) and a small body, whose head is scaled so that confidences spread
+over 0 to 1. The obvious implementation, tests/reference.py, decodes one row at a time, takes the logits of every position and a float64
+softmax of all of them; the ratio compares tokens per second at one token a step. Everything printed is measured in this run, on one model.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from learn2pd import (
+    AdaBlockScheduler,
+    BlockCache,
+    BlocksScheduler,
+    DSBCache,
+    DSBScheduler,
+    FixedPolicy,
+    LocalLeapPolicy,
+    NoCache,
+    NoStop,
+    ThresholdPolicy,
+    decode,
+    load_model,
+)
+from learn2pd.models.adapter import ModelAdapter
+from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
+from learn2pd.models.loading import Model
+from learn2pd.policies.filter import FilterNetwork, FilterPolicy
+from learn2pd.types import ModelSpec
+from tests.reference import decode_reference, fixed_rule
+
+BLOCK = 32
+PAGE_BYTES = resource.getpagesize()
+
+
+def random_llada(dtype: torch.dtype, device: str) -> Model:
+    """LLaDA's vocabulary on a body small enough for a CPU."""
+    torch.manual_seed(0)
+    config = LLaDAConfig(d_model=256, n_layers=4, n_heads=4, mlp_hidden_size=512, max_sequence_length=2048)
+    network = LLaDAModelLM(config)
+    with torch.no_grad():
+        network.model.transformer.ff_out.weight *= 40.0
+    spec = ModelSpec("random LLaDA", config.mask_token_id, (config.eos_token_id,), config.eos_token_id, config.vocab_size, 2048, False, "")
+    tokenizer: Any = SimpleNamespace(decode=lambda *_, **__: "")
+    return Model(ModelAdapter(network.eval().to(device, dtype), spec), tokenizer)
+
+
+class PeakMemory:
+    """Largest growth of the process (or of the device's allocations) while it is open, in MiB."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.mib = device, 0.0
+
+    def __enter__(self) -> PeakMemory:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.base = torch.cuda.memory_allocated(self.device)
+            return self
+        self.base, self.open = self._resident(), True
+        self.watcher = threading.Thread(target=self._watch, daemon=True)
+        self.watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            self.mib = (torch.cuda.max_memory_allocated(self.device) - self.base) / 2**20
+            return
+        self.open = False
+        self.watcher.join()
+
+    def _watch(self) -> None:
+        while self.open:
+            self.mib = max(self.mib, (self._resident() - self.base) / 2**20)
+            time.sleep(0.002)
+
+    @staticmethod
+    def _resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
+
+
+def methods(vocab_size: int) -> dict[str, tuple[Any, Any, Any]]:
+    """Name -> policy, scheduler, cache."""
+    blocks, sure = BlocksScheduler(BLOCK), ThresholdPolicy(0.9)
+    delimiters = tuple(range(0, vocab_size, 50))
+    return {
+        "one token a step": (FixedPolicy(), blocks, NoCache()),
+        "one token a step, prefix": (FixedPolicy(), blocks, BlockCache("prefix")),
+        "one token a step, dual": (FixedPolicy(), blocks, BlockCache("dual")),
+        "threshold": (sure, blocks, NoCache()),
+        "threshold, dual": (sure, blocks, BlockCache("dual")),
+        "localleap": (LocalLeapPolicy(), blocks, NoCache()),
+        "adablock, dual": (sure, AdaBlockScheduler(delimiters, BLOCK), BlockCache("dual")),
+        "dsb greedy": (sure, DSBScheduler(BLOCK), NoCache()),
+        "dsb greedy, dsb": (sure, DSBScheduler(BLOCK), DSBCache(BLOCK)),
+        "filter": (FilterPolicy(FilterNetwork(), 0.9), blocks, NoCache()),
+        "filter, dual": (FilterPolicy(FilterNetwork(), 0.9), blocks, BlockCache("dual")),
+    }
+
+
+def main(arguments: list[str]) -> None:
+    options = {"model": "", "gen_length": "64", "prompt_length": "64", "batches": "1,4,16", "threads": "0", "dtype": "float32", "compile": "false"}
+    options |= dict(argument.split("=", 1) for argument in arguments)
+    if int(options["threads"]):
+        torch.set_num_threads(int(options["threads"]))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(options["model"], options["dtype"]) if options["model"] else random_llada(getattr(torch, options["dtype"]), device)
+    if options["compile"] == "true":
+        model.adapter.compile()
+    network: Any = model.adapter.network
+    gen_length, batches = int(options["gen_length"]), [int(size) for size in options["batches"].split(",")]
+    rng = random.Random(0)
+    prompts = [[rng.randrange(1, 1000) for _ in range(int(options["prompt_length"]))] for _ in range(max(batches))]
+    weights_mib = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values()) / 2**20
+    print(
+        f"{model.spec.name}, vocabulary {model.spec.vocab_size}, {options['dtype']}, {device}, {torch.get_num_threads()} threads, "
+        f"prompt {options['prompt_length']}, canvas {gen_length}, weights {weights_mib:.0f} MiB"
+    )
+    started = time.perf_counter()
+    with PeakMemory(model.adapter.device) as memory:
+        _, forwards, _ = decode_reference(network, prompts[0], gen_length, BLOCK, model.spec.mask_id, fixed_rule(BLOCK))
+    obvious = gen_length / (time.perf_counter() - started)
+    step_ms, above = 1000 / obvious * gen_length / forwards, f"{memory.mib:.0f} MiB above the weights"
+    print(f"obvious implementation: {step_ms:.1f} ms a step, {obvious:.2f} tokens/s, {above}")
+    titles = f"{'method':26} {'batch':>5} {'ms/step':>8} {'forward':>8} {'score':>6} {'policy':>7} {'rest':>6}"
+    print(f"{titles} {'forwards':>8} {'tokens/s':>9} {'ratio':>6} {'MiB':>5}")
+    for name, (policy, scheduler, cache) in methods(model.spec.vocab_size).items():
+        for batch in batches:
+            run = {"policy": policy, "scheduler": scheduler, "cache": cache, "stop": NoStop(), "gen_length": gen_length, "batch_size": batch}
+            decode(model, prompts[:1], **run)  # warm-up
+            with PeakMemory(model.adapter.device) as memory:
+                result = decode(model, prompts[:batch], **run)
+            share = {part: 100 * seconds / result.wall_s for part, seconds in result.seconds.items()}
+            rest = 100 - sum(share.values())
+            steps, speed = int(result.forwards.max()), batch * gen_length / result.wall_s
+            print(
+                f"{name:26} {batch:5} {1000 * result.wall_s / steps:8.1f} {share['forward']:7.1f}% {share['score']:5.1f}% {share['policy']:6.1f}% "
+                f"{rest:5.1f}% {result.forwards.float().mean():8.1f} {speed:9.1f} {speed / obvious:5.1f}x {memory.mib:5.0f}"
+            )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

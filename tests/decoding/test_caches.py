@@ -1,0 +1,108 @@
+"""What a cache recomputes, against recomputing everything."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from learn2pd import BlockCache, DSBCache, DSBScheduler, FixedPolicy, LookaheadCache, LookaheadScheduler, NoCache, ThresholdPolicy
+from tests.contract.helpers import BLOCK, CACHES, GEN, MODELS, SCHEDULERS, fits, outcome, run
+
+LENGTHS = [3, 21, 12]
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_cache_that_refreshes_after_every_token_changes_nothing(scheduler, model, make_prompts):
+    plain, cached = (
+        outcome(run(model, make_prompts(LENGTHS), ThresholdPolicy(0.6), scheduler=SCHEDULERS[scheduler], cache=cache), model)
+        for cache in (NoCache(), DSBCache(refresh_tokens=1))
+    )
+    assert plain == cached
+
+
+def test_a_single_step_a_block_needs_nothing_of_what_is_kept(model, make_prompts):
+    for cache in (BlockCache("prefix"), BlockCache("dual")):
+        plain, cached = (outcome(run(model, make_prompts(LENGTHS), ThresholdPolicy(0.0), cache=kind), model) for kind in (NoCache(), cache))
+        assert plain == cached
+
+
+def test_a_lookahead_that_freezes_nothing_changes_nothing(model, make_prompts):
+    plain, cached = (
+        outcome(run(model, make_prompts(LENGTHS), ThresholdPolicy(0.6), scheduler=LookaheadScheduler(), cache=cache), model)
+        for cache in (NoCache(), LookaheadCache(None))
+    )
+    assert plain == cached
+
+
+class Counting:
+    """A cache that notes how many columns each forward recomputed."""
+
+    def __init__(self, cache):
+        self.cache, self.name, self.keeps, self.slides = cache, cache.name, cache.keeps, cache.slides
+        self.columns = []
+
+    def start(self, state, shifted_logits):
+        return self.cache.start(state, shifted_logits)
+
+    def plan(self, state, score, memory):
+        plans = self.cache.plan(state, score, memory)
+        self.columns.append([(plan.rows.tolist(), plan.query.shape[1]) for plan in plans])
+        return plans
+
+    def finish(self, state, memory):
+        return self.cache.finish(state, memory)
+
+
+@pytest.mark.parametrize(
+    ("cache", "later"),
+    [(BlockCache("dual"), BLOCK), (BlockCache("prefix"), GEN), (DSBCache(BLOCK, prefix_window=4), BLOCK + 4)],
+    ids=["dual", "prefix", "dsb"],
+)
+def test_after_a_refresh_only_the_window_is_recomputed(cache, later, model, make_prompts):
+    lead = int(model.spec.shifted_logits)
+    watched = Counting(cache)
+    run(model, make_prompts([12]), FixedPolicy(), cache=watched)
+    widths = [width for step in watched.columns for _, width in step]
+    assert widths[0] == 12 + GEN
+    assert widths[1] == later + lead
+    assert widths.count(12 + GEN) == 3  # one a block of 8, 8 and 4 tokens
+
+
+def test_rows_of_a_batch_refresh_and_reuse_in_the_same_step(model, make_prompts):
+    watched = Counting(DSBCache(4, prefix_window=2))
+    run(model, make_prompts(range(1, 12)), ThresholdPolicy(0.5), scheduler=DSBScheduler(BLOCK), cache=watched)
+    assert any(len(step) == 2 for step in watched.columns)
+
+
+@pytest.mark.parametrize("cache", [name for name in CACHES if name != "none"])
+def test_kept_values_are_never_those_of_an_earlier_run(cache, model, make_prompts):
+    scheduler = next(name for name in SCHEDULERS if fits("fixed", name, cache))
+    prompts = make_prompts(LENGTHS)
+    first = outcome(run(model, prompts, ThresholdPolicy(0.6), scheduler=SCHEDULERS[scheduler], cache=CACHES[cache]), model)
+    run(model, make_prompts(LENGTHS, seed=9), ThresholdPolicy(0.6), scheduler=SCHEDULERS[scheduler], cache=CACHES[cache])
+    assert outcome(run(model, prompts, ThresholdPolicy(0.6), scheduler=SCHEDULERS[scheduler], cache=CACHES[cache]), model) == first
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_row_whose_logits_are_not_finite_stops_and_the_others_go_on(cache, broken, model, make_prompts, monkeypatch):
+    prompts = make_prompts(LENGTHS)
+    alone = outcome(run(model, prompts[:1] + prompts[2:], ThresholdPolicy(0.6), cache=CACHES[cache]), model)
+    forward, calls = model.adapter.forward, []
+
+    def breaks_the_second_prompt(tokens, plan, store):
+        hidden = forward(tokens, plan, store)
+        calls.append(len(plan.rows))
+        return torch.where(((plan.rows == 1) & (len(calls) > 2))[:, None, None], broken, hidden)
+
+    monkeypatch.setattr(model.adapter, "forward", breaks_the_second_prompt)
+    state = run(model, prompts, ThresholdPolicy(0.6), cache=CACHES[cache])
+    assert state.failed.tolist() == [False, True, False]
+    assert not state.masked.any()
+    together = outcome(state, model)
+    assert {key: [rows[0], rows[2]] for key, rows in together.items()} == alone

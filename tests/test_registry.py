@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from learn2pd import UserError, cli, decode
+from learn2pd.registry import COMPONENTS, build
+
+PROVIDED = {"block_length": 8, "refresh_tokens": 8, "floor": 0.25}
+PAGE = Path(__file__).parents[1] / "docs" / "adding_a_policy.md"
+
+
+@pytest.fixture
+def written_policy(tmp_path, monkeypatch):
+    """The file that docs/adding_a_policy.md tells its reader to write, in the working directory."""
+    (tmp_path / "half_life.py").write_text(re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1])
+    monkeypatch.chdir(tmp_path)
+    return "half_life:HalfLife"
+
+
+def test_the_policy_of_the_page_decodes_and_its_option_matters(written_policy, tiny_model, make_prompts):
+    prompts = make_prompts([4, 9])
+    slow, fast = (decode(tiny_model, prompts, policy=build("policy", written_policy, {"start": start}, {}), gen_length=16) for start in (1.0, 0.0))
+    assert (fast.forwards < slow.forwards).all()
+
+
+def test_the_command_of_the_page_runs(written_policy, tiny_model_folder, capsys):
+    command = re.search(r"learn2pd decode .* policy=(\S+) options='(.*?)' prompt=\"(.*?)\"", PAGE.read_text())
+    arguments = ["config=tiny_filter", f"model.path={tiny_model_folder}", f"policy={command[1]}", f"options={command[2]}", f"prompt={command[3]}"]
+    assert command[1] == written_policy
+    assert cli.guarded(lambda: cli.run_command("decode", [*arguments, "decode.gen_length=32"])) == 0
+
+
+def test_its_skeleton_is_short(written_policy):
+    code = [line for line in Path("half_life.py").read_text().splitlines() if line.strip()]
+    assert len(code) <= 20
+
+
+NEEDS = {"apd": "verifier", "filter": "folder", "oracle": "reference"}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, table in COMPONENTS.items() for name in table])
+def test_every_name_is_built_or_says_what_it_needs(kind, name, tokenizer):
+    provided = PROVIDED | {"tokenizer": tokenizer}
+    if name in NEEDS:
+        with pytest.raises(UserError, match=f"needs {NEEDS[name]}"):
+            build(kind, name, {}, provided)
+    else:
+        assert build(kind, name, {}, provided).name == name
+
+
+def test_what_the_caller_provides_reaches_the_component():
+    assert build("scheduler", "dsb", {"mode": "const"}, PROVIDED).block_length == 8
+    assert build("scheduler", "dsb", {"block_length": 4}, PROVIDED).block_length == 4
+    assert build("cache", "dsb", {"prefix_window": 3}, PROVIDED).refresh_tokens == 8
+    assert build("stop", "eot", {}, PROVIDED).floor == 0.25
+
+
+def test_without_delimiters_adablock_takes_white_space_with_a_new_line(tokenizer):
+    scheduler = build("scheduler", "adablock", {}, PROVIDED | {"tokenizer": tokenizer})
+    texts = [tokenizer.decode([token]) for token in scheduler.delimiter_ids]
+    assert "\n" in texts
+    assert all("\n" in text and not text.strip() for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "options", "words"),
+    [
+        ("policy", "threshhold", {}, ["threshhold", "did you mean 'threshold'"]),
+        ("policy", "threshold", {"treshold": 0.5}, ["treshold", "did you mean 'threshold'"]),
+        ("policy", "threshold", {"threshold": 1.5}, ["threshold=1.5"]),
+        ("policy", "factor", {"factor": 0}, ["factor=0"]),
+        ("policy", "localleap", {"relaxed_threshold": 0.95}, ["relaxed_threshold=0.95", "threshold=0.9"]),
+        ("policy", "localleap", {"radius": -1}, ["radius=-1"]),
+        ("policy", "left_to_right", {"tokens_per_step": 0}, ["tokens_per_step=0"]),
+        ("policy", "fixed", {"rank": "best"}, ["rank='best'", "margin"]),
+        ("policy", "apd", {"verifier": "no/such/folder"}, ["no/such/folder"]),
+        ("policy", "no_such_module:Policy", {}, ["no_such_module"]),
+        ("scheduler", "dsb", {"mode": "eager"}, ["mode='eager'", "const"]),
+        ("scheduler", "blocks", {"block_length": 0}, ["block_length=0"]),
+        ("scheduler", "adablock", {"delimiter_ids": []}, ["delimiter_ids", "empty"]),
+        ("scheduler", "adablock", {"delimiter_ids": [3], "delimiter_threshold": 2}, ["delimiter_threshold=2"]),
+        ("scheduler", "lookahead", {"max_lookahead": 0}, ["max_lookahead=0"]),
+        ("cache", "dsb", {"prefix_window": -1}, ["prefix_window=-1"]),
+        ("cache", "lookahead", {"kv_window": -2}, ["kv_window=-2"]),
+        ("cache", "dual", {"reference_quirks": "all"}, ["reference_quirks='all'"]),
+        ("stop", "eot", {"floor": 3}, ["floor=3"]),
+    ],
+)
+def test_a_name_or_option_that_makes_no_sense_is_one_line(kind, name, options, words, tokenizer):
+    with pytest.raises(UserError) as error:
+        build(kind, name, options, PROVIDED | {"tokenizer": tokenizer})
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert "\n" not in str(error.value)
