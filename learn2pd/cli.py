@@ -148,7 +148,7 @@ def decode_one(config: Any, own: DecodeOptions) -> None:
     from learn2pd.decoding.api import decode
     from learn2pd.evaluation.live import LiveCanvas
     from learn2pd.registry import COMPONENTS, build
-    from learn2pd.stages import model_of, provided_to, sampling_of
+    from learn2pd.stages.parts import model_of, provided_to, sampling_of
 
     if not own.prompt.strip():
         raise UserError("prompt is empty: give prompt='some text'")

@@ -1,7 +1,7 @@
 """Configuration: `config=NAME` -> configs/NAME.yaml -> the dataclasses below -> `key=value` overrides.
 
 Every key has a type and a default here; the YAML files state what a run is about. A key that does not exist names its nearest
-neighbour, a value of the wrong type names the type. Nothing outside this file, registry.py and stages.py reads a configuration.
+neighbour, a value of the wrong type names the type. Nothing outside this file, registry.py and stages/ reads a configuration.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class ModelConfig:
     dtype: str = "float32"  # float32, bfloat16, float16
     device: str = "auto"
     revision: str | None = None  # of a hub repository
+    compile: bool = False  # torch.compile: faster forwards on a GPU after slow first ones
 
 
 @dataclass
@@ -245,7 +246,8 @@ def identity(config: RunConfig) -> dict[str, Any]:
     described = as_dict(config)
     for key in ("resume", "overwrite", "stages", "output_dir", "threads"):
         del described[key]
-    del described["model"]["device"]
+    for key in ("device", "compile"):
+        del described["model"][key]
     return described
 
 

@@ -49,5 +49,5 @@ class ModelAdapter:
         return self.network.score(hidden)
 
     def compile(self) -> None:
-        """Let torch.compile fuse the layers; the first forwards of every new shape take much longer."""
+        """Let torch.compile fuse the layers."""
         self.network.hidden = torch.compile(self.network.hidden, dynamic=True)  # type: ignore[method-assign]

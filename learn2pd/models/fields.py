@@ -32,8 +32,8 @@ def plain_rotation(other: dict[str, Any], theta: float) -> float:
         given = other.pop(name, None)
         if given is None:
             continue
-        kinds = {key: value for key, value in given.items() if key != "rope_theta"} if isinstance(given, dict) else {"type": given}
-        if kinds.keys() - {"rope_type", "type"} or set(kinds.values()) - {"default"}:
+        rest = {key: value for key, value in given.items() if key != "rope_theta"} if isinstance(given, dict) else given
+        if rest not in ({}, {"rope_type": "default"}, {"type": "default"}, {"rope_type": "default", "type": "default"}):
             raise ValueError(f"config.json: {name}={given!r}, only plain rotary positions are implemented (null)")
         theta = given.get("rope_theta", theta)
     return theta

@@ -79,7 +79,7 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def load_model(path: str, dtype: str = "float32", device: str = "auto", revision: str | None = None) -> Model:
+def load_model(path: str, dtype: str = "float32", device: str = "auto", revision: str | None = None, compile: bool = False) -> Model:
     """Load weights, configuration and tokenizer. No remote code is run.
 
     Args:
@@ -87,6 +87,7 @@ def load_model(path: str, dtype: str = "float32", device: str = "auto", revision
         dtype: `float32`, `bfloat16` or `float16`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         revision: of the hub repository.
+        compile: let torch.compile fuse the layers; the first forwards of every new shape take much longer.
 
     Raises:
         UserError: the folder is missing or is not a dLLM, weights are damaged or do not fit, there is no mask token.
@@ -102,7 +103,10 @@ def load_model(path: str, dtype: str = "float32", device: str = "auto", revision
         raise UserError(f"model {path}: {' '.join(str(error).split())}") from error
     network = _load_weights(path, family.network, config, DTYPES[dtype], revision).eval().to(target)
     tokenizer = load_tokenizer(path, network.config, revision)
-    return Model(ModelAdapter(network, _spec(path, network, tokenizer, family.shifted_logits)), tokenizer)
+    adapter = ModelAdapter(network, _spec(path, network, tokenizer, family.shifted_logits))
+    if compile:
+        adapter.compile()
+    return Model(adapter, tokenizer)
 
 
 def read_config(path: str, revision: str | None = None) -> dict[str, Any]:

@@ -94,6 +94,12 @@ def test_stages_out_of_order_say_which_comes_first(arguments, tmp_path, capsys):
         (["compare.methods=[{name: x, policy: threshold, options: {thresh: 1}}]", "stages=[compare]"], ["thresh", "did you mean 'threshold'"]),
         (["compare.methods=[{name: x, policy: threshold, options: {threshold: 7}}]", "stages=[compare]"], ["threshold=7", "0 to 1"]),
         (["compare.methods=[{name: x, policy: oracle}]", "stages=[compare]"], ["oracle", "fixed"]),
+        (["compare.methods=[{name: v, policy: fixed}, {name: x, policy: fixed, scheduler: dsb, cache: dual}]", "stages=[compare]"], ["dual", "dsb"]),
+        (["compare.methods=[{name: x, policy: fixed, scheduler: bloks}]", "stages=[compare]"], ["bloks", "did you mean 'blocks'"]),
+        (["compare.methods=[{name: x, policy: fixed, cache: dul}]", "stages=[compare]"], ["dul", "did you mean 'dual'"]),
+        (["compare.methods=[{name: x, policy: threshold, sweep: {threshold: 0.5}}]", "stages=[compare]"], ["sweep", "list of values"]),
+        (["compare.methods=[{name: x, policy: threshold, shceduler: dsb}]", "stages=[compare]"], ["shceduler", "did you mean 'scheduler'"]),
+        (["decode.top_p=0", "stages=[compare]", "compare.methods=[{name: v, policy: fixed}]"], ["decode.top_p=0"]),
         (["compare.stops=[never]", "stages=[compare]", "compare.methods=[{name: v, policy: fixed}]"], ["never", "eot"]),
         (["data.run_generated_code=false", "stages=[compare]", "compare.methods=[{name: v, policy: fixed}]"], ["data.run_generated_code=true"]),
     ],
@@ -120,6 +126,34 @@ def test_gsm8k_style_questions_go_through(arguments, tmp_path):
     assert cli.run([*arguments, f"output_dir={output}", *extra]) == 0
     row = json.loads((output / "compare.json").read_text())["rows"][0]
     assert (row["task"], row["accuracy"]) == ("final_number", 0.0)
+
+
+EVERY_ROLE = """compare.methods=[
+    {name: vanilla, policy: fixed},
+    {name: entropy, policy: fixed, options: {rank: entropy}},
+    {name: dual, policy: threshold, cache: dual},
+    {name: ada, policy: threshold, scheduler: adablock, cache: prefix},
+    {name: dsb, policy: threshold, scheduler: dsb, scheduler_options: {mode: const}, cache: dsb, cache_options: {prefix_window: 4}},
+    {name: curve, policy: threshold, sweep: {threshold: [0.3, 0.9]}},
+    {name: oracle, policy: oracle},
+]"""
+
+
+def test_a_comparison_takes_every_role_and_a_sweep(arguments, tmp_path):
+    output = tmp_path / "out"
+    extra = ["data.tasks=[math]", "data.test_prompts=2", "compare.stops=[eot]", "stages=[compare]", EVERY_ROLE]
+    assert cli.run([*arguments, f"output_dir={output}", *extra]) == 0
+    rows = {row["method"]: row for row in json.loads((output / "compare.json").read_text())["rows"] if row["task"] == "all"}
+    assert [rows[name]["family"] for name in ("curve 0.3", "curve 0.9", "dual")] == ["curve", "curve", "dual"]
+    assert (rows["dsb"]["scheduler"], rows["dsb"]["cache"]) == ("dsb", "dsb")
+    assert rows["curve 0.3"]["forwards_mean"] < rows["curve 0.9"]["forwards_mean"] <= rows["vanilla"]["forwards_mean"]
+    assert rows["oracle"]["agreement"] == 1
+
+
+def test_decode_takes_every_role(arguments, capsys):
+    own = ["policy=threshold", "options={threshold: 0.5}", "scheduler=dsb", "scheduler_options={mode: const}", "cache=dsb", "stop=none"]
+    assert cli.guarded(lambda: cli.run_command("decode", [*arguments, "prompt=Mia has 3 pears.", "decode.temperature=0.5", *own])) == 0
+    assert "mapping" in failing(capsys, [*arguments, "prompt=x", "policy=threshold", "options=3"], "decode")
 
 
 def test_decode_prints_the_answer(arguments, finished, capsys):

@@ -1,16 +1,18 @@
-"""From the section `pretrain` of a configuration to a trained, exported embedded model."""
+"""Pretrain: the embedded dLLM, or the autoregressive model that checks its drafts, trained and exported in the hub's layout."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from learn2pd.config import PretrainConfig
+from learn2pd.config import PretrainConfig, RunConfig
 from learn2pd.errors import UserError
-from learn2pd.evaluation.tasks import Task
+from learn2pd.evaluation import report
+from learn2pd.evaluation.tasks import Task, build_task
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
 from learn2pd.models.tiny_tokenizer import kept_tokenizer, save_tokenizer, train_tokenizer
 from learn2pd.training.canvases import CanvasData, CanvasStream, corpus
@@ -99,3 +101,13 @@ PRETRAININGS: dict[str, Callable[[PretrainConfig, list[Task], Path, Path, int], 
     "dllm": pretrain_dllm,
     "verifier": pretrain_verifier,
 }
+
+
+def stage_pretrain(config: RunConfig, output: Path) -> dict[str, Any]:
+    """Train an embedded model, the dLLM or the verifier, and export it in the hub's layout."""
+    tasks = [build_task(name) for name in config.data.tasks]
+    export, folder = Path(config.pretrain.export_path), output / "pretrain"
+    figures = PRETRAININGS[config.pretrain.kind](config.pretrain, tasks, folder, export, config.seed)
+    logs = sorted((folder / "logs").glob("*/metrics.csv"), key=lambda path: path.stat().st_mtime)
+    report.plot_losses(logs, export / "loss.png")
+    return figures

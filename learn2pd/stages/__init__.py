@@ -1,0 +1,46 @@
+"""The stages of a run: record, train, calibrate, compare (and pretrain, for the embedded models). Each goes on where it stopped.
+
+This is the edge of the package: here a configuration becomes components with flat arguments, and their results become files in
+output_dir. A stage leaves its figures in metrics.json; a stage that is complete there is not run again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import lightning
+import torch
+
+from learn2pd.config import RunConfig
+from learn2pd.stages.comparison import stage_compare
+from learn2pd.stages.filter import stage_calibrate, stage_record, stage_train
+from learn2pd.stages.output import open_output, write_metrics
+from learn2pd.stages.pretraining import stage_pretrain
+
+log = logging.getLogger(__name__)
+STAGE_FUNCTIONS = {
+    "pretrain": stage_pretrain,
+    "record": stage_record,
+    "train": stage_train,
+    "calibrate": stage_calibrate,
+    "compare": stage_compare,
+}
+
+
+def run_stages(config: RunConfig, only: str | None = None) -> None:
+    """Run the stages of a configuration, or only one of them, in its output_dir.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    lightning.seed_everything(config.seed, verbose=False)
+    output = open_output(config)
+    for stage in [only] if only else config.stages:
+        started = time.perf_counter()
+        log.info("stage %s", stage)
+        figures = STAGE_FUNCTIONS[stage](config, output)
+        if figures is not None:
+            write_metrics(output, stage, figures | {"stage_seconds": round(time.perf_counter() - started, 2)})

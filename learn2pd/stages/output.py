@@ -1,0 +1,58 @@
+"""The folder of a run: what it was made with, its figures, and files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from learn2pd.config import RunConfig, differences, identity
+from learn2pd.errors import UserError
+
+RUN_FILE, METRICS_FILE = "run.json", "metrics.json"
+OUTPUTS = (RUN_FILE, METRICS_FILE, "records", "train", "policy", "compare", "compare.json", "compare.md", "plots", "pretrain")
+
+
+def open_output(config: RunConfig) -> Path:
+    """Create output_dir, or make sure that what is there belongs to this configuration.
+
+    Raises:
+        UserError: it belongs to another; names what differs.
+    """
+    output, described = Path(config.output_dir), identity(config)
+    if config.overwrite:
+        for name in OUTPUTS:
+            target = output / name
+            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+    path = output / RUN_FILE
+    if path.is_file() and not config.resume:
+        changed = differences(json.loads(path.read_text()), described)
+        if changed:
+            shown = "; ".join(changed[:4]) + ("; ..." if len(changed) > 4 else "")
+            raise UserError(
+                f"output_dir={config.output_dir} holds a run of another configuration ({shown}): choose another, or set resume=true or overwrite=true"
+            )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(path, described)
+    except OSError as error:
+        raise UserError(f"output_dir={config.output_dir}: cannot be written ({error.strerror})") from error
+    return output
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def read_metrics(output: Path) -> dict[str, Any]:
+    path = output / METRICS_FILE
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def write_metrics(output: Path, stage: str, figures: dict[str, Any]) -> None:
+    write_json(output / METRICS_FILE, read_metrics(output) | {stage: figures})
