@@ -165,11 +165,15 @@ def load_tokenizer(path: str, config: PretrainedConfig, revision: str | None = N
         described = json.loads(Path(cached_file(path, "tokenizer_config.json", revision=revision)).read_text(encoding="utf-8"))
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
         named = described.get("extra_special_tokens")
-        if isinstance(named, list):  # as transformers 5 writes them; version 4 takes a list under the older name only, and both read that
-            options |= {"additional_special_tokens": named, "extra_special_tokens": {}}
+        if isinstance(named, list):  # as transformers 5 writes them; version 4 fails on a list of that name
+            options["extra_special_tokens"] = {}
         if described.get("tokenizer_class") == DreamTokenizer.__name__:
-            return cast(PreTrainedTokenizerBase, DreamTokenizer.from_pretrained(path, **options))
-        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path, config=config, **options))
+            tokenizer = DreamTokenizer.from_pretrained(path, **options)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(path, config=config, **options)
+        if isinstance(named, list):
+            tokenizer.add_special_tokens({"additional_special_tokens": named})
+        return cast(PreTrainedTokenizerBase, tokenizer)
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise UserError(
             f"model {path}: the tokenizer could not be loaded ({first_line(error)}); "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from learn2pd import UserError, decode
 from tests.contract.helpers import BLOCK, CACHES, COMBINATIONS, GEN, MODELS, SCHEDULERS, STOPS, fits, oracle, outcome, policies, run
@@ -25,6 +27,26 @@ def test_a_row_ends_within_the_bound_and_equals_itself_alone(policy, scheduler, 
     assert (state.canvas != model.spec.mask_id).all()
     assert ((state.forwards >= 1) & (state.forwards <= GEN)).all()
     together = outcome(state, model)
+    for number, prompt in enumerate(prompts):
+        alone = outcome(run(model, [prompt], chosen, index=[number], **parts), model)
+        assert {key: [rows[number]] for key, rows in together.items()} == alone
+
+
+@settings(max_examples=60)
+@given(
+    combination=st.sampled_from(COMBINATIONS),
+    stop=st.sampled_from(list(STOPS)),
+    family=st.sampled_from(MODELS),
+    lengths=st.lists(st.integers(1, 40), min_size=2, max_size=5),
+    seed=st.integers(0, 1000),
+)
+def test_any_batch_of_any_lengths_equals_its_rows_alone(combination, stop, family, lengths, seed, make_prompts, request):
+    """Rows of different lengths are in different phases: one refreshes its cache while another reuses it, some have long finished."""
+    model, prompts = request.getfixturevalue(family), make_prompts(lengths, seed)
+    policy, scheduler, cache = combination
+    chosen = oracle(model, prompts) if policy == "oracle" else policies()[policy]
+    parts = {"stop": STOPS[stop], "scheduler": SCHEDULERS[scheduler], "cache": CACHES[cache]}
+    together = outcome(run(model, prompts, chosen, **parts), model)
     for number, prompt in enumerate(prompts):
         alone = outcome(run(model, [prompt], chosen, index=[number], **parts), model)
         assert {key: [rows[number]] for key, rows in together.items()} == alone

@@ -14,10 +14,8 @@ from torch.nn import functional
 from learn2pd import BlockCache, NoStop, ThresholdPolicy, decode
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
 from learn2pd.models.loading import load_model
-from tests.models.test_dream import YARN, asked
+from tests.models.test_dream import YARN
 from tests.models.test_loading import edit_json, edit_weights, refusal
-
-__all__ = ["asked"]  # a fixture
 
 LLADA_8B = {
     "activation_type": "silu",
@@ -133,6 +131,14 @@ def folder(hub_folder, tmp_path):
     return shutil.copytree(hub_folder, tmp_path / "model")
 
 
+@pytest.fixture
+def asked(monkeypatch) -> list[str]:
+    """Questions put to the terminal, each answered with yes."""
+    questions: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question="": questions.append(question) or "y")
+    return questions
+
+
 def logits(network) -> torch.Tensor:
     with torch.inference_mode():
         return network(torch.arange(10, 50)[None]).logits
@@ -142,6 +148,7 @@ def logits(network) -> torch.Tensor:
 def test_a_hub_checkpoint_loads_without_its_code_and_without_a_question(tokenizer, tmp_path, asked, tied):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)  # which users are not shown
         model = load_model(str(write_checkpoint(tmp_path, tokenizer, weight_tying=tied)), device="cpu")
     assert asked == []
     assert (model.spec.mask_id, model.spec.max_length, model.spec.shifted_logits) == (MASK, 8192, False)
@@ -234,11 +241,12 @@ def test_a_config_field_this_model_does_not_compute_is_named(folder, field, valu
     assert field in refusal(folder)
 
 
-def test_the_special_tokens_are_read_however_transformers_wrote_them(illada, folder):
-    expected = illada.tokenizer.all_special_tokens
-    assert len(expected) > 2
-    named = [token for token in expected if token not in (illada.tokenizer.eos_token, illada.tokenizer.mask_token)]
-    for written in ({"extra_special_tokens": named, "additional_special_tokens": ...}, {"extra_special_tokens": ..., "additional_special_tokens": named}):
-        edit_json(folder / "tokenizer_config.json", **written)
-        (folder / "special_tokens_map.json").unlink(missing_ok=True)
-        assert set(load_model(str(folder), device="cpu").tokenizer.all_special_tokens) == set(expected)
+@pytest.mark.parametrize("written", ["extra_special_tokens", "additional_special_tokens"])
+def test_the_special_tokens_are_read_as_any_transformers_wrote_them(folder, written):
+    edit_json(
+        folder / "tokenizer_config.json", **{"extra_special_tokens": ..., "additional_special_tokens": ..., written: ["<|user|>", "<|assistant|>"]}
+    )
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    tokenizer = load_model(str(folder), device="cpu").tokenizer
+    assert {"<|user|>", "<|assistant|>"} <= set(tokenizer.all_special_tokens)
+    assert tokenizer.decode(tokenizer.encode("<|user|>2 + 3<|assistant|>"), skip_special_tokens=True) == "2 + 3"
