@@ -15,7 +15,7 @@ import torch
 from learn2pd.config import RunConfig
 from learn2pd.stages.comparison import stage_compare
 from learn2pd.stages.filter import stage_calibrate, stage_record, stage_train
-from learn2pd.stages.output import open_output, write_metrics
+from learn2pd.stages.output import claimed, open_output, write_metrics
 from learn2pd.stages.pretraining import stage_pretrain
 
 log = logging.getLogger(__name__)
@@ -37,10 +37,11 @@ def run_stages(config: RunConfig, only: str | None = None) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     lightning.seed_everything(config.seed, verbose=False)
-    output = open_output(config)
-    for stage in [only] if only else config.stages:
-        started = time.perf_counter()
-        log.info("stage %s", stage)
-        figures = STAGE_FUNCTIONS[stage](config, output)
-        if figures is not None:
-            write_metrics(output, stage, figures | {"stage_seconds": round(time.perf_counter() - started, 2)})
+    with claimed(config) as output:
+        open_output(config, output)
+        for stage in [only] if only else config.stages:
+            started = time.perf_counter()
+            log.info("stage %s", stage)
+            figures = STAGE_FUNCTIONS[stage](config, output)
+            if figures is not None:
+                write_metrics(output, stage, figures | {"stage_seconds": round(time.perf_counter() - started, 2)})

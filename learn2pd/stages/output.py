@@ -2,26 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from learn2pd.config import RunConfig, differences, identity
 from learn2pd.errors import UserError
 
-RUN_FILE, METRICS_FILE = "run.json", "metrics.json"
+RUN_FILE, METRICS_FILE, LOCK_FILE = "run.json", "metrics.json", ".lock"
 OUTPUTS = (RUN_FILE, METRICS_FILE, "records", "train", "policy", "compare", "compare.json", "compare.md", "plots", "pretrain")
 
 
-def open_output(config: RunConfig) -> Path:
-    """Create output_dir, or make sure that what is there belongs to this configuration.
+@contextlib.contextmanager
+def claimed(config: RunConfig) -> Iterator[Path]:
+    """Create output_dir and keep other runs out of it; a run that was killed leaves it free.
+
+    Raises:
+        UserError: another run is at work there, or it cannot be written.
+    """
+    output = Path(config.output_dir)
+    lock = FileLock(output / LOCK_FILE)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"output_dir={config.output_dir}: another run is writing there; wait for its end or choose another output_dir") from error
+    except OSError as error:
+        raise UserError(f"output_dir={config.output_dir}: cannot be written ({error.strerror})") from error
+    try:
+        yield output
+    finally:
+        lock.release()
+
+
+def open_output(config: RunConfig, output: Path) -> None:
+    """Prepare output_dir, or make sure that what is there belongs to this configuration.
 
     Raises:
         UserError: it belongs to another; names what differs.
     """
-    output, described = Path(config.output_dir), identity(config)
+    described = identity(config)
     if config.overwrite:
         for name in OUTPUTS:
             target = output / name
@@ -35,11 +61,9 @@ def open_output(config: RunConfig) -> Path:
                 f"output_dir={config.output_dir} holds a run of another configuration ({shown}): choose another, or set resume=true or overwrite=true"
             )
     try:
-        output.mkdir(parents=True, exist_ok=True)
         write_json(path, described)
     except OSError as error:
         raise UserError(f"output_dir={config.output_dir}: cannot be written ({error.strerror})") from error
-    return output
 
 
 def write_json(path: Path, value: Any) -> None:

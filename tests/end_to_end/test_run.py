@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from learn2pd import cli, load_policy
 from learn2pd.recording.reading import load_recording
@@ -76,6 +77,14 @@ def test_overwrite_starts_again(arguments, tmp_path):
     first = next((output / "records").rglob("*.arrow")).stat().st_mtime_ns
     assert cli.run([*arguments, f"output_dir={output}", "stages=[record]", "seed=1", "overwrite=true"]) == 0
     assert next((output / "records").rglob("*.arrow")).stat().st_mtime_ns > first
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_harms_nothing(arguments, tmp_path, capsys):
+    output = tmp_path / "out"
+    output.mkdir()
+    with FileLock(output / ".lock"):
+        assert "another run" in failing(capsys, [*arguments, f"output_dir={output}", "stages=[record]", "overwrite=true"])
+    assert cli.run([*arguments, f"output_dir={output}", "stages=[record]"]) == 0
 
 
 def test_stages_out_of_order_say_which_comes_first(arguments, tmp_path, capsys):
