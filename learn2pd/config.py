@@ -66,7 +66,7 @@ class RecordConfig:
 @dataclass
 class FilterConfig:
     hidden: int = 32
-    loss_on: str = "masked"  # masked positions, or all as in the paper
+    loss_on: str = "answer"  # masked positions of the answer; masked: padding too; all: as in the paper
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
     batch_rows: int = 256  # recorded rows (one block at one step) an optimizer step
@@ -166,7 +166,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.source": ("tasks", "jsonl", "hub"),
-    "filter.loss_on": ("masked", "all"),
+    "filter.loss_on": ("answer", "masked", "all"),
     "pretrain.kind": ("dllm", "verifier"),
 }
 

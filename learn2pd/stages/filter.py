@@ -16,7 +16,7 @@ from learn2pd.stages.output import read_metrics
 from learn2pd.stages.parts import check_prompts, model_of, network_of, prompts_of
 from learn2pd.training.calibration import calibrate, metrics_at, probabilities
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
-from learn2pd.training.filter import FilterData, answer_positions, filter_rows, train_filter
+from learn2pd.training.filter import FilterData, filter_rows, train_filter
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
     if "train" in read_metrics(output):
         log.info("already trained: %s", output / "train")
         return None
-    rows, _, _ = load_recording(output / "records")
-    train, validation = filter_rows(rows, "train"), filter_rows(rows, "validation")
+    rows, references, _ = load_recording(output / "records")
+    train, validation = filter_rows(rows, references, "train"), filter_rows(rows, references, "validation")
     options, network = config.filter, network_of(config)
     figures = train_filter(
         network, FilterData(train, validation, options.batch_rows, config.seed), output / "train",
@@ -69,9 +69,7 @@ def stage_calibrate(config: RunConfig, output: Path) -> dict[str, Any]:
     network = network_of(config)
     state = SafetensorsCheckpointIO().load_checkpoint(checkpoint)["state_dict"]
     network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in state.items()})
-    states = filter_rows(rows, "validation")
-    states = states._replace(masked=states.masked & answer_positions(rows, references, "validation"))
-    probability, label = probabilities(network, states)
+    probability, label = probabilities(network, filter_rows(rows, references, "validation"))
     target = config.calibrate.target_agreement
     chosen = calibrate(probability, label, target)
     if not chosen.met:

@@ -26,8 +26,8 @@ class Calibration:
 
 @torch.inference_mode()
 def probabilities(network: FilterNetwork, rows: FilterRows) -> tuple[Tensor, Tensor]:
-    """The filter's probability and the label of every masked position, [M] each."""
-    return network(rows.confidence).sigmoid()[rows.masked], rows.label[rows.masked].long()
+    """The filter's probability and the label of every masked position of the answer, [M] each."""
+    return network(rows.confidence).sigmoid()[rows.answer], rows.label[rows.answer].long()
 
 
 def calibrate(probability: Tensor, label: Tensor, target_agreement: float, points: int = 200) -> Calibration:

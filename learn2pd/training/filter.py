@@ -1,8 +1,8 @@
 """Train the Learn2PD filter on a recording.
 
-Each row is a block at one step: confidences in, one logit a position out, label = the proposal equals the final output. By default only
-masked positions count in the loss; the paper's loss on all positions (`loss_on=all`) also rewards the filter for recognising positions
-that are already decided. Splits are by prompt and come with the recording.
+Each row is a block at one step: confidences in, one logit a position out, label = the proposal equals the final output. By default the
+loss counts masked positions of the answer; `loss_on=masked` adds the padding behind it, which is most of a canvas and easy, and the paper's
+`loss_on=all` also rewards the filter for recognising positions that are already decided. Splits are by prompt and come with the recording.
 """
 
 from __future__ import annotations
@@ -37,42 +37,42 @@ from learn2pd.training.running import fit, loggers
 class FilterRows(NamedTuple):
     confidence: Tensor  # [N, W] float32
     label: Tensor  # [N, W] float32, 1 where the proposal is final
-    masked: Tensor  # [N, W] bool
-    valid: Tensor  # [N, W] bool
+    valid: Tensor  # [N, W] bool, inside the block
+    masked: Tensor  # [N, W] bool, still to decode
+    answer: Tensor  # [N, W] bool, still to decode and part of the reference answer, its end-of-text included
 
 
-def filter_rows(rows: Dataset, split: str) -> FilterRows:
+def counted(rows: FilterRows, loss_on: str) -> Tensor:
+    """[N, W] bool: the positions a loss is taken on. `answer`, because padding is plentiful and easy; `masked`; `all`, as in the paper."""
+    return {"answer": rows.answer, "masked": rows.masked, "all": rows.valid}[loss_on]
+
+
+def filter_rows(rows: Dataset, references: Dataset, split: str) -> FilterRows:
     """The columns a filter trains on.
 
     Raises:
         UserError: the recording has no rows of that split, or labels of one class only.
     """
-    chosen = rows.with_format("numpy", columns=["split", "confidence", "label", "masked", "valid"])[:]
+    columns = ["split", "prompt_id", "position", "confidence", "label", "masked", "valid"]
+    chosen = rows.with_format("numpy", columns=columns)[:]
     mine = np.asarray(chosen["split"]) == split
     if not mine.any():
         raise UserError(f"the recording has no rows of the split {split!r}: record more prompts (data.{split}_prompts)")
-    confidence, label, masked, valid = (torch.from_numpy(np.stack(chosen[name])[mine]) for name in ("confidence", "label", "masked", "valid"))
-    targets = label[masked]
+    confidence, label, masked, valid, position = (
+        torch.from_numpy(np.stack(chosen[name])[mine]) for name in ("confidence", "label", "masked", "valid", "position")
+    )
+    ends = dict(zip(references["prompt_id"], references["length"], strict=True))
+    end = torch.tensor([ends[name] for name in np.asarray(chosen["prompt_id"])[mine]])
+    found = FilterRows(confidence.float(), label.float(), valid.bool(), masked.bool(), masked.bool() & (position <= end[:, None]))
+    targets = found.label[found.answer].bool()
     if bool(targets.all()) or not bool(targets.any()):
         share = "right" if bool(targets.all()) else "wrong"
         raise UserError(f"every proposal of the split {split!r} is {share}: there is nothing to learn; record other or more prompts")
-    return FilterRows(confidence.float(), label.float(), masked.bool(), valid.bool())
-
-
-def answer_positions(rows: Dataset, references: Dataset, split: str) -> Tensor:
-    """[N, W] bool, positions of the rows of a split that belong to the reference answer, its end-of-text included.
-
-    Padding is easy and plentiful: counted in, it would let a filter meet any target while it gets the answers wrong.
-    """
-    ends = dict(zip(references["prompt_id"], references["length"], strict=True))
-    chosen = rows.with_format("numpy", columns=["split", "prompt_id", "position"])[:]
-    mine = np.asarray(chosen["split"]) == split
-    end = torch.tensor([ends[name] for name in np.asarray(chosen["prompt_id"])[mine]])
-    return torch.from_numpy(np.stack(chosen["position"])[mine]) <= end[:, None]
+    return found
 
 
 def filter_metrics(threshold: float | None = None) -> MetricCollection:
-    """Metrics over masked positions, positive = the proposal is final.
+    """Metrics over masked positions of the answer, positive = the proposal is final.
 
     `false_commit_rate` is the share of wrong proposals that would be committed. Without a threshold only those that need none.
     """
@@ -84,7 +84,7 @@ def filter_metrics(threshold: float | None = None) -> MetricCollection:
 
 
 class FilterTraining(lightning.LightningModule):
-    """Args: network; learning_rate and weight_decay of AdamW; loss_on, `masked` or `all`."""
+    """Args: network; learning_rate and weight_decay of AdamW; loss_on, see `counted`."""
 
     def __init__(self, network: FilterNetwork, learning_rate: float, weight_decay: float, loss_on: str) -> None:
         super().__init__()
@@ -93,8 +93,8 @@ class FilterTraining(lightning.LightningModule):
         self.metrics = filter_metrics()
 
     def loss(self, batch: FilterRows, logits: Tensor, loss_on: str) -> Tensor:
-        counted = batch.masked if loss_on == "masked" else batch.valid
-        return functional.binary_cross_entropy_with_logits(logits[counted], batch.label[counted])
+        chosen = counted(batch, loss_on)
+        return functional.binary_cross_entropy_with_logits(logits[chosen], batch.label[chosen])
 
     def training_step(self, batch: list[Tensor], _: int) -> Tensor:
         rows = FilterRows(*batch)
@@ -105,9 +105,9 @@ class FilterTraining(lightning.LightningModule):
     def validation_step(self, batch: list[Tensor], _: int) -> None:
         rows = FilterRows(*batch)
         logits = self.network(rows.confidence)
-        # always on masked positions, so that the two losses can be compared
-        self.log("val_loss", self.loss(rows, logits, "masked"), batch_size=len(rows.label), prog_bar=True)
-        self.metrics.update(logits[rows.masked].sigmoid(), rows.label[rows.masked].long())
+        # always on the answer, so that the losses can be compared
+        self.log("val_loss", self.loss(rows, logits, "answer"), batch_size=len(rows.label), prog_bar=True)
+        self.metrics.update(logits[rows.answer].sigmoid(), rows.label[rows.answer].long())
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict({f"val_{name}": value for name, value in self.metrics.compute().items()}, prog_bar=True)
@@ -145,7 +145,7 @@ def train_filter(
     max_epochs: int,
     patience_epochs: int,
 ) -> dict[str, float]:
-    """Train in place, keep the weights of the best epoch (validation loss on masked positions); goes on from `folder` if interrupted.
+    """Train in place, keep the weights of the best epoch (validation loss on the answer); goes on from `folder` if interrupted.
 
     Returns:
         The best epoch's validation figures.

@@ -11,7 +11,7 @@ from learn2pd.policies.filter import FilterNetwork
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
 from learn2pd.training.filter import FilterData, FilterRows, FilterTraining, filter_rows, train_filter
 
-OPTIONS = {"learning_rate": 1e-2, "weight_decay": 0.0, "loss_on": "masked", "patience_epochs": 100}
+OPTIONS = {"learning_rate": 1e-2, "weight_decay": 0.0, "loss_on": "answer", "patience_epochs": 100}
 WIDTH = 8
 
 
@@ -21,7 +21,7 @@ def made_rows(count=64, seed=0):
     confidence = torch.rand(count, WIDTH, generator=generator)
     label = (confidence + 0.2 * torch.randn(count, WIDTH, generator=generator) > 0.5).float()
     masked = torch.rand(count, WIDTH, generator=generator) < 0.5
-    return FilterRows(confidence, label, masked, torch.ones_like(masked))
+    return FilterRows(confidence, label, torch.ones_like(masked), masked, masked & (torch.arange(WIDTH) < 6))
 
 
 def train(folder, epochs, **changes):
@@ -67,29 +67,48 @@ def test_the_best_epoch_is_kept_and_the_log_is_csv(tmp_path):
     assert figures["val_loss"] == pytest.approx(min(losses), rel=1e-4)
 
 
-@pytest.mark.parametrize(("loss_on", "moves"), [("masked", False), ("all", True)])
-def test_only_the_paper_loss_sees_committed_positions(loss_on, moves):
+@pytest.mark.parametrize(
+    ("loss_on", "where", "moves"),
+    [
+        ("answer", "padding", False),
+        ("answer", "committed", False),
+        ("masked", "padding", True),
+        ("masked", "committed", False),
+        ("all", "committed", True),
+    ],
+)
+def test_what_a_loss_does_not_count_cannot_move_it(loss_on, where, moves):
     rows, network = made_rows(), FilterNetwork(WIDTH, 16)
     module = FilterTraining(network, 1e-2, 0.0, loss_on)
-    flipped = rows._replace(label=torch.where(rows.masked, rows.label, 1 - rows.label))
+    there = rows.masked & ~rows.answer if where == "padding" else ~rows.masked
+    flipped = rows._replace(label=torch.where(there, 1 - rows.label, rows.label))
     logits = network(rows.confidence)
     assert (module.loss(rows, logits, loss_on) != module.loss(flipped, logits, loss_on)).item() is moves
 
 
-def recorded(labels):
+def recorded(labels, length=WIDTH):
     masked = [[True] * WIDTH] * 2
-    return Dataset.from_dict({"split": ["train"] * 2, "confidence": [[0.5] * WIDTH] * 2, "label": labels, "masked": masked, "valid": masked})
+    rows = {
+        "split": ["train"] * 2, "prompt_id": ["one"] * 2, "position": [list(range(WIDTH))] * 2, "confidence": [[0.5] * WIDTH] * 2,
+        "label": labels, "masked": masked, "valid": masked,
+    }  # fmt: skip
+    return Dataset.from_dict(rows), Dataset.from_dict({"prompt_id": ["one"], "length": [length]})
+
+
+def test_the_answer_ends_with_its_end_of_text():
+    rows = filter_rows(*recorded([[True] * WIDTH, [False] * WIDTH], length=3), "train")
+    assert rows.answer.sum(1).tolist() == [4, 4]
 
 
 @pytest.mark.parametrize(("value", "word"), [(True, "right"), (False, "wrong")])
 def test_labels_of_one_class_are_refused(value, word):
     with pytest.raises(UserError, match=word):
-        filter_rows(recorded([[value] * WIDTH] * 2), "train")
+        filter_rows(*recorded([[value] * WIDTH] * 2), "train")
 
 
 def test_a_split_without_rows_is_refused():
     with pytest.raises(UserError, match="validation"):
-        filter_rows(recorded([[True] * WIDTH, [False] * WIDTH]), "validation")
+        filter_rows(*recorded([[True] * WIDTH, [False] * WIDTH]), "validation")
 
 
 def test_checkpoints_hold_no_pickle(tmp_path):
