@@ -123,7 +123,10 @@ def split_decode_options(arguments: Sequence[str]) -> tuple[DecodeOptions, list[
         if not equals or key not in kinds:
             rest.append(argument)
             continue
-        parsed = value if kinds[key] is str else yaml.safe_load(value)
+        try:
+            parsed = value if kinds[key] is str else yaml.safe_load(value)
+        except yaml.YAMLError:
+            parsed = None
         if kinds[key] is float and isinstance(parsed, int) and not isinstance(parsed, bool):
             parsed = float(parsed)
         if not isinstance(parsed, kinds[key]):

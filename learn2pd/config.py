@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from learn2pd.errors import UserError, suggest
 
+LISTS = (list, Sequence)
 STAGES = ("pretrain", "record", "train", "calibrate", "compare")
 
 
@@ -112,13 +113,13 @@ class PretrainConfig:
     max_sequence_length: int = 512
     rope_theta: float = 10000.0
     train_length: int = 320  # longest training sequence, prompt and canvas, tokens
-    long_share: float = 0.04  # share of training problems padded to train_length
+    long_share: float = 0.08  # share of training problems padded to train_length
     prefix_share: float = 0.4  # share whose answer is given up to a random place
-    total_steps: int = 8500
+    total_steps: int = 12000
     warmup_steps: int = 100
-    decay_share: float = 0.5
+    decay_share: float = 0.7
     muon_lr: float = 0.008
-    adam_lr: float = 2e-3
+    adam_lr: float = 6e-3
     weight_decay: float = 0.1  # of the matrices of the blocks
     precision: str = "bf16-mixed"
     checkpoint_every_steps: int = 250
@@ -163,6 +164,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "calibrate.target_agreement": (0, 1),
     "compare.bootstrap_samples": (10, 10**6),
     "threads": (0, 4096),
+    "seed": (0, 2**32 - 1),
 }
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.source": ("tasks", "jsonl", "hub"),
@@ -299,32 +301,34 @@ def _check_tree(tree: Any, owner: type, prefix: str, where: str) -> None:
         elif typing.get_origin(kind) is list and isinstance(value, list) and dataclasses.is_dataclass(typing.get_args(kind)[0]):
             for number, entry in enumerate(value):
                 _check_tree(entry, typing.get_args(kind)[0], f"{prefix}{key}[{number}].", where)
-        elif not _matches(value, kind):
-            raise UserError(f"{prefix}{key}={value!r}: expected {_type_name(kind)}, got {type(value).__name__}")
+        elif not matches(value, kind):
+            raise UserError(f"{prefix}{key}={value!r}: expected {type_name(kind)}, got {type(value).__name__}")
 
 
-def _matches(value: Any, kind: Any) -> bool:
+def matches(value: Any, kind: Any) -> bool:
+    """Whether a value from YAML is of an annotated type; kinds of annotation that no configuration uses take anything."""
     if kind is Any:
         return True
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        return any(_matches(value, option) for option in typing.get_args(kind))
+        return any(matches(value, option) for option in typing.get_args(kind))
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if typing.get_origin(kind) is list:
-        return isinstance(value, list) and all(_matches(entry, typing.get_args(kind)[0]) for entry in value)
+    if typing.get_origin(kind) in LISTS:
+        return isinstance(value, list | tuple) and all(matches(entry, typing.get_args(kind)[0]) for entry in value)
     if typing.get_origin(kind) is dict:
         return isinstance(value, dict)
-    return isinstance(value, kind)
+    return isinstance(value, kind) if isinstance(kind, type) else True
 
 
-def _type_name(kind: Any) -> str:
+def type_name(kind: Any) -> str:
+    """The type in a user's words."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        return " or ".join(_type_name(option) for option in typing.get_args(kind))
-    if typing.get_origin(kind) is list:
-        return f"a list of {_type_name(typing.get_args(kind)[0])}"
+        return " or ".join(type_name(option) for option in typing.get_args(kind))
+    if typing.get_origin(kind) in LISTS:
+        return f"a list of {type_name(typing.get_args(kind)[0])}"
     return names.get(kind, getattr(kind, "__name__", str(kind)))
 
 

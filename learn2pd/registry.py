@@ -11,17 +11,20 @@ import importlib
 import inspect
 import os
 import sys
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from learn2pd.decoding.caches import BlockCache, DSBCache, LookaheadCache, NoCache
-from learn2pd.decoding.schedulers import AdaBlockScheduler, BlocksScheduler, DSBScheduler, LookaheadScheduler
-from learn2pd.decoding.stops import AnywhereStop, EotpPaperStop, EotStop, NoStop
+from learn2pd.config import matches, type_name
+from learn2pd.decoding.caches import BlockCache, Cache, DSBCache, LookaheadCache, NoCache
+from learn2pd.decoding.schedulers import AdaBlockScheduler, BlocksScheduler, DSBScheduler, LookaheadScheduler, Scheduler
+from learn2pd.decoding.stops import AnywhereStop, EotpPaperStop, EotStop, NoStop, StopRule
 from learn2pd.errors import UserError, suggest
 from learn2pd.models.causal import load_verifier
 from learn2pd.policies.apd import APDPolicy, LeftToRightPolicy
+from learn2pd.policies.base import Policy
 from learn2pd.policies.export import load_policy
 from learn2pd.policies.factor import FactorPolicy
 from learn2pd.policies.fixed import FixedPolicy
@@ -68,6 +71,10 @@ COMPONENTS: dict[str, dict[str, Callable[..., Any]]] = {
 }
 
 
+ROLES: dict[str, type] = {"policy": Policy, "scheduler": Scheduler, "cache": Cache, "stop": StopRule}
+LARGEST = 10**9  # whole number of an option: what is far beyond every canvas and every vocabulary would only overflow
+
+
 def build(kind: str, name: str, options: Mapping[str, Any], provided: Mapping[str, Any]) -> Any:
     """A component by name.
 
@@ -78,26 +85,50 @@ def build(kind: str, name: str, options: Mapping[str, Any], provided: Mapping[st
         provided: by parameter name, used where the constructor asks for it.
 
     Raises:
-        UserError: unknown name or option, value refused by the constructor.
+        UserError: unknown name or option, value of another type than the parameter's, value refused by the constructor, or something that is
+            no component of this kind.
     """
     table = COMPONENTS[kind]
     factory = table.get(name) or (_import(kind, name) if ":" in name else None)
     if factory is None:
         raise UserError(f"{kind}={name!r}: unknown{suggest(name, table)}; expected one of {', '.join(table)} or package.module:Class")
-    parameters = inspect.signature(factory).parameters
-    for option in options:
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{kind}={name!r}: it is not a class that can be built ({error}); expected package.module:Class") from error
+    kinds = _annotations(factory)
+    for option, value in options.items():
         if option not in parameters:
-            raise UserError(f"{kind} {name!r}: unknown option {option!r}{suggest(option, parameters)}; it takes {', '.join(parameters) or 'none'}")
+            hint = suggest(str(option), parameters)
+            raise UserError(f"{kind} {name!r}: unknown option {option!r}{hint}; it takes {', '.join(parameters) or 'none'}")
+        if not matches(value, kinds.get(option, Any)):
+            raise UserError(f"{kind} {name!r}: {option}={value!r}: expected {type_name(kinds[option])}, got {type(value).__name__}")
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise UserError(f"{kind} {name!r}: {option}={value}: expected at most {LARGEST}")
     arguments = {key: value for key, value in provided.items() if key in parameters} | dict(options)
     missing = [key for key, value in parameters.items() if value.default is value.empty and key not in arguments]
     if missing:
         raise UserError(f"{kind} {name!r} needs {', '.join(missing)}")
     try:
-        return factory(**arguments)
+        component = factory(**arguments)
     except UserError:
         raise
     except (ValueError, TypeError) as error:
         raise UserError(f"{kind} {name!r}: {error}") from error
+    role = ROLES[kind]
+    lacking = [part for part in (*role.__annotations__, *vars(role)) if not part.startswith("_") and not hasattr(component, part)]
+    if lacking:
+        raise UserError(f"{kind}={name!r}: it has no {', '.join(lacking)}, so it is no {kind}; see docs/adding_a_policy.md")
+    return component
+
+
+def _annotations(factory: Callable[..., Any]) -> dict[str, Any]:
+    """Types of the parameters, as far as they are stated and exist at run time."""
+    target = factory.func if isinstance(factory, functools.partial) else factory
+    try:
+        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (NameError, TypeError):  # a user's own class may import its types for the type checker only
+        return {}
 
 
 def _import(kind: str, target: str) -> Any:
@@ -106,5 +137,5 @@ def _import(kind: str, target: str) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{kind}={target!r}: cannot be imported ({error}); expected package.module:Class on the Python path") from error

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
 from learn2pd import UserError, cli, decode
+from learn2pd.config import RunConfig
 from learn2pd.registry import COMPONENTS, build
+from learn2pd.stages.parts import provided_to
 
 PROVIDED = {"block_length": 8, "refresh_tokens": 8, "floor": 0.25}
 PAGE = Path(__file__).parents[1] / "docs" / "adding_a_policy.md"
@@ -87,6 +90,29 @@ def test_without_delimiters_adablock_takes_white_space_with_a_new_line(tokenizer
         ("cache", "lookahead", {"kv_window": -2}, ["kv_window=-2"]),
         ("cache", "dual", {"reference_quirks": "all"}, ["reference_quirks='all'"]),
         ("stop", "eot", {"floor": 3}, ["floor=3"]),
+        ("policy", "threshold", {"threshold": True}, ["threshold=True", "a number", "bool"]),
+        ("policy", "threshold", {"threshold": "0.9"}, ["threshold='0.9'", "a number", "str"]),
+        ("policy", "threshold", {1: 2}, ["unknown option 1", "threshold"]),
+        ("policy", "fixed", {"steps": 2.5}, ["steps=2.5", "a whole number or null", "float"]),
+        ("policy", "fixed", {"steps": 10**20}, [f"steps={10**20}", "at most"]),
+        ("policy", "factor", {"factor": float("nan")}, ["factor=nan"]),
+        ("policy", "factor", {"reference_quirks": "no"}, ["reference_quirks='no'", "true or false"]),
+        ("policy", "localleap", {"radius": 2.5}, ["radius=2.5", "a whole number"]),
+        ("policy", "apd", {"verifier": 5}, ["verifier=5", "text"]),
+        ("scheduler", "blocks", {"block_length": 8.5}, ["block_length=8.5", "a whole number", "float"]),
+        ("scheduler", "blocks", {"block_length": float("nan")}, ["block_length=nan", "a whole number"]),
+        ("scheduler", "lookahead", {"max_lookahead": True}, ["max_lookahead=True", "a whole number or null", "bool"]),
+        ("scheduler", "adablock", {"delimiter_ids": [1.5]}, ["delimiter_ids=[1.5]", "a list of a whole number"]),
+        ("scheduler", "adablock", {"delimiter_ids": "ab"}, ["delimiter_ids='ab'", "a list"]),
+        ("cache", "lookahead", {"kv_window": True}, ["kv_window=True", "a whole number or null", "bool"]),
+        ("cache", "prefix", {"reference_quirks": 3}, ["reference_quirks=3", "text or null"]),
+        ("cache", "dsb", {"suffix_window": float("inf")}, ["suffix_window=inf", "a whole number"]),
+        ("policy", ":", {}, ["':'", "package.module:Class"]),
+        ("policy", ".relative:Policy", {}, ["'.relative:Policy'", "package.module:Class"]),
+        ("policy", "os:path", {}, ["'os:path'", "package.module:Class"]),
+        ("policy", "builtins:int", {}, ["'builtins:int'", "package.module:Class"]),
+        ("policy", "fractions:Fraction", {}, ["no name, needs", "no policy"]),
+        ("cache", "learn2pd:ThresholdPolicy", {}, ["no keeps, slides, plan, finish", "no cache"]),
     ],
 )
 def test_a_name_or_option_that_makes_no_sense_is_one_line(kind, name, options, words, tokenizer):
@@ -94,3 +120,17 @@ def test_a_name_or_option_that_makes_no_sense_is_one_line(kind, name, options, w
         build(kind, name, options, PROVIDED | {"tokenizer": tokenizer})
     assert all(word in str(error.value) for word in words), str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_options_of_the_stated_types_are_taken(tokenizer):
+    assert build("policy", "threshold", {"threshold": 1}, {}).threshold == 1
+    assert build("policy", "fixed", {"steps": None}, {}).steps is None
+    assert build("cache", "lookahead", {"kv_window": None}, {}).kv_window is None
+    assert build("cache", "dual", {"reference_quirks": "learn2pd"}, {}).reference_quirks == "learn2pd"
+    assert build("scheduler", "adablock", {"delimiter_ids": [3, 5]}, PROVIDED | {"tokenizer": tokenizer}).delimiter_ids == (3, 5)
+
+
+def test_a_verifier_is_loaded_where_the_model_is(tiny_model):
+    provided = provided_to(RunConfig(), tiny_model, Path())
+    assert "device" in inspect.signature(COMPONENTS["policy"]["apd"]).parameters
+    assert provided["device"] == str(tiny_model.adapter.device)

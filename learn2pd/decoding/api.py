@@ -63,6 +63,8 @@ def decode(
     """
     if gen_length < 1 or batch_size < 1:
         raise UserError(f"gen_length={gen_length}, batch_size={batch_size}: both must be at least 1")
+    if isinstance(prompts, str):
+        raise UserError("prompts is one text: expected a list of them, such as [text]")
     scheduler, cache, stop = scheduler or BlocksScheduler(policy.window_width or 32), cache or NoCache(), stop or EotStop()
     check_fit(model, policy, scheduler, cache)
     ids = [encode_checked(model, cast(str | Sequence[int], prompt), number, gen_length) for number, prompt in enumerate(prompts)]
@@ -99,6 +101,9 @@ def check_fit(model: Model, policy: Policy, scheduler: Scheduler, cache: Cache) 
             f"cache {cache.name!r} is refilled when a block opens, scheduler {scheduler.name!r} moves its window at every step: "
             "use cache none or dsb, or scheduler blocks or adablock"
         )
+    leaks, expected = getattr(scheduler, "leak", 0), getattr(cache, "leak", 0)
+    if leaks != expected:
+        raise UserError(f"scheduler {scheduler.name!r} has leak={leaks}, cache {cache.name!r} needs leak={expected}: give the scheduler this leak")
     check_model = getattr(policy, "check_model", None)
     if check_model is not None:
         check_model(model)

@@ -111,7 +111,7 @@ class BlockCache:
 class SlidingMemory:
     lead: int
     start: Tensor  # [B] long, start of the last window
-    base: Tensor  # [B] long, tokens that were committed when everything was last recomputed, -1 before
+    since: Tensor  # [B] long, tokens committed since everything was last recomputed, -1 before
 
 
 class DSBCache:
@@ -124,7 +124,8 @@ class DSBCache:
         refresh_tokens: commits since the last full forward, its own included, after which everything is recomputed.
         prefix_window, suffix_window: columns before and after the window. Defaults of the paper: 24 for LLaDA, 4 for Dream, and 0.
         reference_quirks: as the authors' code: masks in the suffix may be committed. A mask meant for the whole sequence is applied to the
-            slice, so that only columns from window end + slice start on are closed. Needs the scheduler's `leak` to be `suffix_window`.
+            slice, so that only columns from window end + slice start on are closed. Needs the scheduler's `leak` to be `suffix_window`;
+            without quirks there is no leak.
     """
 
     name, keeps, slides = "dsb", True, True
@@ -134,24 +135,24 @@ class DSBCache:
             if value < least:
                 raise ValueError(f"{name}={value}: expected at least {least}")
         self.refresh_tokens, self.prefix_window, self.suffix_window = refresh_tokens, prefix_window, suffix_window
-        self.reference_quirks = reference_quirks
+        self.leak = suffix_window if reference_quirks else 0
 
     def start(self, state: DecodeState, shifted_logits: bool) -> SlidingMemory:
         zeros = torch.zeros_like(state.end)
         return SlidingMemory(int(shifted_logits), zeros, zeros - 1)
 
     def plan(self, state: DecodeState, score: Tensor, memory: SlidingMemory) -> list[ForwardPlan]:
-        start, leak = state.window.start, self.suffix_window if self.reference_quirks else 0
-        stop = state.window.stop - leak
-        committed = (state.committed_at >= 0).sum(1)
-        refresh = state.open & ((memory.base < 0) | (committed - memory.base >= self.refresh_tokens))
+        start, stop = state.window.start, state.window.stop - self.leak
+        # counted step by step: what a stop rule closes later was committed all the same
+        since = torch.where(memory.since < 0, self.refresh_tokens, memory.since + (state.committed_at == state.step - 1).sum(1))
+        refresh = state.open & (since >= self.refresh_tokens)
         before = torch.maximum(start - memory.start, torch.full_like(start, self.prefix_window))
         first = torch.maximum(start - before, state.pad - state.prompt_width)
         last = torch.minimum(stop + self.suffix_window, state.visible)
         column = torch.arange(state.gen_length, device=start.device)
-        closed = torch.where(refresh | (leak == 0), stop, stop + first + state.prompt_width - state.pad)  # from here on not to be committed
+        closed = torch.where(refresh | (self.leak == 0), stop, stop + first + state.prompt_width - state.pad)  # from here on not to be committed
         score = score & (column < torch.minimum(closed, last)[:, None])
-        memory.base, memory.start = torch.where(refresh, committed, memory.base), start
+        memory.since, memory.start = torch.where(refresh, 0, since), start
         return whole(state, refresh, score, keep=True) + part(state, state.open & ~refresh, first, last, score, state.visible, memory.lead)
 
     def finish(self, state: DecodeState, memory: SlidingMemory) -> list[ForwardPlan]:
@@ -162,7 +163,8 @@ class LookaheadCache:
     """APD's forward (arXiv 2506.00413): nothing right of the window is seen, and what lies far enough left of it is frozen.
 
     Args:
-        kv_window: W; columns left of the W before the window are frozen, those committed in the last step excepted. None freezes nothing.
+        kv_window: W; the tokens committed in the last step and the W - 1 before them are recomputed with the window, what lies left of them
+            is frozen. So 0, as in the authors' code, leaves a token's column as it was when the token was still a mask. None freezes nothing.
     """
 
     name, keeps, slides = "lookahead", True, True
@@ -182,8 +184,8 @@ class LookaheadCache:
         first = everything
         if self.kv_window is not None:
             frozen = torch.maximum(memory.start - self.kv_window + 1, everything)
-            first = torch.where(memory.base < 0, everything, torch.minimum(frozen, start - memory.lead))
-        memory.start, memory.base = start, torch.zeros_like(memory.base)
+            first = torch.where(memory.since < 0, everything, torch.minimum(frozen, start - memory.lead))
+        memory.start, memory.since = start, torch.zeros_like(memory.since)
         return part(state, state.open, first, stop, score & state.window.mask(state.gen_length), stop, 0)
 
     def finish(self, state: DecodeState, memory: SlidingMemory) -> list[ForwardPlan]:

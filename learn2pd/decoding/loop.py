@@ -18,6 +18,7 @@ from learn2pd.decoding.proposals import GREEDY, Sampling
 from learn2pd.decoding.schedulers import Scheduler
 from learn2pd.decoding.stats import Stopwatch
 from learn2pd.decoding.stops import StopRule
+from learn2pd.errors import UserError
 from learn2pd.models.adapter import ModelAdapter
 from learn2pd.policies.base import Policy, most_confident
 from learn2pd.types import Commit, DecodeState, Prediction
@@ -64,6 +65,8 @@ def decode_batch(
     predict = Predictor(model, store, needs, sampling, generators, watch)
     memory, kept = policy.start(state), cache.start(state, model.spec.shifted_logits)
     while bool(state.open.any()):
+        if state.step == state.gen_length:  # every step commits in every open row
+            raise UserError(f"scheduler {scheduler.name!r} and cache {cache.name!r} leave no position to commit: one opens what the other hides")
         state = replace(state, window=scheduler.propose(state))
         score = state.window.mask(state.gen_length) & (state.masked | scores_committed)
         score = (score | state.masked if stop.looks_ahead else score) & state.open[:, None]
@@ -82,7 +85,8 @@ def decode_batch(
 
 def at_least_one(commit: Commit, prediction: Prediction, eligible: Tensor) -> Commit:
     """Rows in which the rule takes nothing commit their most confident eligible position, so that every run terminates."""
-    missing = ~commit.mask.any(1, keepdim=True)
+    mask = commit.mask & eligible
+    missing = ~mask.any(1, keepdim=True)
     added = most_confident(prediction.confidence, eligible) & missing
     forced = added if commit.forced is None else commit.forced | added
-    return replace(commit, mask=(commit.mask & eligible) | added, forced=forced)
+    return replace(commit, mask=mask | added, forced=forced)

@@ -26,8 +26,8 @@ class Sampling:
     top_k: int = 0  # most probable tokens; 0 is all
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature}: expected 0 or more")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature={self.temperature}: expected 0 or more, and finite")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p}: expected a probability above 0, at most 1")
         if self.top_k < 0:

@@ -89,18 +89,18 @@ class EotpPaperStop:
 
 
 class AnywhereStop:
-    """APD's rule (arXiv 2506.00413): a row is done as soon as an end-of-text is anywhere in its canvas; what is still masked is cut.
+    """APD's rule (arXiv 2506.00413): as soon as an end-of-text is anywhere in the canvas, the sequence is cut before the first mask behind it.
 
-    Meant for policies that commit from left to right, where what is masked lies behind everything committed.
+    For policies that commit from left to right nothing is masked before it, so the row is done; with others the masks before it are decoded.
     """
 
     name, cuts, looks_ahead = "anywhere", True, False
 
     def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, eot_ids: tuple[int, ...]) -> Tensor:
         written = prediction.tokens if commit.tokens is None else commit.tokens
-        found = (commit.mask & is_among(written, eot_ids)).any(1)
-        left = state.masked & ~commit.mask
-        return torch.where(found & left.any(1), left.int().argmax(1), state.end)
+        ended = (commit.mask & is_among(written, eot_ids)).cumsum(1) > 0
+        left = state.masked & ~commit.mask & ended
+        return torch.where(left.any(1), left.int().argmax(1), state.end)
 
 
 def _after_first(found: Tensor) -> Tensor:

@@ -166,7 +166,8 @@ def build_rows(outcomes: Sequence[Outcome], bootstrap: Bootstrap) -> list[dict[s
     """The table: a row per method, stop rule and task.
 
     Agreement and speedups compare with the first `fixed` method under the same stop rule, speedups with the suffix `_threshold` with the
-    first `threshold` method under the same stop rule; they are null where the comparison lacks that method.
+    first `threshold` method under the same stop rule; they are null where the comparison lacks that method,
+    and the ratio of tokens per forward where that method's answers are empty.
     """
     rows = []
     for outcome in outcomes:
@@ -205,9 +206,11 @@ def _row(outcome: Outcome, fixed: Outcome | None, threshold: Outcome | None, boo
         row[f"speedup_forwards{suffix}"] = float(ratio(np.array(base.forwards, float), forwards)) if base else None
         row[f"speedup_wall{suffix}"] = base.wall_s / outcome.wall_s if base else None
     row["tokens_per_forward_ratio_threshold"] = row["tokens_per_forward_ratio_threshold_interval"] = None
-    if threshold:
+    if threshold and sum(threshold.lengths):
         columns = (lengths, forwards, np.array(threshold.lengths, float), np.array(threshold.forwards, float))
         compared = lambda a, b, c, d: ratio(a, b) / ratio(c, d)  # noqa: E731
         row["tokens_per_forward_ratio_threshold"] = float(compared(*columns))
-        row["tokens_per_forward_ratio_threshold_interval"] = bootstrap.interval(compared, *columns)
+        with np.errstate(divide="ignore", invalid="ignore"):  # a resample may hold empty answers only
+            interval = bootstrap.interval(compared, *columns)
+        row["tokens_per_forward_ratio_threshold_interval"] = interval if np.isfinite(interval).all() else None
     return row

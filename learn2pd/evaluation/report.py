@@ -148,7 +148,7 @@ def plot_commit_steps(lines: Sequence[tuple[str, Sequence[str], Sequence[int]]],
     for number, (_, tokens, _) in enumerate(lines):
         for place, token in enumerate(tokens):
             dark = np.isnan(grid[number, place]) or grid[number, place] < 0.6 * np.nanmax(grid)
-            axes.text(place, number, token, ha="center", va="center", fontsize=6, rotation=90, color="white" if dark else "black")
+            axes.text(place, number, token, ha="center", va="center", fontsize=6, rotation=90, color="white" if dark else "black", parse_math=False)
     axes.set_yticks(range(len(lines)), [name for name, _, _ in lines])
     axes.set(xlabel="position in the answer", title=title)
     figure.colorbar(image, ax=axes, label="forward of the commit")

@@ -29,12 +29,14 @@ class Verifier:
         self.vocab_size = int(network.config.vocab_size)
 
     def check_model(self, model: Model) -> None:
-        """Refuse a dLLM with another vocabulary.
+        """Refuse a dLLM with another vocabulary, or on another device.
 
         Raises:
             UserError: naming what differs.
         """
         name, spec = getattr(self.network, "name_or_path", "") or "the verifier", model.spec
+        if self.network.device != model.adapter.device:
+            raise UserError(f"verifier {name} is on {self.network.device}, {spec.name} on {model.adapter.device}: APD needs both on one device")
         if self.tokenizer is None:
             if self.vocab_size > spec.vocab_size:
                 raise UserError(f"verifier {name} has {self.vocab_size} tokens, {spec.name} has {spec.vocab_size}: APD needs one vocabulary")

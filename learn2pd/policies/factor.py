@@ -25,8 +25,8 @@ class FactorPolicy:
     window_width: int | None = None
 
     def __init__(self, factor: float = 1.0, reference_quirks: bool = False) -> None:
-        if factor <= 0:
-            raise ValueError(f"factor={factor}: expected above 0")
+        if not 0 < factor < float("inf"):
+            raise ValueError(f"factor={factor}: expected above 0, and finite")
         self.factor, self.reference_quirks = factor, reference_quirks
 
     def start(self, state: DecodeState) -> None:

@@ -31,6 +31,8 @@ def stage_compare(config: RunConfig, output: Path) -> dict[str, Any]:
     """Every method and stop rule on the test prompts -> output_dir/compare.json, compare.md, plots."""
     if not config.compare.methods:
         raise UserError("compare.methods is empty: list at least one method with name and policy")
+    if not config.compare.stops:
+        raise UserError("compare.stops is empty: list at least one stop rule, such as eot")
     model = model_of(config)
     prompts = [prompt for prompt in prompts_of(config) if prompt.split == "test"]
     check_prompts(model, prompts, config.decode.gen_length)
@@ -73,9 +75,10 @@ def expand_sweeps(methods: list[MethodConfig]) -> list[tuple[str, MethodConfig]]
         if not method.sweep:
             found.append((method.name, method))
             continue
-        if len(method.sweep) != 1 or not isinstance(next(iter(method.sweep.values())), list):
+        values = next(iter(method.sweep.values()))
+        if len(method.sweep) != 1 or not isinstance(values, list) or not values:
             raise UserError(f"compare.methods: sweep={method.sweep!r} of {method.name!r}: expected one option with a list of values")
-        ((option, values),) = method.sweep.items()
+        (option,) = method.sweep
         for value in values:
             chosen = dataclasses.replace(method, name=f"{method.name} {value}", options=method.options | {option: value}, sweep={})
             found.append((method.name, chosen))

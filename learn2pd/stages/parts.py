@@ -57,6 +57,7 @@ def provided_to(config: RunConfig, model: Model, folder: Path) -> dict[str, Any]
     length = config.decode.block_length
     return {
         "folder": folder, "block_length": length, "refresh_tokens": length, "floor": config.decode.stop_floor, "tokenizer": model.tokenizer,
+        "device": str(model.adapter.device),
     }  # fmt: skip
 
 

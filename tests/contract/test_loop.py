@@ -7,11 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learn2pd import BlocksScheduler, EotStop, NoStop, Sampling, UserError, decode
+from learn2pd import BlocksScheduler, DSBCache, DSBScheduler, EotStop, NoStop, Sampling, UserError, decode
 from learn2pd.policies.filter import FilterPolicy
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.threshold import ThresholdPolicy
+from learn2pd.types import Commit, Window
 from tests.contract.helpers import BLOCK, GEN, STOPS, oracle, outcome, policies, random_filter, run
 from tests.reference import decode_reference, fixed_rule, threshold_rule
 
@@ -100,6 +101,35 @@ def test_eot_stop_changes_nothing_until_it_first_ends_the_row(policy, stop, tiny
         known = (stopped.committed_at[row] >= 0) & (stopped.committed_at[row] < open_steps) & (torch.arange(GEN) < stopped.end[row])
         assert (stopped.canvas[row] == whole.canvas[row])[known].all()
         assert (stopped.committed_at[row] == whole.committed_at[row])[known].all()
+
+
+class Outside:
+    """A policy that forgets to look at what is eligible."""
+
+    name, needs, scores_committed, window_width = "outside", frozenset(), False, None
+
+    def start(self, state):
+        return None
+
+    def select(self, prediction, eligible, state, memory):
+        return Commit(~eligible)
+
+
+def test_a_policy_that_chooses_only_what_it_may_not_is_one_token_a_step(tiny_model, make_prompts):
+    prompts = make_prompts(LENGTHS)
+    assert outcome(run(tiny_model, prompts, Outside()), tiny_model) == outcome(run(tiny_model, prompts, FixedPolicy()), tiny_model)
+
+
+class Shut(BlocksScheduler):
+    """A scheduler that opens nothing."""
+
+    def propose(self, state):
+        return Window(state.end, state.end)
+
+
+def test_a_run_in_which_nothing_can_be_committed_is_an_error_and_does_not_hang(tiny_model, make_prompts):
+    with pytest.raises(UserError, match="no position to commit"):
+        run(tiny_model, make_prompts(LENGTHS), FixedPolicy(), scheduler=Shut(BLOCK))
 
 
 def test_fixed_takes_one_forward_a_token(tiny_model_grouped, make_prompts):
@@ -231,6 +261,9 @@ def test_decode_takes_texts_and_no_prompts_at_all(tiny_model):
         ([[5]], {"policy": FilterPolicy(random_filter(), 0.5), "scheduler": BlocksScheduler(16)}, ["filter", "8", "16"]),
         ([[5, 400]], {}, ["prompt 0", "400"]),
         ([[5, -1]], {}, ["prompt 0", "-1"]),
+        ("Tom has 3.", {}, ["one text", "list"]),
+        ([[5]], {"scheduler": DSBScheduler(8), "cache": DSBCache(8, suffix_window=9, reference_quirks=True)}, ["leak=0", "leak=9"]),
+        ([[5]], {"scheduler": DSBScheduler(8, leak=2), "cache": DSBCache(8, suffix_window=2)}, ["leak=2", "leak=0"]),
     ],
 )
 def test_a_run_that_cannot_work_is_refused_in_one_line(prompts, options, words, tiny_model):

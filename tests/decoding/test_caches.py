@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from learn2pd import BlockCache, DSBCache, DSBScheduler, FixedPolicy, LookaheadCache, LookaheadScheduler, NoCache, ThresholdPolicy
+from learn2pd import BlockCache, DSBCache, DSBScheduler, EotStop, FixedPolicy, LookaheadCache, LookaheadScheduler, NoCache, ThresholdPolicy
 from tests.contract.helpers import BLOCK, CACHES, GEN, MODELS, SCHEDULERS, fits, outcome, run
 
 LENGTHS = [3, 21, 12]
@@ -71,6 +71,37 @@ def test_after_a_refresh_only_the_window_is_recomputed(cache, later, model, make
     assert widths[0] == 12 + GEN
     assert widths[1] == later + lead
     assert widths.count(12 + GEN) == 3  # one a block of 8, 8 and 4 tokens
+
+
+class Commits:
+    """Notes how many tokens every step committed, those it closed itself not counted."""
+
+    needs, scores_committed = frozenset(), False
+
+    def __init__(self):
+        self.states = []
+
+    def record(self, state, prediction, commit):
+        self.states.append(state)
+
+    def made(self):
+        pairs = zip(self.states, self.states[1:], strict=False)
+        return [int((after.committed_at == before.step).sum()) for before, after in pairs]
+
+
+def test_commits_count_towards_a_refresh_though_an_end_of_text_closes_them_later(model, make_prompts):
+    closed = 0
+    for number in range(12):
+        watched, commits = Counting(DSBCache(6, prefix_window=2)), Commits()
+        parts = {"scheduler": DSBScheduler(BLOCK), "cache": watched, "stop": EotStop(0.0), "recorder": commits}
+        state = run(model, make_prompts([12], seed=number), ThresholdPolicy(0.8), gen_length=40, **parts)
+        since, made = 6, [*commits.made(), 0]
+        for step, columns in enumerate(watched.columns):
+            refreshes = columns[0][1] == 12 + 40
+            assert refreshes == (since >= 6)
+            since = made[step] + (0 if refreshes else since)
+        closed += sum(made[:-1]) > int((state.committed_at >= 0).sum())
+    assert closed
 
 
 def test_rows_of_a_batch_refresh_and_reuse_in_the_same_step(model, make_prompts):

@@ -117,7 +117,16 @@ def test_one_draw_chooses_the_same_token_from_the_same_distribution():
     assert not draw(values).equal(Draw(Sampling(0.8), gumbel([20], [torch.Generator().manual_seed(2)], 50))(values))
 
 
-@pytest.mark.parametrize(("options", "word"), [({"temperature": -1}, "temperature=-1"), ({"top_p": 0}, "top_p=0"), ({"top_k": -2}, "top_k=-2")])
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"temperature": -1}, "temperature=-1"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"temperature": float("inf")}, "temperature=inf"),
+        ({"top_p": 0}, "top_p=0"),
+        ({"top_k": -2}, "top_k=-2"),
+    ],
+)
 def test_a_sampling_that_makes_no_sense_is_refused(options, word):
     with pytest.raises(ValueError, match=word):
         Sampling(**options)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from learn2pd.decoding.stops import EotpPaperStop, EotStop, NoStop
+from learn2pd.decoding.stops import AnywhereStop, EotpPaperStop, EotStop, NoStop
 from learn2pd.types import Commit, DecodeState, Prediction
 
 
@@ -56,6 +56,11 @@ def test_the_paper_does_not_take_a_forced_commit_for_an_accepted_one():
 def test_the_paper_else_cuts_after_the_most_confident_end_of_text_wherever_it_is_and_however_faint():
     assert end(EotpPaperStop(), [4, 9, 4, 9, 4, 4], [0.9, 0.01, 0.9, 0.02, 0.9, 0.9], [0]) == 4
     assert end(EotpPaperStop(), [4, 9, 4, -1, 4, 4], [0.9, 0.01, 0.9, 0.0, 0.9, 0.9], [0]) == 2
+
+
+@pytest.mark.parametrize(("committed", "wanted"), [(range(3), 3), (range(4), 4), ([0, 1], 6), ([2], 3), ([2, 3, 5], 4), (range(6), 6)])
+def test_anywhere_cuts_before_the_first_mask_behind_an_end_of_text_and_never_before_it(committed, wanted):
+    assert end(AnywhereStop(), FOUND, SURE, committed) == wanted
 
 
 @pytest.mark.parametrize("floor", [-0.1, 1.5, float("nan")])

@@ -1,8 +1,14 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 
+from learn2pd import UserError
+from learn2pd.config import MethodConfig, load_config
+from learn2pd.evaluation import report
 from learn2pd.evaluation.compare import Bootstrap, Outcome, agreement, build_rows, mean, merge
+from learn2pd.stages.comparison import expand_sweeps, stage_compare
 
 
 def outcome(method, policy, stop="eot", task="math", forwards=(10, 20), lengths=(10, 10), correct=(True, False), tokens=((5, 6, 0, 0), (7, 0, 0, 0))):
@@ -60,6 +66,32 @@ def test_prompts_nobody_can_judge_have_no_accuracy():
     row = build_rows([outcome("vanilla", "fixed", correct=(None, None))], Bootstrap(20, 0))[0]
     assert row["accuracy"] is None
     assert row["agreement"] == 1
+
+
+def test_empty_answers_leave_numbers_that_json_has():
+    empty, one = (outcome("threshold", "threshold", lengths=lengths) for lengths in ((0, 0), (0, 9)))
+    for rival in (empty, one):
+        rows = build_rows([rival, outcome("filter", "filter")], Bootstrap(50, 0))
+        json.loads(json.dumps(rows, allow_nan=False))
+        assert (rows[1]["tokens_per_forward_ratio_threshold"] is None) == (rival is empty)
+        assert rows[1]["tokens_per_forward_ratio_threshold_interval"] is None
+
+
+@pytest.mark.parametrize("sweep", [{"threshold": []}, {"threshold": 0.5}, {"threshold": [0.5], "radius": [1]}])
+def test_a_sweep_that_is_not_one_option_with_values_is_refused(sweep):
+    with pytest.raises(UserError, match="one option with a list of values"):
+        expand_sweeps([MethodConfig("leap", "localleap", sweep=sweep)])
+
+
+def test_a_comparison_without_a_stop_rule_is_refused(tmp_path):
+    config = load_config("tiny_compare", ["compare.stops=[]"])
+    with pytest.raises(UserError, match=r"compare\.stops"):
+        stage_compare(config, tmp_path)
+
+
+def test_tokens_that_look_like_formulas_are_drawn_as_they_are(tmp_path):
+    report.plot_commit_steps([("vanilla", ["$$ ", "$\\frac$"], [0, 1])], "title", tmp_path / "steps.png")
+    assert (tmp_path / "steps.png").stat().st_size > 0
 
 
 def test_the_bootstrap_is_seeded_and_brackets_the_mean():

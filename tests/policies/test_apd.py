@@ -93,6 +93,12 @@ def test_a_verifier_with_a_larger_vocabulary_is_refused(tiny_model):
         decode(tiny_model, [[5]], policy=APDPolicy(tiny_verifier(500)), scheduler=LookaheadScheduler())
 
 
+def test_a_verifier_on_another_device_is_refused(tiny_model, tokenizer):
+    network = LlamaForCausalLM(LlamaConfig(vocab_size=400, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8))
+    with pytest.raises(UserError, match=r"on meta.*on cpu"):
+        APDPolicy(Verifier(network.to("meta"), tokenizer)).check_model(tiny_model)
+
+
 def test_a_verifier_is_read_from_a_folder(tokenizer, tiny_model, tmp_path):
     tiny_verifier().network.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
