@@ -94,7 +94,7 @@ class PeakMemory:
 def methods(vocab_size: int) -> dict[str, tuple[Any, Any, Any]]:
     """Name -> policy, scheduler, cache."""
     blocks, sure = BlocksScheduler(BLOCK), ThresholdPolicy(0.9)
-    delimiters = tuple(range(0, vocab_size, 50))
+    delimiters = tuple(range(0, vocab_size, vocab_size // 20))
     return {
         "one token a step": (FixedPolicy(), blocks, NoCache()),
         "one token a step, prefix": (FixedPolicy(), blocks, BlockCache("prefix")),
@@ -112,7 +112,10 @@ def methods(vocab_size: int) -> dict[str, tuple[Any, Any, Any]]:
 
 def main(arguments: list[str]) -> None:
     options = {"model": "", "gen_length": "64", "prompt_length": "64", "batches": "1,4,16", "threads": "0", "dtype": "float32", "compile": "false"}
-    options |= dict(argument.split("=", 1) for argument in arguments)
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    if given.keys() - options.keys():
+        sys.exit(f"unknown: {', '.join(sorted(given.keys() - options.keys()))}; expected some of {', '.join(options)}, written key=value")
+    options |= given
     if int(options["threads"]):
         torch.set_num_threads(int(options["threads"]))
     device = "cuda" if torch.cuda.is_available() else "cpu"

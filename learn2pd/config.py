@@ -230,8 +230,8 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise UserError(f"{key}={value}: the value could not be read ({str(error).splitlines()[0]})") from error
     _check_tree(OmegaConf.to_container(given), RunConfig, "", str(path))
-    merged = OmegaConf.merge(OmegaConf.structured(RunConfig(name=path.stem)), given)
     try:
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig(name=path.stem)), given)
         config = cast(RunConfig, OmegaConf.to_object(cast(DictConfig, merged)))
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error

@@ -47,6 +47,7 @@ def test_overrides_reach_the_configuration():
         ("stages=[recrod]", ["recrod", "did you mean 'record'"]),
         ("compare.methods=[{nmae: x, policy: fixed}]", ["nmae", "did you mean 'name'"]),
         ("decode=3", ["decode", "3"]),
+        ("compare.methods=[{name: x, policy: fixed, options: {1: 2}}]", ["Key 1", "str"]),
         ("seed=-1", ["seed=-1", "from 0"]),
         ("seed=99999999999999999999", ["seed", "to 4.29"]),
     ],

@@ -12,6 +12,7 @@ from learn2pd.decoding.proposals import EXTRAS, Draw, Sampling, gumbel, propose
 from learn2pd.decoding.stats import Stopwatch
 from learn2pd.models.adapter import ModelAdapter
 from learn2pd.models.kv import KVStore
+from learn2pd.models.layers import widened
 from learn2pd.types import DecodeState, ForwardPlan, Prediction
 
 SCORE_VALUES = 2**23  # logits held at a time: 66 positions at LLaDA's vocabulary, 32 MiB in float32
@@ -49,9 +50,10 @@ class Predictor:
                 for places in torch.arange(len(rows), device=device).split(self.positions_at_a_time):
                     at = rows[places], positions[places]
                     logits, draw = self._logits(hidden[places], at[0])
-                    tokens[at], confidence[at], found = propose(logits, draw, self.needs)
+                    tokens[at], sure, found = propose(logits, draw, self.needs)
+                    confidence[at] = sure.float()
                     for name, values in found.items():
-                        extras[name][at] = values
+                        extras[name][at] = values.float()
                     if "logits" in self.needs:
                         kept.append((at[0] * shape[1] + at[1], logits, draw.noise))
             valid[rows, positions] = True
@@ -61,7 +63,7 @@ class Predictor:
         return replace(state, forwards=forwards), self._with_logits(prediction, kept) if kept else prediction, broken
 
     def _logits(self, hidden: Tensor, rows: Tensor) -> tuple[Tensor, Draw]:
-        logits = self.model.score(hidden).float()
+        logits = widened(self.model.score(hidden))
         logits[:, self.model.spec.mask_id] = -torch.inf
         if self.sampling.temperature == 0:
             return logits, Draw(self.sampling)

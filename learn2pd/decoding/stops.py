@@ -54,8 +54,10 @@ class EotStop:
         self.floor = floor
 
     def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, eot_ids: tuple[int, ...]) -> Tensor:
-        written = prediction.tokens if commit.tokens is None else commit.tokens
-        found = commit.mask & is_among(written, eot_ids) & (prediction.confidence >= self.floor)
+        if commit.tokens is None:
+            found = commit.mask & is_among(prediction.tokens, eot_ids) & (prediction.confidence >= self.floor)
+        else:  # tokens that are not proposals have no confidence: who wrote them knew them
+            found = commit.mask & is_among(commit.tokens, eot_ids)
         return torch.minimum(state.end, _after_first(found))
 
 

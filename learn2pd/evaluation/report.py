@@ -79,7 +79,8 @@ def plot_tradeoff(rows: Sequence[dict[str, Any]], path: Path) -> None:
         title="Accuracy against tokens per forward, all tasks, 95% intervals",
     )
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="best")
+    for text in axes.legend(fontsize=7, loc="best").get_texts():
+        text.set_parse_math(False)  # a method's name is the user's
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -149,7 +150,7 @@ def plot_commit_steps(lines: Sequence[tuple[str, Sequence[str], Sequence[int]]],
         for place, token in enumerate(tokens):
             dark = np.isnan(grid[number, place]) or grid[number, place] < 0.6 * np.nanmax(grid)
             axes.text(place, number, token, ha="center", va="center", fontsize=6, rotation=90, color="white" if dark else "black", parse_math=False)
-    axes.set_yticks(range(len(lines)), [name for name, _, _ in lines])
+    axes.set_yticks(range(len(lines)), [name for name, _, _ in lines], parse_math=False)
     axes.set(xlabel="position in the answer", title=title)
     figure.colorbar(image, ax=axes, label="forward of the commit")
     figure.savefig(path, dpi=130)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerBase
 
 from learn2pd.errors import UserError
-from learn2pd.models.loading import DTYPES, UNREADABLE, Model, first_line, load_tokenizer, resolve_device
+from learn2pd.models.loading import DTYPES, UNREADABLE, Model, check_folder, first_line, load_tokenizer, resolve_device
 
 
 class VerifierCache:
@@ -100,6 +100,7 @@ def load_verifier(path: str, dtype: str = "float32", device: str = "auto") -> Ve
     """
     if dtype not in DTYPES:
         raise UserError(f"verifier dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
+    check_folder("verifier", path, "config.json, *.safetensors and tokenizer.json of a causal language model")
     try:
         # False and not the default: the default asks on the terminal whether to run a checkpoint's own code
         network = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False)

@@ -9,8 +9,13 @@ from torch.nn import functional
 from learn2pd.models.kv import KVView
 
 
+def widened(x: Tensor) -> Tensor:
+    """`x` in float32, or as it is where it is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in float32 and cast back before the weight, as the original models do."""
+    """Root-mean-square norm, computed in at least float32 and cast back before the weight, as the original models do."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -18,7 +23,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        normed = functional.rms_norm(x.float(), (x.shape[-1],), eps=self.eps)
+        normed = functional.rms_norm(widened(x), (x.shape[-1],), eps=self.eps)
         return self.weight * normed.to(x.dtype)
 
 
@@ -31,10 +36,11 @@ def rotary_tables(positions: Tensor, head_width: int, theta: float) -> tuple[Ten
 
 
 def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Apply rotary positions to [R, heads, Q, head_width] in float32."""
+    """Apply rotary positions to [R, heads, Q, head_width] in at least float32."""
     cos, sin = tables
-    first, second = x.float().chunk(2, dim=-1)
-    return (x.float() * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+    wide = widened(x)
+    first, second = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int) -> Tensor:

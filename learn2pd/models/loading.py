@@ -73,8 +73,8 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(1, device=device).tolist()  # not on `meta`, which holds no values
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"model.device={device!r} is not usable here ({str(error).splitlines()[0]}): use auto, cpu or cuda") from error
     return torch.device(device)
 
@@ -109,6 +109,19 @@ def load_model(path: str, dtype: str = "float32", device: str = "auto", revision
     return Model(adapter, tokenizer)
 
 
+def check_folder(key: str, path: str, expected: str) -> None:
+    """Refuse a path that cannot be a hub's name and holds no config.json, before the hub is asked for it.
+
+    Raises:
+        UserError: saying what was `expected`.
+    """
+    folder = Path(path)
+    looks_local = folder.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1 or path.split("/")[0] in ("checkpoints", "outputs")
+    if looks_local and not (folder / "config.json").is_file():
+        state = "holds no config.json" if folder.is_dir() else "does not exist"
+        raise UserError(f"{key}={path!r}: the folder {state}; expected {expected}")
+
+
 def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
     """The fields of config.json, once it is clear that they describe a dLLM this toolkit runs.
 
@@ -116,11 +129,7 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
         UserError: naming what was looked for.
     """
     known = ", ".join(FAMILIES)
-    folder = Path(path)
-    looks_local = folder.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1 or path.split("/")[0] == "checkpoints"
-    if looks_local and not (folder / "config.json").is_file():
-        state = "holds no config.json" if folder.is_dir() else "does not exist"
-        raise UserError(f"model.path={path!r}: the folder {state}; expected config.json (model_type {known}), *.safetensors and tokenizer.json")
+    check_folder("model.path", path, f"config.json (model_type {known}), *.safetensors and tokenizer.json")
     try:
         fields = json.loads(Path(cached_file(path, "config.json", revision=revision)).read_text(encoding="utf-8"))
     except (*UNREADABLE, ValueError) as error:

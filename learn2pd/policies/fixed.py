@@ -2,7 +2,8 @@
 
 `steps` is the total for the whole canvas, shared out among the blocks by their length. On entering a block with m masks and s steps,
 each step commits the floor(m / s) most confident positions, the first m mod s steps one more. With steps = gen_length (the default)
-that is one token a step.
+that is one token a step. Every block takes at least one step, so that fewer `steps` than blocks are exceeded; and where the window slides
+(schedulers dsb and lookahead) each of its places counts as a block entered anew, so that `steps` is a pace and not the total.
 
 Most confident is by the probability of the proposal, by its margin over the second (`margin`), or by low entropy (`entropy`).
 

@@ -68,7 +68,7 @@ def expand_sweeps(methods: list[MethodConfig]) -> list[tuple[str, MethodConfig]]
     """Every method with the family it belongs to; one with a sweep becomes a method a value.
 
     Raises:
-        UserError: a sweep that is not one option with a list of values.
+        UserError: a sweep that is not one option with a list of values, or two methods of one name.
     """
     found = []
     for method in methods:
@@ -82,6 +82,10 @@ def expand_sweeps(methods: list[MethodConfig]) -> list[tuple[str, MethodConfig]]
         for value in values:
             chosen = dataclasses.replace(method, name=f"{method.name} {value}", options=method.options | {option: value}, sweep={})
             found.append((method.name, chosen))
+    names = [method.name for _, method in found]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"compare.methods: two methods are called {twice[0]!r}: give each a name of its own")
     return found
 
 
@@ -109,7 +113,7 @@ def _compare_outcomes(config: RunConfig, output: Path, model: Model, prompts: li
                 )  # fmt: skip
                 slug = "-".join("".join(c if c.isalnum() else "_" for c in part) for part in (method.name, stop, task))
                 before = bar.n
-                outcome = cached(output / "compare" / f"{slug}.json", _outcome_key(model, group, method, folder, config, stop), produce)
+                outcome = cached(output / "compare" / f"{slug[:150]}.json", _outcome_key(model, group, method, folder, config, stop), produce)
                 bar.update(len(group) - (bar.n - before))
                 parts.append(outcome)
                 if method.policy == "fixed":
@@ -120,10 +124,13 @@ def _compare_outcomes(config: RunConfig, output: Path, model: Model, prompts: li
 
 def _outcome_key(model: Model, prompts: list[Prompt], method: MethodConfig, folder: Path, config: RunConfig, stop: str) -> str:
     """Everything an outcome depends on, hashed."""
-    reads_folder = method.policy == "filter" and folder.is_dir()
-    weights = (folder / "model.safetensors").read_bytes() + (folder / "policy.json").read_bytes() if reads_folder else b""
+    folders = [folder] if method.policy == "filter" else []
+    folders += [Path(value) for value in method.options.values() if isinstance(value, str)]  # of a verifier, or of another filter
     parts = [model.spec.fingerprint, prompts_digest(prompts), dataclasses.asdict(method), as_dict(config)["decode"], config.seed, stop]
-    return hashlib.sha256(json.dumps(parts).encode() + weights).hexdigest()
+    digest = hashlib.sha256(json.dumps(parts).encode())
+    for path in (path for kept in folders for pattern in ("*.safetensors", "policy.json") for path in sorted(kept.glob(pattern))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _plot_one_answer(model: Model, outcomes: list[Outcome], path: Path) -> None:

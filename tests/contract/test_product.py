@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learn2pd import UserError, decode
+from learn2pd.decoding import predictor
 from tests.contract.helpers import BLOCK, CACHES, COMBINATIONS, GEN, MODELS, SCHEDULERS, STOPS, fits, oracle, outcome, policies, run
 
 STOP_NAMES = itertools.cycle(STOPS)  # every combination with one stop rule; the rules in all combinations are too many
@@ -50,6 +51,19 @@ def test_any_batch_of_any_lengths_equals_its_rows_alone(combination, stop, famil
     for number, prompt in enumerate(prompts):
         alone = outcome(run(model, [prompt], chosen, index=[number], **parts), model)
         assert {key: [rows[number]] for key, rows in together.items()} == alone
+
+
+@pytest.mark.parametrize(("scheduler", "cache"), [("blocks", "dual"), ("blocks", "none"), ("dsb_greedy", "dsb"), ("lookahead", "lookahead")])
+@pytest.mark.parametrize("policy", ["threshold0.6", "apd", "entropy"])
+def test_samples_depend_neither_on_plans_nor_on_how_many_positions_are_scored_at_once(
+    policy, scheduler, cache, tiny_model, make_prompts, monkeypatch
+):
+    prompts = make_prompts([1, 17, 9, 30])
+    parts = {"scheduler": SCHEDULERS[scheduler], "cache": CACHES[cache], "stop": STOPS["eot0.5"], "temperature": 0.7}
+    alone = [outcome(run(tiny_model, [prompt], policies()[policy], index=[number], **parts), tiny_model) for number, prompt in enumerate(prompts)]
+    monkeypatch.setattr(predictor, "SCORE_VALUES", 3 * tiny_model.spec.vocab_size)
+    together = outcome(run(tiny_model, prompts, policies()[policy], **parts), tiny_model)
+    assert [{key: [rows[number]] for key, rows in together.items()} for number in range(len(prompts))] == alone
 
 
 REFUSED = [(p, s, c) for p, s, c in itertools.product(["fixed", "filter"], SCHEDULERS, CACHES) if not fits(p, s, c)]

@@ -44,6 +44,11 @@ def test_tokens_that_the_policy_wrote_count_and_not_the_proposals():
     assert end(EotStop(0.0), [9] * 6, SURE, range(6), tokens=[4, 4, 4, 9, 4, 4]) == 4
 
 
+def test_tokens_that_the_policy_wrote_need_no_confidence():
+    """An oracle that pastes the answer knows where it ends, whatever the model thought there."""
+    assert end(EotStop(0.9), [4] * 6, [0.1] * 6, range(6), tokens=[4, 4, 4, 9, 4, 4]) == 4
+
+
 def test_the_paper_cuts_after_the_leftmost_end_of_text_that_the_filter_accepted():
     assert end(EotpPaperStop(), FOUND, SURE, [2, 4]) == 3
 

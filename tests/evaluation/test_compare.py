@@ -8,7 +8,7 @@ from learn2pd import UserError
 from learn2pd.config import MethodConfig, load_config
 from learn2pd.evaluation import report
 from learn2pd.evaluation.compare import Bootstrap, Outcome, agreement, build_rows, mean, merge
-from learn2pd.stages.comparison import expand_sweeps, stage_compare
+from learn2pd.stages.comparison import _outcome_key, expand_sweeps, stage_compare
 
 
 def outcome(method, policy, stop="eot", task="math", forwards=(10, 20), lengths=(10, 10), correct=(True, False), tokens=((5, 6, 0, 0), (7, 0, 0, 0))):
@@ -83,6 +83,23 @@ def test_a_sweep_that_is_not_one_option_with_values_is_refused(sweep):
         expand_sweeps([MethodConfig("leap", "localleap", sweep=sweep)])
 
 
+def test_two_methods_of_one_name_are_refused():
+    with pytest.raises(UserError, match=r"two methods are called 'leap 0.5'"):
+        expand_sweeps([MethodConfig("leap", "localleap", sweep={"threshold": [0.9, 0.5]}), MethodConfig("leap 0.5", "threshold")])
+
+
+def test_an_outcome_is_not_taken_over_where_the_verifier_was_trained_again(tiny_model, tmp_path):
+    def key():
+        method = MethodConfig("apd", "apd", options={"verifier": str(tmp_path)})
+        return _outcome_key(tiny_model, [], method, tmp_path / "policy", load_config("tiny_compare"), "eot")
+
+    (tmp_path / "model.safetensors").write_bytes(b"first")
+    first = key()
+    assert key() == first
+    (tmp_path / "model.safetensors").write_bytes(b"again")
+    assert key() != first
+
+
 def test_a_comparison_without_a_stop_rule_is_refused(tmp_path):
     config = load_config("tiny_compare", ["compare.stops=[]"])
     with pytest.raises(UserError, match=r"compare\.stops"):
@@ -90,8 +107,10 @@ def test_a_comparison_without_a_stop_rule_is_refused(tmp_path):
 
 
 def test_tokens_that_look_like_formulas_are_drawn_as_they_are(tmp_path):
-    report.plot_commit_steps([("vanilla", ["$$ ", "$\\frac$"], [0, 1])], "title", tmp_path / "steps.png")
+    report.plot_commit_steps([("$$ vanilla", ["$$ ", "$\\frac$"], [0, 1])], "title", tmp_path / "steps.png")
     assert (tmp_path / "steps.png").stat().st_size > 0
+    report.plot_tradeoff(build_rows([merge([outcome("$$ vanilla", "fixed")])], Bootstrap(20, 0)), tmp_path / "tradeoff.png")
+    assert (tmp_path / "tradeoff.png").stat().st_size > 0
 
 
 def test_the_bootstrap_is_seeded_and_brackets_the_mean():

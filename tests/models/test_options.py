@@ -13,10 +13,10 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.c
 
 
 @needs_compiler
-def test_a_compiled_model_decodes_the_same(tiny_model_folder, tiny_model, make_prompts):
-    compiled = load_model(str(tiny_model_folder), device="cpu", compile=True)
+def test_a_compiled_model_decodes_the_same(tiny_model_folder, make_prompts):
+    uncompiled, compiled = (load_model(str(tiny_model_folder), device="cpu", compile=compile) for compile in (False, True))
     plain, fused = (
-        decode(model, make_prompts([4, 11]), policy=ThresholdPolicy(0.6), cache=BlockCache("dual"), gen_length=4) for model in (tiny_model, compiled)
+        decode(model, make_prompts([4, 11]), policy=ThresholdPolicy(0.6), cache=BlockCache("dual"), gen_length=4) for model in (uncompiled, compiled)
     )
     assert fused.tokens.equal(plain.tokens)
     assert fused.forwards.equal(plain.forwards)

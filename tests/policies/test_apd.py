@@ -108,6 +108,11 @@ def test_a_verifier_is_read_from_a_folder(tokenizer, tiny_model, tmp_path):
     assert torch.allclose(verifier.network(tokens).logits, tiny_verifier().network(tokens).logits)
 
 
+def test_a_verifier_that_is_not_there_is_refused_before_the_hub_is_asked(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        load_verifier(str(tmp_path / "nowhere"))
+
+
 @pytest.mark.parametrize("weight", [0, -0.5, 1.1])
 def test_a_mixture_weight_out_of_range_is_refused(weight):
     with pytest.raises(ValueError, match="mixture_weight"):
