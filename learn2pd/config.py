@@ -77,8 +77,7 @@ class FilterConfig:
 
 @dataclass
 class CalibrateConfig:
-    target_agreement: float | None = None  # share of accepted proposals that equal the final output, on validation prompts
-    like_threshold: float = 0.9  # without a target: what committing at this confidence reaches on the same states
+    target_agreement: float = 0.995  # share of accepted proposals that equal the final output, on validation prompts
 
 
 @dataclass
@@ -163,7 +162,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "filter.max_epochs": (1, 10**9),
     "filter.patience_epochs": (1, 10**9),
     "calibrate.target_agreement": (0, 1),
-    "calibrate.like_threshold": (0, 1),
     "compare.bootstrap_samples": (10, 10**6),
     "threads": (0, 4096),
     "seed": (0, 2**32 - 1),
@@ -342,7 +340,7 @@ def _check_values(config: RunConfig) -> None:
         return found
 
     for key, (least, largest) in RANGES.items():
-        if value_of(key) is not None and not least <= value_of(key) <= largest:
+        if not least <= value_of(key) <= largest:
             raise UserError(f"{key}={value_of(key)}: expected a value from {least:g} to {largest:g}")
     for key, allowed in CHOICES.items():
         if value_of(key) not in allowed:

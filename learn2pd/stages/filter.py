@@ -14,7 +14,7 @@ from learn2pd.recording.reading import load_recording
 from learn2pd.recording.recorder import manifest, open_recording, record
 from learn2pd.stages.output import read_metrics
 from learn2pd.stages.parts import check_prompts, model_of, network_of, prompts_of
-from learn2pd.training.calibration import calibrate, metrics_at, probabilities, threshold_figures
+from learn2pd.training.calibration import calibrate, metrics_at, probabilities
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
 from learn2pd.training.filter import FilterData, filter_rows, train_filter
 
@@ -69,16 +69,13 @@ def stage_calibrate(config: RunConfig, output: Path) -> dict[str, Any]:
     network = network_of(config)
     state = SafetensorsCheckpointIO().load_checkpoint(checkpoint)["state_dict"]
     network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in state.items()})
-    states = filter_rows(rows, references, "validation")
-    probability, label = probabilities(network, states)
-    plain = threshold_figures(states, config.calibrate.like_threshold)
-    target = plain["agreement"] if config.calibrate.target_agreement is None else config.calibrate.target_agreement
+    probability, label = probabilities(network, filter_rows(rows, references, "validation"))
+    target = config.calibrate.target_agreement
     chosen = calibrate(probability, label, target)
     if not chosen.met:
-        log.warning("no threshold reaches an agreement of %g on validation prompts; the strictest reaches %.4f", target, chosen.agreement)
+        log.warning("no threshold reaches calibrate.target_agreement=%g on validation prompts; the strictest reaches %.4f", target, chosen.agreement)
     figures = {
         "target_agreement": target,
-        "like_threshold": plain,
         "target_met": chosen.met,
         "threshold": chosen.threshold,
         "agreement": chosen.agreement,

@@ -1,8 +1,7 @@
 """Choose a filter's threshold for a stated target instead of typing one in.
 
 The target is an agreement: of the proposals the filter accepts on recorded validation states (masked positions of the answer, padding
-left out), the share that equals the final output. The chosen threshold is the lowest one that meets the target, hence the fastest. Where
-no target is stated it is the agreement that a plain confidence threshold has on the same states: no less careful, and hopefully faster.
+left out), the share that equals the final output. The chosen threshold is the lowest one that meets the target, hence the fastest.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learn2pd.errors import UserError
 from learn2pd.policies.filter import FilterNetwork
 from learn2pd.training.filter import FilterRows, filter_metrics
 
@@ -57,18 +55,6 @@ def calibrate(probability: Tensor, label: Tensor, target_agreement: float, point
     # strictly greater accepts: halfway to the next lower probability keeps the choice stable against rounding
     threshold = (float(sorted_probability[chosen]) + below) / 2
     return Calibration(threshold, float(agreement[chosen]), chosen + 1, count > 0, curve)
-
-
-def threshold_figures(rows: FilterRows, threshold: float) -> dict[str, float]:
-    """Agreement and recall of committing at a confidence of at least `threshold`, on the states a filter is calibrated on.
-
-    Raises:
-        UserError: no proposal is that sure.
-    """
-    accepted, label = rows.confidence[rows.answer] >= threshold, rows.label[rows.answer].double()
-    if not accepted.any():
-        raise UserError(f"calibrate.like_threshold={threshold}: no recorded proposal is that sure; lower it or set calibrate.target_agreement")
-    return {"agreement": float(label[accepted].mean()), "recall": float(label[accepted].sum() / label.sum())}
 
 
 def metrics_at(probability: Tensor, label: Tensor, threshold: float) -> dict[str, float]:

@@ -66,7 +66,7 @@ def test_a_finished_run_started_again_does_nothing_twice(arguments, finished):
 
 def test_another_configuration_in_the_same_folder_is_refused_until_told(arguments, finished, capsys):
     line = failing(capsys, [*arguments, f"output_dir={finished}", "calibrate.target_agreement=0.9"])
-    assert "calibrate.target_agreement: None -> 0.9" in line
+    assert "calibrate.target_agreement: 0.995 -> 0.9" in line
     assert "resume=true" in line
     assert "overwrite=true" in line
 

@@ -1,11 +1,8 @@
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learn2pd.errors import UserError
-from learn2pd.training.calibration import calibrate, metrics_at, threshold_figures
-from learn2pd.training.filter import FilterRows
+from learn2pd.training.calibration import calibrate, metrics_at
 
 outcomes = st.lists(st.tuples(st.floats(0.0625, 0.9375, width=32), st.integers(0, 1)), min_size=1, max_size=60)
 
@@ -34,12 +31,3 @@ def test_metrics_at_a_threshold_are_the_counts():
     assert abs(figures["recall"] - 2 / 3) < 1e-6
     assert abs(figures["false_commit_rate"] - 1 / 2) < 1e-6
     assert abs(figures["auroc"] - 5 / 6) < 1e-6
-
-
-def test_a_plain_threshold_has_the_figures_of_its_counts():
-    confidence = torch.tensor([[0.9375, 0.90625, 0.5, 0.99]])
-    label, answer = torch.tensor([[1.0, 0.0, 1.0, 1.0]]), torch.tensor([[True, True, True, False]])
-    rows = FilterRows(confidence, label, answer | True, answer | True, answer)
-    assert threshold_figures(rows, 0.9) == {"agreement": 0.5, "recall": 0.5}
-    with pytest.raises(UserError, match="like_threshold"):
-        threshold_figures(rows, 0.96)
