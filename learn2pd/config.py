@@ -67,7 +67,7 @@ class RecordConfig:
 @dataclass
 class FilterConfig:
     hidden: int = 32
-    loss_on: str = "answer"  # masked positions of the answer; masked: padding too; all: as in the paper
+    loss_on: str = "masked"  # masked positions; answer: without the padding; all: committed ones too, as in the paper
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
     batch_rows: int = 256  # recorded rows (one block at one step) an optimizer step

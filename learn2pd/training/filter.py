@@ -1,8 +1,9 @@
 """Train the Learn2PD filter on a recording.
 
 Each row is a block at one step: confidences in, one logit a position out, label = the proposal equals the final output. By default the
-loss counts masked positions of the answer; `loss_on=masked` adds the padding behind it, which is most of a canvas and easy, and the paper's
-`loss_on=all` also rewards the filter for recognising positions that are already decided. Splits are by prompt and come with the recording.
+loss counts masked positions. `loss_on=answer` leaves out the padding, which is most of a canvas: the filter is then better at answers, and
+slow without a stop rule, since it accepts no padding; the paper's `loss_on=all` also rewards it for recognising positions that are already
+decided. Splits are by prompt and come with the recording.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class FilterRows(NamedTuple):
 
 
 def counted(rows: FilterRows, loss_on: str) -> Tensor:
-    """[N, W] bool: the positions a loss is taken on. `answer`, because padding is plentiful and easy; `masked`; `all`, as in the paper."""
+    """[N, W] bool: the positions a loss is taken on: `masked`; `answer`, the masked ones without the padding; `all`, as in the paper."""
     return {"answer": rows.answer, "masked": rows.masked, "all": rows.valid}[loss_on]
 
 
