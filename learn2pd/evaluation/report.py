@@ -113,7 +113,7 @@ def plot_reliability(bins: Sequence[dict[str, float]], threshold: float, path: P
     plt.close(figure)
 
 
-def plot_losses(logs: Sequence[Path], path: Path) -> None:
+def plot_losses(logs: Sequence[Path], path: Path, title: str) -> None:
     """Training and validation loss over the steps, from the CSV logs of one run and its resumptions; later logs replace earlier ones."""
     found: dict[str, dict[int, float]] = {"train_loss": {}, "val_loss": {}}
     for log in logs:
@@ -131,7 +131,7 @@ def plot_losses(logs: Sequence[Path], path: Path) -> None:
         smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
         axes.plot(steps[width - 1 :], smooth, color="C0", label=f"training, mean of {width} logged batches")
     axes.plot(sorted(found["val_loss"]), [found["val_loss"][step] for step in sorted(found["val_loss"])], "o-", color="C1", label="validation")
-    axes.set(xlabel="optimizer step", ylabel="loss (nats per canvas token)", yscale="log", title="Masked-diffusion loss of the embedded dLLM")
+    axes.set(xlabel="optimizer step", ylabel="loss (nats per token)", yscale="log", title=title)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)

@@ -109,5 +109,5 @@ def stage_pretrain(config: RunConfig, output: Path) -> dict[str, Any]:
     export, folder = Path(config.pretrain.export_path), output / "pretrain"
     figures = PRETRAININGS[config.pretrain.kind](config.pretrain, tasks, folder, export, config.seed)
     logs = sorted((folder / "logs").glob("*/metrics.csv"), key=lambda path: path.stat().st_mtime)
-    report.plot_losses(logs, export / "loss.png")
+    report.plot_losses(logs, export / "loss.png", f"Training of {export.name}")
     return figures

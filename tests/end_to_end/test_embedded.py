@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from learn2pd import FixedPolicy, decode, load_model, load_policy
+from learn2pd import APDPolicy, FixedPolicy, LookaheadCache, LookaheadScheduler, decode, load_model, load_policy, load_verifier
 from learn2pd.evaluation.tasks import TASK_NAMES, build_task, problems
 
 ROOT = Path(__file__).parents[2]
 MODEL, POLICY = ROOT / "checkpoints" / "tiny-llada", ROOT / "checkpoints" / "tiny-llada-filter"
+VERIFIER = ROOT / "checkpoints" / "tiny-ar"
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +34,22 @@ def test_the_model_knows_answers(embedded):
     assert sum(right) >= 4
 
 
-def test_the_shipped_filter_fits_the_shipped_model_and_is_faster(embedded):
-    prompt = [next(problems(build_task("json"), "validation", 5)).prompt]
-    quick, slow = (decode(embedded, prompt, policy=policy, gen_length=96) for policy in (load_policy(POLICY), FixedPolicy()))
-    assert quick.forwards < slow.forwards
+@pytest.fixture(scope="module")
+def prompts():
+    return [problem.prompt for name in TASK_NAMES for problem in itertools.islice(problems(build_task(name), "validation", 5), 2)]
+
+
+def test_the_shipped_filter_fits_the_shipped_model_and_is_faster(embedded, prompts):
+    quick, slow = (decode(embedded, prompts, policy=policy, gen_length=96) for policy in (load_policy(POLICY), FixedPolicy()))
+    assert quick.forwards.sum() < slow.forwards.sum()
+
+
+def test_the_shipped_verifier_fits_the_shipped_model_and_accepts_drafts(embedded, prompts):
+    policy = APDPolicy(load_verifier(str(VERIFIER), device="cpu"), 0.7)
+    result = decode(embedded, prompts, policy=policy, scheduler=LookaheadScheduler(), cache=LookaheadCache(16), gen_length=96)
+    assert result.forwards.equal(result.auxiliary_forwards)
+    assert result.forwards.sum() < 0.9 * result.lengths.sum()
+    assert sum(path.stat().st_size for path in VERIFIER.iterdir()) < 8 * 2**20
 
 
 def test_the_python_of_the_readme_runs(monkeypatch, capsys):
