@@ -106,8 +106,9 @@ class FilterTraining(lightning.LightningModule):
     def validation_step(self, batch: list[Tensor], _: int) -> None:
         rows = FilterRows(*batch)
         logits = self.network(rows.confidence)
-        # always on the answer, so that the losses can be compared
-        self.log("val_loss", self.loss(rows, logits, "answer"), batch_size=len(rows.label), prog_bar=True)
+        # never on committed positions, so that `masked` and `all` can be compared
+        judged = "answer" if self.loss_on == "answer" else "masked"
+        self.log("val_loss", self.loss(rows, logits, judged), batch_size=len(rows.label), prog_bar=True)
         self.metrics.update(logits[rows.answer].sigmoid(), rows.label[rows.answer].long())
 
     def on_validation_epoch_end(self) -> None:
@@ -146,7 +147,7 @@ def train_filter(
     max_epochs: int,
     patience_epochs: int,
 ) -> dict[str, float]:
-    """Train in place, keep the weights of the best epoch (validation loss on the answer); goes on from `folder` if interrupted.
+    """Train in place, keep the weights of the best epoch (validation loss on masked positions); goes on from `folder` if interrupted.
 
     Returns:
         The best epoch's validation figures.
