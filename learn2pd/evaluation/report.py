@@ -62,7 +62,8 @@ def plot_tradeoff(rows: Sequence[dict[str, Any]], path: Path) -> None:
     curves: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in chosen:
         curves.setdefault((row["family"], row["cache"], row["stop"]), []).append(row)
-    colours = {family: f"C{number % 10}" for number, family in enumerate(dict.fromkeys(row["family"] for row in chosen))}
+    palette = plt.get_cmap("tab20").colors
+    colours = {family: palette[number % len(palette)] for number, family in enumerate(dict.fromkeys(row["family"] for row in chosen))}
     for (family, cache, stop), points in curves.items():
         x = np.array([row["tokens_per_forward"] for row in points])
         y = 100 * np.array([row[measure] for row in points])
