@@ -191,7 +191,10 @@ def test_stopped_from_outside_while_recording_and_started_again(arguments, unint
     output = tmp_path / "out"
     command = [sys.executable, "-m", "learn2pd", "record", *arguments, f"output_dir={output}", "record.shard_prompts=1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=Path(__file__).parents[2], env=environment, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite started in the background ignores it, and hands that on
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while not (output / "records" / "shard-00001").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
