@@ -148,10 +148,11 @@ def parse_options(name: str, text: str) -> dict[str, Any]:
 
 def decode_one(config: Any, own: DecodeOptions) -> None:
     """Decode one prompt and print the answer; figures go to standard error."""
+    from learn2pd.config import MethodConfig
     from learn2pd.decoding.api import decode
     from learn2pd.evaluation.live import LiveCanvas
-    from learn2pd.registry import COMPONENTS, build
-    from learn2pd.stages.parts import model_of, provided_to, sampling_of
+    from learn2pd.registry import COMPONENTS
+    from learn2pd.stages.parts import components_of, model_of, sampling_of
 
     if not own.prompt.strip():
         raise UserError("prompt is empty: give prompt='some text'")
@@ -161,13 +162,11 @@ def decode_one(config: Any, own: DecodeOptions) -> None:
     folder = Path(config.output_dir) / "policy" if own.policy in ("", "filter") else Path(own.policy)
     options = [parse_options(name, getattr(own, name)) for name in ("options", "scheduler_options", "cache_options")]
     model = model_of(config)
-    provided = provided_to(config, model, folder)
-    components = {
-        "policy": build("policy", own.policy if named else "filter", options[0], provided),
-        "scheduler": build("scheduler", own.scheduler, options[1], provided),
-        "cache": build("cache", own.cache, options[2], provided),
-        "stop": build("stop", own.stop, {}, provided),
-    }
+    method = MethodConfig(
+        name="decode", policy=own.policy if named else "filter", options=options[0], scheduler=own.scheduler, scheduler_options=options[1],
+        cache=own.cache, cache_options=options[2],
+    )  # fmt: skip
+    components = components_of(config, model, folder, method, own.stop)
     with LiveCanvas(model, shown=own.live) as canvas:
         result = decode(
             model, [own.prompt], **components, gen_length=config.decode.gen_length, sampling=sampling_of(config), seed=config.seed, recorder=canvas

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import warnings
 
 import pytest
@@ -124,19 +123,6 @@ def hub_folder(tokenizer, tmp_path_factory):
 @pytest.fixture(scope="module")
 def illada(hub_folder):
     return load_model(str(hub_folder), device="cpu")
-
-
-@pytest.fixture
-def folder(hub_folder, tmp_path):
-    return shutil.copytree(hub_folder, tmp_path / "model")
-
-
-@pytest.fixture
-def asked(monkeypatch) -> list[str]:
-    """Questions put to the terminal, each answered with yes."""
-    questions: list[str] = []
-    monkeypatch.setattr("builtins.input", lambda question="": questions.append(question) or "y")
-    return questions
 
 
 def logits(network) -> torch.Tensor:
