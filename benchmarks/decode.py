@@ -38,7 +38,9 @@ from learn2pd import (
 from learn2pd.models.adapter import ModelAdapter
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
 from learn2pd.models.loading import Model
-from learn2pd.policies.filter import FilterNetwork, FilterPolicy
+from learn2pd.policies.filter import FilterPolicy
+from learn2pd.signals.networks import MLP, Transformer
+from learn2pd.signals.storage import Contract, Signal
 from learn2pd.types import ModelSpec
 from tests.reference import decode_reference, fixed_rule
 
@@ -91,10 +93,11 @@ class PeakMemory:
         return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
 
 
-def methods(vocab_size: int) -> dict[str, tuple[Any, Any, Any]]:
+def methods(spec: ModelSpec) -> dict[str, tuple[Any, Any, Any]]:
     """Name -> policy, scheduler, cache."""
     blocks, sure = BlocksScheduler(BLOCK), ThresholdPolicy(0.9)
-    delimiters = tuple(range(0, vocab_size, vocab_size // 20))
+    delimiters = tuple(range(0, spec.vocab_size, spec.vocab_size // 20))
+    mlp, transformer = (FilterPolicy(Signal("filter", network, 0.9, Contract.of(spec))) for network in (MLP(BLOCK), Transformer()))
     return {
         "one token a step": (FixedPolicy(), blocks, NoCache()),
         "one token a step, prefix": (FixedPolicy(), blocks, BlockCache("prefix")),
@@ -105,8 +108,10 @@ def methods(vocab_size: int) -> dict[str, tuple[Any, Any, Any]]:
         "adablock, dual": (sure, AdaBlockScheduler(delimiters, BLOCK), BlockCache("dual")),
         "dsb greedy": (sure, DSBScheduler(BLOCK), NoCache()),
         "dsb greedy, dsb": (sure, DSBScheduler(BLOCK), DSBCache(BLOCK)),
-        "filter": (FilterPolicy(FilterNetwork(), 0.9), blocks, NoCache()),
-        "filter, dual": (FilterPolicy(FilterNetwork(), 0.9), blocks, BlockCache("dual")),
+        "filter, mlp": (mlp, blocks, NoCache()),
+        "filter, mlp, dual": (mlp, blocks, BlockCache("dual")),
+        "filter, transformer": (transformer, blocks, NoCache()),
+        "filter, transformer, dual": (transformer, blocks, BlockCache("dual")),
     }
 
 
@@ -139,7 +144,7 @@ def main(arguments: list[str]) -> None:
     print(f"obvious implementation: {step_ms:.1f} ms a step, {obvious:.2f} tokens/s, {above}")
     titles = f"{'method':26} {'batch':>5} {'ms/step':>8} {'forward':>8} {'score':>6} {'policy':>7} {'rest':>6}"
     print(f"{titles} {'forwards':>8} {'tokens/s':>9} {'ratio':>6} {'MiB':>5}")
-    for name, (policy, scheduler, cache) in methods(model.spec.vocab_size).items():
+    for name, (policy, scheduler, cache) in methods(model.spec).items():
         for batch in batches:
             run = {"policy": policy, "scheduler": scheduler, "cache": cache, "stop": NoStop(), "gen_length": gen_length, "batch_size": batch}
             decode(model, prompts[:1], **run)  # warm-up

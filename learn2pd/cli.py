@@ -20,11 +20,13 @@ import yaml
 from learn2pd.errors import UserError, suggest
 
 log = logging.getLogger("learn2pd")
+DRY_RUN = "--dry-run"
 STAGE_COMMANDS = ("record", "train", "calibrate", "compare", "pretrain")
 USAGE = (
     "usage: learn2pd COMMAND config=NAME [key=value ...]\n"
     "  run                              the stages the configuration lists (as train.py does)\n"
     f"  {'|'.join(STAGE_COMMANDS)}   one stage\n"
+    "  run|record --dry-run             what recording would cost: prompts, forwards, disk, time; nothing is written\n"
     "  decode prompt='...' [policy=...] [live=true]   answer one prompt\n"
 )
 
@@ -96,6 +98,10 @@ def run_command(command: str, arguments: Sequence[str]) -> None:
     if command not in ("run", "decode", *STAGE_COMMANDS):
         known = ("run", "decode", *STAGE_COMMANDS)
         raise UserError(f"unknown command {command!r}{suggest(command, known)}; expected one of {', '.join(known)}")
+    dry = DRY_RUN in arguments
+    if dry and command not in ("run", "record"):
+        raise UserError(f"{DRY_RUN}: it says what recording would cost, for the commands run and record, not {command}")
+    arguments = [argument for argument in arguments if argument != DRY_RUN]
     own, rest = split_decode_options(arguments) if command == "decode" else (DecodeOptions(), list(arguments))
     name, overrides = parse_arguments(rest)
     config = load_config(name, overrides)
@@ -104,7 +110,9 @@ def run_command(command: str, arguments: Sequence[str]) -> None:
     transformers_logging.disable_progress_bar()
     from learn2pd import stages
 
-    if command == "decode":
+    if dry:
+        sys.stdout.write(stages.dry_run(config) + "\n")
+    elif command == "decode":
         decode_one(config, own)
     else:
         stages.run_stages(config, None if command == "run" else command)

@@ -27,6 +27,7 @@ STAGES = ("pretrain", "record", "train", "calibrate", "compare")
 @dataclass
 class ModelConfig:
     path: str = "checkpoints/tiny-llada"  # hub name or folder
+    adapter: str | None = None  # of peft, trained on that model: hub name or folder, added into the weights
     dtype: str = "float32"  # float32, bfloat16, float16
     device: str = "auto"
     revision: str | None = None  # of a hub repository
@@ -37,6 +38,7 @@ class ModelConfig:
 class DataConfig:
     source: str = "tasks"  # tasks (built in), jsonl (path=FILE), hub (path=NAME)
     tasks: list[str] = field(default_factory=lambda: ["math", "json", "code"])
+    domain: str | None = None  # a built-in task or a JSONL file: the only source of train and validation prompts; null is all of the above
     path: str | None = None
     subset: str | None = None  # of a hub data set
     hub_split: str = "train"
@@ -62,22 +64,35 @@ class DecodeConfig:
 @dataclass
 class RecordConfig:
     shard_prompts: int = 32  # prompts a shard: what an interruption costs at most
+    devices: int | str = 1  # processes on a node, each with a GPU of its own; auto: one a GPU; torchrun's numbers go first
+    num_nodes: int = 1
+    strategy: str = "auto"  # how Lightning Fabric starts them
 
 
 @dataclass
-class FilterConfig:
-    hidden: int = 32
+class TrainConfig:
     loss_on: str = "masked"  # masked positions; answer: without the padding; all: committed ones too, as in the paper
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
-    batch_rows: int = 256  # recorded rows (one block at one step) an optimizer step
-    max_epochs: int = 300
-    patience_epochs: int = 30
+    batch_rows: int = 256  # recorded states (one prompt at one step) an optimizer step
+    max_epochs: int = 60
+    patience_epochs: int = 8
+    start: str = "scratch"  # scratch; from the filter in `policy`: lora trains an adapter on it, full all of its weights
+    lora_rank: int = 4
+    rounds: int = 0  # times the filter decodes the recorded prompts, and trains again with the states it met
+    rollout_threshold: float = 0.9  # of the filter in those decodes
+    signals: list[str] = field(default_factory=list)  # trained beside the filter: end_of_text, boundary
 
 
 @dataclass
 class CalibrateConfig:
-    target_agreement: float = 0.995  # share of accepted proposals that equal the final output, on validation prompts
+    """What may be lost, in decodes of the validation prompts against one token a step; exactly one of the two."""
+
+    target_agreement: float | None = 0.9  # share of the answer's tokens that stay the same
+    max_accuracy_drop: float | None = None  # share of the answers that become wrong, less those that become right; needs a checker
+    confidence: float = 0.9  # of the bound that must meet it
+    thresholds: list[float] = field(default_factory=lambda: [0.99, 0.97, 0.95, 0.9, 0.8, 0.65, 0.5])  # tried, from the strictest
+    false_stops: float = 0.05  # the end-of-text signal's: share of the answers that may be cut short, its bound with the same confidence
 
 
 @dataclass
@@ -89,7 +104,8 @@ class MethodConfig:
     scheduler_options: dict[str, Any] = field(default_factory=dict)
     cache: str = "none"
     cache_options: dict[str, Any] = field(default_factory=dict)
-    sweep: dict[str, Any] = field(default_factory=dict)  # one option of the policy and its values: a method for each, joined in the plot
+    sweep: dict[str, Any] = field(default_factory=dict)  # one option of the policy and its values: a method for each, joined to a curve
+    group: str | None = None  # methods of one group differ in the seed of their training only: the tables give their mean and spread
 
 
 @dataclass
@@ -97,6 +113,7 @@ class CompareConfig:
     methods: list[MethodConfig] = field(default_factory=list)
     stops: list[str] = field(default_factory=lambda: ["none", "eot"])
     bootstrap_samples: int = 2000
+    accuracy_margin: float = 0.005  # share of the prompts that `fastest within` may lose against one token a step
     policy: str | None = None  # folder of the trained filter; None is this run's own
 
 
@@ -141,7 +158,10 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
-    filter: FilterConfig = field(default_factory=FilterConfig)
+    filter: str = "transformer"  # network: mlp (the paper's), conv, transformer
+    filter_options: dict[str, Any] = field(default_factory=dict)  # of the network: channels, hidden, layers, ...
+    policy: str | None = None  # folder of the trained filter that train.start=lora or full begins with
+    train: TrainConfig = field(default_factory=TrainConfig)
     calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
@@ -157,18 +177,27 @@ RANGES: dict[str, tuple[float, float]] = {
     "decode.batch_size": (1, 10**6),
     "decode.stop_floor": (0, 1),
     "record.shard_prompts": (1, 10**9),
-    "filter.hidden": (1, 10**6),
-    "filter.batch_rows": (1, 10**9),
-    "filter.max_epochs": (1, 10**9),
-    "filter.patience_epochs": (1, 10**9),
+    "record.num_nodes": (1, 10**6),
+    "train.batch_rows": (1, 10**9),
+    "train.max_epochs": (1, 10**9),
+    "train.patience_epochs": (1, 10**9),
+    "train.lora_rank": (1, 1000),
+    "train.rounds": (0, 100),
+    "train.rollout_threshold": (0, 1),
     "calibrate.target_agreement": (0, 1),
+    "calibrate.max_accuracy_drop": (0, 1),
+    "calibrate.confidence": (0.5, 0.9999),
+    "calibrate.false_stops": (0, 1),
     "compare.bootstrap_samples": (10, 10**6),
+    "compare.accuracy_margin": (0, 1),
     "threads": (0, 4096),
     "seed": (0, 2**32 - 1),
 }
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.source": ("tasks", "jsonl", "hub"),
-    "filter.loss_on": ("answer", "masked", "all"),
+    "filter": ("mlp", "conv", "transformer"),
+    "train.start": ("scratch", "lora", "full"),
+    "train.loss_on": ("answer", "masked", "all"),
     "pretrain.kind": ("dllm", "verifier"),
 }
 
@@ -250,6 +279,8 @@ def identity(config: RunConfig) -> dict[str, Any]:
         del described[key]
     for key in ("device", "compile"):
         del described["model"][key]
+    for key in ("devices", "num_nodes", "strategy"):
+        del described["record"][key]
     return described
 
 
@@ -340,7 +371,7 @@ def _check_values(config: RunConfig) -> None:
         return found
 
     for key, (least, largest) in RANGES.items():
-        if not least <= value_of(key) <= largest:
+        if value_of(key) is not None and not least <= value_of(key) <= largest:
             raise UserError(f"{key}={value_of(key)}: expected a value from {least:g} to {largest:g}")
     for key, allowed in CHOICES.items():
         if value_of(key) not in allowed:

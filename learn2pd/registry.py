@@ -13,13 +13,15 @@ import os
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from learn2pd.config import matches, type_name
 from learn2pd.decoding.caches import BlockCache, Cache, DSBCache, LookaheadCache, NoCache
-from learn2pd.decoding.schedulers import AdaBlockScheduler, BlocksScheduler, DSBScheduler, LookaheadScheduler, Scheduler
+from learn2pd.decoding.learned import LearnedAdaBlockScheduler, LearnedStop
+from learn2pd.decoding.schedulers import AdaBlockScheduler, BlocksScheduler, DSBScheduler, LookaheadScheduler, Scheduler, newline_ids
 from learn2pd.decoding.stops import AnywhereStop, EotpPaperStop, EotStop, NoStop, StopRule
 from learn2pd.errors import UserError, suggest
 from learn2pd.models.causal import load_verifier
@@ -31,6 +33,7 @@ from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.localleap import LocalLeapPolicy
 from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.threshold import ThresholdPolicy
+from learn2pd.signals.storage import load_signal
 
 
 def apd(verifier: str, mixture_weight: float = 0.7, dtype: str = "float32", device: str = "auto") -> APDPolicy:
@@ -42,10 +45,17 @@ def adablock(
     tokenizer: PreTrainedTokenizerBase, delimiter_ids: Sequence[int] | None = None, block_length: int = 32, delimiter_threshold: float = 0.3
 ) -> AdaBlockScheduler:
     """AdaBlock; without `delimiter_ids`, every token that is white space with a new line in it is a delimiter."""
-    if delimiter_ids is None:
-        texts = ((token, tokenizer.decode([token])) for token in range(len(tokenizer)))
-        delimiter_ids = [token for token, text in texts if "\n" in text and not text.strip()]
-    return AdaBlockScheduler(delimiter_ids, block_length, delimiter_threshold)
+    return AdaBlockScheduler(newline_ids(tokenizer) if delimiter_ids is None else delimiter_ids, block_length, delimiter_threshold)
+
+
+def adablock_learned(folder: str | Path, block_length: int = 32) -> LearnedAdaBlockScheduler:
+    """AdaBlock with the boundary signal beside the policy in `folder`."""
+    return LearnedAdaBlockScheduler(load_signal(Path(folder) / "boundary", "boundary"), block_length)
+
+
+def learned_stop(folder: str | Path, floor: float = 0.5) -> LearnedStop:
+    """The stop rule with the end-of-text signal beside the policy in `folder`."""
+    return LearnedStop(load_signal(Path(folder) / "end_of_text", "end_of_text"), floor)
 
 
 COMPONENTS: dict[str, dict[str, Callable[..., Any]]] = {
@@ -59,7 +69,13 @@ COMPONENTS: dict[str, dict[str, Callable[..., Any]]] = {
         "filter": load_policy,
         "oracle": OraclePolicy,
     },
-    "scheduler": {"blocks": BlocksScheduler, "adablock": adablock, "dsb": DSBScheduler, "lookahead": LookaheadScheduler},
+    "scheduler": {
+        "blocks": BlocksScheduler,
+        "adablock": adablock,
+        "adablock_learned": adablock_learned,
+        "dsb": DSBScheduler,
+        "lookahead": LookaheadScheduler,
+    },
     "cache": {
         "none": NoCache,
         "prefix": functools.partial(BlockCache, "prefix"),
@@ -67,7 +83,7 @@ COMPONENTS: dict[str, dict[str, Callable[..., Any]]] = {
         "dsb": DSBCache,
         "lookahead": LookaheadCache,
     },
-    "stop": {"none": NoStop, "eot": EotStop, "eotp_paper": EotpPaperStop, "anywhere": AnywhereStop},
+    "stop": {"none": NoStop, "eot": EotStop, "eotp_paper": EotpPaperStop, "learned": learned_stop, "anywhere": AnywhereStop},
 }
 
 

@@ -66,7 +66,7 @@ def decode(
     if isinstance(prompts, str):
         raise UserError("prompts is one text: expected a list of them, such as [text]")
     scheduler, cache, stop = scheduler or BlocksScheduler(policy.window_width or 32), cache or NoCache(), stop or EotStop()
-    check_fit(model, policy, scheduler, cache)
+    check_fit(model, policy, scheduler, cache, stop)
     ids = [encode_checked(model, cast(str | Sequence[int], prompt), number, gen_length) for number, prompt in enumerate(prompts)]
     states: list[DecodeState] = []
     started, watch = time.perf_counter(), Stopwatch(model.adapter.device)
@@ -89,7 +89,7 @@ def decode(
     return result
 
 
-def check_fit(model: Model, policy: Policy, scheduler: Scheduler, cache: Cache) -> None:
+def check_fit(model: Model, policy: Policy, scheduler: Scheduler, cache: Cache, stop: StopRule) -> None:
     """Refuse components that do not go together.
 
     Raises:
@@ -107,9 +107,10 @@ def check_fit(model: Model, policy: Policy, scheduler: Scheduler, cache: Cache) 
     check_model = getattr(policy, "check_model", None)
     if check_model is not None:
         check_model(model)
-    contract = getattr(policy, "contract", None)
-    if contract is not None:
-        contract.check(model.spec, scheduler)
+    for component in (policy, scheduler, stop):
+        contract = getattr(component, "contract", None)
+        if contract is not None:
+            contract.check(model.spec, scheduler.block_length, scheduler.alignment)
     if policy.window_width is not None and (policy.window_width, "prompt") != (scheduler.block_length, scheduler.alignment):
         raise UserError(
             f"policy {policy.name!r} works on blocks of {policy.window_width} tokens, "

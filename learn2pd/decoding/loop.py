@@ -25,10 +25,11 @@ from learn2pd.types import Commit, DecodeState, Prediction
 
 
 class Recorder(Protocol):
-    """Watches a run. `needs` and `scores_committed` ask for what a policy may ask for."""
+    """Watches a run. `needs` and `scores_committed` ask for what a policy may ask for, `looks_ahead` for what a stop rule may ask for."""
 
     needs: frozenset[str]
     scores_committed: bool
+    looks_ahead: bool  # True: proposals are wanted at every masked position, not only in the window
 
     def record(self, state: DecodeState, prediction: Prediction, commit: Commit) -> None:
         """Called once a step with the state before the commit."""
@@ -61,6 +62,7 @@ def decode_batch(
     watch = watch or Stopwatch(model.device)
     needs = policy.needs | (recorder.needs if recorder else frozenset())
     scores_committed = policy.scores_committed or (recorder is not None and recorder.scores_committed)
+    looks_ahead = stop.looks_ahead or (recorder is not None and recorder.looks_ahead)
     store = model.new_store(*state.tokens.shape) if cache.keeps else None
     predict = Predictor(model, store, needs, sampling, generators, watch)
     memory, kept = policy.start(state), cache.start(state, model.spec.shifted_logits)
@@ -69,7 +71,7 @@ def decode_batch(
             raise UserError(f"scheduler {scheduler.name!r} and cache {cache.name!r} leave no position to commit: one opens what the other hides")
         state = replace(state, window=scheduler.propose(state))
         score = state.window.mask(state.gen_length) & (state.masked | scores_committed)
-        score = (score | state.masked if stop.looks_ahead else score) & state.open[:, None]
+        score = (score | state.masked if looks_ahead else score) & state.open[:, None]
         state, prediction, broken = predict(state, cache.plan(state, score, kept))
         state = replace(state, window=scheduler.resolve(state, state.window, prediction))
         eligible = state.window.mask(state.gen_length) & state.masked & prediction.valid

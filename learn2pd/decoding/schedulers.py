@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from learn2pd.decoding.stops import is_among
 from learn2pd.errors import UserError
@@ -31,6 +32,12 @@ class Scheduler(Protocol):
     def propose(self, state: DecodeState) -> Window: ...
 
     def resolve(self, state: DecodeState, window: Window, prediction: Prediction) -> Window: ...
+
+
+def newline_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that are white space with a new line in it: the delimiters of AdaBlock where none are named."""
+    texts = ((token, tokenizer.decode([token])) for token in range(len(tokenizer)))
+    return [token for token, text in texts if "\n" in text and not text.strip()]
 
 
 def leftmost_mask(state: DecodeState) -> Tensor:
@@ -101,11 +108,16 @@ class AdaBlockScheduler:
 
     def resolve(self, state: DecodeState, window: Window, prediction: Prediction) -> Window:
         opens = (state.masked | ~window.mask(state.gen_length)).all(1)  # every step commits, so an older block has a position without a mask
-        searched = Window(window.start, torch.minimum(window.start + self._search(state), window.stop)).mask(state.gen_length)
-        found = searched & prediction.valid & is_among(prediction.tokens, self.delimiter_ids)
-        confidence, place = prediction.confidence.masked_fill(~found, -1.0).max(1)
-        stop = torch.where(confidence >= self.delimiter_threshold, place + 1, window.start + self.block_length)
+        searched = Window(window.start, torch.minimum(window.start + self._search(state), window.stop))
+        place, found = self._block_end(state, searched, prediction)
+        stop = torch.where(found, place, window.start + self.block_length)
         return Window(window.start, torch.where(opens, torch.minimum(stop, window.stop), window.stop))
+
+    def _block_end(self, state: DecodeState, searched: Window, prediction: Prediction) -> tuple[Tensor, Tensor]:
+        """Where the block that opens ends [B], and whether anything says so [B] bool."""
+        delimiter = searched.mask(state.gen_length) & prediction.valid & is_among(prediction.tokens, self.delimiter_ids)
+        confidence, place = prediction.confidence.masked_fill(~delimiter, -1.0).max(1)
+        return place + 1, confidence >= self.delimiter_threshold
 
     def _search(self, state: DecodeState) -> int:
         return int(SEARCH_SHARE * state.gen_length)

@@ -21,9 +21,9 @@ class StopRule(Protocol):
 
 def is_among(tokens: Tensor, ids: tuple[int, ...]) -> Tensor:
     """[...] bool: which tokens are one of a few ids."""
-    found = tokens == ids[0]
-    for other in ids[1:]:  # compared one by one: building a tensor of the ids would wait for the device
-        found = found | (tokens == other)
+    found = torch.zeros_like(tokens, dtype=torch.bool)
+    for token in ids:  # compared one by one: building a tensor of the ids would wait for the device
+        found = found | (tokens == token)
     return found
 
 

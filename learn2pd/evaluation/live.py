@@ -19,7 +19,7 @@ class LiveCanvas:
     """A loop recorder: masks as dots, tokens of this step highlighted. With `shown=False` it does nothing."""
 
     needs: frozenset[str] = frozenset()
-    scores_committed = False
+    scores_committed, looks_ahead = False, False
 
     def __init__(self, model: Model, shown: bool) -> None:
         self.model = model

@@ -1,4 +1,4 @@
-"""What a comparison looks like: a Markdown table and three plots. Takes plain data, decodes nothing."""
+"""Plots of a comparison and of a training. Take plain data, decode nothing."""
 
 from __future__ import annotations
 
@@ -13,75 +13,122 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-MARKERS = {"none": "o", "eot": "D", "eotp_paper": "s"}
+MARKS = "osD^vP<X>hp"
+LEARNED = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#e377c2", "#8c564b", "#bcbd22")
+MUTED = ("#555555", "#9a9a9a", "#7a8fa6", "#a68f7a", "#8aa68a", "#a68aa0")
+LINES = ("-", "--", ":")
+PANEL = 5.6  # inches
 
 
-def markdown(rows: Sequence[dict[str, Any]], meta: dict[str, Any]) -> str:
-    """All rows, those over all tasks first, with their intervals."""
-    lines = [
-        f"# Comparison: {meta['model']}",
-        "",
-        f"{meta['prompts']} held-out prompts, seed {meta['seed']}, canvas {meta['gen_length']}, block {meta['block_length']}, "
-        f"batch {meta['batch_size']}, {meta['device']}, {meta['dtype']}. Brackets: 95% bootstrap ({meta['bootstrap_samples']} resamples). "
-        "Speedup is in forwards, against vanilla and against threshold with the same stop rule.",
-        "",
-        "| task | method | cache | stop | accuracy % | agreement % | forwards | tokens/forward | tokens/s | speedup | vs threshold |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in sorted(rows, key=lambda row: row["task"] != "all"):
-        cells = [
-            row["task"],
-            row["method"],
-            row["cache"],
-            row["stop"],
-            _percent(row["accuracy"], row["accuracy_interval"]),
-            _percent(row["agreement"], row["agreement_interval"]),
-            f"{row['forwards_mean']:.1f}",
-            f"{row['tokens_per_forward']:.2f} [{row['tokens_per_forward_interval'][0]:.2f}, {row['tokens_per_forward_interval'][1]:.2f}]",
-            f"{row['tokens_per_second']:.1f}",
-            _times(row["speedup_forwards"]),
-            _times(row["speedup_forwards_threshold"]),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+def plot_tradeoff(found: dict[str, Any], path: Path, margin: float, by_task: bool = False) -> None:
+    """Accuracy (agreement where nothing judges) against tokens per forward: a panel a stop rule over all tasks, or a task.
 
+    Trained families are drawn thick and in colours, with their intervals; the rest thin and grey; the line is the family's curve. One token
+    a step (with the margin below it) and the oracle are marks.
 
-def _percent(value: float | None, interval: list[float] | None) -> str:
-    return "n/a" if value is None or interval is None else f"{100 * value:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
-
-
-def _times(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.2f}x"
-
-
-def plot_tradeoff(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Accuracy (agreement where nothing judges) against tokens per forward, over all tasks, with intervals; a sweep's points are joined."""
-    chosen = [row for row in rows if row["task"] == "all"]
-    measure = "accuracy" if all(row["accuracy"] is not None for row in chosen) else "agreement"
-    figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
-    curves: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for row in chosen:
-        curves.setdefault((row["family"], row["cache"], row["stop"]), []).append(row)
-    palette = plt.get_cmap("tab20").colors
-    colours = {family: palette[number % len(palette)] for number, family in enumerate(dict.fromkeys(row["family"] for row in chosen))}
-    for (family, cache, stop), points in curves.items():
-        x = np.array([row["tokens_per_forward"] for row in points])
-        y = 100 * np.array([row[measure] for row in points])
-        spread_x = np.abs(np.array([row["tokens_per_forward_interval"] for row in points]).T - x)
-        spread_y = np.abs(100 * np.array([row[f"{measure}_interval"] for row in points]).T - y)
-        label = family + (f", cache {cache}" if cache != "none" else "") + f", stop {stop}"
-        axes.errorbar(
-            x, y, xerr=spread_x, yerr=spread_y, fmt=MARKERS.get(stop, "^"), ls="-" if len(points) > 1 else "", color=colours[family],
-            mfc="white" if stop == "none" else colours[family], capsize=2, lw=0.8, label=label,
-        )  # fmt: skip
-    axes.set(
-        xlabel="tokens per forward (answer tokens only)",
-        ylabel=f"{measure}, %",
-        title="Accuracy against tokens per forward, all tasks, 95% intervals",
-    )
-    axes.grid(alpha=0.3)
-    for text in axes.legend(fontsize=7, loc="best").get_texts():
+    Args:
+        found: compare.json's rows and curves.
+        margin: accuracy that `fastest within` may lose.
+        by_task: panels by task, under the first stop rule.
+    """
+    rows = found["rows"]
+    first = rows[0]["stop"]
+    chosen = [row for row in rows if row["task"] != "all" and row["stop"] == first] if by_task else [row for row in rows if row["task"] == "all"]
+    panels = list(dict.fromkeys(row["task" if by_task else "stop"] for row in chosen))
+    figure, grid = plt.subplots(1, len(panels), figsize=(PANEL * len(panels) + 2.6, PANEL), layout="constrained", squeeze=False)
+    style = _styles(rows)
+    for name, axes in zip(panels, grid[0], strict=True):
+        inside = [row for row in chosen if row["task" if by_task else "stop"] == name]
+        curves = {line["family"]: line for line in found["curves"] if (line["stop"], line["task"]) == (inside[0]["stop"], inside[0]["task"])}
+        _draw_panel(axes, inside, curves, style, margin)
+        axes.set_title(f"task {name}, stop {first}" if by_task else f"all tasks, stop {name}", parse_math=False)
+    handles = {label: handle for axes in grid[0] for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    legend = figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8, frameon=False)
+    for text in legend.get_texts():
         text.set_parse_math(False)  # a method's name is the user's
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _recipe(row: dict[str, Any]) -> str:
+    """What a colour stands for: a family, or the seeds of one recipe."""
+    return str(row["group"] or row["family"])
+
+
+def _styles(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """How each recipe is drawn, the same in every panel."""
+    kinds = {_recipe(row): row["kind"] for row in rows}
+    found: dict[str, dict[str, Any]] = {}
+    for name, kind in kinds.items():
+        place = [other for other in kinds if kinds[other] == kind].index(name)
+        mark = MARKS[place % len(MARKS)]
+        if kind == "learned":
+            found[name] = {"color": LEARNED[place % len(LEARNED)], "marker": mark, "lw": 2.2, "ms": 6, "zorder": 4}
+        elif kind == "oracle":
+            found[name] = {"color": "black", "marker": "*", "lw": 1, "ms": 14, "zorder": 5}
+        else:
+            line = LINES[place // len(MUTED) % len(LINES)]
+            found[name] = {"color": MUTED[place % len(MUTED)], "marker": mark, "ls": line, "lw": 1.1, "ms": 4.5, "zorder": 3}
+    return found
+
+
+def _draw_panel(
+    axes: Any, rows: Sequence[dict[str, Any]], curves: dict[str, dict[str, Any]], style: dict[str, dict[str, Any]], margin: float
+) -> None:
+    measure = "accuracy" if all(row["accuracy"] is not None for row in rows) else "agreement"
+    rows = [row for row in rows if row[measure] is not None]
+    plain = next((row for row in rows if row["policy"] == "fixed"), None)
+    families: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        families.setdefault(row["family"], []).append(row)
+    if plain is not None and len(families[plain["family"]]) == 1:
+        del families[plain["family"]]  # drawn as a mark
+    for name, points in families.items():
+        _draw_family(axes, points, curves.get(name), style[_recipe(points[0])], measure)
+    if plain is not None:
+        level = 100 * plain[measure]
+        axes.plot(plain["tokens_per_forward"], level, "*", color="white", mec="black", ms=14, zorder=6, label=f"{plain['method']} (one token a step)")
+        axes.axhspan(level - 100 * margin, level, color="C0", alpha=0.12, lw=0, label=f"within {100 * margin:g} points")
+    for row in rows:
+        if row["kind"] == "oracle":
+            axes.axvline(row["tokens_per_forward"], color="black", lw=0.8, ls=":")
+    axes.set(xlabel="tokens per forward (answer tokens only)", ylabel=f"{measure}, %")
+    axes.grid(alpha=0.25)
+
+
+def _draw_family(axes: Any, points: Sequence[dict[str, Any]], curve: dict[str, Any] | None, style: dict[str, Any], measure: str) -> None:
+    dots = {name: value for name, value in style.items() if name not in ("ls", "lw")}
+    x, y = np.array([row["tokens_per_forward"] for row in points]), 100 * np.array([row[measure] for row in points])
+    label = _recipe(points[0]) + (" (second model)" if points[0]["second_model"] else "")
+    if points[0]["kind"] == "learned":
+        spread_x = np.abs(np.array([row["tokens_per_forward_interval"] or [np.nan] * 2 for row in points]).T - x)
+        spread_y = np.abs(100 * np.array([row[f"{measure}_interval"] or [np.nan] * 2 for row in points]).T - y)
+        axes.errorbar(x, y, xerr=spread_x, yerr=spread_y, fmt="none", ecolor=style["color"], elinewidth=0.8, alpha=0.45, zorder=style["zorder"])
+    axes.plot(x, y, ls="", label="_" if curve else label, **dots)
+    if curve:
+        hull = [(each["tokens_per_forward"], 100 * each[measure]) for each in curve["points"] if each["on_hull"]]
+        axes.plot(*zip(*hull, strict=True), **{name: value for name, value in style.items() if name not in ("marker", "ms")})
+        axes.plot([], [], label=label, **style)
+
+
+def plot_fastest(found: dict[str, Any], path: Path, margin: float) -> None:
+    """Tokens per forward of every family's fastest setting within the margin, over all tasks under the first stop rule; best on top."""
+    lines = [line for line in found["fastest"] if line["task"] == "all" and line["stop"] == found["fastest"][0]["stop"]]
+    lines.sort(key=lambda line: line["tokens_per_forward"])
+    style = _styles(found["rows"])
+    figure, axes = plt.subplots(figsize=(8, 0.34 * len(lines) + 1.4), layout="constrained")
+    for place, line in enumerate(lines):
+        speed, edges = line["tokens_per_forward"], line["tokens_per_forward_interval"]
+        axes.barh(place, speed, color=style[_recipe(line)]["color"], alpha=0.9 if line["kind"] != "training-free" else 0.55)
+        axes.plot(edges, [place, place], color="black", lw=1)
+        share = f", {100 * line['oracle_share']:.0f}% of the oracle" if line.get("oracle_share") is not None else ""
+        note = f"{speed:.2f}: {line['setting'] or line['method']}" if line["method"] else f"{speed:.2f}: no setting, one token a step"
+        axes.text(max(edges[1], speed), place, f"  {note}{share}", va="center", fontsize=7, parse_math=False)
+    names = [line["family"] + (" (second model)" if line["second_model"] else "") for line in lines]
+    axes.set_yticks(range(len(lines)), names, fontsize=8, parse_math=False)
+    axes.set(xlabel="tokens per forward", title=f"Fastest setting within {100 * margin:g} points of one token a step", ymargin=0.01)
+    axes.set_xlim(0, 1.35 * max(line["tokens_per_forward_interval"][1] for line in lines))
+    axes.grid(alpha=0.25, axis="x")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

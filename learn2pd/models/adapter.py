@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
-from learn2pd.models.kv import KVStore, KVView
+from learn2pd.models.kv import KVStore
+from learn2pd.models.network import DiffusionNetwork
 from learn2pd.types import ForwardPlan, ModelSpec
-
-
-class DiffusionNetwork(Protocol):
-    """What the transformers classes of this package have in common."""
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def new_store(self, rows: int, columns: int) -> KVStore: ...
-
-    def hidden(
-        self, input_ids: Tensor, position_ids: Tensor | None = None, attention_mask: Tensor | None = None, kept: KVView | None = None
-    ) -> Tensor: ...
-
-    def score(self, hidden: Tensor) -> Tensor: ...
 
 
 class ModelAdapter:

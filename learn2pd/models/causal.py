@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerBase
 
 from learn2pd.errors import UserError
-from learn2pd.models.loading import DTYPES, UNREADABLE, Model, check_folder, first_line, load_tokenizer, resolve_device
+from learn2pd.models.files import UNREADABLE, check_folder, first_line, refuse_adapter
+from learn2pd.models.loading import DTYPES, Model, load_tokenizer, resolve_device
 
 
 class VerifierCache:
@@ -101,6 +102,7 @@ def load_verifier(path: str, dtype: str = "float32", device: str = "auto") -> Ve
     if dtype not in DTYPES:
         raise UserError(f"verifier dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
     check_folder("verifier", path, "config.json, *.safetensors and tokenizer.json of a causal language model")
+    refuse_adapter("verifier", path)
     try:
         # False and not the default: the default asks on the terminal whether to run a checkpoint's own code
         network = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False)

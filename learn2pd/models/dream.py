@@ -12,15 +12,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PretrainedConfig, PreTrainedModel, Qwen2TokenizerFast
-from transformers.modeling_outputs import MaskedLMOutput
+from transformers import PretrainedConfig, Qwen2TokenizerFast
 
 from learn2pd.models.fields import check_positive, check_whole, plain_rotation
-from learn2pd.models.kv import KVStore, KVView
-from learn2pd.models.layers import RMSNorm, attend, rotary_tables
+from learn2pd.models.kv import KVView
+from learn2pd.models.layers import RMSNorm, attend
+from learn2pd.models.network import DiffusionNetwork, Parts
 
 # Any other value would load and silently compute something else.
 FIXED_FIELDS: dict[str, Any] = {
@@ -150,13 +149,11 @@ class DreamBackbone(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
-class DreamModel(PreTrainedModel):
-    """Masked diffusion language model; `forward` gives logits of every position, `hidden` and `score` the two halves of it."""
+class DreamModel(DiffusionNetwork):
+    """Logits at i are for the token at i + 1."""
 
     config_class = DreamConfig
-    base_model_prefix = "model"
     _no_split_modules: ClassVar = ["DreamDecoderLayer"]
-    _supports_sdpa = True
     config: DreamConfig
 
     def __init__(self, config: DreamConfig) -> None:
@@ -165,53 +162,11 @@ class DreamModel(PreTrainedModel):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=self.config.initializer_range)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, RMSNorm):
-            nn.init.ones_(module.weight)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.embed_tokens
+    def parts(self) -> Parts:
+        return Parts(self.model.embed_tokens, self.model.layers, self.model.norm)
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.embed_tokens = value  # type: ignore[assignment]
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
-
-    def new_store(self, rows: int, columns: int) -> KVStore:
-        """Buffers for the keys and values of a run of `rows` rows and `columns` columns."""
-        weight, config = self.lm_head.weight, self.config
-        width = config.hidden_size // config.num_attention_heads
-        return KVStore(config.num_hidden_layers, rows, columns, config.num_key_value_heads, width, weight.dtype, weight.device)
-
-    def hidden(
-        self, input_ids: Tensor, position_ids: Tensor | None = None, attention_mask: Tensor | None = None, kept: KVView | None = None
-    ) -> Tensor:
-        """Final hidden states [R, Q, D]; arguments as `LLaDAModelLM.hidden`."""
-        config = self.config
-        if position_ids is None:
-            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
-        tables = rotary_tables(position_ids, config.hidden_size // config.num_attention_heads, config.rope_theta)
-        x = self.model.embed_tokens(input_ids)
-        for number, layer in enumerate(self.model.layers):
-            x = layer(x, tables, mask, kept, number)
-        return self.model.norm(x)
-
-    def score(self, hidden: Tensor) -> Tensor:
-        """Vocabulary logits [..., V] of hidden states [..., D]."""
-        return self.lm_head(hidden)
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        **_: Any,
-    ) -> MaskedLMOutput:
-        """Logits [R, Q, V] of every position, not shifted: logits at i are for the token at i + 1."""
-        return MaskedLMOutput(logits=self.score(self.hidden(input_ids, position_ids, attention_mask)))

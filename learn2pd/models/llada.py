@@ -12,15 +12,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import MaskedLMOutput
+from transformers import PretrainedConfig
 
 from learn2pd.models.fields import check_positive, check_whole, plain_rotation
-from learn2pd.models.kv import KVStore, KVView
-from learn2pd.models.layers import RMSNorm, attend, rotary_tables
+from learn2pd.models.kv import KVView
+from learn2pd.models.layers import RMSNorm, attend
+from learn2pd.models.network import DiffusionNetwork, Parts
 
 # What the `llama` block fixes: any other value would load and silently compute something else.
 FIXED_FIELDS: dict[str, Any] = {
@@ -68,7 +67,9 @@ class LLaDAConfig(PretrainedConfig):
         "hidden_size": "d_model",
         "num_hidden_layers": "n_layers",
         "num_attention_heads": "n_heads",
+        "num_key_value_heads": "n_kv_heads",
         "max_position_embeddings": "max_sequence_length",
+        "initializer_range": "init_std",
     }
 
     def __init__(
@@ -175,13 +176,11 @@ class LLaDABackbone(nn.Module):
         self.transformer = LLaDATransformer(config)
 
 
-class LLaDAModelLM(PreTrainedModel):
-    """Masked diffusion language model; `forward` gives logits of every position, `hidden` and `score` the two halves of it."""
+class LLaDAModelLM(DiffusionNetwork):
+    """Logits at i are for the token at i. The head is the embedding where `weight_tying` says so."""
 
     config_class = LLaDAConfig
-    base_model_prefix = "model"
     _no_split_modules: ClassVar = ["LLaDABlock"]
-    _supports_sdpa = True
     config: LLaDAConfig
 
     def __init__(self, config: LLaDAConfig) -> None:
@@ -189,61 +188,12 @@ class LLaDAModelLM(PreTrainedModel):
         self.model = LLaDABackbone(config)
         self.post_init()
 
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=self.config.init_std)
-        elif isinstance(module, RMSNorm):
-            nn.init.ones_(module.weight)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.transformer.wte
+    def parts(self) -> Parts:
+        found = self.model.transformer
+        return Parts(found.wte, found.blocks, found.ln_f)
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.transformer.wte = value  # type: ignore[assignment]
 
     def get_output_embeddings(self) -> nn.Module:
         return self.model.transformer.wte if self.config.weight_tying else self.model.transformer.ff_out
-
-    def new_store(self, rows: int, columns: int) -> KVStore:
-        """Buffers for the keys and values of a run of `rows` rows and `columns` columns."""
-        weight, config = self.model.transformer.wte.weight, self.config
-        return KVStore(config.n_layers, rows, columns, config.n_kv_heads, config.d_model // config.n_heads, weight.dtype, weight.device)
-
-    def hidden(
-        self, input_ids: Tensor, position_ids: Tensor | None = None, attention_mask: Tensor | None = None, kept: KVView | None = None
-    ) -> Tensor:
-        """Final hidden states.
-
-        Args:
-            input_ids: [R, Q] token ids.
-            position_ids: [R, Q] absolute positions; 0..Q-1 where not given.
-            attention_mask: [R, K], nonzero where a position may be attended to; None attends everywhere.
-            kept: keys and values of other columns; None: K = Q.
-
-        Returns:
-            [R, Q, D] in the model's dtype.
-        """
-        parts = self.model.transformer
-        if position_ids is None:
-            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
-        tables = rotary_tables(position_ids, self.config.d_model // self.config.n_heads, self.config.rope_theta)
-        x = parts.wte(input_ids)
-        for layer, block in enumerate(parts.blocks):
-            x = block(x, tables, mask, kept, layer)
-        return parts.ln_f(x)
-
-    def score(self, hidden: Tensor) -> Tensor:
-        """Vocabulary logits [..., V] of hidden states [..., D]."""
-        head = self.model.transformer.wte if self.config.weight_tying else self.model.transformer.ff_out
-        return functional.linear(hidden, head.weight)
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        **_: Any,
-    ) -> MaskedLMOutput:
-        """Logits [R, Q, V] of every position, not shifted: logits at i are for the token at i."""
-        return MaskedLMOutput(logits=self.score(self.hidden(input_ids, position_ids, attention_mask)))

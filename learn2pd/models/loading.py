@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
@@ -17,10 +16,10 @@ from transformers.utils import cached_file
 from learn2pd.errors import UserError
 from learn2pd.models.adapter import ModelAdapter
 from learn2pd.models.dream import DreamConfig, DreamModel, DreamTokenizer
+from learn2pd.models.files import UNREADABLE, check_folder, first_line, read_object, refuse_adapter, refuse_tensors, shown_name
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
+from learn2pd.models.network import DiffusionNetwork
 from learn2pd.types import ModelSpec
-
-Network = LLaDAModelLM | DreamModel
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Family:
     """How checkpoints of one `model_type` are read."""
 
     config: type[LLaDAConfig] | type[DreamConfig]
-    network: type[LLaDAModelLM] | type[DreamModel]
+    network: type[DiffusionNetwork]
     shifted_logits: bool
 
 
@@ -36,7 +35,6 @@ FAMILIES = {"llada": Family(LLaDAConfig, LLaDAModelLM, False), "Dream": Family(D
 END_OF_TURN_TOKENS = ("<|eot_id|>", "<|im_end|>")  # LLaDA and Dream end an answer with this and pad with end-of-text; either ends it
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NOT_READ = ("auto_map", "dtype", "torch_dtype")  # fields of config.json: no remote code is run, and the type of the weights is the caller's choice
-UNREADABLE = (OSError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError)
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,9 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def load_model(path: str, dtype: str = "float32", device: str = "auto", revision: str | None = None, compile: bool = False) -> Model:
+def load_model(
+    path: str, dtype: str = "float32", device: str = "auto", revision: str | None = None, compile: bool = False, adapter: str | None = None
+) -> Model:
     """Load weights, configuration and tokenizer. No remote code is run.
 
     Args:
@@ -88,9 +88,11 @@ def load_model(path: str, dtype: str = "float32", device: str = "auto", revision
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         revision: of the hub repository.
         compile: let torch.compile fuse the layers; the first forwards of every new shape take much longer.
+        adapter: a hub name or folder of a peft adapter of this dLLM, which is added into the weights.
 
     Raises:
-        UserError: the folder is missing or is not a dLLM, weights are damaged or do not fit, there is no mask token.
+        UserError: the folder is missing or is not a dLLM, weights are damaged or do not fit, there is no mask token, the adapter is of another
+            dLLM.
     """
     if dtype not in DTYPES:
         raise UserError(f"model.dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
@@ -103,23 +105,18 @@ def load_model(path: str, dtype: str = "float32", device: str = "auto", revision
         raise UserError(f"model {path}: {' '.join(str(error).split())}") from error
     network = _load_weights(path, family.network, config, DTYPES[dtype], revision).eval().to(target)
     tokenizer = load_tokenizer(path, network.config, revision)
-    adapter = ModelAdapter(network, _spec(path, network, tokenizer, family.shifted_logits))
+    spec = _spec(path, network, tokenizer, family.shifted_logits)
+    if adapter is not None:
+        from learn2pd.models.merging import merge_adapter  # peft is slow to import
+
+        network, digest = merge_adapter(network, adapter, path)
+        # of base and adapter, and not of their sum: that is rounded differently on every device
+        both = hashlib.sha256(f"{spec.fingerprint}{digest}".encode()).hexdigest()[:16]
+        spec = replace(spec, name=f"{spec.name}+{shown_name(adapter)}", fingerprint=both)
+    found = Model(ModelAdapter(network, spec), tokenizer)
     if compile:
-        adapter.compile()
-    return Model(adapter, tokenizer)
-
-
-def check_folder(key: str, path: str, expected: str) -> None:
-    """Refuse a path that cannot be a hub's name and holds no config.json, before the hub is asked for it.
-
-    Raises:
-        UserError: saying what was `expected`.
-    """
-    folder = Path(path)
-    looks_local = folder.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1 or path.split("/")[0] in ("checkpoints", "outputs")
-    if looks_local and not (folder / "config.json").is_file():
-        state = "holds no config.json" if folder.is_dir() else "does not exist"
-        raise UserError(f"{key}={path!r}: the folder {state}; expected {expected}")
+        found.adapter.compile()
+    return found
 
 
 def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
@@ -130,12 +127,8 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
     """
     known = ", ".join(FAMILIES)
     check_folder("model.path", path, f"config.json (model_type {known}), *.safetensors and tokenizer.json")
-    try:
-        fields = json.loads(Path(cached_file(path, "config.json", revision=revision)).read_text(encoding="utf-8"))
-    except (*UNREADABLE, ValueError) as error:
-        raise UserError(f"model.path={path!r}: config.json could not be read ({first_line(error)})") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"model.path={path!r}: config.json holds no JSON object; expected one with model_type {known}")
+    refuse_adapter("model.path", path, revision)
+    fields = read_object("model.path", path, "config.json", f"one with model_type {known}", revision)
     if str(fields.get("model_type")) not in FAMILIES:
         raise UserError(
             f"model.path={path!r}: config.json says model_type {fields.get('model_type')!r}, which is no dLLM known here; expected {known}"
@@ -145,18 +138,19 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
     return fields
 
 
-def _load_weights(path: str, model_class: Any, config: LLaDAConfig | DreamConfig, dtype: torch.dtype, revision: str | None) -> Network:
+def _load_weights(path: str, model_class: Any, config: LLaDAConfig | DreamConfig, dtype: torch.dtype, revision: str | None) -> DiffusionNetwork:
     try:
         network, report = model_class.from_pretrained(
             path, config=config, dtype=dtype, revision=revision, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
         )  # mismatched sizes are refused below, by name
     except (SafetensorError, RuntimeError, ValueError, *UNREADABLE) as error:
         raise UserError(f"model {path}: the weights could not be loaded ({first_line(error)}); expected whole *.safetensors files") from error
-    for kind, key in (("missing", "missing_keys"), ("unknown", "unexpected_keys"), ("misshapen", "mismatched_keys")):
-        names = sorted(str(name[0] if isinstance(name, tuple) else name) for name in report[key])
-        if names:
-            raise UserError(f"model {path}: {len(names)} {kind} tensors, first {names[0]}; the checkpoint does not fit its config.json")
-    return cast(Network, network)
+    misshapen = [name[0] if isinstance(name, tuple) else name for name in report["mismatched_keys"]]
+    refuse_tensors(
+        f"model {path}", "the checkpoint does not fit its config.json",
+        missing=report["missing_keys"], unknown=report["unexpected_keys"], misshapen=misshapen,
+    )  # fmt: skip
+    return cast(DiffusionNetwork, network)
 
 
 def load_tokenizer(path: str, config: PretrainedConfig, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -190,7 +184,7 @@ def load_tokenizer(path: str, config: PretrainedConfig, revision: str | None = N
         ) from error
 
 
-def _spec(path: str, network: Network, tokenizer: PreTrainedTokenizerBase, shifted_logits: bool) -> ModelSpec:
+def _spec(path: str, network: DiffusionNetwork, tokenizer: PreTrainedTokenizerBase, shifted_logits: bool) -> ModelSpec:
     config = network.config
     mask_id = config.mask_token_id if config.mask_token_id is not None else tokenizer.mask_token_id
     if not _is_id(mask_id, config.vocab_size):
@@ -203,7 +197,7 @@ def _spec(path: str, network: Network, tokenizer: PreTrainedTokenizerBase, shift
         raise UserError(f"model {path}: no end-of-text token (config.json eos_token_id={stated!r}, tokenizer eos_token={tokenizer.eos_token!r})")
     ends += [tokenizer.convert_tokens_to_ids(token) for token in END_OF_TURN_TOKENS if token in tokenizer.get_vocab()]
     return ModelSpec(
-        name=Path(path).name if Path(path).exists() else path,
+        name=shown_name(path),
         mask_id=int(mask_id),
         eot_ids=tuple(dict.fromkeys(ends)),
         pad_id=config.pad_token_id if _is_id(config.pad_token_id, config.vocab_size) else ends[0],  # any token does: padding is never seen
@@ -218,7 +212,7 @@ def _is_id(value: Any, vocab_size: int) -> bool:
     return type(value) is int and 0 <= value < vocab_size
 
 
-def fingerprint(network: Network) -> str:
+def fingerprint(network: DiffusionNetwork) -> str:
     """16 hex digits of the configuration and of the first values of every tensor: quick at 8B, and any training changes it."""
     digest = hashlib.sha256(json.dumps({key: str(value) for key, value in sorted(vars(network.config).items()) if key in _FINGERPRINTED}).encode())
     for name, tensor in network.state_dict().items():
@@ -231,7 +225,3 @@ _FINGERPRINTED = {
     *("d_model", "n_layers", "n_heads", "n_kv_heads", "mlp_hidden_size", "vocab_size", "rope_theta", "rms_norm_eps", "mask_token_id"),
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "eos_token_id"),
 }
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,70 +1,63 @@
-"""The Learn2PD filter (arXiv 2509.25188): a tiny network that says, per position of a block, whether the proposal is final.
+"""The filter: a tiny network says, per position of the window, whether the proposal is final (Learn2PD, arXiv 2509.25188).
 
-Input: the block's confidences (of committed positions too, the model's own probability there). Output: one logit per position. Commit
-a masked position when sigmoid(logit) > threshold, and in any case the most confident one. Network: Linear(W, H), ReLU, Linear(H, W);
-2,112 parameters at W = H = 32.
+Commit a masked position when sigmoid(logit) > threshold; where none is, the most confident one (the loop's rule). With the paper's network
+(`mlp`: confidences of a block, committed positions too) the most confident one is committed in every step, as the paper does. The networks
+`conv` and `transformer` see the channels of signals/channels.py and work at any block length, window or schedule.
 
-Deviations from the authors' code: none in the rule. A block shorter than W is padded with zeros on the right, as theirs.
+Deviations from the authors' code: none in the rule. A block shorter than the MLP's is padded with zeros on the right, as theirs.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+import copy
+from dataclasses import dataclass
+
+from torch import Tensor
 
 from learn2pd.policies.base import most_confident
-from learn2pd.types import Commit, DecodeState, Prediction, Window
+from learn2pd.signals.channels import EXTRAS_OF_CHANNELS, Seen, canvas_view, cut, observe, stack
+from learn2pd.signals.networks import SignalNetwork
+from learn2pd.signals.storage import Signal
+from learn2pd.types import Commit, DecodeState, Prediction
 
 
-class FilterNetwork(nn.Module):
-    """Args: width, block length in tokens; hidden, units of the hidden layer."""
+@dataclass
+class Memory:
+    """Of one run: the network where the model is, and the last proposals where a channel needs them."""
 
-    def __init__(self, width: int = 32, hidden: int = 32) -> None:
-        super().__init__()
-        self.width, self.hidden = width, hidden
-        self.linear1 = nn.Linear(width, hidden)
-        self.linear2 = nn.Linear(hidden, width)
-
-    def forward(self, confidence: Tensor) -> Tensor:
-        """Logits [..., W] of confidences [..., W]."""
-        return self.linear2(torch.relu(self.linear1(confidence)))
+    network: SignalNetwork
+    before: Seen | None = None
 
 
 class FilterPolicy:
-    """Args: network; threshold on the network's probability, 0 to 1."""
+    """Args: signal, of kind filter: network, threshold on the network's probability, and what it was trained for."""
 
     name = "filter"
-    needs: frozenset[str] = frozenset()
-    scores_committed = True
 
-    def __init__(self, network: FilterNetwork, threshold: float) -> None:
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"filter threshold={threshold}: expected a probability from 0 to 1")
-        self.network, self.threshold = network.eval(), threshold
+    def __init__(self, signal: Signal) -> None:
+        if not 0 <= signal.threshold <= 1:
+            raise ValueError(f"filter threshold={signal.threshold}: expected a probability from 0 to 1")
+        self.signal, self.contract, self.threshold = signal, signal.contract, signal.threshold
+        network = signal.network.eval()
+        self.needs = frozenset(EXTRAS_OF_CHANNELS[channel] for channel in network.channels if channel in EXTRAS_OF_CHANNELS)
+        self.scores_committed: bool = network.sees_committed
         self.window_width: int | None = network.width
 
-    def start(self, state: DecodeState) -> FilterNetwork:
-        return self.network.to(state.tokens.device)
+    def start(self, state: DecodeState) -> Memory:
+        network = self.signal.network
+        device = state.tokens.device
+        return Memory(network if device.type == "cpu" else copy.deepcopy(network).to(device))
 
-    def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: FilterNetwork) -> Commit:
-        probability = memory(window_view(prediction.confidence, state.window, memory.width)).sigmoid()  # [B, W]
-        accepted = canvas_view(probability > self.threshold, state.window, state.gen_length) & eligible
+    def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: Memory) -> Commit:
+        network, window = memory.network, state.window
+        columns = observe(state, prediction, memory.before, self.contract.eot_ids, self.contract.delimiter_ids)
+        if "unchanged" in network.channels:
+            memory.before = Seen(prediction.tokens, prediction.valid)
+        width = network.width or int((window.stop - window.start).max())  # one wait for the device a step, as the loop's own
+        view = cut(columns, window, width, network.sees_committed)
+        probability = network(stack(view, network.channels), view.valid).sigmoid()  # [B, W]
+        accepted = canvas_view(probability > self.threshold, window, state.gen_length) & eligible
+        if not network.adds_surest:
+            return Commit(accepted)
         surest = most_confident(prediction.confidence, eligible)
         return Commit(accepted | surest, forced=surest & ~accepted)
-
-
-def window_view(values: Tensor, window: Window, width: int) -> Tensor:
-    """[B, W] the entries of [B, G] that each row's window covers, zeros past its end."""
-    offset = torch.arange(width, device=values.device)
-    position = window.start[:, None] + offset  # [B, W], may run past the canvas
-    inside = position < window.stop[:, None]
-    return functional.pad(values, (0, width)).gather(1, position).masked_fill(~inside, 0)
-
-
-def canvas_view(values: Tensor, window: Window, gen_length: int) -> Tensor:
-    """The reverse: [B, G] with the entries of [B, W] at each row's window, False or 0 elsewhere."""
-    width = values.shape[1]
-    position = window.start[:, None] + torch.arange(width, device=values.device)
-    canvas = values.new_zeros(len(values), gen_length + width).scatter_(1, position, values)
-    return canvas[:, :gen_length]

@@ -1,20 +1,17 @@
-"""Record what the oracle would do: per prompt the reference decode, then the oracle's trajectory with a label at every position.
+"""What is recorded: the states a decode goes through, and what was right in each of them.
 
 The reference is the model's own output with one token a step; once it has committed an end-of-text the rest of its canvas is end-of-text.
-The oracle pass runs over the whole canvas, so that a policy trained on it has seen padded blocks too.
+`oracle_tables` has the states of the oracle that knows the reference, over the whole canvas, so that a policy trained on them has seen padded
+blocks too; `rollout_tables` the states that a policy meets by itself, with the same labels. `record` writes either, shard by shard.
 """
 
 from __future__ import annotations
 
-import errno
-import json
-import logging
+import functools
 import os
-import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -22,193 +19,153 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from learn2pd.decoding.api import decode
-from learn2pd.decoding.proposals import CONFIDENCE
-from learn2pd.decoding.schedulers import BlocksScheduler
-from learn2pd.decoding.stops import EotStop, NoStop, is_among
+from learn2pd.decoding.schedulers import BlocksScheduler, Scheduler
+from learn2pd.decoding.stops import EotStop, NoStop, StopRule
 from learn2pd.errors import UserError
 from learn2pd.models.loading import Model
-from learn2pd.policies.filter import window_view
+from learn2pd.policies.base import Policy
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import OraclePolicy
-from learn2pd.prompts import Prompt, prompts_digest
-from learn2pd.recording.schema import MANIFEST, SCHEMA_VERSION, describe, reference_features, row_features
+from learn2pd.prompts import Prompt
+from learn2pd.recording.schema import RECORDING, entry_path, read_recording, sha256
+from learn2pd.recording.sharing import share
+from learn2pd.recording.writing import Tables, write_manifest, write_shard
+from learn2pd.signals.channels import Seen, observe
 from learn2pd.types import Commit, DecodeState, Prediction
 
-log = logging.getLogger(__name__)
+Produce = Callable[[Model, Sequence[Prompt]], Tables]
 
 
-class OracleRecorder:
-    """A loop recorder that keeps one row a step and open row, labelled with the reference."""
+class StateRecorder:
+    """A loop recorder that keeps one row a step and open row. It belongs to one decode, whose batches it sees one after another.
+
+    Args:
+        reference: [N, G] long, the right answer of every prompt of the decode.
+        eot_ids, delimiter_ids: tokens whose proposal is marked.
+    """
 
     needs = frozenset({"margin", "entropy"})
-    scores_committed = True
+    scores_committed, looks_ahead = True, True
 
-    def __init__(self, reference: Tensor, block_length: int, eot_ids: tuple[int, ...]) -> None:
-        self.reference, self.block_length, self.eot_ids = reference, block_length, eot_ids
-        self.columns: list[dict[str, Tensor]] = []
+    def __init__(self, reference: Tensor, eot_ids: Sequence[int], delimiter_ids: Sequence[int]) -> None:
+        self.reference, self.eot_ids, self.delimiter_ids = reference, tuple(eot_ids), tuple(delimiter_ids)
+        self.before: Seen | None = None
+        self.steps: list[dict[str, Tensor]] = []
 
     def record(self, state: DecodeState, prediction: Prediction, commit: Commit) -> None:
-        width, rows = self.block_length, state.open
-        position = state.window.start[:, None] + torch.arange(width, device=state.end.device)
-        reference = self.reference.to(state.tokens.device)[state.index]
-        canvas = {
-            "masked": state.masked,
-            "proposal": prediction.tokens,
-            "confidence": prediction.confidence,
-            "margin": prediction.extras["margin"],
-            "entropy": prediction.extras["entropy"],
-            "end_of_text": is_among(prediction.tokens, self.eot_ids),
-            "label": prediction.tokens == reference,
+        before = None if state.step == 0 else self.before  # a new batch
+        reference = self.reference[state.index.cpu()].to(state.tokens.device)
+        found = observe(state, prediction, before, self.eot_ids, self.delimiter_ids) | {
+            "proposal": prediction.tokens.int(),
+            "label": prediction.valid & (prediction.tokens == reference),
+            "start": state.window.start.int(),
+            "stop": state.window.stop.int(),
+            "step": state.forwards.int() - 1,
+            "index": state.index,
         }
-        found = {name: window_view(values, state.window, width) for name, values in canvas.items()}
-        found |= {"valid": position < state.window.stop[:, None], "position": position}
-        found |= {"index": state.index, "step": state.forwards - 1, "block": state.window.start // width}
-        self.columns.append({name: values[rows].cpu() for name, values in found.items()})
+        self.before = Seen(prediction.tokens, prediction.valid)
+        rows = state.open
+        self.steps.append({name: values[rows].cpu() for name, values in found.items()})
 
-    def rows(self) -> dict[str, Tensor]:
-        """All rows by column, ordered by prompt and step."""
-        joined = {name: torch.cat([step[name] for step in self.columns]) for name in self.columns[0]}
+    def columns(self) -> dict[str, Tensor]:
+        """All rows by column, ordered by prompt and step; `index` is the prompt's number."""
+        joined = {name: torch.cat([step.pop(name) for step in self.steps]) for name in list(self.steps[0])}
         order = (joined["index"] * (int(joined["step"].max()) + 1) + joined["step"]).argsort()
         return {name: values[order] for name, values in joined.items()}
 
 
-def manifest(
-    model: Model, prompts: Sequence[Prompt], gen_length: int, block_length: int, shard_prompts: int, seed: int, config: dict[str, Any]
-) -> dict[str, Any]:
-    """What a recording is made with; all but `config` must agree when one is continued or trained on."""
-    return {
-        "schema": SCHEMA_VERSION,
-        "model": model.spec.name,
-        "model_fingerprint": model.spec.fingerprint,
-        "mask_id": model.spec.mask_id,
-        "vocab_size": model.spec.vocab_size,
-        "gen_length": gen_length,
-        "block_length": block_length,
-        "alignment": BlocksScheduler.alignment,
-        "confidence": CONFIDENCE,
-        "prompts": len(prompts),
-        "prompts_digest": prompts_digest(prompts),
-        "shard_prompts": shard_prompts,
-        "seed": seed,
-        "config": config,
-    }
+def oracle_tables(
+    model: Model, prompts: Sequence[Prompt], *, gen_length: int, block_length: int, batch_size: int, delimiter_ids: Sequence[int]
+) -> Tables:
+    """One token a step for the references, then the oracle, in blocks."""
+    run = functools.partial(
+        decode, model, [prompt.text for prompt in prompts], scheduler=BlocksScheduler(block_length), gen_length=gen_length, batch_size=batch_size
+    )
+    reference = run(policy=FixedPolicy(), stop=EotStop(0.0))
+    recorder = StateRecorder(reference.tokens, model.spec.eot_ids, delimiter_ids)
+    oracle = run(policy=OraclePolicy(reference.tokens), stop=NoStop(), recorder=recorder)
+    return _tables(prompts, recorder, reference.tokens, reference.lengths, reference.forwards, oracle.forwards)
 
 
-def open_recording(folder: Path, wanted: dict[str, Any]) -> None:
-    """Create the folder with its manifest, or make sure that the one there is the same recording.
-
-    Raises:
-        UserError: it was made with something else; names each difference.
-    """
-    path = folder / MANIFEST
-    if path.exists():
-        existing = read_manifest(folder)
-        pairs = ((key, describe(existing).get(key), value) for key, value in describe(wanted).items())
-        changed = [f"{key} {old!r} there, {new!r} now" for key, old, new in pairs if old != new]
-        if changed:
-            raise UserError(f"{folder} holds a recording made with {'; '.join(changed)}: choose another output_dir or set overwrite=true")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(wanted, indent=2) + "\n")
-    os.replace(partial, path)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises UserError where there is no readable manifest of this schema."""
-    path = folder / MANIFEST
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no readable {MANIFEST} ({str(error).splitlines()[0]}); run the stage 'record' first") from error
-    if found.get("schema") != SCHEMA_VERSION:
-        raise UserError(
-            f"{folder}: recorded with schema {found.get('schema')!r}, this version reads {SCHEMA_VERSION}: record again with overwrite=true"
-        )
-    return found
-
-
-def record(
-    model: Model, prompts: Sequence[Prompt], folder: Path, *, gen_length: int, block_length: int, batch_size: int, shard_prompts: int
-) -> dict[str, float]:
-    """Record every shard that is not there yet. The result does not depend on interruptions.
+def rollout_tables(
+    model: Model,
+    prompts: Sequence[Prompt],
+    references: Dataset,
+    policy: Policy,
+    scheduler: Scheduler,
+    *,
+    batch_size: int,
+    delimiter_ids: Sequence[int],
+    stop: StopRule | None = None,
+) -> Tables:
+    """The states that a policy meets, labelled with references that were recorded before.
 
     Args:
-        folder: opened by `open_recording`.
-        shard_prompts: prompts a shard; an interruption costs at most one shard.
-
-    Returns:
-        prompts recorded now, seconds, forwards of reference and oracle per prompt.
-
-    Raises:
-        UserError: the disk is full; what was recorded stays.
+        references: of exactly these prompts (`Recording.references_of`); repeated in the tables, with this decode's `oracle_forwards`.
+        stop: default `EotStop()`.
     """
-    chunks = [prompts[first : first + shard_prompts] for first in range(0, len(prompts), shard_prompts)]
-    missing = [number for number in range(len(chunks)) if not shard_path(folder, number).is_dir()]
-    done = len(prompts) - sum(len(chunks[number]) for number in missing)
-    started = time.perf_counter()
-    with tqdm(total=len(prompts), initial=done, desc="record", unit="prompt", dynamic_ncols=True) as bar:
-        for number in missing:
-            _record_shard(model, chunks[number], shard_path(folder, number), gen_length, block_length, batch_size)
-            bar.update(len(chunks[number]))
-    return {"prompts_recorded_now": float(len(prompts) - done), "seconds": time.perf_counter() - started}
-
-
-def shard_path(folder: Path, number: int) -> Path:
-    return folder / f"shard-{number:05d}"
-
-
-def _record_shard(model: Model, prompts: Sequence[Prompt], path: Path, gen_length: int, block_length: int, batch_size: int) -> None:
-    texts = [prompt.text for prompt in prompts]
-    scheduler = BlocksScheduler(block_length)
-    reference = decode(model, texts, policy=FixedPolicy(), scheduler=scheduler, stop=EotStop(0.0), gen_length=gen_length, batch_size=batch_size)
-    recorder = OracleRecorder(reference.tokens, block_length, model.spec.eot_ids)
-    oracle = decode(
-        model, texts, policy=OraclePolicy(reference.tokens), scheduler=scheduler, stop=NoStop(),
-        gen_length=gen_length, batch_size=batch_size, recorder=recorder,
+    known = references.with_format("torch")
+    tokens, length, forwards = (torch.as_tensor(known[name][:]) for name in ("tokens", "length", "forwards"))
+    recorder = StateRecorder(tokens, model.spec.eot_ids, delimiter_ids)
+    decoded = decode(
+        model, [prompt.text for prompt in prompts], policy=policy, scheduler=scheduler, stop=stop or EotStop(),
+        gen_length=tokens.shape[1], batch_size=batch_size, recorder=recorder,
     )  # fmt: skip
-    columns = recorder.rows()
-    index = columns.pop("index").tolist()
-    rows = {name: values.numpy() if values.ndim == 1 else list(values.numpy()) for name, values in columns.items()}
-    rows |= {"prompt_id": [prompts[i].id for i in index], "split": [prompts[i].split for i in index]}
-    references = {
-        "prompt_id": [prompt.id for prompt in prompts],
-        "split": [prompt.split for prompt in prompts],
-        "prompt": texts,
-        "tokens": list(reference.tokens.numpy()),
-        "length": reference.lengths.tolist(),
-        "forwards": reference.forwards.tolist(),
-        "oracle_forwards": oracle.forwards.tolist(),
-    }
-    _write_shard(
-        path, Dataset.from_dict(rows, features=row_features(block_length)), Dataset.from_dict(references, features=reference_features(gen_length))
+    return _tables(prompts, recorder, tokens, length, forwards, decoded.forwards)
+
+
+def _tables(prompts: Sequence[Prompt], recorder: StateRecorder, tokens: Tensor, length: Tensor, forwards: Tensor, oracle: Tensor) -> Tables:
+    states = recorder.columns()
+    index = states.pop("index").tolist()
+    return Tables(
+        states | {"prompt_id": [prompts[i].id for i in index], "split": [prompts[i].split for i in index]},
+        {
+            "prompt_id": [prompt.id for prompt in prompts],
+            "split": [prompt.split for prompt in prompts],
+            "prompt": [prompt.text for prompt in prompts],
+            "tokens": tokens,
+            "length": length,
+            "forwards": forwards,
+            "oracle_forwards": oracle,
+        },
     )
 
 
-def _write_shard(path: Path, rows: Dataset, references: Dataset) -> None:
-    partial = path.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        _save(rows, partial / "rows")
-        _save(references, partial / "references")
-        os.replace(partial, path)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if error.errno == errno.ENOSPC:
-            raise UserError(
-                f"no space left on the disk while writing {path}: {path.parent} keeps every earlier shard; free space and start again"
-            ) from error
-        raise
+def record(model: Model, prompts: Sequence[Prompt], folder: Path, produce: Produce, *, shard_prompts: int, leads: bool = True) -> dict[str, float]:
+    """Record every shard that is not there yet, or is damaged. Any number of processes may do so at once; the result is always the same.
 
+    Args:
+        prompts: all of them, in every process.
+        folder: opened by `open_recording`.
+        produce: makes the tables of one shard's prompts, and depends on nothing but them.
+        shard_prompts: prompts a shard; an interruption costs at most one shard a process.
+        leads: True in the process that checks the shards that are there, writes the manifest, and goes on when all is done. The others
+            return as soon as nothing is left for them to do.
 
-def _save(dataset: Dataset, path: Path) -> None:
-    """`save_to_disk` without its own progress bar, which would break into ours."""
-    import datasets
+    Returns:
+        Prompts that were missing, seconds.
 
-    shown = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        dataset.save_to_disk(str(path))
-    finally:
-        if not shown:
-            datasets.enable_progress_bars()
+    Raises:
+        UserError: the disk is full, or the process that started this one is gone; what was recorded stays.
+    """
+    chunks = [range(first, min(first + shard_prompts, len(prompts))) for first in range(0, len(prompts), shard_prompts)]
+    there = {number for number in range(len(chunks)) if entry_path(folder, number).exists()}
+    gen_length, recording = int(read_recording(folder)["gen_length"]), sha256(folder / RECORDING)
+    parent, started, missing = os.getppid(), time.perf_counter(), 0
+
+    def make(number: int) -> None:
+        if not leads and os.getppid() != parent:
+            raise UserError(f"{folder}: the process that started this one is gone; what is recorded is kept, start again to go on")
+        there.discard(number)
+        chosen = [prompts[place] for place in chunks[number]]
+        write_shard(folder, number, produce(model, chosen), gen_length, recording)
+
+    with tqdm(total=len(prompts), desc="record", unit="prompt", dynamic_ncols=True, disable=not leads) as bar:
+        for number in share(folder, len(chunks), make, frozenset(there) if leads else frozenset()):
+            missing += 0 if number in there else len(chunks[number])
+            bar.update(len(chunks[number]))
+    if leads:
+        write_manifest(folder, len(chunks))
+        for left in folder.glob("*.partial"):  # by processes that were lost
+            left.unlink(missing_ok=True)
+    return {"prompts_recorded_now": float(missing), "seconds": time.perf_counter() - started}

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 
 import lightning
 import torch
 
 from learn2pd.config import RunConfig
+from learn2pd.stages.calibration import stage_calibrate
 from learn2pd.stages.comparison import stage_compare
-from learn2pd.stages.filter import stage_calibrate, stage_record, stage_train
 from learn2pd.stages.output import claimed, open_output, write_metrics
 from learn2pd.stages.pretraining import stage_pretrain
+from learn2pd.stages.recording import dry_run, processes_of, stage_record
+from learn2pd.stages.training import stage_train
 
+__all__ = ["dry_run", "run_stages"]
 log = logging.getLogger(__name__)
 STAGE_FUNCTIONS = {
     "pretrain": stage_pretrain,
@@ -29,7 +33,7 @@ STAGE_FUNCTIONS = {
 
 
 def run_stages(config: RunConfig, only: str | None = None) -> None:
-    """Run the stages of a configuration, or only one of them, in its output_dir.
+    """Run the stages of a configuration, or only one of them, in its output_dir. Of several processes, the first; the others only record.
 
     Raises:
         UserError: anything the user can mend.
@@ -37,9 +41,14 @@ def run_stages(config: RunConfig, only: str | None = None) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     lightning.seed_everything(config.seed, verbose=False)
+    chosen = [only] if only else config.stages
+    if processes_of(config).rank:
+        if "record" in chosen:
+            stage_record(config, Path(config.output_dir))
+        return
     with claimed(config) as output:
         open_output(config, output)
-        for stage in [only] if only else config.stages:
+        for stage in chosen:
             started = time.perf_counter()
             log.info("stage %s", stage)
             figures = STAGE_FUNCTIONS[stage](config, output)

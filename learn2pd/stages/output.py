@@ -16,7 +16,7 @@ from learn2pd.config import RunConfig, differences, identity
 from learn2pd.errors import UserError
 
 RUN_FILE, METRICS_FILE, LOCK_FILE = "run.json", "metrics.json", ".lock"
-OUTPUTS = (RUN_FILE, METRICS_FILE, "records", "train", "policy", "compare", "compare.json", "compare.md", "plots", "pretrain")
+OUTPUTS = (RUN_FILE, METRICS_FILE, "records", "rounds", "train", "policy", "compare", "compare.json", "compare.md", "plots", "pretrain")
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ from learn2pd.config import MethodConfig, RunConfig
 from learn2pd.decoding.api import check_fit, encode_checked
 from learn2pd.decoding.proposals import Sampling
 from learn2pd.errors import UserError
+from learn2pd.evaluation.tasks import TASK_NAMES
 from learn2pd.models.loading import Model, load_model
-from learn2pd.policies.filter import FilterNetwork
 from learn2pd.prompts import Prompt, field_prompts, hub_records, jsonl_records, task_prompts
 from learn2pd.registry import build
 
@@ -33,6 +33,14 @@ def prompts_of(config: RunConfig) -> list[Prompt]:
     """Every prompt of a run, all splits."""
     data = config.data
     counts = {"train": data.train_prompts, "validation": data.validation_prompts, "test": data.test_prompts}
+    if data.domain in TASK_NAMES:
+        domain = task_prompts([data.domain], {split: count for split, count in counts.items() if split != "test"}, config.seed)
+        return domain + task_prompts(data.tasks, {"test": data.test_prompts}, config.seed)
+    if data.domain is not None:
+        if not data.domain.endswith(".jsonl"):
+            raise UserError(f"data.domain={data.domain!r}: expected one of {', '.join(TASK_NAMES)}, or a file that ends in .jsonl")
+        records, complaints = jsonl_records(data.domain)
+        return field_prompts(records, complaints, data.prompt_field, data.answer_field, counts, config.seed)
     if data.source == "tasks":
         return task_prompts(data.tasks, counts, config.seed)
     if not data.path:
@@ -69,10 +77,6 @@ def sampling_of(config: RunConfig) -> Sampling:
         raise UserError(f"decode.{error}") from error
 
 
-def network_of(config: RunConfig) -> FilterNetwork:
-    return FilterNetwork(config.decode.block_length, config.filter.hidden)
-
-
 def components_of(config: RunConfig, model: Model, folder: Path, method: MethodConfig, stop: str) -> dict[str, Any]:
     """Policy, scheduler, cache and stop rule of a method, which go together. An oracle is built without the answers.
 
@@ -84,6 +88,7 @@ def components_of(config: RunConfig, model: Model, folder: Path, method: MethodC
         "policy": build("policy", method.policy, method.options, provided),
         "scheduler": build("scheduler", method.scheduler, method.scheduler_options, provided),
         "cache": build("cache", method.cache, method.cache_options, provided),
+        "stop": build("stop", stop, {}, provided),
     }
     check_fit(model, **found)
-    return found | {"stop": build("stop", stop, {}, provided)}
+    return found

@@ -1,66 +1,159 @@
-"""Choose a filter's threshold for a stated target instead of typing one in.
+"""Choose the thresholds of trained signals for a stated target instead of typing them in.
 
-The target is an agreement: of the proposals the filter accepts on recorded validation states (masked positions of the answer, padding
-left out), the share that equals the final output. The chosen threshold is the lowest one that meets the target, hence the fastest.
+The filter is judged by what it does: for each threshold it decodes held-out prompts, and the fastest threshold is chosen whose upper
+confidence bound of the loss against one token a step meets the target (training/risk.py). All of its measurements are kept as the curve
+that `aggressiveness` moves along. The other two signals are judged on the recorded states.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from learn2pd.policies.filter import FilterNetwork
-from learn2pd.training.filter import FilterRows, filter_metrics
+from learn2pd.errors import UserError
+from learn2pd.signals.networks import SignalNetwork
+from learn2pd.signals.storage import Setting, Signal
+from learn2pd.training.risk import Trial, fastest_within, flawless_bound, needed, upper_bound, upper_bound_of_share
+from learn2pd.training.signals import SignalData, StateStream, make_batch, signal_metrics
+
+MARGIN_ODDS = 1.0  # log-odds that the end-of-text threshold stays above the surest false stop of the recording
 
 
 @dataclass(frozen=True)
-class Calibration:
-    threshold: float
-    agreement: float  # reached on the validation states
-    accepted: int  # proposals accepted there
-    met: bool  # False: no threshold meets the target, this is the strictest that accepts anything
-    curve: list[tuple[float, float, float]]  # threshold, agreement, share of the right proposals accepted
+class Measured:
+    """Held-out prompts decoded with one threshold, [N] each."""
+
+    agreement: np.ndarray[Any, Any]  # share of the reference answer's tokens, its end-of-text included, that are the same
+    drop: np.ndarray[Any, Any] | None  # correct with one token a step minus correct now; None where nothing can judge
+    tokens: np.ndarray[Any, Any]  # of the answers
+    forwards: np.ndarray[Any, Any]
+
+
+def calibrate_filter(
+    signal: Signal,
+    measure: Callable[[Signal], Measured],
+    thresholds: Sequence[float],
+    *,
+    target_agreement: float | None,
+    max_accuracy_drop: float | None,
+    confidence: float,
+) -> tuple[Signal, bool]:
+    """The signal with the fastest threshold that keeps to the target, its curve, and whether any threshold does; if none, the strictest is set.
+
+    Args:
+        measure: decodes the held-out prompts with a signal.
+        thresholds: from the strictest; all of them are measured.
+        target_agreement, max_accuracy_drop: exactly one of them; what may be lost on average over prompts.
+        confidence: of the bound, 0 to 1.
+
+    Raises:
+        UserError: not exactly one target, prompts that nothing can judge, or too few of them for target and confidence.
+    """
+    if (target_agreement is None) == (max_accuracy_drop is None):
+        raise UserError(
+            f"calibrate.target_agreement={target_agreement}, calibrate.max_accuracy_drop={max_accuracy_drop}: "
+            "set one of them and leave the other null"
+        )
+    target_loss = max_accuracy_drop if max_accuracy_drop is not None else 1 - float(target_agreement or 0)
+    ordered = sorted(set(thresholds), reverse=True)
+    found: dict[float, Measured] = {}
+
+    def losses(threshold: float) -> np.ndarray[Any, Any]:
+        result = found.setdefault(threshold, measure(replace(signal, threshold=threshold)))
+        if max_accuracy_drop is None:
+            return 1 - result.agreement
+        if result.drop is None:
+            raise UserError("calibrate.max_accuracy_drop: no checker judges these prompts; set calibrate.target_agreement instead")
+        return result.drop
+
+    choice = fastest_within(ordered, losses, target_loss, 1 - confidence)
+    tried = {trial.setting: trial for trial in choice.tried}
+    for threshold in ordered[len(choice.tried) :]:
+        tried[threshold] = Trial(threshold, float(losses(threshold).mean()), upper_bound(losses(threshold), 1 - confidence))
+    curve = tuple(_setting(threshold, found[threshold], tried[threshold].bound) for threshold in ordered)
+    return replace(signal, threshold=ordered[choice.chosen or 0], curve=curve), choice.chosen is not None
+
+
+def _setting(threshold: float, measured: Measured, bound: float) -> Setting:
+    return Setting(
+        threshold=threshold,
+        tokens_per_forward=float(measured.tokens.sum() / measured.forwards.sum()),
+        agreement=float(measured.agreement.mean()),
+        accuracy_drop=None if measured.drop is None else float(measured.drop.mean()),
+        loss_bound=bound,
+    )
 
 
 @torch.inference_mode()
-def probabilities(network: FilterNetwork, rows: FilterRows) -> tuple[Tensor, Tensor]:
-    """The filter's probability and the label of every masked position of the answer, [M] each."""
-    return network(rows.confidence).sigmoid()[rows.answer], rows.label[rows.answer].long()
-
-
-def calibrate(probability: Tensor, label: Tensor, target_agreement: float, points: int = 200) -> Calibration:
-    """Find the threshold.
-
-    Args:
-        probability: [M] float; label: [M] 0 or 1.
-        target_agreement: 0 to 1.
-        points: size of the reported curve.
-    """
-    order = probability.argsort(descending=True)
-    sorted_probability, right = probability[order], label[order].double()
-    accepted = torch.arange(1, len(right) + 1, dtype=torch.float64)
-    agreement = right.cumsum(0) / accepted  # [M] if everything down to this one is accepted
-    last_of_ties = torch.ones(len(right), dtype=torch.bool)
-    last_of_ties[:-1] = sorted_probability[:-1] != sorted_probability[1:]
-    places = last_of_ties.nonzero()[:, 0]
-    meeting = (agreement[places] >= target_agreement).nonzero()[:, 0]
-    count = int(meeting[-1]) + 1 if len(meeting) else 0
-    chosen = int(places[max(count - 1, 0)])
-    below = float(sorted_probability[chosen + 1]) if chosen + 1 < len(right) else 0.0
-    shown = places[torch.linspace(0, len(places) - 1, min(points, len(places))).long()]
-    recall = right.cumsum(0) / right.sum().clamp_min(1)
-    curve = [(float(sorted_probability[i]), float(agreement[i]), float(recall[i])) for i in shown.tolist()]
-    # strictly greater accepts: halfway to the next lower probability keeps the choice stable against rounding
-    threshold = (float(sorted_probability[chosen]) + below) / 2
-    return Calibration(threshold, float(agreement[chosen]), chosen + 1, count > 0, curve)
+def probabilities(network: SignalNetwork, stream: StateStream) -> tuple[Tensor, Tensor]:
+    """The network's probability and the label at every judged position of recorded states, [M] each."""
+    found = [(network(batch.inputs, batch.valid).sigmoid()[batch.judged], batch.label[batch.judged].long()) for batch in stream]
+    return torch.cat([probability for probability, _ in found]), torch.cat([label for _, label in found])
 
 
 def metrics_at(probability: Tensor, label: Tensor, threshold: float) -> dict[str, float]:
-    """Every metric of `filter_metrics` at a threshold, with `false_commit_rate` in place of specificity."""
-    metrics = filter_metrics(threshold)
+    """Every metric of `signal_metrics` at a threshold, with `false_commit_rate` in place of specificity."""
+    metrics = signal_metrics(threshold)
     metrics.update(probability, label)
     figures = {name: float(value) for name, value in metrics.compute().items()}
     figures["false_commit_rate"] = 1 - figures.pop("specificity")
     return figures
+
+
+@torch.inference_mode()
+def surest_false_stops(network: SignalNetwork, data: SignalData, split: str) -> Tensor:
+    """[N] for every prompt of a split the highest probability, over its recorded states, at a masked position that the answer still needs.
+
+    Positions with a committed token of the answer behind them are left out, as the stop rule never ends a row there.
+    """
+    worst: dict[int, float] = {}
+    for columns in data.stream(split, batch_rows=256).states(("prompt",)):
+        batch = make_batch(columns, data.question, network)
+        probability = network(batch.inputs, batch.valid).sigmoid()
+        position = torch.arange(probability.shape[1])
+        written = batch.valid & ~columns["masked"] & (position < columns["length"][:, None])
+        last = torch.where(written, position, -1).amax(1, keepdim=True)
+        needed = columns["masked"] & (position < columns["length"][:, None]) & (position > last)
+        highest = torch.where(needed, probability, 0.0).amax(1)
+        for prompt, value in zip(columns["prompt"].tolist(), highest.tolist(), strict=True):
+            worst[prompt] = max(worst.get(prompt, 0.0), value)
+    return torch.tensor([worst[prompt] for prompt in sorted(worst)])
+
+
+def calibrate_end(signal: Signal, data: SignalData, false_stops: float, confidence: float) -> tuple[Signal, dict[str, float]]:
+    """The end-of-text signal with a threshold that cuts no recorded answer short, and what can be said of others.
+
+    The threshold lies a margin above the surest false stop in the states of train and validation prompts together; the bound on the share of
+    answers cut short is that of the validation prompts, none of which is.
+
+    Raises:
+        UserError: too few validation prompts to show `false_stops` with that confidence.
+    """
+    surest = torch.cat([surest_false_stops(signal.network, data, split) for split in ("train", "validation")])
+    threshold = float((surest.max().logit(1e-7) + MARGIN_ODDS).sigmoid())
+    held_out = surest_false_stops(signal.network, data, "validation")
+    bound = upper_bound_of_share((held_out > threshold).double().numpy(), 1 - confidence)
+    if bound > false_stops:
+        best = flawless_bound(len(held_out), 1 - confidence)
+        raise UserError(
+            f"calibrate.false_stops={false_stops}: {len(held_out)} validation prompts show at best {best:.4f} with "
+            f"calibrate.confidence={confidence}; {needed(false_stops, 1 - confidence)} are needed (data.validation_prompts), or allow more"
+        )
+    return replace(signal, threshold=threshold), {"threshold": threshold, "false_stops_bound": bound, "prompts": float(len(held_out))}
+
+
+def calibrate_boundary(signal: Signal, data: SignalData) -> tuple[Signal, dict[str, float]]:
+    """The boundary signal with the threshold of the best F1 on the states of validation prompts."""
+    probability, label = probabilities(signal.network, data.stream("validation", batch_rows=4096))
+    order = probability.argsort(descending=True)
+    right = label[order].cumsum(0).double()
+    f1 = 2 * right / (torch.arange(1, len(right) + 1) + label.sum())
+    best = int(f1.argmax())
+    below = float(probability[order[best + 1]]) if best + 1 < len(order) else 0.0
+    threshold = (float(probability[order[best]]) + below) / 2
+    return replace(signal, threshold=threshold), {"threshold": threshold, "f1": float(f1[best])} | metrics_at(probability, label, threshold)

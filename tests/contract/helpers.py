@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from learn2pd.decoding.api import answer_lengths
 from learn2pd.decoding.caches import BlockCache, DSBCache, LookaheadCache, NoCache
+from learn2pd.decoding.learned import LearnedAdaBlockScheduler, LearnedStop
 from learn2pd.decoding.loop import decode_batch
 from learn2pd.decoding.proposals import Sampling
 from learn2pd.decoding.schedulers import AdaBlockScheduler, BlocksScheduler, DSBScheduler, LookaheadScheduler
@@ -16,11 +17,13 @@ from learn2pd.decoding.stops import EotpPaperStop, EotStop, NoStop
 from learn2pd.models.causal import Verifier
 from learn2pd.policies.apd import APDPolicy, LeftToRightPolicy
 from learn2pd.policies.factor import FactorPolicy
-from learn2pd.policies.filter import FilterNetwork, FilterPolicy
+from learn2pd.policies.filter import FilterPolicy
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.localleap import LocalLeapPolicy
 from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.threshold import ThresholdPolicy
+from learn2pd.signals.networks import MLP, Conv, SignalNetwork, Transformer
+from learn2pd.signals.storage import Contract, Signal
 from learn2pd.types import DecodeState
 
 GEN, BLOCK = 20, 8  # not a multiple: the last block is shorter
@@ -44,12 +47,17 @@ STOPS = {"none": NoStop(), "eot0": EotStop(0.0), "eot0.5": EotStop(0.5), "paper"
 
 
 @functools.cache
-def random_filter(width: int = BLOCK, seed: int = 0) -> FilterNetwork:
-    torch.manual_seed(seed)
-    network = FilterNetwork(width, 16)
+def random_signal(kind: str = "filter", name: str = "mlp") -> Signal:
+    """An untrained network, spread around one half, so that some positions are accepted and some are not."""
+    torch.manual_seed(0)
+    network: SignalNetwork = {"mlp": MLP(BLOCK, 16), "conv": Conv(hidden=8), "transformer": Transformer(hidden=8)}[name]
     with torch.no_grad():
-        network.linear2.weight *= 6  # spread around one half, so that some positions are accepted and some are not
-    return network
+        (network.linear2 if name == "mlp" else network.leave).weight *= 6
+    return Signal(kind, network, 0.5, Contract(mask_id=1, vocab_size=400, eot_ids=(0,), delimiter_ids=DELIMITERS))
+
+
+STOPS["learned"] = LearnedStop(random_signal("end_of_text", "conv"))
+SCHEDULERS["adablock_learned"] = LearnedAdaBlockScheduler(random_signal("boundary", "conv"), BLOCK)
 
 
 def policies(gen_length: int = GEN) -> dict:
@@ -64,7 +72,9 @@ def policies(gen_length: int = GEN) -> dict:
         "localleap": LocalLeapPolicy(0.7, 0.4, 2),
         "left_to_right": LeftToRightPolicy(3),
         "apd": APDPolicy(tiny_verifier(), 0.7),
-        "filter": FilterPolicy(random_filter(), 0.5),
+        "filter": FilterPolicy(random_signal()),
+        "filter_conv": FilterPolicy(random_signal(name="conv")),
+        "filter_transformer": FilterPolicy(random_signal(name="transformer")),
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +15,7 @@ from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.types import Commit, Window
-from tests.contract.helpers import BLOCK, GEN, STOPS, oracle, outcome, policies, random_filter, run
+from tests.contract.helpers import BLOCK, GEN, STOPS, oracle, outcome, policies, random_signal, run
 from tests.reference import decode_reference, fixed_rule, threshold_rule
 
 LENGTHS = [2, 11, 30]
@@ -23,7 +25,7 @@ class Watcher:
     """Keeps every step's state, proposals and commit."""
 
     needs = frozenset()
-    scores_committed = False
+    scores_committed, looks_ahead = False, False
 
     def __init__(self):
         self.steps = []
@@ -88,9 +90,7 @@ def test_a_literal_mask_id_in_the_prompt_is_an_ordinary_token(tiny_model, make_p
     assert not (state.canvas == mask_id).any()
 
 
-@pytest.mark.parametrize(
-    "policy", [FixedPolicy(), FixedPolicy(GEN // 2), ThresholdPolicy(0.6), FilterPolicy(random_filter(), 0.5)], ids=lambda p: p.name
-)
+@pytest.mark.parametrize("policy", [FixedPolicy(), FixedPolicy(GEN // 2), ThresholdPolicy(0.6), FilterPolicy(random_signal())], ids=lambda p: p.name)
 @pytest.mark.parametrize("stop", [EotStop(0.0), EotStop(0.5)], ids=["floor0", "floor0.5"])
 def test_eot_stop_changes_nothing_until_it_first_ends_the_row(policy, stop, tiny_model_grouped, make_prompts):
     """What comes after may differ: the row then sees end-of-text to its right where the other run sees masks."""
@@ -204,7 +204,7 @@ def test_threshold_one_is_one_token_a_step(tiny_model, make_prompts):
 def test_an_accepting_filter_is_threshold_zero_and_a_refusing_one_is_one_token_a_step(tiny_model, make_prompts):
     prompts = make_prompts(LENGTHS)
     for threshold, rival in ((0.0, ThresholdPolicy(0.0)), (1.0, FixedPolicy())):
-        filtered = run(tiny_model, prompts, FilterPolicy(random_filter(), threshold))
+        filtered = run(tiny_model, prompts, FilterPolicy(replace(random_signal(), threshold=threshold)))
         assert outcome(filtered, tiny_model) == outcome(run(tiny_model, prompts, rival), tiny_model)
 
 
@@ -258,7 +258,7 @@ def test_decode_takes_texts_and_no_prompts_at_all(tiny_model):
         ([[5] * 500], {"gen_length": 13}, ["prompt 0", "500", "513", "512"]),
         ([[5]], {"gen_length": 0}, ["gen_length=0"]),
         ([[5]], {"batch_size": 0}, ["batch_size=0"]),
-        ([[5]], {"policy": FilterPolicy(random_filter(), 0.5), "scheduler": BlocksScheduler(16)}, ["filter", "8", "16"]),
+        ([[5]], {"policy": FilterPolicy(random_signal()), "scheduler": BlocksScheduler(16)}, ["filter", "8", "16"]),
         ([[5, 400]], {}, ["prompt 0", "400"]),
         ([[5, -1]], {}, ["prompt 0", "-1"]),
         ("Tom has 3.", {}, ["one text", "list"]),

@@ -76,7 +76,7 @@ def test_after_a_refresh_only_the_window_is_recomputed(cache, later, model, make
 class Commits:
     """Notes how many tokens every step committed, those it closed itself not counted."""
 
-    needs, scores_committed = frozenset(), False
+    needs, scores_committed, looks_ahead = frozenset(), False, False
 
     def __init__(self):
         self.states = []

@@ -9,14 +9,19 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 
-from learn2pd import cli, load_policy
-from learn2pd.recording.reading import load_recording
+from learn2pd import cli, load_policy, save_policy
+from learn2pd.policies.filter import FilterPolicy
+from learn2pd.recording.reading import Recording
+from learn2pd.signals.networks import MLP
+from learn2pd.signals.storage import Contract, Signal
 
 SMALL = [
     "config=tiny_filter", "data.train_prompts=9", "data.validation_prompts=6", "data.test_prompts=3", "decode.gen_length=48",
-    "record.shard_prompts=5", "filter.max_epochs=3", "compare.bootstrap_samples=50", "model.device=cpu", "threads=1",
+    "record.shard_prompts=5", "train.max_epochs=3", "calibrate.target_agreement=0.5", "calibrate.thresholds=[0.6,0.9]",
+    "compare.bootstrap_samples=50", "model.device=cpu", "threads=1",
 ]  # fmt: skip
 STOPS, METHODS, TASKS = 2, 4, 4  # tasks: three and `all`
 
@@ -52,21 +57,50 @@ def test_the_run_leaves_everything_it_promises(finished):
     assert vanilla["agreement"] == 1
     assert vanilla["forwards_mean"] == 48
     metrics = json.loads((finished / "metrics.json").read_text())
-    assert load_policy(finished / "policy").threshold == metrics["calibrate"]["threshold"]
-    assert {"auroc", "average_precision", "precision", "recall", "false_commit_rate", "calibration_error"} <= metrics["calibrate"].keys()
+    calibrated = metrics["calibrate"]["filter"]
+    assert load_policy(finished / "policy").threshold == calibrated["threshold"]
+    assert {"auroc", "average_precision", "precision", "recall", "false_commit_rate", "calibration_error"} <= calibrated["states"].keys()
+    assert [setting["threshold"] for setting in calibrated["curve"]] == [0.9, 0.6]
+    assert [entry["round"] for entry in metrics["train"]["rounds"]] == [0, 1]
 
 
 def test_a_finished_run_started_again_does_nothing_twice(arguments, finished):
-    before = {path: path.stat().st_mtime_ns for name in ("records", "train", "compare") for path in (finished / name).rglob("*") if path.is_file()}
+    before = {
+        path: path.stat().st_mtime_ns for name in ("records", "rounds", "train", "compare") for path in (finished / name).rglob("*") if path.is_file()
+    }
     comparison = json.loads((finished / "compare.json").read_text())
     assert cli.run([*arguments, f"output_dir={finished}"]) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert json.loads((finished / "compare.json").read_text()) == comparison
 
 
+def test_a_filter_is_fine_tuned_for_a_domain_and_its_adapter_fits_the_base_alone(arguments, finished, tmp_path, capsys):
+    output, base = tmp_path / "tuned", finished / "policy"
+    tuning = ["data.domain=json", "train.start=lora", f"policy={base}", "train.rounds=0", "stages=[record,train,calibrate]"]
+    assert cli.run([*arguments, f"output_dir={output}", *tuning]) == 0
+    merged, adapted = load_policy(output / "policy"), load_policy(base, adapter=output / "adapter")
+    assert adapted.threshold == merged.threshold
+    assert adapted.contract == merged.contract
+    for name, tensor in merged.signal.network.state_dict().items():
+        assert torch.allclose(tensor, adapted.signal.network.state_dict()[name], atol=1e-6), name
+    assert merged.signal.fingerprint != load_policy(base).signal.fingerprint
+    assert {name.split("/")[0] for name in Recording.load(output / "records").references["prompt_id"]} == {"json"}
+    other = tmp_path / "other"
+    assert cli.run([*arguments, f"output_dir={other}", *tuning[:1], "train.start=full", *tuning[2:]]) == 0
+
+
+def test_a_filter_of_another_geometry_is_not_fine_tuned(arguments, tmp_path, capsys, tiny_model):
+    base = save_policy(
+        FilterPolicy(Signal("filter", MLP(16), 0.5, Contract.of(tiny_model.spec, block_length=16, alignment="prompt"))), tmp_path / "p"
+    )
+    line = failing(capsys, [*arguments, f"output_dir={tmp_path / 'out'}", "train.start=full", f"policy={base}", "stages=[record,train]"])
+    assert "block_length=16" in line
+    assert "32" in line
+
+
 def test_another_configuration_in_the_same_folder_is_refused_until_told(arguments, finished, capsys):
-    line = failing(capsys, [*arguments, f"output_dir={finished}", "calibrate.target_agreement=0.9"])
-    assert "calibrate.target_agreement: 0.995 -> 0.9" in line
+    line = failing(capsys, [*arguments, f"output_dir={finished}", "calibrate.confidence=0.8"])
+    assert "calibrate.confidence: 0.9 -> 0.8" in line
     assert "resume=true" in line
     assert "overwrite=true" in line
 
@@ -108,6 +142,14 @@ def test_stages_out_of_order_say_which_comes_first(arguments, tmp_path, capsys):
         (["compare.methods=[{name: x, policy: fixed, cache: dul}]", "stages=[compare]"], ["dul", "did you mean 'dual'"]),
         (["compare.methods=[{name: x, policy: threshold, sweep: {threshold: 0.5}}]", "stages=[compare]"], ["sweep", "list of values"]),
         (["compare.methods=[{name: x, policy: threshold, shceduler: dsb}]", "stages=[compare]"], ["shceduler", "did you mean 'scheduler'"]),
+        (["calibrate.target_agreement=0.99"], ["6 held-out prompts", "230 are needed"]),
+        (["calibrate.max_accuracy_drop=0.1"], ["calibrate.target_agreement=0.5", "calibrate.max_accuracy_drop=0.1", "one of them"]),
+        (["filter=lstm"], ["lstm", "transformer"]),
+        (["filter_options={depth: 2}"], ["depth", "layers"]),
+        (["train.signals=[end]"], ["end", "boundary"]),
+        (["train.start=lora"], ["policy=FOLDER"]),
+        (["train.start=lora", "policy=nowhere"], ["nowhere", "policy.json"]),
+        (["data.domain=poems"], ["poems", "json", ".jsonl"]),
         (["decode.top_p=0", "stages=[compare]", "compare.methods=[{name: v, policy: fixed}]"], ["decode.top_p=0"]),
         (["compare.stops=[never]", "stages=[compare]", "compare.methods=[{name: v, policy: fixed}]"], ["never", "eot"]),
         (["data.run_generated_code=false", "stages=[compare]", "compare.methods=[{name: v, policy: fixed}]"], ["data.run_generated_code=true"]),
@@ -182,7 +224,7 @@ def test_unknown_command_names_its_neighbour(capsys):
 def uninterrupted(arguments, tmp_path_factory):
     output = tmp_path_factory.mktemp("uninterrupted")
     assert cli.guarded(lambda: cli.run_command("record", [*arguments, f"output_dir={output}", "record.shard_prompts=1"])) == 0
-    return load_recording(output / "records")
+    return Recording.load(output / "records")
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
@@ -196,16 +238,17 @@ def test_stopped_from_outside_while_recording_and_started_again(arguments, unint
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite started in the background ignores it, and hands that on
     )  # fmt: skip
     deadline = time.monotonic() + 60
-    while not (output / "records" / "shard-00001").exists() and process.poll() is None and time.monotonic() < deadline:
+    while not (output / "records" / "shard-00001.json").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(sent)
     _, error = process.communicate(timeout=60)
     if sent == signal.SIGINT:
         assert process.returncode == 130
         assert "interrupted" in error
-    kept = {path: path.stat().st_mtime_ns for path in (output / "records").glob("shard-?????")}
+    kept = {path: path.stat().st_mtime_ns for path in (output / "records").glob("shard-?????.json")}
     assert 2 <= len(kept) < 15
     assert cli.guarded(lambda: cli.run_command("record", command[4:])) == 0
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    for again, once in zip(load_recording(output / "records")[:2], uninterrupted[:2], strict=True):
-        assert again.to_dict() == once.to_dict()
+    again = Recording.load(output / "records")
+    assert again.states.to_dict() == uninterrupted.states.to_dict()
+    assert again.references.to_dict() == uninterrupted.references.to_dict()

@@ -2,38 +2,39 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 from learn2pd import UserError
 from learn2pd.config import MethodConfig, load_config
 from learn2pd.evaluation import report
-from learn2pd.evaluation.compare import Bootstrap, Outcome, agreement, build_rows, mean, merge
+from learn2pd.evaluation.bootstrap import Bootstrap, better, interval, point
+from learn2pd.evaluation.compare import agreement, build_rows, measure
+from learn2pd.evaluation.curves import compare_families
+from learn2pd.evaluation.outcomes import cached, code_digest, merge
+from learn2pd.policies.fixed import FixedPolicy
+from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.stages.comparison import _outcome_key, expand_sweeps, stage_compare
+from learn2pd.stages.parts import components_of
+from tests.evaluation.synthetic import outcome
 
 
-def outcome(method, policy, stop="eot", task="math", forwards=(10, 20), lengths=(10, 10), correct=(True, False), tokens=((5, 6, 0, 0), (7, 0, 0, 0))):
-    return Outcome(
-        method=method, family=method, scheduler="blocks", policy=policy, cache="none", stop=stop, task=task, correct=list(correct), reasons=["", ""],
-        tokens=[list(row) for row in tokens], lengths=list(lengths), forwards=list(forwards), auxiliary_forwards=[0, 0],
-        failed=[False, False], committed_at=[[0] * 4] * 2, wall_s=2.0, model_s=1.0,
-    )  # fmt: skip
+def rows_of(outcomes, samples=50):
+    return build_rows(measure(outcomes, Bootstrap(samples, 0)))
 
 
 def test_agreement_counts_the_reference_answer_and_its_end_of_text_only():
-    reference = torch.tensor([[5, 6, 0, 9], [7, 0, 0, 0]])
-    tokens = torch.tensor([[5, 8, 0, 1], [7, 3, 0, 0]])
-    assert agreement(tokens, reference, torch.tensor([2, 1])).tolist() == pytest.approx([2 / 3, 1 / 2])
+    reference = np.array([[5, 6, 0, 9], [7, 0, 0, 0]])
+    tokens = np.array([[5, 8, 0, 1], [7, 3, 0, 0]])
+    assert agreement(tokens, reference, np.array([2, 1])).tolist() == pytest.approx([2 / 3, 1 / 2])
 
 
 def test_speedups_compare_under_the_same_stop_rule_and_task():
-    rows = build_rows(
+    rows = rows_of(
         [
             outcome("vanilla", "fixed", forwards=(100, 200)),
             outcome("threshold 0.9", "threshold", forwards=(30, 30)),
             outcome("filter", "filter", forwards=(10, 20)),
             outcome("vanilla", "fixed", stop="none", forwards=(256, 256)),
-        ],
-        Bootstrap(50, 0),
+        ]
     )
     chosen = rows[2]
     assert chosen["speedup_forwards"] == pytest.approx(10)
@@ -47,34 +48,39 @@ def test_speedups_compare_under_the_same_stop_rule_and_task():
 
 def test_agreement_is_with_the_one_token_a_step_decode_of_the_same_stop_rule():
     whole, ended = ((5, 6, 0, 0), (7, 0, 0, 0)), ((5, 8, 0, 0), (7, 0, 0, 0))
-    rows = build_rows([outcome("vanilla", "fixed", stop=stop, tokens=tokens) for stop, tokens in (("none", whole), ("eot", ended))], Bootstrap(20, 0))
+    rows = rows_of([outcome("vanilla", "fixed", stop=stop, tokens=tokens) for stop, tokens in (("none", whole), ("eot", ended))])
     assert [row["agreement"] for row in rows] == [1, 1]
 
 
 def test_rows_have_every_key_the_design_names():
     needed = {"method", "scheduler", "policy", "cache", "stop", "task", "prompts", "accuracy", "agreement", "forwards_mean", "tokens_per_forward",
               "tokens_per_second", "wall_seconds", "speedup_forwards", "speedup_wall"}  # fmt: skip
-    assert needed <= set(build_rows([outcome("vanilla", "fixed")], Bootstrap(20, 0))[0])
+    assert needed <= set(rows_of([outcome("vanilla", "fixed")])[0])
 
 
 def test_merging_tasks_adds_prompts_and_time():
     both = merge([outcome("m", "fixed"), outcome("m", "fixed", task="json")])
-    assert (both.task, len(both.lengths), both.wall_s) == ("all", 4, 4.0)
+    assert (both.labels.task, both.lengths.shape, both.tokens.shape, both.wall_s) == ("all", (4,), (4, 4), 4.0)
 
 
 def test_prompts_nobody_can_judge_have_no_accuracy():
-    row = build_rows([outcome("vanilla", "fixed", correct=(None, None))], Bootstrap(20, 0))[0]
+    row = rows_of([outcome("vanilla", "fixed", correct=(np.nan, np.nan))])[0]
     assert row["accuracy"] is None
     assert row["agreement"] == 1
+
+
+def test_accuracy_is_over_the_prompts_that_can_be_judged():
+    assert rows_of([outcome("vanilla", "fixed", forwards=(9, 9, 9), correct=(1, np.nan, 0))])[0]["accuracy"] == pytest.approx(0.5)
 
 
 def test_empty_answers_leave_numbers_that_json_has():
     empty, one = (outcome("threshold", "threshold", lengths=lengths) for lengths in ((0, 0), (0, 9)))
     for rival in (empty, one):
-        rows = build_rows([rival, outcome("filter", "filter")], Bootstrap(50, 0))
-        json.loads(json.dumps(rows, allow_nan=False))
-        assert (rows[1]["tokens_per_forward_ratio_threshold"] is None) == (rival is empty)
-        assert rows[1]["tokens_per_forward_ratio_threshold_interval"] is None
+        fields = measure([outcome("vanilla", "fixed", lengths=(0, 0)), rival, outcome("filter", "filter")], Bootstrap(50, 0))
+        rows = build_rows(fields)
+        json.loads(json.dumps([rows, compare_families(fields, 0.005)], allow_nan=False))
+        assert (rows[2]["tokens_per_forward_ratio_threshold"] is None) == (rival is empty)
+        assert rows[2]["tokens_per_forward_ratio_threshold_interval"] is None
 
 
 @pytest.mark.parametrize("sweep", [{"threshold": []}, {"threshold": 0.5}, {"threshold": [0.5], "radius": [1]}])
@@ -88,16 +94,62 @@ def test_two_methods_of_one_name_are_refused():
         expand_sweeps([MethodConfig("leap", "localleap", sweep={"threshold": [0.9, 0.5]}), MethodConfig("leap 0.5", "threshold")])
 
 
+def test_a_group_of_different_recipes_is_refused():
+    seeds = [MethodConfig(f"seed {seed}", "filter", options={"folder": f"run{seed}/policy"}, group="mine") for seed in range(3)]
+    assert len(expand_sweeps(seeds)) == 3
+    with pytest.raises(UserError, match=r"group='mine' holds 'seed 0' with scheduler='blocks' and 'other' with 'dsb'"):
+        expand_sweeps([*seeds, MethodConfig("other", "filter", scheduler="dsb", group="mine")])
+
+
 def test_an_outcome_is_not_taken_over_where_the_verifier_was_trained_again(tiny_model, tmp_path):
-    def key():
-        method = MethodConfig("apd", "apd", options={"verifier": str(tmp_path)})
-        return _outcome_key(tiny_model, [], method, tmp_path / "policy", load_config("tiny_compare"), "eot")
+    config = load_config("tiny_compare")
+    components = components_of(config, tiny_model, tmp_path, MethodConfig("vanilla", "fixed"), "eot")
+
+    def key(**method):
+        method = MethodConfig(**{"name": "apd", "policy": "apd", "options": {"verifier": str(tmp_path)}} | method)
+        return _outcome_key(tiny_model, [], method, config, components, {})
 
     (tmp_path / "model.safetensors").write_bytes(b"first")
     first = key()
-    assert key() == first
+    assert key() == first == key(name="renamed", group="mine")
+    assert key(cache="dual") != first
     (tmp_path / "model.safetensors").write_bytes(b"again")
     assert key() != first
+
+
+def test_an_outcome_is_not_taken_over_where_the_code_of_its_method_changed(tmp_path, monkeypatch):
+    """A user's own policy, and what it imports, included; the code of other methods is not part of it."""
+    assert code_digest([ThresholdPolicy(0.9)]) == code_digest([ThresholdPolicy(0.5)]) != code_digest([FixedPolicy()])
+    package = tmp_path / "own_policies"
+    digests = []
+    for rule, helper in (("a = 1", "b = 1"), ("a = 2", "b = 1"), ("a = 2", "b = 2")):
+        package = tmp_path / f"own{len(digests)}"
+        package.mkdir()
+        (package / "__init__.py").write_text("")
+        (package / "helper.py").write_text(helper)
+        (package / "mine.py").write_text(f"from {package.name} import helper\n{rule}\nclass Mine: pass")
+        monkeypatch.syspath_prepend(tmp_path)
+        mine = __import__(f"{package.name}.mine").mine.Mine()
+        digests.append(code_digest([mine]))
+    assert len(set(digests)) == 3
+
+
+def test_a_stored_outcome_comes_back_whole_and_under_its_new_names(tmp_path):
+    first = outcome("old name", "threshold", correct=(1, np.nan))
+    path = tmp_path / "kept" / "outcome.safetensors"
+    assert cached(path, "key", first.labels, lambda: first) is first
+    renamed = outcome("new name", "threshold", group="mine").labels
+    again = cached(path, "key", renamed, lambda: pytest.fail("decoded again"))
+    assert again.labels == renamed
+    for name in ("correct", "tokens", "committed_at", "lengths", "forwards", "auxiliary_forwards", "failed"):
+        ours, theirs = getattr(again, name), getattr(first, name)
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+    assert (again.reasons, again.wall_s, again.model_s) == (first.reasons, first.wall_s, first.model_s)
+    other = outcome("other", "threshold")
+    assert cached(path, "another key", other.labels, lambda: other) is other
+    path.write_bytes(path.read_bytes()[:40])
+    assert cached(path, "another key", other.labels, lambda: first) is first
 
 
 def test_a_comparison_without_a_stop_rule_is_refused(tmp_path):
@@ -109,13 +161,39 @@ def test_a_comparison_without_a_stop_rule_is_refused(tmp_path):
 def test_tokens_that_look_like_formulas_are_drawn_as_they_are(tmp_path):
     report.plot_commit_steps([("$$ vanilla", ["$$ ", "$\\frac$"], [0, 1])], "title", tmp_path / "steps.png")
     assert (tmp_path / "steps.png").stat().st_size > 0
-    report.plot_tradeoff(build_rows([merge([outcome("$$ vanilla", "fixed")])], Bootstrap(20, 0)), tmp_path / "tradeoff.png")
-    assert (tmp_path / "tradeoff.png").stat().st_size > 0
 
 
 def test_the_bootstrap_is_seeded_and_brackets_the_mean():
     values = np.random.default_rng(0).normal(size=200)
-    low, high = Bootstrap(2000, 0).interval(mean, values)
-    assert [low, high] == Bootstrap(2000, 0).interval(mean, values)
+    means = Bootstrap(2000, 0).sums(values[:, None])[:, 0] / 200
+    low, high = interval(means)
+    assert [low, high] == interval(Bootstrap(2000, 0).sums(values[:, None])[:, 0] / 200)
+    assert point(means) == pytest.approx(values.mean())
     assert low < values.mean() < high
     assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 200**0.5, rel=0.15)
+
+
+def test_every_resample_draws_as_many_prompts_and_the_same_for_every_column(monkeypatch):
+    monkeypatch.setattr("learn2pd.evaluation.bootstrap.COUNTS_AT_ONCE", 70)  # in pieces
+    values = np.random.default_rng(1).normal(size=20)
+    ones, first, second = Bootstrap(50, 3).sums(np.stack((np.ones(20), values, 2 * values + 1), axis=1)).T
+    assert ones.shape == (51,)
+    assert (ones == 20).all()
+    np.testing.assert_allclose(second, 2 * first + 20)
+    assert len(set(first.tolist())) > 40
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    """Accuracy differences of pairs, 200 samples of 100 prompts: about 95% of the intervals hold the true difference."""
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(200):
+        skill = rng.random(100)
+        pair = np.stack((skill < 0.8, skill < 0.7), axis=1)
+        sums = Bootstrap(200, 0).sums(pair) / 100
+        low, high = interval(sums[:, 0] - sums[:, 1])
+        covered += low <= 0.1 <= high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_half_a_tie_is_better():
+    assert better(np.array([9.0, 1.0, -1.0, 0.0, 0.0])) == pytest.approx(0.5)

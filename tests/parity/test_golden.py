@@ -24,11 +24,13 @@ from learn2pd.models.causal import Verifier
 from learn2pd.models.loading import FAMILIES
 from learn2pd.policies.apd import APDPolicy, LeftToRightPolicy
 from learn2pd.policies.factor import FactorPolicy
-from learn2pd.policies.filter import FilterNetwork, FilterPolicy
+from learn2pd.policies.filter import FilterPolicy
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.localleap import LocalLeapPolicy
 from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.threshold import ThresholdPolicy
+from learn2pd.signals.networks import MLP
+from learn2pd.signals.storage import Contract, Signal
 from learn2pd.types import DecodeState, ForwardPlan, ModelSpec
 from tests.conftest import golden_root
 
@@ -65,8 +67,8 @@ def adapter(folder: Path) -> ModelAdapter:
 
 
 @functools.cache
-def golden_filter(folder: Path) -> FilterNetwork:
-    network = FilterNetwork(32, 32)
+def golden_filter(folder: Path) -> MLP:
+    network = MLP(32, 32)
     network.load_state_dict(load_file(folder / "model.safetensors"))
     return network
 
@@ -103,7 +105,7 @@ def build(method: str, params: dict, run: dict, root: Path) -> Parts:
         if "cache" in function:
             cache = DSBCache(block_length, params["prefix_window"], suffix, reference_quirks=True)
     if "accept_thres" in params:
-        policy = FilterPolicy(golden_filter(root / params["filter"]), params["accept_thres"])
+        policy = FilterPolicy(Signal("filter", golden_filter(root / params["filter"]), params["accept_thres"], Contract(0, 0, ())))
         stop = EotpPaperStop() if "eot" in method else NoStop()
     elif "relaxed_threshold" in params:
         policy = LocalLeapPolicy(params["threshold"], params["relaxed_threshold"], params["radius"])
@@ -193,7 +195,7 @@ def test_a_decode_equals_the_authors(trace):
 class OracleLabels:
     """The labels of every step, as the authors record them: the window's confidences and which proposals are right."""
 
-    needs, scores_committed = frozenset(), True
+    needs, scores_committed, looks_ahead = frozenset(), True, False
 
     def __init__(self):
         self.steps = []

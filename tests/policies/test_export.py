@@ -1,5 +1,6 @@
-"""policy/ round-trips, states its contract, and is refused where the contract does not hold."""
+"""policy/ round-trips, states its contract, and is refused where the contract does not hold; adapters are kept apart and merged."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -7,42 +8,90 @@ import pytest
 import torch
 
 from learn2pd.decoding.api import decode
-from learn2pd.decoding.schedulers import BlocksScheduler
+from learn2pd.decoding.schedulers import BlocksScheduler, DSBScheduler
 from learn2pd.errors import UserError
-from learn2pd.policies.export import PolicyContract, TrainedFilter, load_policy, save_policy
-from learn2pd.policies.filter import FilterNetwork
+from learn2pd.policies.export import load_policy, save_policy
+from learn2pd.policies.filter import FilterPolicy
+from learn2pd.signals.adapters import add_adapter, merged, save_adapter
+from learn2pd.signals.networks import MLP, Conv, Transformer
+from learn2pd.signals.storage import Contract, Setting, Signal, load_signal, save_signal
+
+CURVE = (Setting(0.9, 1.5, 0.99, 0.0, 0.02), Setting(0.5, 2.5, 0.9, 0.1, 0.15), Setting(0.2, 4.0, 0.6, 0.4, 0.5))
+
+
+def made(model, network=None, **geometry):
+    torch.manual_seed(0)
+    network = network or MLP(16, 24)
+    fixed = {"block_length": 16, "alignment": "prompt"} if network.width else {}
+    return Signal("filter", network, 0.4, Contract.of(model.spec, **(fixed | geometry)), CURVE, {"auroc": 0.5})
+
+
+@pytest.fixture(params=["mlp", "conv", "transformer"])
+def signal(request, tiny_model):
+    torch.manual_seed(0)
+    return made(tiny_model, {"mlp": MLP(16, 24), "conv": Conv(hidden=8), "transformer": Transformer(hidden=8)}[request.param])
 
 
 @pytest.fixture
-def contract(tiny_model):
-    return PolicyContract(block_length=16, alignment="prompt", mask_id=tiny_model.spec.mask_id, vocab_size=tiny_model.spec.vocab_size)
+def folder(tiny_model, tmp_path):
+    return save_policy(FilterPolicy(made(tiny_model)), tmp_path / "policy")
 
 
-@pytest.fixture
-def folder(contract, tmp_path):
-    torch.manual_seed(0)
-    return save_policy(TrainedFilter(FilterNetwork(16, 24), 0.4, contract, {"auroc": 0.5}), tmp_path / "policy")
-
-
-def test_a_saved_policy_decodes_as_before(tiny_model, folder, contract, make_prompts):
-    loaded, prompts = load_policy(folder), make_prompts([5, 9])
-    torch.manual_seed(0)
-    original = TrainedFilter(FilterNetwork(16, 24), 0.4, contract)
-    assert (loaded.threshold, loaded.contract, loaded.metrics) == (0.4, contract, {"auroc": 0.5})
-    before, after = (decode(tiny_model, prompts, policy=policy, gen_length=40) for policy in (original, loaded))
+def test_a_saved_policy_decodes_as_before(tiny_model, signal, make_prompts, tmp_path):
+    prompts = make_prompts([5, 9])
+    loaded = load_policy(save_policy(FilterPolicy(signal), tmp_path / "policy"))
+    assert (loaded.threshold, loaded.contract, loaded.signal.metrics, loaded.signal.curve) == (0.4, signal.contract, {"auroc": 0.5}, CURVE)
+    assert loaded.signal.fingerprint == signal.fingerprint
+    before, after = (
+        decode(tiny_model, prompts, policy=policy, scheduler=BlocksScheduler(16), gen_length=40) for policy in (FilterPolicy(signal), loaded)
+    )
     assert torch.equal(before.tokens, after.tokens)
     assert torch.equal(before.forwards, after.forwards)
 
 
+def test_the_dial_moves_along_the_calibrated_curve(folder):
+    assert [load_policy(folder, aggressiveness=place).threshold for place in (0, 0.5, 1)] == pytest.approx([0.9, 0.5, 0.2])
+    between = load_policy(folder, aggressiveness=0.25).threshold
+    assert 0.5 < between < 0.9
+    assert load_policy(folder, threshold=0.7).threshold == 0.7
+
+
 @pytest.mark.parametrize(
-    ("field", "value", "named"), [("block_length", 8, "block length 8"), ("mask_id", 7, "mask id 7"), ("vocab_size", 126464, "126464")]
+    ("choice", "named"),
+    [
+        ({"aggressiveness": 1.5}, "aggressiveness=1.5"),
+        ({"aggressiveness": 0.5, "threshold": 0.5}, "one of them"),
+        ({"threshold": 2.0}, "threshold=2.0"),
+    ],
 )
-def test_a_run_that_differs_from_the_training_is_refused_with_both_values(tiny_model, contract, field, value, named, make_prompts):
-    other = replace(contract, **{field: value})
-    policy = TrainedFilter(FilterNetwork(other.block_length, 4), 0.4, other)
+def test_a_setting_that_makes_no_sense_is_one_line(folder, choice, named):
+    with pytest.raises(UserError, match=named):
+        load_policy(folder, **choice)
+
+
+def test_a_policy_without_a_curve_has_no_dial(tiny_model, tmp_path):
+    bare = save_policy(FilterPolicy(replace(made(tiny_model), curve=())), tmp_path / "bare")
+    with pytest.raises(UserError, match="no calibrated curve"):
+        load_policy(bare, aggressiveness=0.5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [("block_length", 8, "block length 8"), ("mask_id", 7, "mask id 7"), ("vocab_size", 126464, "126464"), ("eot_ids", (9,), r"\(9,\)")],
+)
+def test_a_run_that_differs_from_the_training_is_refused_with_both_values(tiny_model, field, value, named, make_prompts):
+    signal = made(tiny_model)
+    other = replace(signal, contract=replace(signal.contract, **{field: value}))
     with pytest.raises(UserError, match=named) as caught:
-        decode(tiny_model, make_prompts([5]), policy=policy, scheduler=BlocksScheduler(16), gen_length=32)
-    assert str(getattr(contract, field)) in str(caught.value)
+        decode(tiny_model, make_prompts([5]), policy=FilterPolicy(other), scheduler=BlocksScheduler(16), gen_length=32)
+    assert str(getattr(signal.contract, field)) in str(caught.value)
+
+
+@pytest.mark.parametrize("scheduler", [BlocksScheduler(16), BlocksScheduler(7), BlocksScheduler(100), DSBScheduler(12)], ids=lambda s: s.name)
+@pytest.mark.parametrize("network", [Conv(hidden=8), Transformer(hidden=8)], ids=lambda n: type(n).__name__)
+def test_a_length_free_filter_works_with_any_block_length_and_schedule(tiny_model, scheduler, network, make_prompts):
+    result = decode(tiny_model, make_prompts([5, 9]), policy=FilterPolicy(made(tiny_model, network)), scheduler=scheduler, gen_length=40)
+    assert (result.forwards >= 1).all()
 
 
 def test_a_missing_damaged_or_newer_policy_is_one_line(folder, tmp_path):
@@ -61,3 +110,54 @@ def test_a_missing_damaged_or_newer_policy_is_one_line(folder, tmp_path):
     (folder / "policy.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         load_policy(folder)
+
+
+def test_a_signal_of_another_kind_is_refused(tiny_model, tmp_path):
+    save_signal(replace(made(tiny_model), kind="boundary"), tmp_path)
+    with pytest.raises(UserError, match=r"boundary.*filter"):
+        load_policy(tmp_path)
+    assert load_signal(tmp_path, "boundary").threshold == 0.4
+
+
+def adapted_from(base):
+    """A LoRA on the base whose change is not nothing."""
+    network = copy.deepcopy(base.network)
+    adapter = add_adapter(network, rank=2)
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(0))
+    return network, adapter
+
+
+def test_an_adapter_is_small_saved_alone_and_merged_when_loaded(signal, tmp_path):
+    base = save_policy(FilterPolicy(signal), tmp_path / "base")
+    network, adapter = adapted_from(signal)
+    inputs, valid = torch.randn(3, 16, len(network.channels)), torch.ones(3, 16, dtype=torch.bool)
+    tuned = replace(signal, network=merged(adapter), threshold=0.6)
+    folder = save_adapter(adapter, signal, tuned, tmp_path / "adapter")
+    assert {path.name for path in folder.iterdir()} == {"adapter.json", "adapter_config.json", "adapter_model.safetensors"}
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 40_000
+    loaded = load_policy(base, adapter=folder)
+    assert loaded.threshold == 0.6
+    assert type(loaded.signal.network) is type(signal.network)
+    with torch.no_grad():
+        assert not torch.allclose(network(inputs, valid), signal.network(inputs, valid), atol=1e-3)
+        assert torch.allclose(network(inputs, valid), loaded.signal.network(inputs, valid), atol=1e-5)
+    assert load_policy(save_policy(loaded, tmp_path / "merged")).signal.fingerprint == loaded.signal.fingerprint
+    assert load_policy(base).signal.fingerprint == signal.fingerprint
+
+
+def test_an_adapter_of_another_base_or_a_damaged_one_is_one_line(tiny_model, tmp_path):
+    signal = made(tiny_model, Transformer(hidden=8))
+    _, adapter = adapted_from(signal)
+    folder = save_adapter(adapter, signal, signal, tmp_path / "adapter")
+    torch.manual_seed(5)
+    other = save_policy(FilterPolicy(made(tiny_model, Transformer(hidden=8))), tmp_path / "other")
+    with pytest.raises(UserError, match=signal.fingerprint):
+        load_policy(other, adapter=folder)
+    base = save_policy(FilterPolicy(signal), tmp_path / "base")
+    with pytest.raises(UserError, match=r"adapter\.json"):
+        load_policy(base, adapter=tmp_path / "nothing")
+    (folder / "adapter_model.safetensors").write_bytes(b"short")
+    with pytest.raises(UserError, match="damaged"):
+        load_policy(base, adapter=folder)

@@ -1,152 +1,157 @@
-"""Recording: labels mean what they say, interruptions change nothing, foreign or damaged shards are refused."""
+"""What is recorded: labels mean what they say, states are those of the decode, and a table of columns gives them back."""
 
-import errno
 import itertools
-import shutil
 
 import pytest
 import torch
 
 from learn2pd.decoding.api import decode
+from learn2pd.decoding.schedulers import BlocksScheduler, newline_ids
 from learn2pd.decoding.stops import EotStop, NoStop
-from learn2pd.errors import UserError
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import OraclePolicy
-from learn2pd.prompts import task_prompts
-from learn2pd.recording import recorder
-from learn2pd.recording.reading import load_recording
-from learn2pd.recording.recorder import manifest, open_recording, record, shard_path
+from learn2pd.policies.threshold import ThresholdPolicy
+from learn2pd.recording.recorder import StateRecorder, oracle_tables
+from learn2pd.types import Window
+from tests.recording.helpers import BATCH, BLOCK, GEN
+from tests.reference import proposals
 
-GEN, BLOCK = 40, 16  # the last block is shorter
-GEOMETRY = {"gen_length": GEN, "block_length": BLOCK, "shard_prompts": 3}
-
-
-@pytest.fixture(scope="module")
-def prompts():
-    return task_prompts(["math", "json", "code"], {"train": 5, "validation": 3}, seed=0)
+CANVAS = ("masked", "proposal", "confidence", "margin", "entropy", "unchanged", "end_of_text", "delimiter", "label")
 
 
-def make(model, prompts, folder, **changes):
-    geometry = GEOMETRY | changes
-    open_recording(folder, manifest(model, prompts, **geometry, seed=0, config={}))
-    return record(model, prompts, folder, **geometry, batch_size=2)
+def inside(rows):
+    """[N, G] bool: the window of each state."""
+    return Window(rows["start"], rows["stop"]).mask(GEN)
 
 
 @pytest.fixture(scope="module")
-def recorded(tiny_model, prompts, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("recorded")
-    make(tiny_model, prompts, folder)
-    return folder
+def by_prompt(recording):
+    """Prompt id -> its states in order, every column a tensor."""
+    rows = recording.states.with_format("torch")[:]
+    names = recording.states["prompt_id"]
+    columns = ("step", "start", "stop", *CANVAS)
+    return {
+        name: {column: rows[column][[place for place, other in enumerate(names) if other == name]] for column in columns}
+        for name in recording.references["prompt_id"]
+    }
 
 
-def test_references_are_the_one_token_a_step_decode(tiny_model, prompts, recorded):
-    _, references, _ = load_recording(recorded)
+def test_references_are_the_one_token_a_step_decode(tiny_model, prompts, recording):
     alone = decode(tiny_model, [prompt.text for prompt in prompts], policy=FixedPolicy(), stop=EotStop(0.0), gen_length=GEN,
-                   scheduler=recorder.BlocksScheduler(BLOCK), batch_size=1)  # fmt: skip
+                   scheduler=BlocksScheduler(BLOCK), batch_size=1)  # fmt: skip
+    references = recording.references
     assert references["prompt_id"] == [prompt.id for prompt in prompts]
     assert torch.equal(torch.tensor(references["tokens"]), alone.tokens)
+    assert references["forwards"] == alone.forwards.tolist()
+    assert references["length"] == alone.lengths.tolist()
 
 
-def test_a_label_is_true_exactly_where_the_proposal_is_the_final_token(recorded):
-    rows, references, _ = load_recording(recorded)
-    final = dict(zip(references["prompt_id"], references["tokens"], strict=True))
-    for row in rows:
-        for place, position in enumerate(row["position"]):
-            if row["valid"][place]:
-                assert row["label"][place] == (row["proposal"][place] == final[row["prompt_id"]][position])
-            else:
-                assert not row["masked"][place]
-                assert row["confidence"][place] == 0
+def obvious_reference(network, prompt, spec):
+    """One token a step, one row, the whole canvas to its end; what follows a committed end-of-text is end-of-text from then on."""
+    canvas, masked = [spec.mask_id] * GEN, [True] * GEN
+    for start in range(0, GEN, BLOCK):
+        block = range(start, min(start + BLOCK, GEN))
+        while any(masked[position] for position in block):
+            found = proposals(network, prompt + canvas, spec.mask_id)[len(prompt) :]
+            best = max((position for position in block if masked[position]), key=lambda position: found[position][1])
+            canvas[best], masked[best] = found[best][0], False
+            if canvas[best] in spec.eot_ids:
+                canvas[best + 1 :], masked[best + 1 :] = [spec.eot_ids[0]] * (GEN - best - 1), [False] * (GEN - best - 1)
+    return canvas
 
 
-def test_rows_follow_the_oracle(tiny_model, prompts, recorded):
-    """What a row says was right is committed in the next row of the same block, and there are as many rows as forwards."""
-    rows, references, _ = load_recording(recorded)
-    texts = [prompt.text for prompt in prompts]
-    oracle = decode(tiny_model, texts, policy=OraclePolicy(torch.tensor(references["tokens"])), stop=NoStop(), gen_length=GEN,
-                    scheduler=recorder.BlocksScheduler(BLOCK), batch_size=1)  # fmt: skip
-    assert references["oracle_forwards"] == oracle.forwards.tolist()
-    by_prompt = {prompt.id: [row for row in rows if row["prompt_id"] == prompt.id] for prompt in prompts}
+def test_stopping_early_in_batches_changes_no_label(tiny_model, prompts, recording):
+    network = tiny_model.adapter.network
+    for prompt, recorded in zip(prompts, recording.references["tokens"], strict=True):
+        assert recorded == obvious_reference(network, tiny_model.encode(prompt.text), tiny_model.spec)
+    assert min(recording.references["length"]) < GEN  # some answers do end early
+
+
+@pytest.mark.parametrize("block_length", [1, BLOCK])
+def test_up_to_the_block_of_its_end_of_text_an_answer_is_that_of_the_whole_canvas(tiny_model, prompts, block_length):
+    """What is behind an end-of-text becomes end-of-text, which only masks of the same block can see."""
+    options = {"policy": FixedPolicy(), "gen_length": GEN, "scheduler": BlocksScheduler(block_length), "batch_size": BATCH}
+    early, whole = (decode(tiny_model, [prompt.text for prompt in prompts], stop=stop, **options) for stop in (EotStop(0.0), NoStop()))
+    for length, ended, tokens in zip(early.lengths.tolist(), early.tokens.tolist(), whole.tokens.tolist(), strict=True):
+        end = (length + 1) // block_length * block_length
+        assert ended[:end] == tokens[:end]
+        assert set(ended[length:]) <= set(tiny_model.spec.eot_ids)
+    assert int(early.lengths.min()) < GEN
+
+
+def test_a_label_is_true_exactly_where_the_proposal_is_the_final_token(by_prompt, tokens):
+    for name, rows in by_prompt.items():
+        scored = rows["confidence"] > 0
+        assert torch.equal(rows["label"].bool(), scored & (rows["proposal"] == tokens[name]))
+
+
+def test_proposals_are_there_for_every_mask_and_for_the_whole_window(by_prompt):
+    for rows in by_prompt.values():
+        window = inside(rows)
+        assert torch.equal(rows["confidence"] > 0, rows["masked"].bool() | window)
+        outside = ~(rows["masked"].bool() | window)
+        for column in ("proposal", "confidence", "margin", "entropy", "unchanged", "label"):
+            assert not rows[column][outside].any()
+
+
+def test_states_follow_the_oracle(tiny_model, prompts, recording, by_prompt):
+    """What is right in the window is committed in the next state, and there are as many states as forwards."""
+    reference = torch.tensor(recording.references["tokens"])
+    oracle = decode(tiny_model, [prompt.text for prompt in prompts], policy=OraclePolicy(reference), stop=NoStop(), gen_length=GEN,
+                    scheduler=BlocksScheduler(BLOCK), batch_size=1)  # fmt: skip
+    assert recording.references["oracle_forwards"] == oracle.forwards.tolist()
     for prompt, forwards in zip(prompts, oracle.forwards.tolist(), strict=True):
-        mine = by_prompt[prompt.id]
-        assert [row["step"] for row in mine] == list(range(forwards))
-        for before, after in itertools.pairwise(mine):
-            if before["block"] == after["block"]:
-                assert after["masked"] == [masked and not label for masked, label in zip(before["masked"], before["label"], strict=True)]
+        rows = by_prompt[prompt.id]
+        assert rows["step"].tolist() == list(range(forwards))
+        window = inside(rows)
+        right = window & rows["label"].bool()
+        for before, after in itertools.pairwise(range(forwards)):
+            taken = right[before] & rows["masked"][before].bool()
+            taken = taken if taken.any() else window[before]  # the stall rule
+            assert torch.equal(rows["masked"][after].bool(), rows["masked"][before].bool() & ~taken)
 
 
-def test_confidence_margin_and_entropy_are_probabilities_of_the_right_order(recorded):
-    rows, _, _ = load_recording(recorded)
-    for row in rows:
-        for place, valid in enumerate(row["valid"]):
-            if valid:
-                assert 0 <= row["margin"][place] <= row["confidence"][place] + 1e-6 <= 1 + 2e-6
-                assert row["entropy"][place] >= -1e-6
+def test_unchanged_compares_with_the_step_before(by_prompt):
+    seen = 0
+    for rows in by_prompt.values():
+        scored, unchanged = rows["confidence"] > 0, rows["unchanged"].bool()
+        assert not unchanged[0].any()
+        same = scored[1:] & scored[:-1] & (rows["proposal"][1:] == rows["proposal"][:-1])
+        assert torch.equal(unchanged[1:], same)
+        seen += int(same.sum())
+    assert seen
 
 
-@pytest.mark.parametrize("stop_after", [0, 1, 2])
-def test_interrupted_and_started_again_gives_the_same_recording(tiny_model, prompts, recorded, tmp_path, monkeypatch, stop_after):
-    write, calls = recorder._write_shard, []
-
-    def interrupt(*arguments):
-        if len(calls) == stop_after:
-            raise KeyboardInterrupt
-        calls.append(1)
-        write(*arguments)
-
-    monkeypatch.setattr(recorder, "_write_shard", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        make(tiny_model, prompts, tmp_path)
-    monkeypatch.setattr(recorder, "_write_shard", write)
-    with pytest.raises(UserError, match="missing"):
-        load_recording(tmp_path)
-    figures = make(tiny_model, prompts, tmp_path)
-    assert figures["prompts_recorded_now"] == len(prompts) - stop_after * GEOMETRY["shard_prompts"]
-    for again, before in zip(load_recording(tmp_path)[:2], load_recording(recorded)[:2], strict=True):
-        assert again.to_dict() == before.to_dict()
+def test_end_of_text_and_delimiter_mark_the_proposals(tiny_model, by_prompt, recording):
+    marked = {"end_of_text": tiny_model.spec.eot_ids, "delimiter": newline_ids(tiny_model.tokenizer)}
+    assert recording.manifest["delimiter_ids"] == list(marked["delimiter"])
+    assert recording.manifest["eot_ids"] == list(marked["end_of_text"])
+    for rows in by_prompt.values():
+        masked = rows["masked"].bool()
+        for column, ids in marked.items():
+            assert torch.equal(rows[column][masked].bool(), torch.isin(rows["proposal"], torch.tensor(ids))[masked])
 
 
-def test_a_full_disk_is_one_line_and_keeps_earlier_shards(tiny_model, prompts, tmp_path, monkeypatch):
-    save, calls = recorder._save, []
-
-    def full(*arguments):
-        calls.append(1)
-        if len(calls) > 3:  # the second shard's second data set
-            raise OSError(errno.ENOSPC, "No space left on device")
-        save(*arguments)
-
-    monkeypatch.setattr(recorder, "_save", full)
-    with pytest.raises(UserError, match="no space left"):
-        make(tiny_model, prompts, tmp_path)
-    assert shard_path(tmp_path, 0).is_dir()
-    assert not shard_path(tmp_path, 1).exists()
-    assert not list(tmp_path.glob("*.partial"))
+def test_confidence_margin_and_entropy_are_probabilities_of_the_right_order(by_prompt):
+    for rows in by_prompt.values():
+        assert (rows["margin"] >= 0).all()
+        assert (rows["margin"] <= rows["confidence"] + 1e-6).all()
+        assert (rows["confidence"] <= 1 + 1e-6).all()
+        assert (rows["entropy"] >= -1e-6).all()
 
 
-def test_another_geometry_model_or_prompt_set_is_refused_and_named(tiny_model, tiny_model_grouped, prompts, recorded):
-    for model, chosen, changes, named in (
-        (tiny_model, prompts, {"gen_length": 48}, "gen_length 40 there, 48 now"),
-        (tiny_model, prompts, {"block_length": 8}, "block_length 16 there, 8 now"),
-        (tiny_model_grouped, prompts, {}, "model_fingerprint"),
-        (tiny_model, prompts[1:], {}, "prompts 8 there, 7 now"),
-    ):
-        with pytest.raises(UserError, match=named):
-            make(model, chosen, recorded, **changes)
+def test_batches_do_not_matter(tiny_model, prompts):
+    """One recorder sees batches one after another; each begins anew."""
+    options = {"gen_length": GEN, "block_length": BLOCK, "delimiter_ids": newline_ids(tiny_model.tokenizer)}
+    one, all_of_them = (oracle_tables(tiny_model, prompts, batch_size=size, **options) for size in (1, len(prompts)))
+    for name in CANVAS:
+        left, right = one.states[name], all_of_them.states[name]
+        assert torch.equal(left, right) if not left.is_floating_point() else torch.allclose(left, right, atol=1e-5)
 
 
-def test_shards_of_another_schema_version_are_refused(recorded, tmp_path):
-    folder = tmp_path / "old"
-    shutil.copytree(recorded, folder)
-    path = folder / "recording.json"
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 0'))
-    with pytest.raises(UserError, match="schema 0, this version reads 1"):
-        load_recording(folder)
-
-
-def test_a_damaged_shard_is_named(recorded, tmp_path):
-    folder = tmp_path / "damaged"
-    shutil.copytree(recorded, folder)
-    arrow = next((shard_path(folder, 1) / "rows").glob("*.arrow"))
-    arrow.write_bytes(arrow.read_bytes()[:100])
-    with pytest.raises(UserError, match="shard-00001"):
-        load_recording(folder)
+def test_watching_does_not_change_the_decode(tiny_model, prompts):
+    texts, options = [prompt.text for prompt in prompts], {"policy": ThresholdPolicy(0.5), "gen_length": GEN, "scheduler": BlocksScheduler(BLOCK)}
+    watched = decode(tiny_model, texts, **options, recorder=StateRecorder(torch.zeros(len(texts), GEN).long(), tiny_model.spec.eot_ids, ()))
+    alone = decode(tiny_model, texts, **options)
+    assert torch.equal(watched.tokens, alone.tokens)
+    assert torch.equal(watched.forwards, alone.forwards)

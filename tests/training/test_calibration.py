@@ -1,33 +1,154 @@
+"""Calibration: the fastest threshold that keeps to the target, a curve for the dial, no answer cut short."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from learn2pd.training.calibration import calibrate, metrics_at
+from learn2pd.errors import UserError
+from learn2pd.signals.networks import Conv
+from learn2pd.signals.storage import Contract, Signal
+from learn2pd.training.calibration import Measured, calibrate_boundary, calibrate_end, calibrate_filter, metrics_at, surest_false_stops
+from learn2pd.training.risk import upper_bound
+from learn2pd.training.signals import Ended, SignalData
 
-outcomes = st.lists(st.tuples(st.floats(0.0625, 0.9375, width=32), st.integers(0, 1)), min_size=1, max_size=60)
-
-
-@given(outcomes, st.floats(0.5, 1.0))
-def test_the_threshold_is_the_lowest_that_meets_the_target(pairs, target):
-    probability, label = torch.tensor([p for p, _ in pairs]), torch.tensor([y for _, y in pairs])
-    chosen = calibrate(probability, label, target)
-    accepted = probability > chosen.threshold
-    assert int(accepted.sum()) == chosen.accepted
-    reached = label[accepted].double().mean().item()
-    assert abs(reached - chosen.agreement) < 1e-12
-    assert chosen.met == (reached >= target)
-    for candidate in [0.0, *probability.tolist()]:
-        if candidate < chosen.threshold:
-            more = probability > candidate
-            if int(more.sum()) > chosen.accepted:
-                assert label[more].double().mean().item() < target
+THRESHOLDS = (0.5, 0.9, 0.7, 0.3)
+SIGNAL = Signal("filter", Conv(["masked"], 4), 0.5, Contract(1, 400, (0,)))
+TARGET = {"target_agreement": 0.9, "max_accuracy_drop": None, "confidence": 0.9}
 
 
-def test_metrics_at_a_threshold_are_the_counts():
-    probability = torch.tensor([0.9, 0.8, 0.7, 0.2, 0.1])
-    label = torch.tensor([1, 1, 0, 1, 0])
-    figures = metrics_at(probability, label, 0.5)
-    assert abs(figures["precision"] - 2 / 3) < 1e-6
-    assert abs(figures["recall"] - 2 / 3) < 1e-6
-    assert abs(figures["false_commit_rate"] - 1 / 2) < 1e-6
-    assert abs(figures["auroc"] - 5 / 6) < 1e-6
+def measure(signal: Signal, prompts=60, judged=True) -> Measured:
+    """A policy that loses more and runs faster the lower its threshold."""
+    generator = np.random.default_rng(0)
+    loss = (1 - signal.threshold) * generator.random(prompts) * 0.5
+    drop = (generator.random(prompts) < 1 - signal.threshold).astype(float) if judged else None
+    return Measured(1 - loss, drop, np.full(prompts, 20.0), np.full(prompts, 10 * signal.threshold))
+
+
+def test_the_fastest_threshold_within_the_target_is_chosen_and_all_are_kept_as_the_curve():
+    chosen, met = calibrate_filter(SIGNAL, measure, THRESHOLDS, **TARGET)
+    assert met
+    assert [setting.threshold for setting in chosen.curve] == [0.9, 0.7, 0.5, 0.3]
+    assert [setting.tokens_per_forward for setting in chosen.curve] == pytest.approx([20 / 9, 20 / 7, 4, 20 / 3])
+    for setting in chosen.curve:
+        losses = 1 - measure(replace(SIGNAL, threshold=setting.threshold)).agreement
+        assert setting.loss_bound == pytest.approx(upper_bound(losses, 0.1))
+        assert (setting.threshold >= chosen.threshold) == (setting.loss_bound <= 0.1)
+
+
+def test_a_stricter_target_is_never_faster():
+    found = [calibrate_filter(SIGNAL, measure, THRESHOLDS, **(TARGET | {"target_agreement": target}))[0].threshold for target in (0.7, 0.85, 0.95)]
+    assert found == sorted(found)
+
+
+def test_a_target_that_nothing_meets_says_so_and_takes_the_strictest():
+    chosen, met = calibrate_filter(SIGNAL, lambda signal: replace(measure(signal), agreement=np.full(60, 0.5)), THRESHOLDS, **TARGET)
+    assert not met
+    assert chosen.threshold == 0.9
+
+
+def test_accuracy_can_be_the_target():
+    options = TARGET | {"target_agreement": None, "max_accuracy_drop": 0.4}
+    chosen, met = calibrate_filter(SIGNAL, measure, THRESHOLDS, **options)
+    assert met
+    assert chosen.threshold == 0.7
+    with pytest.raises(UserError, match="no checker"):
+        calibrate_filter(SIGNAL, lambda signal: measure(signal, judged=False), THRESHOLDS, **options)
+
+
+@pytest.mark.parametrize("options", [{"max_accuracy_drop": 0.1}, {"target_agreement": None}])
+def test_exactly_one_target_is_set(options):
+    with pytest.raises(UserError, match="set one of them"):
+        calibrate_filter(SIGNAL, measure, THRESHOLDS, **(TARGET | options))
+
+
+def test_too_few_prompts_says_how_many_are_needed():
+    with pytest.raises(UserError, match=r"8 held-out prompts.*at least 22 are needed"):
+        calibrate_filter(SIGNAL, lambda signal: measure(signal, prompts=8), THRESHOLDS, **TARGET)
+
+
+def test_metrics_are_those_of_a_hand_count():
+    probability, label = torch.tensor([0.9, 0.8, 0.7, 0.2]), torch.tensor([1, 0, 1, 0])
+    found = metrics_at(probability, label, 0.75)
+    assert (found["precision"], found["recall"], found["false_commit_rate"]) == (0.5, 0.5, 0.5)
+    assert found["auroc"] == 0.75
+
+
+class Made(SignalData):
+    """States that are made, not recorded."""
+
+    def __init__(self, columns, network):
+        super().__init__([], Ended(), network, 16, 0)
+        self.made = columns
+
+    def stream(self, split, batch_rows, seed=None):
+        found = super().stream(split, batch_rows, seed)
+        found.states = lambda more=(): iter([self.made])
+        return found
+
+
+class Sure(Conv):
+    """Says what its first channel says."""
+
+    def forward(self, inputs, valid):
+        return inputs[..., 0]
+
+
+def ended_states(log_odds, masked, length, prompt):
+    zeros = torch.zeros(len(log_odds), len(log_odds[0]))
+    columns = dict.fromkeys(("margin", "entropy"), zeros) | {name: zeros.bool() for name in ("unchanged", "end_of_text", "delimiter")}
+    confidence = torch.tensor(log_odds, dtype=torch.float).sigmoid()
+    return columns | {
+        "confidence": confidence, "masked": torch.tensor(masked, dtype=torch.bool), "length": torch.tensor(length), "prompt": torch.tensor(prompt),
+    }  # fmt: skip
+
+
+def test_the_surest_false_stop_is_that_of_masked_positions_the_answer_needs():
+    columns = ended_states(
+        log_odds=[[1, 2, 9, 9], [5, 1, 3, 9], [4, 4, 1, 9]],
+        masked=[[1, 1, 1, 1], [1, 0, 1, 1], [1, 1, 1, 1]],
+        length=[2, 3, 1],
+        prompt=[0, 0, 1],
+    )
+    found = surest_false_stops(Sure(["log_odds"], 4), Made(columns, Sure(["log_odds"], 4)), "train")
+    # prompt 0: 2 in its first state, and 3 in its second, where position 0 has a committed token behind it
+    assert found.logit().tolist() == pytest.approx([3.0, 4.0], abs=1e-3)
+
+
+def test_the_end_threshold_lies_above_every_false_stop_and_needs_enough_prompts():
+    network = Sure(["log_odds"], 4)
+    columns = ended_states([[1.0, 5.0]] * 60, [[1, 1]] * 60, [1] * 60, list(range(60)))
+    signal = replace(SIGNAL, kind="end_of_text", network=network)
+    chosen, figures = calibrate_end(signal, Made(columns, network), false_stops=0.05, confidence=0.9)
+    assert torch.tensor(chosen.threshold).logit() > 1.5
+    assert figures["false_stops_bound"] == pytest.approx(1 - 0.1 ** (1 / 60))
+    with pytest.raises(UserError, match=r"60 validation prompts.*230 are needed"):
+        calibrate_end(signal, Made(columns, network), false_stops=0.01, confidence=0.9)
+
+
+def test_the_boundary_threshold_has_the_best_f1():
+    network = Sure(["log_odds"], 4)
+    odds = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    columns = ended_states(odds.tolist(), [[1] * 6] * 20, [6] * 20, list(range(20)))
+    data = Made(columns, network)
+    label = odds + torch.randn(20, 6, generator=torch.Generator().manual_seed(1)) > 0.5
+    data.question = replace_label(label)
+    chosen, figures = calibrate_boundary(replace(SIGNAL, kind="boundary", network=network), data)
+
+    def f1(threshold):
+        said = odds.sigmoid() > threshold
+        return float(2 * (said & label).sum() / (said.sum() + label.sum()))
+
+    assert figures["f1"] == pytest.approx(f1(chosen.threshold), abs=1e-6)
+    assert figures["f1"] >= max(f1(threshold) for threshold in np.linspace(0.01, 0.99, 99)) - 1e-6
+
+
+def replace_label(label):
+    class Told(Ended):
+        def label(self, columns):
+            return label
+
+    return Told()

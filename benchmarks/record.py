@@ -1,0 +1,158 @@
+"""Labels a second while recording: python benchmarks/record.py [model=FOLDER gen_length=256 prompts=64 obvious_prompts=3 batch=16 threads=0]
+
+The obvious recorder below writes the method down: one prompt at a time, first one token a step over the whole canvas, then the oracle, with the
+logits of every position in float64. A label is a masked position of the window at a step of the oracle. Then one process against two, with
+one thread each, on the same shards; that means something only where each has a core of its own. Everything printed is measured in this run.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from learn2pd import load_model
+from learn2pd.decoding.proposals import CONFIDENCE
+from learn2pd.decoding.schedulers import newline_ids
+from learn2pd.models.loading import Model
+from learn2pd.prompts import Prompt, task_prompts
+from learn2pd.recording.reading import Recording
+from learn2pd.recording.recorder import oracle_tables, record
+from learn2pd.recording.schema import describe_recording, open_recording
+from tests.reference import decode_reference, fixed_rule, proposals
+
+BLOCK = 32
+EMBEDDED = Path(__file__).resolve().parents[1] / "checkpoints" / "tiny-llada"
+Row = tuple[list[float], list[bool], list[bool]]  # confidences, masked, label: of a block at a step
+
+
+def obvious_recorder(network: Any, prompt: list[int], gen_length: int, mask_id: int) -> list[Row]:
+    """Two passes over one prompt."""
+    reference, _, _ = decode_reference(network, prompt, gen_length, BLOCK, mask_id, fixed_rule(BLOCK))
+    canvas, masked, rows = [mask_id] * gen_length, [True] * gen_length, []
+    for start in range(0, gen_length, BLOCK):
+        block = range(start, min(start + BLOCK, gen_length))
+        while any(masked[position] for position in block):
+            found = proposals(network, prompt + canvas, mask_id)[len(prompt) :]
+            label = [found[position][0] == reference[position] for position in block]
+            rows.append(([found[position][1] for position in block], [masked[position] for position in block], label))
+            taken = [position for position, right in zip(block, label, strict=True) if right and masked[position]]
+            for position in taken or block:
+                canvas[position], masked[position] = reference[position], False
+    return rows
+
+
+def record_all(model: Model, prompts: Sequence[Prompt], folder: Path, gen_length: int, batch: int, leads: bool = True) -> None:
+    delimiters = newline_ids(model.tokenizer)
+    described = describe_recording(
+        model, prompts, gen_length=gen_length, block_length=BLOCK, alignment="prompt", confidence=CONFIDENCE, delimiter_ids=delimiters,
+        shard_prompts=batch, seed=0, config={},
+    )  # fmt: skip
+    open_recording(folder, described)
+    produce = functools.partial(oracle_tables, gen_length=gen_length, block_length=BLOCK, batch_size=batch, delimiter_ids=delimiters)
+    record(model, prompts, folder, produce, shard_prompts=batch, leads=leads)
+
+
+def labels_of(recording: Recording) -> int:
+    total = 0
+    for shard in range(len(recording)):
+        found = recording.columns(shard, ["masked", "start", "stop"], "train")
+        position = torch.arange(recording.gen_length)
+        total += int((found["masked"] & (position >= found["start"][:, None]) & (position < found["stop"][:, None])).sum())
+    return total
+
+
+def some_prompts(count: int) -> list[Prompt]:
+    return task_prompts(["math", "json", "code"], {"train": count}, seed=0)
+
+
+def worker(options: dict[str, str], folder: Path, leads: bool) -> None:
+    """Record as one of several once the folder's `go` is there; prints when it began and ended."""
+    model, prompts = load_model(options["model"]), some_prompts(int(options["prompts"]))
+    proposals(model.adapter.network, [1, 2, 3], model.spec.mask_id)
+    print("ready", flush=True)
+    while not (folder / "go").exists():
+        time.sleep(0.001)
+    began = time.monotonic()
+    record_all(model, prompts, folder / "records", int(options["gen_length"]), int(options["batch"]), leads)
+    print(began, time.monotonic(), flush=True)
+
+
+def seconds_of(options: dict[str, str], processes: int, folder: Path) -> float:
+    """Wall-clock seconds of a recording by several processes, one thread each, from the first step to the last."""
+    command = [sys.executable, __file__, *(f"{key}={value}" for key, value in options.items()), "threads=1", f"worker={folder}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    crew = [
+        subprocess.Popen([*command, f"leads={number == 0}"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        for number in range(processes)
+    ]
+    for process in crew:
+        assert process.stdout is not None
+        if process.stdout.readline() != "ready\n":
+            sys.exit("a process failed to start")
+    (folder / "go").touch()
+    times = [[float(part) for part in process.communicate()[0].split()] for process in crew]
+    return max(end for _, end in times) - min(began for began, _ in times)
+
+
+def main(arguments: list[str]) -> None:
+    options = {"model": str(EMBEDDED), "gen_length": "256", "prompts": "64", "obvious_prompts": "3", "batch": "16"}
+    options |= {"threads": "0", "worker": "", "leads": "True"}
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    if given.keys() - options.keys():
+        sys.exit(f"unknown: {', '.join(sorted(given.keys() - options.keys()))}; expected some of {', '.join(options)}, written key=value")
+    options |= given
+    if int(options["threads"]):
+        torch.set_num_threads(int(options["threads"]))
+    folder, leads = options.pop("worker"), options.pop("leads") == "True"
+    if folder:
+        worker(options, Path(folder), leads)
+    else:
+        del options["threads"]
+        compare(options)
+
+
+def compare(options: dict[str, str]) -> None:
+    """Everything in turn."""
+    gen_length, batch = int(options["gen_length"]), int(options["batch"])
+    model, prompts = load_model(options["model"]), some_prompts(int(options["prompts"]))
+    chosen = prompts[:: max(1, len(prompts) // int(options["obvious_prompts"]))][: int(options["obvious_prompts"])]  # of every task
+    print(f"{model.spec.name}, canvas {gen_length}, batch {batch}, {torch.get_num_threads()} threads, {model.adapter.device}")
+    network: Any = model.adapter.network
+    proposals(network, [1, 2, 3], model.spec.mask_id)
+    started = time.perf_counter()
+    rows = [row for prompt in chosen for row in obvious_recorder(network, model.encode(prompt.text), gen_length, model.spec.mask_id)]
+    obvious_s, obvious_labels = time.perf_counter() - started, sum(sum(masked) for _, masked, _ in rows)
+    report("obvious recorder, batch 1", len(chosen), obvious_labels, obvious_s)
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        started = time.perf_counter()
+        record_all(model, prompts, root / "ours", gen_length, batch)
+        ours_s = time.perf_counter() - started
+        labels = labels_of(Recording.load(root / "ours"))
+        report(f"this repository, batch {batch}", len(prompts), labels, ours_s)
+        by_labels, by_prompts = labels / ours_s * obvious_s / obvious_labels, len(prompts) / ours_s * obvious_s / len(chosen)
+        print(f"ratio: {by_labels:.1f} by labels, {by_prompts:.1f} by prompts (bar: 5)")
+        took = []
+        for processes in (1, 2):
+            (root / str(processes)).mkdir()
+            took.append(seconds_of(options, processes, root / str(processes)))
+            report(f"{processes} process, one thread each", len(prompts), labels, took[-1])
+        print(f"ratio: {took[0] / took[1]:.2f} (bar: 1.7, where each process has a core of its own)")
+
+
+def report(name: str, prompts: int, labels: int, seconds: float) -> None:
+    print(f"{name:32} {prompts:4} prompts {labels:8} labels {seconds:8.2f} s {labels / seconds:10.1f} labels/s")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

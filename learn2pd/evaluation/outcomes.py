@@ -1,0 +1,171 @@
+"""What one method made of the prompts of one task: decoded, judged, and kept on disk so that an interrupted comparison goes on."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from tqdm.auto import tqdm
+
+from learn2pd.decoding.api import decode
+from learn2pd.decoding.caches import Cache
+from learn2pd.decoding.proposals import Sampling
+from learn2pd.decoding.schedulers import Scheduler
+from learn2pd.decoding.stops import StopRule
+from learn2pd.evaluation.tasks import Checker
+from learn2pd.models.loading import Model
+from learn2pd.policies.base import Policy
+from learn2pd.prompts import Prompt
+
+DECODED = {  # what an outcome takes from a decode result: a value, or a canvas, a prompt
+    "tokens": np.int32, "committed_at": np.int32, "lengths": np.int32, "forwards": np.int32, "auxiliary_forwards": np.int32, "failed": np.bool_,
+}  # fmt: skip
+ARRAYS = ("correct", *DECODED)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Where an outcome belongs."""
+
+    method: str
+    family: str  # methods that differ in the value of one option only share it
+    setting: str  # that value, "" where nothing was swept
+    group: str | None  # families that differ in the seed of their training only share it
+    scheduler: str
+    policy: str
+    cache: str
+    stop: str
+    task: str
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """One method, stop rule and task, N prompts on a canvas of G."""
+
+    labels: Labels
+    correct: NDArray[np.float32]  # [N] 1 right, 0 wrong, NaN where nothing can judge
+    reasons: list[str]
+    tokens: NDArray[np.int32]  # [N, G]
+    committed_at: NDArray[np.int32]  # [N, G] step of the commit, -1 where none
+    lengths: NDArray[np.int32]  # [N] answer tokens
+    forwards: NDArray[np.int32]  # [N]
+    auxiliary_forwards: NDArray[np.int32]  # [N]
+    failed: NDArray[np.bool_]  # [N]
+    wall_s: float
+    model_s: float
+
+
+def group_by_task(prompts: Sequence[Prompt]) -> dict[str, list[Prompt]]:
+    """Prompts by the task that judges them, `prompts` where none does."""
+    groups: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        groups.setdefault(prompt.task or "prompts", []).append(prompt)
+    return groups
+
+
+def run_method(
+    model: Model,
+    prompts: Sequence[Prompt],
+    checkers: Mapping[str, Checker],
+    labels: Labels,
+    *,
+    policy: Policy,
+    scheduler: Scheduler,
+    cache: Cache,
+    stop: StopRule,
+    gen_length: int,
+    batch_size: int,
+    sampling: Sampling,
+    seed: int,
+    progress: tqdm[Any] | None = None,
+) -> Outcome:
+    """Decode the prompts of one task and judge them; the checking is not part of the wall time."""
+    result = decode(
+        model, [prompt.text for prompt in prompts], policy=policy, scheduler=scheduler, cache=cache, stop=stop, gen_length=gen_length,
+        batch_size=batch_size, sampling=sampling, seed=seed, progress=progress.update if progress is not None else None,
+    )  # fmt: skip
+    verdicts = [checkers[prompt.task].check(prompt.facts, text) if prompt.task else None for prompt, text in zip(prompts, result.texts, strict=True)]
+    arrays: dict[str, Any] = {name: getattr(result, name).numpy().astype(kind) for name, kind in DECODED.items()}
+    return Outcome(
+        labels=labels,
+        correct=np.array([verdict.correct if verdict else np.nan for verdict in verdicts], np.float32),
+        reasons=[verdict.reason if verdict else "" for verdict in verdicts],
+        wall_s=result.wall_s,
+        model_s=result.model_s,
+        **arrays,
+    )
+
+
+def cached(path: Path, key: str, labels: Labels, produce: Callable[[], Outcome]) -> Outcome:
+    """An outcome from an interrupted comparison where `key` (what it depends on) is the same, else a new one, saved.
+
+    The names in `labels` are no part of it: a method may be renamed, or put into a group, without decoding it again.
+    """
+    try:
+        with safe_open(path, "np") as stored:
+            described = stored.metadata()
+            if described["key"] == key:
+                return Outcome(labels=labels, **json.loads(described["plain"]), **{name: stored.get_tensor(name) for name in ARRAYS})
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        pass  # not there, half written, or of another version: produced again
+    outcome = produce()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    plain = {"reasons": outcome.reasons, "wall_s": outcome.wall_s, "model_s": outcome.model_s}
+    save_file({name: getattr(outcome, name) for name in ARRAYS}, partial, {"key": key, "plain": json.dumps(plain)})
+    os.replace(partial, path)
+    return outcome
+
+
+def merge(outcomes: Sequence[Outcome]) -> Outcome:
+    """The outcomes of one method and stop rule over all tasks, as task `all`."""
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(outcome, name) for outcome in outcomes]) for name in ARRAYS}
+    return Outcome(
+        labels=replace(outcomes[0].labels, task="all"),
+        reasons=[reason for outcome in outcomes for reason in outcome.reasons],
+        wall_s=sum(outcome.wall_s for outcome in outcomes),
+        model_s=sum(outcome.model_s for outcome in outcomes),
+        **arrays,
+    )
+
+
+def code_digest(parts: Iterable[object]) -> str:
+    """SHA-256 of the source that these objects and the decoding loop are made of, a user's own policy included.
+
+    Followed are the imports within the packages that the objects come from, so that a change to one policy leaves outcomes of others valid.
+    """
+    names = {"learn2pd.decoding.api"} | {type(part).__module__ for part in parts}
+    tops, found, waiting = {name.partition(".")[0] for name in names}, {"": ""}, list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in found and name.partition(".")[0] in tops:
+            found[name], imported = _source(name)
+            waiting += imported
+    return hashlib.sha256(json.dumps(sorted(found.items())).encode()).hexdigest()
+
+
+@functools.cache
+def _source(name: str) -> tuple[str, list[str]]:
+    """The source of an imported module and the names it imports; nothing where the name is of something else."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if not file or not file.endswith(".py"):
+        return "", []
+    source, imported = Path(file).read_text(), []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            imported += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            imported += [alias.name for alias in node.names]
+    return source, imported

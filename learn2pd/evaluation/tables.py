@@ -1,0 +1,156 @@
+"""A comparison as Markdown. Takes the plain data of compare.json, decodes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Line = dict[str, Any]
+
+
+def markdown(found: dict[str, Any], meta: dict[str, Any]) -> str:
+    """All tables, what is over all tasks first: every method, then the families (curves.py says what the columns are)."""
+    head = (
+        f"{meta['prompts']} held-out prompts, seed {meta['seed']}, canvas {meta['gen_length']}, block {meta['block_length']}, "
+        f"batch {meta['batch_size']}, {meta['device']}, {meta['dtype']}. Brackets: 95% bootstrap ({meta['bootstrap_samples']} resamples). "
+        "Speedup is in forwards, against vanilla and against threshold with the same stop rule."
+    )
+    parts = [f"# Comparison: {meta['model']}", head, methods_table(found["rows"])]
+    seeds = found["seeds"]
+    if found["fastest"]:
+        parts += [
+            f"## Fastest setting within {_margin(meta)} of one token a step",
+            "One token a step where a family has none. Ratio: to the best training-free family under the same condition; then to the best of all "
+            "rules, those with a second model (marked +) included. Met: share of the resamples with such a setting.",
+            fastest_table(found["fastest"]),
+        ]
+    if found["curves"]:
+        parts += [
+            "## Area under the curve",
+            "Mean height of accuracy over tokens per forward from one token a step to the oracle, 0 past a family's fastest setting.",
+            _table(CURVES, found["curves"]),
+        ]
+    if found["pairs"]:
+        parts += [
+            "## Trained against training-free families at equal tokens per forward",
+            "Accuracy at the setting of the table above less the rival's on its curve there (>: faster than the rival can be, which is taken at "
+            "its fastest), and difference of areas; the share of the resamples in which each is above 0.",
+            _table(PAIRS, found["pairs"]),
+        ]
+    if seeds["settings"]:
+        parts += [
+            "## Seeds",
+            "Families that differ in the seed of their training only: mean, its interval over prompts in brackets, least to largest seed in braces.",
+            _table(SEED_SETTINGS, seeds["settings"]),
+            _table(SEED_FASTEST, seeds["fastest"]),
+        ]
+        parts += [_table(SEED_CURVES, seeds["curves"])] if seeds["curves"] else []
+        parts += [_table(SEED_PAIRS, seeds["pairs"])] if seeds["pairs"] else []
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(found: dict[str, Any], meta: dict[str, Any]) -> str:
+    """What is over all tasks, for the terminal."""
+    parts = [methods_table([row for row in found["rows"] if row["task"] == "all"])]
+    fastest = [line for line in found["fastest"] if line["task"] == "all"]
+    if fastest:
+        parts += [f"fastest setting within {_margin(meta)} of one token a step:", fastest_table(fastest)]
+    return "\n\n".join(parts)
+
+
+def methods_table(rows: Sequence[Line]) -> str:
+    return _table(METHODS, rows)
+
+
+def fastest_table(lines: Sequence[Line]) -> str:
+    return _table(FASTEST, lines)
+
+
+def _margin(meta: dict[str, Any]) -> str:
+    return f"{100 * meta['accuracy_margin']:g} points"
+
+
+def _table(columns: dict[str, Callable[[Line], str]], lines: Sequence[Line]) -> str:
+    found = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for line in sorted(lines, key=lambda line: line["task"] != "all"):
+        found.append("| " + " | ".join(cell(line) for cell in columns.values()) + " |")
+    return "\n".join(found)
+
+
+def _text(name: str) -> Callable[[Line], str]:
+    return lambda line: str(line[name])
+
+
+def _number(name: str, form: str = "{:.2f}", scale: float = 1) -> Callable[[Line], str]:
+    """Value, [interval], {spread over seeds}, as far as there are any."""
+
+    def cell(line: Line) -> str:
+        if line.get(name) is None:
+            return "n/a"
+        shown = form.format(scale * line[name])
+        for key, left, right, between in ((f"{name}_interval", "[", "]", ", "), (f"{name}_spread", "{", "}", "..")):
+            if line.get(key) is not None:
+                shown += f" {left}{between.join(form.format(scale * edge) for edge in line[key])}{right}"
+        return shown
+
+    return cell
+
+
+def _family(line: Line) -> str:
+    return line["family"] + (" +" if line["second_model"] else "")
+
+
+def _rival(line: Line) -> str:
+    return line["rival"] + (" +" if line["rival_second_model"] else "")
+
+
+def _past(cell: Callable[[Line], str]) -> Callable[[Line], str]:
+    return lambda line: ("> " if line["past_rival"] else "") + cell(line)
+
+
+PERCENT: Any = {"form": "{:.1f}", "scale": 100}
+PLACE = {"task": _text("task"), "stop": _text("stop")}
+METHODS = {
+    "task": _text("task"),
+    "method": _text("method"),
+    "cache": _text("cache"),
+    "stop": _text("stop"),
+    "accuracy %": _number("accuracy", **PERCENT),
+    "agreement %": _number("agreement", **PERCENT),
+    "forwards": lambda line: f"{line['forwards_mean']:.1f}",
+    "tokens/forward": _number("tokens_per_forward"),
+    "tokens/s": _number("tokens_per_second", "{:.1f}"),
+    "speedup": _number("speedup_forwards", "{:.2f}x"),
+    "vs threshold": _number("speedup_forwards_threshold", "{:.2f}x"),
+}
+WITHIN = {
+    "tokens/forward": _number("tokens_per_forward"),
+    "ratio": _number("ratio", "{:.2f}x"),
+    "ratio, all rules": _number("ratio_second_model", "{:.2f}x"),
+    "oracle's share %": _number("oracle_share", **PERCENT),
+    "accuracy lost or won %": _number("accuracy_difference", "{:+.1f}", 100),
+}
+FASTEST = (
+    PLACE
+    | {"family": _family, "kind": _text("kind"), "setting": lambda line: "none" if line["method"] is None else line["setting"] or line["method"]}
+    | WITHIN
+    | {"best rule": _text("rival"), "best of all rules": _text("rival_second_model"), "met %": _number("met", "{:.0f}", 100)}
+)
+CURVES = PLACE | {"family": _family, "kind": _text("kind"), "settings": lambda line: str(len(line["points"])), "area %": _number("area", **PERCENT)}
+BESIDE = {
+    "accuracy difference %": _number("difference", "{:+.1f}", 100),
+    "better %": _number("difference_better", "{:.0f}", 100),
+    "area difference %": _number("area_difference", "{:+.1f}", 100),
+    "area better %": _number("area_difference_better", "{:.0f}", 100),
+}
+PAIRS = PLACE | {"family": _family, "rival": _rival, "at tokens/forward": _past(_number("tokens_per_forward"))} | BESIDE
+RECIPE = PLACE | {"recipe": _text("group"), "seeds": _text("seeds")}
+SEED_SETTINGS = RECIPE | {
+    "setting": _text("setting"),
+    "accuracy %": _number("accuracy", **PERCENT),
+    "agreement %": _number("agreement", **PERCENT),
+    "tokens/forward": _number("tokens_per_forward"),
+}
+SEED_FASTEST = RECIPE | WITHIN
+SEED_CURVES = RECIPE | {"area %": _number("area", **PERCENT)}
+SEED_PAIRS = RECIPE | {"rival": _rival} | BESIDE

@@ -1,0 +1,94 @@
+"""What a recording costs, before anything is spent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from learn2pd.decoding.api import encode_checked
+from learn2pd.decoding.caches import NoCache
+from learn2pd.decoding.loop import decode_batch
+from learn2pd.decoding.schedulers import BlocksScheduler
+from learn2pd.models.loading import Model
+from learn2pd.policies.fixed import FixedPolicy
+from learn2pd.recording.recorder import StateRecorder
+from learn2pd.recording.schema import state_features
+from learn2pd.types import Commit, DecodeState, Prediction
+
+PASSES = 2  # reference and oracle
+ROW_BYTES, SHARD_BYTES = 160, 24_000  # beside the positions
+
+
+class _OneStep:
+    """A stop rule that ends every row after its first step."""
+
+    name, cuts, looks_ahead = "one step", False, True
+
+    def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, eot_ids: tuple[int, ...]) -> torch.Tensor:
+        return torch.zeros_like(state.end)
+
+
+def estimate(
+    model: Model, prompts: Sequence[str], *, gen_length: int, block_length: int, batch_size: int, shard_prompts: int, processes: int = 1
+) -> str:
+    """Prompts, forwards, disk and time of a recording, in words; the last three are bounds, or follow from one.
+
+    Two forwards are run, with the longest prompts, the second one timed: a forward with fewer rows or shorter prompts takes less.
+
+    Args:
+        processes: that will share the work.
+    """
+    ids = sorted((encode_checked(model, prompt, number, gen_length) for number, prompt in enumerate(prompts)), key=len)
+    forward_s = _forward_s(model, ids[-min(batch_size, shard_prompts) :], gen_length, block_length)
+    sizes = [min(shard_prompts, len(prompts) - first) for first in range(0, len(prompts), shard_prompts)]
+    batches = sum(-(-size // batch_size) for size in sizes)
+    calls, forwards = PASSES * gen_length * batches, PASSES * gen_length * len(prompts)
+    states = gen_length * len(prompts)
+    return "\n".join(
+        (
+            f"prompts:  {len(prompts)}, in {len(sizes)} shards",
+            f"forwards: at most {forwards:,} ({PASSES} passes of at most {gen_length} a prompt), in at most {calls:,} calls of {batch_size} rows",
+            f"disk:     at most {_size(disk_bytes(prompts, len(sizes), gen_length))} ({states:,} states of {gen_length} positions)",
+            f"time:     at most about {_duration(calls * forward_s / processes)} in {processes} process{'es' if processes > 1 else ''} "
+            f"({forward_s:.3g} s a call on {model.adapter.device}, measured with the longest prompts)",
+            "Answers that end early, and an oracle that commits many tokens a step, make it a small part of that.",
+        )
+    )
+
+
+def _forward_s(model: Model, ids: Sequence[Sequence[int]], gen_length: int, block_length: int) -> float:
+    spec, seconds = model.spec, 0.0
+    for _ in range(2):
+        state = DecodeState.start(ids, range(len(ids)), gen_length, spec.mask_id, spec.pad_id, model.adapter.device)
+        recorder = StateRecorder(torch.zeros(len(ids), gen_length, dtype=torch.long), spec.eot_ids, ())
+        started = time.perf_counter()
+        decode_batch(
+            model.adapter, state, scheduler=BlocksScheduler(block_length), policy=FixedPolicy(), cache=NoCache(), stop=_OneStep(), recorder=recorder
+        )
+        seconds = time.perf_counter() - started
+    return seconds
+
+
+def disk_bytes(prompts: Sequence[str], shards: int, gen_length: int) -> float:
+    """Of all tables where every pass has as many steps as positions; with room for names and for what Arrow adds."""
+    widths = {"bool": 1 / 8, "int32": 4.0, "float32": 4.0}
+    position = sum(widths[feature.feature.dtype] for feature in state_features(1).values() if hasattr(feature, "feature"))
+    states = gen_length * len(prompts) * (position * gen_length + ROW_BYTES)
+    references = sum(4 * gen_length + len(prompt.encode()) + ROW_BYTES for prompt in prompts)
+    return states + references + shards * SHARD_BYTES
+
+
+def _size(count: float) -> str:
+    for unit, least in (("GB", 1e9), ("MB", 1e6)):
+        if count >= least:
+            return f"{count / least:.3g} {unit}"
+    return f"{count / 1e3:.3g} kB"
+
+
+def _duration(seconds: float) -> str:
+    for unit, least in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * least:
+            return f"{seconds / least:.1f} {unit}"
+    return f"{seconds:.1f} s"

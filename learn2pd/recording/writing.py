@@ -1,0 +1,142 @@
+"""Write shards, whole or not at all, and tell a sound one from a damaged one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import Features
+from torch import Tensor
+
+from learn2pd.errors import UserError
+from learn2pd.recording.schema import (
+    MANIFEST,
+    RECORDING,
+    SCHEMA_VERSION,
+    TABLES,
+    entry_path,
+    features_of,
+    read_json,
+    sha256,
+    shard_name,
+    table_path,
+    write_json,
+)
+
+Columns = Mapping[str, Tensor | Sequence[str]]
+CHUNK_ROWS = 256  # of an Arrow record batch: what a reader has to touch for one row
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Of one shard: columns by name, [N] or [N, G], in the order of the prompts and their steps."""
+
+    states: Columns
+    references: Columns
+
+
+def write_shard(folder: Path, number: int, tables: Tables, gen_length: int, recording: str) -> None:
+    """Write a shard; it is there when its entry is.
+
+    Args:
+        recording: sha256 of the recording.json that the tables belong to.
+
+    Raises:
+        UserError: the disk is full, or the folder has become another recording's; nothing of the shard is left.
+    """
+    paths = {name: table_path(folder, number, name) for name in TABLES}
+    partials = {name: path.with_name(path.name + ".partial") for name, path in paths.items()}
+    try:
+        for name, partial in partials.items():
+            _write_table(partial, getattr(tables, name), features_of(name, gen_length))
+        entry = {
+            "recording": recording,
+            "prompts": len(tables.references["prompt_id"]),
+            "rows": len(tables.states["prompt_id"]),
+            **{name: {"bytes": partial.stat().st_size, "sha256": sha256(partial)} for name, partial in partials.items()},
+        }
+        if sha256(folder / RECORDING) != recording:  # deleted and begun anew while this process was at work
+            raise UserError(f"{folder} now holds another recording: shard {number} of the old one is given up")
+        for name, partial in partials.items():
+            os.replace(partial, paths[name])
+        write_json(entry_path(folder, number), entry)
+    except (OSError, UserError) as error:
+        for partial in partials.values():
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise UserError(
+                f"no space left on the disk while writing {folder / shard_name(number)}: every earlier shard is kept; free space and start again"
+            ) from error
+        raise
+
+
+def _write_table(path: Path, columns: Columns, features: Features) -> None:
+    schema = features.arrow_schema
+    table = pa.Table.from_arrays([_array(columns[field.name], field.type) for field in schema], schema=schema)
+    with path.open("wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        writer.write_table(table, max_chunksize=CHUNK_ROWS)
+
+
+def _array(values: Tensor | Sequence[str], kind: Any) -> Any:
+    if not isinstance(values, Tensor):
+        return pa.array(values, kind)
+    if values.ndim == 1:
+        return pa.array(values.numpy(), kind)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.numpy().reshape(-1), kind.value_type), values.shape[1])
+
+
+def damage(folder: Path, number: int) -> str | None:
+    """What is wrong with a shard whose entry is there, None where nothing is."""
+    entry = read_json(entry_path(folder, number))
+    try:
+        if entry is None:
+            return f"{entry_path(folder, number).name} cannot be read"
+        if entry["recording"] != sha256(folder / RECORDING):
+            return f"it belongs to another {RECORDING}"
+        for name in TABLES:
+            path, expected = table_path(folder, number, name), entry[name]
+            size = path.stat().st_size
+            if size != expected["bytes"]:
+                return f"{path.name} has {size} bytes, {expected['bytes']} were written"
+            if sha256(path) != expected["sha256"]:
+                return f"{path.name} has another sha256 than what was written"
+    except OSError as error:
+        return f"{Path(error.filename or '').name} cannot be read ({error.strerror})"
+    except (KeyError, TypeError):
+        return f"{entry_path(folder, number).name} is not an entry of a shard"
+    return None
+
+
+def entries(folder: Path, count: int) -> list[dict[str, Any]]:
+    """Of all shards, as manifest.json lists them.
+
+    Raises:
+        UserError: one is missing; names it.
+    """
+    found = []
+    for number in range(count):
+        entry = read_json(entry_path(folder, number))
+        if entry is None:
+            raise UserError(
+                f"{folder / shard_name(number)} is missing: the recording has {count} shards; run the stage 'record' again to complete it"
+            )
+        found.append({"name": shard_name(number)} | entry)
+    return found
+
+
+def write_manifest(folder: Path, count: int) -> None:
+    """List all shards in manifest.json.
+
+    Raises:
+        UserError: one is missing.
+    """
+    manifest = {"schema": SCHEMA_VERSION, "recording": sha256(folder / RECORDING), "shards": entries(folder, count)}
+    if read_json(folder / MANIFEST) != manifest:
+        write_json(folder / MANIFEST, manifest)

@@ -1,0 +1,109 @@
+"""Choose thresholds and export -> output_dir/policy, plots/reliability.png."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from learn2pd.config import RunConfig
+from learn2pd.decoding.api import decode
+from learn2pd.decoding.schedulers import BlocksScheduler
+from learn2pd.decoding.stops import EotStop
+from learn2pd.evaluation import report
+from learn2pd.evaluation.compare import agreement
+from learn2pd.evaluation.tasks import build_checkers
+from learn2pd.models.loading import Model
+from learn2pd.policies.filter import FilterPolicy
+from learn2pd.prompts import Prompt
+from learn2pd.recording.reading import Recording
+from learn2pd.signals.adapters import merged, save_adapter
+from learn2pd.signals.storage import Signal, save_signal
+from learn2pd.stages.parts import model_of, prompts_of
+from learn2pd.stages.training import contract_of, data_of, trained
+from learn2pd.training.calibration import Measured, calibrate_boundary, calibrate_end, calibrate_filter, metrics_at, probabilities
+
+log = logging.getLogger(__name__)
+
+
+def stage_calibrate(config: RunConfig, output: Path) -> dict[str, Any]:
+    """The filter's threshold by decoding the validation prompts, the other signals' on their recorded states."""
+    recordings = [Recording.load(output / "records")]
+    recordings += [Recording.load(output / "rounds" / str(number + 1)) for number in range(config.train.rounds)]
+    prompts = [prompt for prompt in prompts_of(config) if prompt.split == "validation"]
+    figures: dict[str, Any] = {"filter": _calibrate_filter(config, output, recordings, prompts)}
+    for kind in config.train.signals:
+        network = trained(config, output, kind, recordings[0].manifest).network
+        signal = Signal(kind, network, 0.5, contract_of(recordings[0].manifest, network))
+        data = data_of(config, recordings, kind, network)
+        if kind == "end_of_text":
+            signal, figures[kind] = calibrate_end(signal, data, config.calibrate.false_stops, config.calibrate.confidence)
+        else:
+            signal, figures[kind] = calibrate_boundary(signal, data)
+        save_signal(signal, output / "policy" / kind)
+    return figures
+
+
+def _calibrate_filter(config: RunConfig, output: Path, recordings: Sequence[Recording], prompts: Sequence[Prompt]) -> dict[str, Any]:
+    options, found = config.calibrate, trained(config, output, "filter", recordings[0].manifest)
+    network = found.network if found.adapted is None else merged(found.adapted)
+    signal = Signal("filter", network, 0.5, contract_of(recordings[0].manifest, network))
+    measure = measure_on(config, model_of(config), prompts, recordings[0])
+    signal, met = calibrate_filter(
+        signal, measure, options.thresholds,
+        target_agreement=options.target_agreement, max_accuracy_drop=options.max_accuracy_drop, confidence=options.confidence,
+    )  # fmt: skip
+    if not met:
+        log.warning("no threshold of calibrate.thresholds keeps to the target on %d validation prompts; the strictest is exported", len(prompts))
+    probability, label = probabilities(network, data_of(config, recordings, "filter", network).stream("validation", batch_rows=1024))
+    chosen = next(setting for setting in signal.curve if setting.threshold == signal.threshold)
+    figures = {
+        "target_agreement": options.target_agreement,
+        "max_accuracy_drop": options.max_accuracy_drop,
+        "confidence": options.confidence,
+        "target_met": met,
+        "prompts": len(prompts),
+        "threshold": signal.threshold,
+        "agreement": chosen.agreement,
+        "accuracy_drop": chosen.accuracy_drop,
+        "loss_bound": chosen.loss_bound,
+        "tokens_per_forward": chosen.tokens_per_forward,
+        "states": metrics_at(probability, label, signal.threshold),
+    }
+    signal = replace(signal, metrics=figures)
+    save_signal(signal, output / "policy")
+    if found.base is not None and found.adapted is not None:
+        save_adapter(found.adapted, found.base, signal, output / "adapter")
+    (output / "plots").mkdir(exist_ok=True)
+    bins = report.reliability(probability.numpy(), label.numpy())
+    report.plot_reliability(bins, signal.threshold, output / "plots" / "reliability.png")
+    return figures | {"reliability": bins, "curve": [vars(setting) for setting in signal.curve]}
+
+
+def measure_on(config: RunConfig, model: Model, prompts: Sequence[Prompt], recording: Recording) -> Callable[[Signal], Measured]:
+    """How a signal's decodes of the prompts compare with their recorded reference answers."""
+    known = recording.references_of([prompt.id for prompt in prompts]).with_format("numpy")
+    reference, lengths = known["tokens"][:], known["length"][:]
+    checkers = build_checkers(config.data.run_generated_code)
+
+    def verdicts(texts: Sequence[str]) -> list[bool | None]:
+        return [checkers[prompt.task].check(prompt.facts, text).correct if prompt.task else None for prompt, text in zip(prompts, texts, strict=True)]
+
+    answers = [model.tokenizer.decode(row[:length], skip_special_tokens=True) for row, length in zip(reference, lengths.tolist(), strict=True)]
+    before = verdicts(answers)
+
+    def measure(signal: Signal) -> Measured:
+        result = decode(
+            model, [prompt.text for prompt in prompts], policy=FilterPolicy(signal), scheduler=BlocksScheduler(config.decode.block_length),
+            stop=EotStop(config.decode.stop_floor), gen_length=config.decode.gen_length, batch_size=config.decode.batch_size,
+        )  # fmt: skip
+        drop = None
+        if None not in before:
+            drop = np.array(before, float) - np.array(verdicts(result.texts), float)
+        return Measured(agreement(result.tokens.numpy(), reference, lengths), drop, result.lengths.numpy(), result.forwards.numpy())
+
+    return measure

@@ -1,0 +1,169 @@
+"""Train the filter, in rounds, and the other signals -> output_dir/train, output_dir/rounds."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from learn2pd.config import RunConfig
+from learn2pd.errors import UserError, suggest
+from learn2pd.policies.filter import FilterPolicy
+from learn2pd.recording.reading import Recording
+from learn2pd.signals.adapters import add_adapter
+from learn2pd.signals.networks import Conv, SignalNetwork
+from learn2pd.signals.storage import Contract, Signal, build_network, load_signal
+from learn2pd.stages.output import read_metrics, write_json
+from learn2pd.stages.recording import record_round
+from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
+from learn2pd.training.signals import Ended, Final, Question, Recipe, SignalData, StepEnd, train_signal
+
+log = logging.getLogger(__name__)
+END_CHANNELS = ("log_odds", "masked", "end_of_text")  # what a stop rule sees without asking the model for more, at any canvas length
+BOUNDARY_CHANNELS = ("log_odds", "masked", "valid", "position", "end_of_text", "delimiter")
+EXTRA_SIGNALS = ("end_of_text", "boundary")
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network, and where it is a fine-tuned one, what it came from."""
+
+    network: SignalNetwork
+    base: Signal | None = None
+    adapted: PeftModel | None = None  # holds `network`, whose layers carry the adapter
+
+
+def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
+    """Train the filter on the recording; then, in every round, let it decode the recorded prompts, add the states it met, train again."""
+    if "train" in read_metrics(output):
+        log.info("already trained: %s", output / "train")
+        return None
+    check_signals(config)
+    recordings = [Recording.load(output / "records")]
+    rounds: list[dict[str, Any]] = []
+    for number in range(config.train.rounds + 1):
+        network, figures = _trained(config, recordings, output, "filter", f"round-{number}")
+        rounds.append({"round": number, **figures})
+        if number < config.train.rounds:
+            signal = Signal("filter", network, config.train.rollout_threshold, contract_of(recordings[0].manifest, network))
+            rounds[-1] |= record_round(config, output, number + 1, FilterPolicy(signal))
+            recordings.append(Recording.load(output / "rounds" / str(number + 1)))
+    extra = {name: _trained(config, recordings, output, name, name)[1] for name in config.train.signals}
+    return {"filter": config.filter, "rounds": rounds, **extra}
+
+
+def check_signals(config: RunConfig) -> None:
+    """Raises UserError for a signal that does not exist."""
+    for name in config.train.signals:
+        if name not in EXTRA_SIGNALS:
+            raise UserError(f"train.signals: unknown signal {name!r}{suggest(name, EXTRA_SIGNALS)}; expected some of {', '.join(EXTRA_SIGNALS)}")
+
+
+def network_of(config: RunConfig, kind: str) -> SignalNetwork:
+    """An untrained network for a kind of signal.
+
+    Raises:
+        UserError: `filter_options` that the network does not take.
+    """
+    if kind == "filter":
+        width = {"width": config.decode.block_length} if config.filter == "mlp" else {}
+        return build_network(config.filter, width | config.filter_options)
+    return Conv(END_CHANNELS if kind == "end_of_text" else BOUNDARY_CHANNELS, hidden=16)
+
+
+def start(config: RunConfig, kind: str, manifest: dict[str, Any]) -> Start:
+    """What the training of a signal begins with.
+
+    Raises:
+        UserError: `policy` is missing, is no filter, or was trained for another geometry or vocabulary than the recording's.
+    """
+    if kind != "filter" or config.train.start == "scratch":
+        return Start(network_of(config, kind))
+    if config.policy is None:
+        raise UserError(f"policy is not set: train.start={config.train.start} begins with a trained filter; give policy=FOLDER")
+    base = load_signal(config.policy, "filter")
+    check_same(base, manifest)
+    network = copy.deepcopy(base.network)
+    return Start(network, base, add_adapter(network, config.train.lora_rank) if config.train.start == "lora" else None)
+
+
+def check_same(base: Signal, manifest: dict[str, Any]) -> None:
+    """Raises UserError where a policy and a recording do not go together."""
+    for name in ("mask_id", "vocab_size", "eot_ids", "block_length", "alignment", "confidence"):
+        trained, recorded = getattr(base.contract, name), manifest[name]
+        recorded = tuple(recorded) if isinstance(recorded, list) else recorded
+        if trained is not None and trained != recorded:
+            raise UserError(
+                f"policy was trained for {name}={trained!r}, this recording has {recorded!r}: record as it was trained, or train from scratch"
+            )
+
+
+def question_of(config: RunConfig, kind: str, manifest: dict[str, Any]) -> Question:
+    if kind == "filter":
+        return Final(config.train.loss_on)
+    if kind == "end_of_text":
+        return Ended()
+    return StepEnd(tuple(manifest["delimiter_ids"]), reach=max(1, manifest["gen_length"] // 4))  # as far as AdaBlock looks
+
+
+def data_of(config: RunConfig, recordings: Sequence[Recording], kind: str, network: SignalNetwork) -> SignalData:
+    """What a signal is trained and judged on."""
+    return SignalData(recordings, question_of(config, kind, recordings[0].manifest), network, config.train.batch_rows, config.seed)
+
+
+def contract_of(manifest: dict[str, Any], network: SignalNetwork) -> Contract:
+    """What a network trained on a recording must find again."""
+    fixed = network.width is not None
+    return Contract(
+        mask_id=manifest["mask_id"],
+        vocab_size=manifest["vocab_size"],
+        eot_ids=tuple(manifest["eot_ids"]),
+        delimiter_ids=tuple(manifest["delimiter_ids"]),
+        block_length=manifest["block_length"] if fixed else None,
+        alignment=manifest["alignment"] if fixed else None,
+        confidence=manifest["confidence"],
+        model=manifest["model"],
+        model_fingerprint=manifest["model_fingerprint"],
+    )
+
+
+def trained(config: RunConfig, output: Path, kind: str, manifest: dict[str, Any]) -> Start:
+    """What stage `train` made of its start.
+
+    Raises:
+        UserError: it did not finish.
+    """
+    folder = output / "train" / (f"round-{config.train.rounds}" if kind == "filter" else kind)
+    if "train" not in read_metrics(output) or not (folder / "done.json").is_file():
+        raise UserError(f"{folder}: no finished training; run the stage 'train' first")
+    found = start(config, kind, manifest)
+    _load(found.network, folder)
+    return found
+
+
+def _trained(config: RunConfig, recordings: Sequence[Recording], output: Path, kind: str, name: str) -> tuple[SignalNetwork, dict[str, Any]]:
+    """Train, or take what an interrupted run had finished."""
+    folder, options, begun = output / "train" / name, config.train, start(config, kind, recordings[0].manifest)
+    network = begun.network
+    done = folder / "done.json"
+    if done.is_file():
+        _load(network, folder)
+        return network, json.loads(done.read_text())
+    data = data_of(config, recordings, kind, network)
+    data.prepare(normalise=begun.base is None)
+    figures = train_signal(network, data, folder, Recipe(options.learning_rate, options.weight_decay, options.max_epochs, options.patience_epochs))
+    figures["parameters"] = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    write_json(done, figures)
+    return network, figures
+
+
+def _load(network: SignalNetwork, folder: Path) -> None:
+    state = SafetensorsCheckpointIO().load_checkpoint(folder / "best.safetensors")["state_dict"]
+    network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in state.items()})
+    network.eval()

@@ -1,0 +1,34 @@
+"""Outcomes with known figures."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from learn2pd.evaluation.outcomes import Labels, Outcome
+
+
+def outcome(
+    family, policy, *, setting="", group=None, stop="eot", task="math", scheduler="blocks", forwards=(10, 20), lengths=(10, 10), correct=(1, 0),
+    tokens=((5, 6, 0, 0), (7, 0, 0, 0)), auxiliary=0, wall_s=2.0,
+):  # fmt: skip
+    """An outcome of as many prompts as `forwards` has; shorter columns are repeated."""
+    count = len(forwards)
+    return Outcome(
+        labels=Labels(f"{family} {setting}".strip(), family, setting, group, scheduler, policy, "none", stop, task),
+        correct=np.resize(np.array(correct, np.float32), count),
+        reasons=[""] * count,
+        tokens=np.resize(np.array(tokens, np.int32), (count, 4)),
+        committed_at=np.zeros((count, 4), np.int32),
+        lengths=np.resize(np.array(lengths, np.int32), count),
+        forwards=np.array(forwards, np.int32),
+        auxiliary_forwards=np.full(count, auxiliary, np.int32),
+        failed=np.zeros(count, bool),
+        wall_s=wall_s,
+        model_s=wall_s / 2,
+    )
+
+
+def exact(family, policy, speed, accuracy, prompts=100, **options):
+    """Every prompt at the same tokens per forward, the first `accuracy` of them right."""
+    correct = np.arange(prompts) < round(accuracy * prompts)
+    return outcome(family, policy, forwards=[100] * prompts, lengths=[round(100 * speed)], correct=correct, **options)

@@ -1,0 +1,103 @@
+"""Two processes record, and one of them is killed at a random moment, again and again: python -m tests.recording.crew MODEL FOLDER SEED KILLS
+
+Each is a fork of this one, which has the model loaded, so that a start costs nothing and the kill comes while shards are made. Half of
+the recordings repeat tables that are known beforehand, so that a kill often meets a write. Every folder that is finished is compared with
+one made by a single process, byte for byte, and so are the times of the shards' entries: what was finished once is not made again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from tests.conftest import load_wide
+from tests.recording.helpers import files, make, oracle_producer, some_prompts
+
+PROMPTS = (14, 6)
+LONGEST_S = 20.0
+
+
+def start(model, prompts, folder: Path, produce, leads: bool) -> int:
+    """A process that records; its id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        tqdm.set_lock(threading.RLock())  # a fork shares its parent's, which nobody gives back when its holder is killed
+        make(model, prompts, folder, produce=produce, leads=leads, shard_prompts=1)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def ended(child: int, deadline: float) -> int:
+    """Wait; the exit code, negative for a signal."""
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    raise TimeoutError(f"process {child} hangs")
+
+
+def entry_times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-*.json")}
+
+
+def main(model_folder: str, folder: str, seed: str, kills: str) -> None:
+    torch.set_num_threads(1)
+    tqdm.monitor_interval = 0  # no thread: a fork would have its locks without it
+    logging.disable(logging.WARNING)
+    rng, root, left, recordings = random.Random(int(seed)), Path(folder), int(kills), 0
+    partly = 0
+    model, prompts = load_wide(Path(model_folder)), some_prompts(*PROMPTS)
+    real = oracle_producer(model)
+    began = time.monotonic()
+    known = {prompt.id: real(model, [prompt]) for prompt in prompts}
+    took = {real: time.monotonic() - began}
+
+    def replay(model, chosen):
+        return known[chosen[0].id]
+
+    took[replay] = 0.3
+    assert ended(start(model, prompts, root / "whole", replay, True), time.monotonic() + LONGEST_S) == 0
+    expected = files(root / "whole")
+    while left:
+        target, produce = root / str(recordings), (real, replay)[recordings % 2]
+        finished = False
+        while not finished:
+            before = entry_times(target)
+            crew = [start(model, prompts, target, produce, leads) for leads in (True, False)]
+            deadline = time.monotonic() + LONGEST_S
+            killed = left > 0
+            if killed:
+                left -= 1
+                time.sleep(rng.uniform(0, took[produce] / 3))
+                victim = rng.choice(crew)
+                os.kill(victim, signal.SIGKILL)
+                ended(victim, deadline)
+                crew.remove(victim)
+                if rng.random() < 0.5:  # as torchrun does with the others; else the survivor does the whole work
+                    os.kill(crew[0], signal.SIGKILL)
+                    ended(crew.pop(), deadline)
+            codes = [ended(child, deadline) for child in crew]
+            assert not any(codes), f"a process failed: {codes}"
+            assert {name: moment for name, moment in entry_times(target).items() if name in before} == before, "a shard was made twice"
+            partly += 0 < len(entry_times(target)) < len(prompts)
+            finished = files(target) == expected
+            assert finished or killed, f"{target} differs from one made by a single process"
+        recordings += 1
+    sys.stdout.write(f"{kills} kills, {recordings} recordings, left in part {partly} times\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,42 @@
+"""A small recording, made whole or by several processes."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from learn2pd.decoding.proposals import CONFIDENCE
+from learn2pd.decoding.schedulers import BlocksScheduler, newline_ids
+from learn2pd.prompts import task_prompts
+from learn2pd.recording.recorder import oracle_tables, record
+from learn2pd.recording.schema import describe_recording, open_recording
+
+GEN, BLOCK, SHARD, BATCH = 40, 16, 3, 2  # the last block is shorter
+
+
+def some_prompts(train=5, validation=3):
+    return task_prompts(["math", "json", "code"], {"train": train, "validation": validation}, seed=0)
+
+
+def described(model, prompts, gen_length=GEN, block_length=BLOCK, shard_prompts=SHARD, **more):
+    return describe_recording(
+        model, prompts, gen_length=gen_length, block_length=block_length, alignment=BlocksScheduler.alignment, confidence=CONFIDENCE,
+        delimiter_ids=newline_ids(model.tokenizer), shard_prompts=shard_prompts, seed=0, config={}, **more,
+    )  # fmt: skip
+
+
+def oracle_producer(model, gen_length=GEN, block_length=BLOCK):
+    delimiters = newline_ids(model.tokenizer)
+    return functools.partial(oracle_tables, gen_length=gen_length, block_length=block_length, batch_size=BATCH, delimiter_ids=delimiters)
+
+
+def make(model, prompts, folder: Path, *, produce=None, leads=True, shard_prompts=SHARD, gen_length=GEN, block_length=BLOCK):
+    """Record in this process, as one of several that may be at it."""
+    open_recording(folder, described(model, prompts, gen_length, block_length, shard_prompts))
+    produce = produce or oracle_producer(model, gen_length, block_length)
+    return record(model, prompts, folder, produce, shard_prompts=shard_prompts, leads=leads)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything in a folder, by name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}

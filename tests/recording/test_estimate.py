@@ -1,0 +1,62 @@
+"""--dry-run: figures that hold, and nothing written."""
+
+import re
+
+import pytest
+
+from learn2pd import cli
+from learn2pd.recording.estimate import estimate
+from learn2pd.recording.reading import Recording
+from tests.recording.helpers import BATCH, BLOCK, GEN, SHARD, files, make, some_prompts
+
+UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
+
+
+def figures(text):
+    """Prompts, shards, forwards, calls, bytes, seconds of an estimate."""
+    prompts, shards = re.search(r"prompts: +(\d+), in (\d+) shards", text).groups()
+    forwards, calls = re.search(r"forwards: at most ([\d,]+) .* in at most ([\d,]+) calls", text).groups()
+    size, unit = re.search(r"disk: +at most ([\d.]+) (\w+)", text).groups()
+    each = re.search(r"\(([\d.e-]+) s a call", text).group(1)
+    return int(prompts), int(shards), int(forwards.replace(",", "")), int(calls.replace(",", "")), float(size) * UNITS[unit], float(each)
+
+
+def test_the_figures_are_bounds_of_what_a_recording_takes(tiny_model, tmp_path):
+    prompts = some_prompts()
+    make(tiny_model, prompts, tmp_path)
+    options = {"gen_length": GEN, "block_length": BLOCK, "batch_size": BATCH, "shard_prompts": SHARD}
+    count, shards, forwards, calls, size, each = figures(estimate(tiny_model, [prompt.text for prompt in prompts], **options))
+    recording = Recording.load(tmp_path)
+    assert (count, shards) == (len(prompts), len(recording))
+    assert forwards >= sum(recording.references["forwards"]) + sum(recording.references["oracle_forwards"])
+    assert calls == 2 * GEN * (2 + 2 + 1)  # shards of three, three and two prompts in batches of two
+    assert size >= sum(len(content) for content in files(tmp_path).values())
+    assert each > 0
+
+
+def test_processes_share_the_time(tiny_model):
+    options = {"gen_length": GEN, "block_length": BLOCK, "batch_size": BATCH, "shard_prompts": SHARD}
+    assert "in 4 processes" in estimate(tiny_model, ["Mia has 3 pears."], **options, processes=4)
+
+
+@pytest.mark.parametrize("command", ["run", "record"])
+def test_a_dry_run_prints_and_writes_nothing(tiny_model_folder, tmp_path, capsys, command):
+    arguments = [
+        "config=tiny_filter",
+        f"model.path={tiny_model_folder}",
+        "model.device=cpu",
+        "threads=1",
+        f"output_dir={tmp_path / 'out'}",
+        "--dry-run",
+    ]
+    if command == "run":
+        assert cli.run(arguments) == 0
+    else:
+        assert cli.guarded(lambda: cli.run_command(command, arguments)) == 0
+    assert figures(capsys.readouterr().out)[0] == 240
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_recording_has_a_dry_run(capsys):
+    assert cli.guarded(lambda: cli.run_command("compare", ["config=tiny_filter", "--dry-run"])) == 2
+    assert "--dry-run" in capsys.readouterr().err

@@ -1,0 +1,54 @@
+"""Real processes, killed: by the dozen on a small recording (crew.py), and once each way through the command line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from learn2pd import cli
+from tests.recording.helpers import files
+
+ROOT = Path(__file__).parents[2]
+KILLS = int(os.environ.get("LEARN2PD_KILLS", "4"))  # 20 and more take a minute
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1"}
+
+
+def test_killed_at_random_moments_the_recording_is_that_of_one_process(tiny_model_folder, tmp_path):
+    command = [sys.executable, "-m", "tests.recording.crew", str(tiny_model_folder), str(tmp_path), "0", str(KILLS)]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60 + 10 * KILLS)
+    assert done.returncode == 0, done.stderr
+    assert f"{KILLS} kills" in done.stdout
+
+
+@pytest.fixture
+def arguments(tiny_model_folder):
+    return [
+        "config=tiny_filter", "data.train_prompts=9", "data.validation_prompts=6", "decode.gen_length=48", "record.shard_prompts=1", "threads=1",
+        "train.max_epochs=1", "train.rounds=0", "model.device=cpu", f"model.path={tiny_model_folder}",
+    ]  # fmt: skip
+
+
+def test_two_processes_by_fabric_lost_then_two_by_torchrun(arguments, tmp_path):
+    """The first process is killed, and with it the one it started; a run of another kind goes on, and gives what one process gives."""
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    assert cli.guarded(lambda: cli.run_command("record", [*arguments, f"output_dir={alone}"])) == 0
+    command = ["-m", "learn2pd", "record", *arguments, f"output_dir={shared}"]
+    first = subprocess.Popen([sys.executable, *command, "record.devices=2"], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list((shared / "records").glob("shard-*.json"))) < 3 and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
+    further = "stages=[record,train]"  # by the first process alone
+    done = subprocess.run([*torchrun, *command[3:], further], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((shared / "metrics.json").read_text())
+    assert metrics["record"]["processes"] == 2
+    assert metrics.keys() == {"record", "train"}
+    assert files(shared / "records") == files(alone / "records")

@@ -1,0 +1,31 @@
+"""How many processes record, and what is refused. Real ones are started in test_kill.py."""
+
+import pytest
+import torch
+
+from learn2pd.errors import UserError
+from learn2pd.recording.processes import Processes
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="auto is one process a GPU")
+def test_one_process_needs_no_group():
+    for devices in (1, "auto"):
+        processes = Processes(devices)
+        processes.meet()
+        assert (processes.count, processes.rank, processes.local_rank) == (1, 0, 0)
+        assert not torch.distributed.is_initialized()
+
+
+def test_the_first_process_knows_that_it_is(monkeypatch):
+    processes = Processes(2, num_nodes=3)
+    assert (processes.count, processes.rank, processes.local_rank) == (6, 0, 0)
+    monkeypatch.setenv("NODE_RANK", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    processes = Processes(2, num_nodes=3)
+    assert (processes.count, processes.rank, processes.local_rank) == (6, 5, 1)
+
+
+@pytest.mark.parametrize("options", [{"devices": 0}, {"devices": "many"}, {"devices": 2, "strategy": "nonsense"}])
+def test_numbers_and_strategies_that_make_no_sense_are_refused_by_name(options):
+    with pytest.raises(UserError, match=rf"record\.{list(options)[-1]}={next(reversed(options.values()))!r}"):
+        Processes(**options)

@@ -1,0 +1,91 @@
+"""What a signal network sees: windows cut out of the canvas, channels, nothing from outside."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learn2pd.signals.channels import CHANNELS, OBSERVED, VALUES, Seen, canvas_view, cut, observe, stack, window_view
+from learn2pd.types import DecodeState, Prediction, Window
+
+GEN = 12
+
+
+def columns(rows=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.rand(rows, GEN, generator=generator) if name in VALUES else torch.rand(rows, GEN, generator=generator) < 0.5 for name in OBSERVED
+    }
+
+
+def windows():
+    return Window(torch.tensor([0, 4, 9]), torch.tensor([5, 12, 10]))
+
+
+@given(data=st.data())
+def test_a_window_seen_and_put_back_is_the_canvas_inside_it_and_nothing_outside(data):
+    gen_length, width, rows = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 12)), data.draw(st.integers(1, 3))
+    start = [data.draw(st.integers(0, gen_length - 1)) for _ in range(rows)]
+    stop = [min(first + data.draw(st.integers(1, width)), gen_length) for first in start]
+    window = Window(torch.tensor(start), torch.tensor(stop))
+    values = torch.rand(rows, gen_length, generator=torch.Generator().manual_seed(0)) + 0.1
+    seen = window_view(values, window, width)
+    for row in range(rows):
+        inside = values[row, start[row] : stop[row]].tolist()
+        assert seen[row].tolist() == inside + [0.0] * (width - len(inside))
+    assert canvas_view(seen, window, gen_length).equal(values * window.mask(gen_length))
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_a_channel_is_zero_past_the_window_and_does_not_depend_on_how_far_it_is_padded(name):
+    narrow, wide = (stack(cut(columns(), windows(), width, committed=False), [name]) for width in (8, 20))
+    assert torch.equal(narrow, wide[:, :8])
+    assert not wide[:, 8:].any()
+    inside = cut(columns(), windows(), 8, committed=False).valid
+    assert not narrow[~inside].any()
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_a_channel_sees_nothing_outside_its_window(name):
+    here = columns()
+    other = columns(seed=1)
+    inside = windows().mask(GEN)
+    mixed = {key: torch.where(inside, here[key], other[key]) for key in here}
+    before, after = (stack(cut(found, windows(), 8, committed=True), [name]) for found in (here, mixed))
+    assert torch.equal(before, after)
+
+
+def test_values_of_committed_positions_are_hidden_unless_asked_for():
+    found = columns()
+    shown, hidden = (cut(found, windows(), 8, committed=committed) for committed in (True, False))
+    assert torch.equal(hidden.confidence, shown.confidence * shown.masked)
+    assert shown.confidence[shown.valid & ~shown.masked].all()
+
+
+def test_log_odds_tell_sure_from_surer():
+    sure = columns(rows=1) | {"confidence": torch.full((1, GEN), 0.99), "masked": torch.ones(1, GEN, dtype=torch.bool)}
+    surer = sure | {"confidence": torch.full((1, GEN), 0.9999)}
+    window = Window(torch.tensor([0]), torch.tensor([GEN]))
+    low, high = (stack(cut(found, window, GEN, committed=False), ["log_odds"]) for found in (sure, surer))
+    assert ((high - low) > 4).all()
+
+
+def test_a_step_is_observed_as_it_is():
+    state = DecodeState.start([[5, 6]], [0], 4, mask_id=1, pad_id=0, device=torch.device("cpu"))
+    state = state.commit(commit_first(state), torch.tensor([[9, 0, 0, 0]]))
+    prediction = Prediction(torch.tensor([[7, 9, 3, 0]]), torch.tensor([[0.2, 0.3, 0.4, 0.0]]), torch.tensor([[False, True, True, False]]))
+    before = Seen(torch.tensor([[7, 9, 2, 0]]), torch.tensor([[True, True, True, True]]))
+    found = observe(state, prediction, before, eot_ids=(9,), delimiter_ids=(3,))
+    assert found["masked"].tolist() == [[False, True, True, True]]
+    assert found["end_of_text"].tolist() == [[True, True, False, False]]  # the committed token, then the proposal
+    assert found["delimiter"].tolist() == [[False, False, True, False]]
+    assert found["unchanged"].tolist() == [[False, True, False, False]]
+    assert not observe(state, prediction, None, (9,), ())["unchanged"].any()
+
+
+def commit_first(state):
+    from learn2pd.types import Commit
+
+    return Commit(torch.tensor([[True, False, False, False]]))

@@ -1,0 +1,88 @@
+"""Signal networks: small, length-free, blind to what lies past a window, and normalised by what they were trained on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from learn2pd.errors import UserError
+from learn2pd.signals.networks import MLP, Conv, Transformer
+from learn2pd.signals.storage import build_network, network_json
+
+LENGTH_FREE = [Conv, Transformer]
+
+
+def inputs_of(network, rows=4, width=12, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, width, len(network.channels), generator=generator), torch.ones(rows, width, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("kind", LENGTH_FREE)
+def test_the_default_has_at_most_50_000_parameters(kind):
+    assert sum(parameter.numel() for parameter in kind().parameters()) <= 50_000
+
+
+def test_the_papers_filter_has_2112_parameters():
+    assert sum(parameter.numel() for parameter in MLP().parameters()) == 2112
+
+
+@pytest.mark.parametrize("kind", LENGTH_FREE)
+def test_a_row_does_not_depend_on_its_padding_or_its_neighbours(kind):
+    torch.manual_seed(0)
+    network = kind().double()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    inputs, valid = inputs_of(network)
+    valid[:, 9:] = False
+    alone = network(inputs[1:2, :9].double(), valid[1:2, :9])
+    together = network((inputs * valid[..., None]).double(), valid)
+    assert torch.allclose(together[1, :9], alone[0], atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", LENGTH_FREE)
+def test_an_empty_window_gives_finite_logits(kind):
+    network = kind()
+    inputs, valid = inputs_of(network)
+    assert network(inputs, torch.zeros_like(valid)).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", LENGTH_FREE)
+def test_normalisation_undoes_a_change_of_units(kind):
+    """A network that is told mean and deviation of its inputs gives the same for inputs in other units."""
+    torch.manual_seed(0)
+    network = kind()
+    inputs, valid = inputs_of(network)
+    network.normalise_by(inputs.mean((0, 1)), inputs.std((0, 1)))
+    before = network(inputs, valid)
+    scaled = inputs * 7 + 3
+    network.normalise_by(scaled.mean((0, 1)), scaled.std((0, 1)))
+    assert torch.allclose(network(scaled, valid), before, atol=1e-4)
+
+
+SMALL = [MLP(8, 4), Conv(["masked", "log_odds"], 8, 2, 3), Transformer(["masked"], 8, 1, 2)]
+
+
+@pytest.mark.parametrize("network", SMALL, ids=lambda n: type(n).__name__)
+def test_a_network_is_rebuilt_from_its_description(network):
+    described = network_json(network)
+    again = build_network(described["name"], described["options"])
+    again.load_state_dict(network.state_dict())
+    inputs, valid = inputs_of(network, width=8)
+    assert torch.equal(again(inputs, valid), network(inputs, valid))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "named"),
+    [
+        ("lstm", {}, "transformer"),
+        ("conv", {"depth": 3}, "'depth'.*layers"),
+        ("conv", {"channels": ["colour"]}, "colour.*confidence"),
+        ("conv", {"kernel": 4}, "kernel=4"),
+        ("transformer", {"hidden": 9, "heads": 4}, "hidden=9"),
+        ("conv", {"channels": []}, "channels"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_one_line(name, options, named):
+    with pytest.raises(UserError, match=named):
+        build_network(name, options)
