@@ -1,4 +1,4 @@
-"""Labels a second while recording: python benchmarks/record.py [model=FOLDER gen_length=256 prompts=64 obvious_prompts=3 batch=16 threads=0]
+"""Labels a second while recording: python benchmarks/record.py [model=FOLDER gen_length=256 prompts=128 obvious_prompts=3 batch=16 threads=0]
 
 The obvious recorder below writes the method down: one prompt at a time, first one token a step over the whole canvas, then the oracle, with the
 logits of every position in float64. A label is a masked position of the window at a step of the oracle. Then one process against two, with
@@ -105,7 +105,7 @@ def seconds_of(options: dict[str, str], processes: int, folder: Path) -> float:
 
 
 def main(arguments: list[str]) -> None:
-    options = {"model": str(EMBEDDED), "gen_length": "256", "prompts": "64", "obvious_prompts": "3", "batch": "16"}
+    options = {"model": str(EMBEDDED), "gen_length": "256", "prompts": "128", "obvious_prompts": "3", "batch": "16"}
     options |= {"threads": "0", "worker": "", "leads": "True"}
     given = dict(argument.partition("=")[::2] for argument in arguments)
     if given.keys() - options.keys():

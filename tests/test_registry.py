@@ -41,7 +41,7 @@ def test_its_skeleton_is_short(written_policy):
     assert len(code) <= 20
 
 
-NEEDS = {"apd": "verifier", "filter": "folder", "oracle": "reference"}
+NEEDS = {"apd": "verifier", "filter": "folder", "oracle": "reference", "adablock_learned": "folder", "learned": "folder"}
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, table in COMPONENTS.items() for name in table])

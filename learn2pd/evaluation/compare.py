@@ -91,9 +91,29 @@ def build_rows(fields: Sequence[Sequence[Measured]]) -> list[dict[str, Any]]:
 
     Agreement and speedups compare with the first `fixed` method under the same stop rule, speedups with the suffix `_threshold` with the
     first `threshold` method under the same stop rule; they are null where the comparison lacks that method,
-    and the ratio of tokens per forward where that method's answers are empty.
+    and the ratio of tokens per forward where that method's answers are empty. `cut_short` counts answers against the same method's under the
+    stop rule `none`, null where that is not in the comparison.
     """
-    return [_row(entry, first_of("fixed", field), first_of("threshold", field)) for field in fields for entry in field]
+    whole = {(entry.labels.method, entry.labels.task): entry.outcome for field in fields for entry in field if entry.labels.stop == "none"}
+    return [
+        _row(entry, first_of("fixed", field), first_of("threshold", field)) | {"cut_short": _cut_short(entry, whole)}
+        for field in fields
+        for entry in field
+    ]
+
+
+def cut_short(tokens: NDArray[Any], lengths: NDArray[Any], whole: NDArray[Any], whole_lengths: NDArray[Any]) -> NDArray[np.bool_]:
+    """[N]: answers (tokens [N, G], lengths [N]) that are the beginning of a longer whole one."""
+    behind = np.arange(tokens.shape[1]) >= lengths[:, None]
+    shortened: NDArray[np.bool_] = ((tokens == whole) | behind).all(1) & (lengths < whole_lengths)
+    return shortened
+
+
+def _cut_short(entry: Measured, whole: dict[tuple[str, str], Outcome]) -> int | None:
+    other = whole.get((entry.labels.method, entry.labels.task))
+    if other is None:
+        return None
+    return int(cut_short(entry.outcome.tokens, entry.outcome.lengths, other.tokens, other.lengths).sum())
 
 
 def _row(entry: Measured, fixed: Measured | None, threshold: Measured | None) -> dict[str, Any]:

@@ -122,6 +122,7 @@ METHODS = {
     "tokens/s": _number("tokens_per_second", "{:.1f}"),
     "speedup": _number("speedup_forwards", "{:.2f}x"),
     "vs threshold": _number("speedup_forwards_threshold", "{:.2f}x"),
+    "cut short": _number("cut_short", "{:d}"),
 }
 WITHIN = {
     "tokens/forward": _number("tokens_per_forward"),

@@ -52,7 +52,7 @@ class FilterPolicy:
         network, window = memory.network, state.window
         columns = observe(state, prediction, memory.before, self.contract.eot_ids, self.contract.delimiter_ids)
         if "unchanged" in network.channels:
-            memory.before = Seen(prediction.tokens, prediction.valid)
+            memory.before = Seen.of(state, prediction)
         width = network.width or int((window.stop - window.start).max())  # one wait for the device a step, as the loop's own
         view = cut(columns, window, width, network.sees_committed)
         probability = network(stack(view, network.channels), view.valid).sigmoid()  # [B, W]

@@ -9,8 +9,12 @@ is the first again, so here the fill comes at once and that forward is saved.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from torch import Tensor
 
+from learn2pd.policies.base import Policy
 from learn2pd.types import Commit, DecodeState, Prediction
 
 
@@ -34,3 +38,26 @@ class OraclePolicy:
         right = eligible & (prediction.tokens == memory)
         stalled = ~right.any(1, keepdim=True)
         return Commit(right | (eligible & stalled), tokens=memory, forced=eligible & stalled)
+
+
+class GuidedPolicy:
+    """Another policy chooses the positions, a known answer the tokens: where the policy would commit a wrong proposal, the right token is written.
+
+    So every state it meets lies on the way to the known answer, and "equals the known answer" is a fair label in all of them; after an error
+    of its own it would not be.
+
+    Args: policy, the one that chooses; reference, [N, G] long: the answer of every prompt of the caller's list.
+    """
+
+    name = "guided"
+
+    def __init__(self, policy: Policy, reference: Tensor) -> None:
+        self.policy, self.reference = policy, reference
+        self.needs, self.scores_committed, self.window_width = policy.needs, policy.scores_committed, policy.window_width
+
+    def start(self, state: DecodeState) -> tuple[Any, Tensor]:
+        return self.policy.start(state), self.reference.to(state.tokens.device)[state.index]
+
+    def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: tuple[Any, Tensor]) -> Commit:
+        own, reference = memory
+        return replace(self.policy.select(prediction, eligible, state, own), tokens=reference)

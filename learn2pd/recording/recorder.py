@@ -2,7 +2,7 @@
 
 The reference is the model's own output with one token a step; once it has committed an end-of-text the rest of its canvas is end-of-text.
 `oracle_tables` has the states of the oracle that knows the reference, over the whole canvas, so that a policy trained on them has seen padded
-blocks too; `rollout_tables` the states that a policy meets by itself, with the same labels. `record` writes either, shard by shard.
+blocks too; `rollout_tables` the states that a policy leads into, with the same labels. `record` writes either, shard by shard.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from learn2pd.errors import UserError
 from learn2pd.models.loading import Model
 from learn2pd.policies.base import Policy
 from learn2pd.policies.fixed import FixedPolicy
-from learn2pd.policies.oracle import OraclePolicy
+from learn2pd.policies.oracle import GuidedPolicy, OraclePolicy
 from learn2pd.prompts import Prompt
 from learn2pd.recording.schema import RECORDING, entry_path, read_recording, sha256
 from learn2pd.recording.sharing import share
@@ -63,7 +63,7 @@ class StateRecorder:
             "step": state.forwards.int() - 1,
             "index": state.index,
         }
-        self.before = Seen(prediction.tokens, prediction.valid)
+        self.before = Seen.of(state, prediction)
         rows = state.open
         self.steps.append({name: values[rows].cpu() for name, values in found.items()})
 
@@ -98,7 +98,7 @@ def rollout_tables(
     delimiter_ids: Sequence[int],
     stop: StopRule | None = None,
 ) -> Tables:
-    """The states that a policy meets, labelled with references that were recorded before.
+    """The states that a policy meets, its errors corrected, labelled with references that were recorded before.
 
     Args:
         references: of exactly these prompts (`Recording.references_of`); repeated in the tables, with this decode's `oracle_forwards`.
@@ -108,7 +108,7 @@ def rollout_tables(
     tokens, length, forwards = (torch.as_tensor(known[name][:]) for name in ("tokens", "length", "forwards"))
     recorder = StateRecorder(tokens, model.spec.eot_ids, delimiter_ids)
     decoded = decode(
-        model, [prompt.text for prompt in prompts], policy=policy, scheduler=scheduler, stop=stop or EotStop(),
+        model, [prompt.text for prompt in prompts], policy=GuidedPolicy(policy, tokens), scheduler=scheduler, stop=stop or EotStop(),
         gen_length=tokens.shape[1], batch_size=batch_size, recorder=recorder,
     )  # fmt: skip
     return _tables(prompts, recorder, tokens, length, forwards, decoded.forwards)

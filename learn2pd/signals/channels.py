@@ -18,6 +18,7 @@ from learn2pd.types import DecodeState, Prediction, Window
 
 LOG_ODDS_LIMIT = 12.0  # float32 confidences next to 1 carry no more
 VALUES = ("confidence", "margin", "entropy")  # of a proposal
+OF_PROPOSALS = (*VALUES, "unchanged")
 OBSERVED = (*VALUES, "masked", "unchanged", "end_of_text", "delimiter")
 
 
@@ -37,10 +38,14 @@ class View:
 
 @dataclass(frozen=True)
 class Seen:
-    """What `observe` must remember of the step before."""
+    """What `observe` must remember of a step: the proposals in its window, however far ahead the canvas was scored."""
 
     tokens: Tensor  # [B, G] long
     valid: Tensor  # [B, G] bool
+
+    @classmethod
+    def of(cls, state: DecodeState, prediction: Prediction) -> Seen:
+        return cls(prediction.tokens, prediction.valid & state.window.mask(state.gen_length))
 
 
 def observe(
@@ -73,7 +78,7 @@ def cut(columns: Mapping[str, Tensor], window: Window, width: int, committed: bo
     Args:
         columns: [R, G] each, `masked` among them.
         width: W, at least the longest window.
-        committed: keep confidence, margin and entropy of committed positions; else they are zero, as where they are not scored.
+        committed: keep what is known of proposals at committed positions; else it is zero, as where they are not scored.
     """
     masked = columns["masked"]
     found = {}
@@ -81,7 +86,7 @@ def cut(columns: Mapping[str, Tensor], window: Window, width: int, committed: bo
         values = columns.get(name)
         if values is None:
             values = torch.zeros_like(masked, dtype=torch.float32 if name in VALUES else torch.bool)
-        if name in VALUES and not committed:
+        if name in OF_PROPOSALS and not committed:
             values = values.masked_fill(~masked, 0)
         found[name] = window_view(values, window, width)
     position = window.start[:, None] + torch.arange(width, device=masked.device)

@@ -1,4 +1,4 @@
-"""Record: the oracle's states of every train and validation prompt, and in rounds those that a policy meets by itself."""
+"""Record: the oracle's states of every train and validation prompt, and in rounds those that a policy leads into."""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ from learn2pd.signals.storage import Contract, Signal, build_network, load_signa
 from learn2pd.stages.output import read_metrics, write_json
 from learn2pd.stages.recording import record_round
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
-from learn2pd.training.signals import Ended, Final, Question, Recipe, SignalData, StepEnd, train_signal
+from learn2pd.training.questions import Ended, Final, Question, StepEnd
+from learn2pd.training.signals import Recipe, SignalData, train_signal
 
 log = logging.getLogger(__name__)
 END_CHANNELS = ("log_odds", "masked", "end_of_text")  # what a stop rule sees without asking the model for more, at any canvas length

@@ -18,8 +18,9 @@ from torch import Tensor
 from learn2pd.errors import UserError
 from learn2pd.signals.networks import SignalNetwork
 from learn2pd.signals.storage import Setting, Signal
+from learn2pd.training.questions import make_batch
 from learn2pd.training.risk import Trial, fastest_within, flawless_bound, needed, upper_bound, upper_bound_of_share
-from learn2pd.training.signals import SignalData, StateStream, make_batch, signal_metrics
+from learn2pd.training.signals import SignalData, StateStream, signal_metrics
 
 MARGIN_ODDS = 1.0  # log-odds that the end-of-text threshold stays above the surest false stop of the recording
 

@@ -197,3 +197,18 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
 
 def test_half_a_tie_is_better():
     assert better(np.array([9.0, 1.0, -1.0, 0.0, 0.0])) == pytest.approx(0.5)
+
+
+def test_an_answer_is_cut_short_where_it_is_the_beginning_of_the_same_methods_longer_one():
+    whole, cut, other = ((5, 6, 7, 0), (5, 6, 0, 0)), ((5, 6, 0, 0), (5, 6, 0, 0)), ((9, 6, 0, 0), (5, 6, 8, 0))
+    rows = rows_of(
+        [
+            outcome("vanilla", "fixed", stop="none", tokens=whole, lengths=(3, 2)),
+            outcome("vanilla", "fixed", stop="eot", tokens=cut, lengths=(2, 2)),
+            outcome("vanilla", "fixed", stop="learned", tokens=other, lengths=(2, 3)),
+            outcome("threshold", "threshold", stop="eot", tokens=cut, lengths=(2, 2)),
+        ]
+    )
+    assert [(row["method"], row["stop"], row["cut_short"]) for row in rows] == [
+        ("vanilla", "none", 0), ("vanilla", "eot", 1), ("threshold", "eot", None), ("vanilla", "learned", 0),
+    ]  # fmt: skip

@@ -12,8 +12,9 @@ from learn2pd.errors import UserError
 from learn2pd.signals.networks import Conv
 from learn2pd.signals.storage import Contract, Signal
 from learn2pd.training.calibration import Measured, calibrate_boundary, calibrate_end, calibrate_filter, metrics_at, surest_false_stops
+from learn2pd.training.questions import Ended
 from learn2pd.training.risk import upper_bound
-from learn2pd.training.signals import Ended, SignalData
+from learn2pd.training.signals import SignalData
 
 THRESHOLDS = (0.5, 0.9, 0.7, 0.3)
 SIGNAL = Signal("filter", Conv(["masked"], 4), 0.5, Contract(1, 400, (0,)))

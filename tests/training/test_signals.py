@@ -19,7 +19,8 @@ from learn2pd.signals.networks import MLP, Conv, Transformer
 from learn2pd.signals.storage import Contract, Signal
 from learn2pd.training import signals
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
-from learn2pd.training.signals import Ended, Final, Recipe, SignalData, SignalTraining, StepEnd, make_batch, train_signal
+from learn2pd.training.questions import Ended, Final, StepEnd, make_batch
+from learn2pd.training.signals import Recipe, SignalData, SignalTraining, train_signal
 from tests.contract.helpers import run
 
 GEN, BLOCK = 40, 16
@@ -90,7 +91,11 @@ def test_a_network_sees_the_same_in_training_as_in_a_decode(tiny_model, recordin
     columns = recorder.columns()
     columns["length"] = torch.zeros(len(columns["step"]))
     assert len(seen) == len(columns["step"])
-    for step, (inputs, valid) in enumerate(seen):
+    unwatched = len(seen)
+    run(tiny_model, prompts, FilterPolicy(signal), scheduler=BlocksScheduler(BLOCK), gen_length=GEN)  # nothing is scored ahead of the window now
+    for alone, watched in zip(seen[unwatched:], seen[:unwatched], strict=True):
+        assert torch.equal(alone[0], watched[0])
+    for step, (inputs, valid) in enumerate(seen[:unwatched]):
         batch = make_batch({name: values[step : step + 1] for name, values in columns.items()}, Final(), network)
         assert torch.equal(batch.valid, valid)
         assert torch.allclose(batch.inputs, inputs)
