@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from learn2pd.config import RunConfig
-from learn2pd.decoding.api import decode
-from learn2pd.decoding.schedulers import BlocksScheduler
-from learn2pd.decoding.stops import EotStop
 from learn2pd.evaluation import report
-from learn2pd.evaluation.compare import agreement
-from learn2pd.evaluation.tasks import build_checkers
-from learn2pd.models.loading import Model
-from learn2pd.policies.filter import FilterPolicy
 from learn2pd.prompts import Prompt
 from learn2pd.recording.reading import Recording
 from learn2pd.signals.adapters import merged, save_adapter
 from learn2pd.signals.storage import Signal, save_signal
+from learn2pd.stages.measuring import measure_on
 from learn2pd.stages.parts import model_of, prompts_of
-from learn2pd.stages.training import contract_of, data_of, trained
-from learn2pd.training.calibration import Measured, calibrate_boundary, calibrate_end, calibrate_filter, metrics_at, probabilities
+from learn2pd.stages.training import check_trained, contract_of, data_of, trained
+from learn2pd.training.calibration import calibrate_boundary, calibrate_end, calibrate_filter, metrics_at, probabilities
 
 log = logging.getLogger(__name__)
 
 
 def stage_calibrate(config: RunConfig, output: Path) -> dict[str, Any]:
     """The filter's threshold by decoding the validation prompts, the other signals' on their recorded states."""
+    check_trained(output)
     recordings = [Recording.load(output / "records")]
     recordings += [Recording.load(output / "rounds" / str(number + 1)) for number in range(config.train.rounds)]
     prompts = [prompt for prompt in prompts_of(config) if prompt.split == "validation"]
@@ -59,7 +52,9 @@ def _calibrate_filter(config: RunConfig, output: Path, recordings: Sequence[Reco
     )  # fmt: skip
     if not met:
         log.warning("no threshold of calibrate.thresholds keeps to the target on %d validation prompts; the strictest is exported", len(prompts))
-    probability, label = probabilities(network, data_of(config, recordings, "filter", network).stream("validation", batch_rows=1024))
+    probability, label = probabilities(
+        network, data_of(config, recordings[1:] or recordings, "filter", network).stream("validation", batch_rows=1024)
+    )
     chosen = next(setting for setting in signal.curve if setting.threshold == signal.threshold)
     figures = {
         "target_agreement": options.target_agreement,
@@ -82,28 +77,3 @@ def _calibrate_filter(config: RunConfig, output: Path, recordings: Sequence[Reco
     bins = report.reliability(probability.numpy(), label.numpy())
     report.plot_reliability(bins, signal.threshold, output / "plots" / "reliability.png")
     return figures | {"reliability": bins, "curve": [vars(setting) for setting in signal.curve]}
-
-
-def measure_on(config: RunConfig, model: Model, prompts: Sequence[Prompt], recording: Recording) -> Callable[[Signal], Measured]:
-    """How a signal's decodes of the prompts compare with their recorded reference answers."""
-    known = recording.references_of([prompt.id for prompt in prompts]).with_format("numpy")
-    reference, lengths = known["tokens"][:], known["length"][:]
-    checkers = build_checkers(config.data.run_generated_code)
-
-    def verdicts(texts: Sequence[str]) -> list[bool | None]:
-        return [checkers[prompt.task].check(prompt.facts, text).correct if prompt.task else None for prompt, text in zip(prompts, texts, strict=True)]
-
-    answers = [model.tokenizer.decode(row[:length], skip_special_tokens=True) for row, length in zip(reference, lengths.tolist(), strict=True)]
-    before = verdicts(answers)
-
-    def measure(signal: Signal) -> Measured:
-        result = decode(
-            model, [prompt.text for prompt in prompts], policy=FilterPolicy(signal), scheduler=BlocksScheduler(config.decode.block_length),
-            stop=EotStop(config.decode.stop_floor), gen_length=config.decode.gen_length, batch_size=config.decode.batch_size,
-        )  # fmt: skip
-        drop = None
-        if None not in before:
-            drop = np.array(before, float) - np.array(verdicts(result.texts), float)
-        return Measured(agreement(result.tokens.numpy(), reference, lengths), drop, result.lengths.numpy(), result.forwards.numpy())
-
-    return measure

@@ -19,8 +19,11 @@ from learn2pd.recording.reading import Recording
 from learn2pd.signals.adapters import add_adapter
 from learn2pd.signals.networks import Conv, SignalNetwork
 from learn2pd.signals.storage import Contract, Signal, build_network, load_signal
+from learn2pd.stages.measuring import measure_on
 from learn2pd.stages.output import read_metrics, write_json
+from learn2pd.stages.parts import model_of, prompts_of
 from learn2pd.stages.recording import record_round
+from learn2pd.training.calibration import Measured
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
 from learn2pd.training.questions import Ended, Final, Question, StepEnd
 from learn2pd.training.signals import Recipe, SignalData, train_signal
@@ -41,22 +44,36 @@ class Start:
 
 
 def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
-    """Train the filter on the recording; then, in every round, let it decode the recorded prompts, add the states it met, train again."""
-    if "train" in read_metrics(output):
+    """Train the filter on the oracle's states; in every round let it decode the recorded prompts, and train anew on the states it led into.
+
+    The oracle's states are left out from the first round on: what is masked in them is what the model had wrong, which no other policy meets.
+    """
+    if {"rounds", *config.train.signals} <= read_metrics(output).get("train", {}).keys():
         log.info("already trained: %s", output / "train")
         return None
     check_signals(config)
-    recordings = [Recording.load(output / "records")]
+    oracle, validation = Recording.load(output / "records"), [prompt for prompt in prompts_of(config) if prompt.split == "validation"]
+    measure = measure_on(config, model_of(config), validation, oracle)
+    visited: list[Recording] = []
     rounds: list[dict[str, Any]] = []
     for number in range(config.train.rounds + 1):
-        network, figures = _trained(config, recordings, output, "filter", f"round-{number}")
-        rounds.append({"round": number, **figures})
+        network, figures = _trained(config, visited or [oracle], output, "filter", f"round-{number}")
+        signal = Signal("filter", network, config.train.rollout_threshold, contract_of(oracle.manifest, network))
+        rounds.append({"round": number, **figures, **_alone(measure(signal))})
         if number < config.train.rounds:
-            signal = Signal("filter", network, config.train.rollout_threshold, contract_of(recordings[0].manifest, network))
             rounds[-1] |= record_round(config, output, number + 1, FilterPolicy(signal))
-            recordings.append(Recording.load(output / "rounds" / str(number + 1)))
-    extra = {name: _trained(config, recordings, output, name, name)[1] for name in config.train.signals}
+            visited.append(Recording.load(output / "rounds" / str(number + 1)))
+    extra = {name: _trained(config, [oracle, *visited], output, name, name)[1] for name in config.train.signals}
     return {"filter": config.filter, "rounds": rounds, **extra}
+
+
+def _alone(measured: Measured) -> dict[str, float | None]:
+    """Of the validation prompts, decoded with the round's filter at `train.rollout_threshold`, nobody correcting it."""
+    return {
+        "agreement": float(measured.agreement.mean()),
+        "accuracy_drop": None if measured.drop is None else float(measured.drop.mean()),
+        "tokens_per_forward": float(measured.tokens.sum() / measured.forwards.sum()),
+    }
 
 
 def check_signals(config: RunConfig) -> None:
@@ -76,6 +93,12 @@ def network_of(config: RunConfig, kind: str) -> SignalNetwork:
         width = {"width": config.decode.block_length} if config.filter == "mlp" else {}
         return build_network(config.filter, width | config.filter_options)
     return Conv(END_CHANNELS if kind == "end_of_text" else BOUNDARY_CHANNELS, hidden=16)
+
+
+def check_trained(output: Path) -> None:
+    """Raises UserError where stage `train` has not finished."""
+    if "train" not in read_metrics(output):
+        raise UserError(f"{output / 'train'}: no finished training; run the stage 'train' first")
 
 
 def start(config: RunConfig, kind: str, manifest: dict[str, Any]) -> Start:
@@ -138,10 +161,10 @@ def trained(config: RunConfig, output: Path, kind: str, manifest: dict[str, Any]
     """What stage `train` made of its start.
 
     Raises:
-        UserError: it did not finish.
+        UserError: it did not train this one.
     """
     folder = output / "train" / (f"round-{config.train.rounds}" if kind == "filter" else kind)
-    if "train" not in read_metrics(output) or not (folder / "done.json").is_file():
+    if not (folder / "done.json").is_file():
         raise UserError(f"{folder}: no finished training; run the stage 'train' first")
     found = start(config, kind, manifest)
     _load(found.network, folder)

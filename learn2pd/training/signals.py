@@ -24,6 +24,7 @@ from torchmetrics.classification import (
     BinaryCalibrationError,
     BinaryPrecision,
     BinaryRecall,
+    BinaryRecallAtFixedPrecision,
     BinarySpecificity,
 )
 
@@ -119,12 +120,25 @@ class SignalData(lightning.LightningDataModule):
                 self.network.normalise_by(mean, (squares / seen - mean.square()).clamp_min(0).sqrt())
 
 
+class RecallAtPrecision(BinaryRecallAtFixedPrecision):
+    """Share of the yes-labels found where `min_precision` of what is found is right; without the threshold of it."""
+
+    def compute(self) -> Tensor:
+        recall: Tensor = super().compute()[0]
+        return recall
+
+
 def signal_metrics(threshold: float | None = None) -> MetricCollection:
     """Metrics over judged positions. `false_commit_rate` (1 - specificity) is the share of wrong proposals that would be committed.
 
     Without a threshold only those that need none.
     """
-    free = {"auroc": BinaryAUROC(), "average_precision": BinaryAveragePrecision(), "calibration_error": BinaryCalibrationError(n_bins=15)}
+    free: dict[str, Any] = {
+        "auroc": BinaryAUROC(),
+        "average_precision": BinaryAveragePrecision(),
+        "calibration_error": BinaryCalibrationError(n_bins=15),
+        "recall_at_99": RecallAtPrecision(min_precision=0.99),
+    }
     if threshold is None:
         return MetricCollection(free)
     fixed = {"precision": BinaryPrecision(threshold), "recall": BinaryRecall(threshold), "specificity": BinarySpecificity(threshold)}

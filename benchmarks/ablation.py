@@ -1,0 +1,114 @@
+"""What the filter learns from: which channel buys what, which positions the loss should count, how much a leaking split flatters.
+
+    python benchmarks/ablation.py records=outputs/study_0/records,outputs/study_0/rounds/1 [seeds=3] [epochs=20] [rows=all]
+
+`records` are recordings (`python train.py config=tiny_study seed=0 stages=[record,train] output_dir=outputs/study_0` makes these). Every variant is
+the default transformer but for what its name says, trained with several seeds; judged on the masked answer positions of the validation prompts.
+Recall at 99% is the share of the right proposals that are accepted where 99% of the accepted ones are right. `rows=quick` leaves the channels out.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from learn2pd.recording.reading import Recording
+from learn2pd.signals.networks import DEFAULT_CHANNELS, MLP, Conv, SignalNetwork, Transformer
+from learn2pd.training.questions import Columns, Final
+from learn2pd.training.signals import Recipe, SignalData, StateStream, train_signal
+
+FIGURES = ("val_auroc", "val_recall_at_99", "val_calibration_error")
+ROW_SHARE = 5  # one row in five validates where the split is by row
+
+
+@dataclass(frozen=True)
+class Variant:
+    name: str
+    network: Any  # makes it
+    loss_on: str = "masked"
+    leaks: bool = False
+
+
+class LeakingData(SignalData):
+    """Splits by row, as the paper: rows of one prompt, even of one block, train and validate."""
+
+    def stream(self, split: str, batch_rows: int, seed: int | None = None) -> StateStream:
+        return LeakingStream(self.recordings, split, self.question, self.network, batch_rows, seed)
+
+
+class LeakingStream(StateStream):
+    def states(self, more: Sequence[str] = ()) -> Iterator[Columns]:
+        for owner in ("train", "validation"):
+            for number, columns in enumerate(StateStream(self.recordings, owner, self.question, self.network, self.batch_rows, None).states(more)):
+                draw = torch.rand(len(columns["masked"]), generator=torch.Generator().manual_seed(number))
+                mine = (draw < 1 / ROW_SHARE) == (self.split == "validation")
+                yield {name: values[mine] for name, values in columns.items()}
+
+
+def variants(block_length: int, quick: bool) -> list[Variant]:
+    def transformer(channels: Sequence[str]) -> Any:
+        return lambda: Transformer(channels)
+
+    found = [
+        Variant("transformer", Transformer),
+        Variant("conv", Conv),
+        Variant("mlp (the paper's)", lambda: MLP(block_length)),
+        Variant("mlp, loss on all positions", lambda: MLP(block_length), "all"),
+        Variant("mlp, loss on all positions, split by row", lambda: MLP(block_length), "all", leaks=True),
+        Variant("loss on all positions", Transformer, "all"),
+        Variant("loss on the answer", Transformer, "answer"),
+        Variant("split by row", Transformer, leaks=True),
+    ]
+    if quick:
+        return found
+    found += [Variant(f"without {name}", transformer([other for other in DEFAULT_CHANNELS if other != name])) for name in DEFAULT_CHANNELS]
+    found.append(Variant("log-odds alone", transformer(["log_odds"])))
+    found.append(Variant("log-odds and masked", transformer(["log_odds", "masked"])))
+    found.append(Variant("confidence for log-odds", transformer(["confidence", *DEFAULT_CHANNELS[1:]])))
+    return found
+
+
+def trained(variant: Variant, recordings: Sequence[Recording], seed: int, epochs: int) -> dict[str, float]:
+    """Validation figures of the best epoch."""
+    lightning.seed_everything(seed, verbose=False)
+    network: SignalNetwork = variant.network()
+    data = (LeakingData if variant.leaks else SignalData)(recordings, Final(variant.loss_on), network, 256, seed)
+    data.prepare()
+    patience = epochs if variant.name.startswith("mlp") else 6
+    with tempfile.TemporaryDirectory() as folder:
+        return train_signal(
+            network, data, Path(folder), Recipe(max_epochs=epochs * (5 if variant.name.startswith("mlp") else 1), patience_epochs=patience)
+        )
+
+
+def main(arguments: list[str]) -> None:
+    options = {"records": "", "seeds": "3", "epochs": "20", "rows": "all"}
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    if given.keys() - options.keys() or not given.get("records"):
+        sys.exit(f"expected records=FOLDER[,FOLDER] and some of {', '.join(options)}, written key=value")
+    options |= given
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    recordings = [Recording.load(Path(folder)) for folder in options["records"].split(",")]
+    print("| variant | " + " | ".join(name.removeprefix("val_") for name in FIGURES) + " |\n" + "|---" * (len(FIGURES) + 1) + "|", flush=True)
+    for variant in variants(recordings[0].manifest["block_length"], options["rows"] == "quick"):
+        runs = [trained(variant, recordings, seed, int(options["epochs"])) for seed in range(int(options["seeds"]))]
+        cells = []
+        for name in FIGURES:
+            values = [run[name] for run in runs]
+            cells.append(f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+        print(f"| {variant.name} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
