@@ -19,7 +19,7 @@ from learn2pd.stages.comparison import stage_compare
 from learn2pd.stages.output import claimed, open_output, write_metrics
 from learn2pd.stages.pretraining import stage_pretrain
 from learn2pd.stages.recording import dry_run, processes_of, stage_record
-from learn2pd.stages.training import stage_train
+from learn2pd.stages.training import check_training, stage_train
 
 __all__ = ["dry_run", "run_stages"]
 log = logging.getLogger(__name__)
@@ -46,6 +46,8 @@ def run_stages(config: RunConfig, only: str | None = None) -> None:
         if "record" in chosen:
             stage_record(config, Path(config.output_dir))
         return
+    if "train" in chosen:
+        check_training(config)
     with claimed(config) as output:
         open_output(config, output)
         for stage in chosen:

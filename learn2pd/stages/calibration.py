@@ -17,7 +17,7 @@ from learn2pd.signals.storage import Signal, save_signal
 from learn2pd.stages.measuring import measure_on
 from learn2pd.stages.parts import model_of, prompts_of
 from learn2pd.stages.training import check_trained, contract_of, data_of, trained
-from learn2pd.training.calibration import calibrate_boundary, calibrate_end, calibrate_filter, metrics_at, probabilities
+from learn2pd.training.calibration import calibrate_boundary, calibrate_end, calibrate_filter, check_enough, metrics_at, probabilities
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ def stage_calibrate(config: RunConfig, output: Path) -> dict[str, Any]:
     recordings = [Recording.load(output / "records")]
     recordings += [Recording.load(output / "rounds" / str(number + 1)) for number in range(config.train.rounds)]
     prompts = [prompt for prompt in prompts_of(config) if prompt.split == "validation"]
+    check_enough(len(prompts), config.calibrate.target_agreement, config.calibrate.max_accuracy_drop, config.calibrate.confidence)
     figures: dict[str, Any] = {"filter": _calibrate_filter(config, output, recordings, prompts)}
     for kind in config.train.signals:
         network = trained(config, output, kind, recordings[0].manifest).network

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from learn2pd.policies.filter import FilterPolicy
 from learn2pd.recording.reading import Recording
 from learn2pd.signals.adapters import add_adapter
 from learn2pd.signals.networks import Conv, SignalNetwork
-from learn2pd.signals.storage import Contract, Signal, build_network, load_signal
+from learn2pd.signals.storage import Contract, Signal, build_network, load_signal, network_json
 from learn2pd.stages.measuring import measure_on
 from learn2pd.stages.output import read_metrics, write_json
 from learn2pd.stages.parts import model_of, prompts_of
@@ -51,7 +52,7 @@ def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
     if {"rounds", *config.train.signals} <= read_metrics(output).get("train", {}).keys():
         log.info("already trained: %s", output / "train")
         return None
-    check_signals(config)
+    check_training(config)
     oracle, validation = Recording.load(output / "records"), [prompt for prompt in prompts_of(config) if prompt.split == "validation"]
     measure = measure_on(config, model_of(config), validation, oracle)
     visited: list[Recording] = []
@@ -64,7 +65,7 @@ def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
             rounds[-1] |= record_round(config, output, number + 1, FilterPolicy(signal))
             visited.append(Recording.load(output / "rounds" / str(number + 1)))
     extra = {name: _trained(config, [oracle, *visited], output, name, name)[1] for name in config.train.signals}
-    return {"filter": config.filter, "rounds": rounds, **extra}
+    return {"filter": network_json(network)["name"], "rounds": rounds, **extra}
 
 
 def _alone(measured: Measured) -> dict[str, float | None]:
@@ -76,8 +77,11 @@ def _alone(measured: Measured) -> dict[str, float | None]:
     }
 
 
-def check_signals(config: RunConfig) -> None:
-    """Raises UserError for a signal that does not exist."""
+def check_training(config: RunConfig) -> None:
+    """Raises UserError for what can be seen before anything is recorded: a signal, an option or a policy to begin with that does not exist."""
+    network_of(config, "filter")
+    if config.train.start != "scratch":
+        base_of(config)
     for name in config.train.signals:
         if name not in EXTRA_SIGNALS:
             raise UserError(f"train.signals: unknown signal {name!r}{suggest(name, EXTRA_SIGNALS)}; expected some of {', '.join(EXTRA_SIGNALS)}")
@@ -109,12 +113,21 @@ def start(config: RunConfig, kind: str, manifest: dict[str, Any]) -> Start:
     """
     if kind != "filter" or config.train.start == "scratch":
         return Start(network_of(config, kind))
-    if config.policy is None:
-        raise UserError(f"policy is not set: train.start={config.train.start} begins with a trained filter; give policy=FOLDER")
-    base = load_signal(config.policy, "filter")
+    base = base_of(config)
     check_same(base, manifest)
     network = copy.deepcopy(base.network)
     return Start(network, base, add_adapter(network, config.train.lora_rank) if config.train.start == "lora" else None)
+
+
+def base_of(config: RunConfig) -> Signal:
+    """The filter that fine-tuning begins with.
+
+    Raises:
+        UserError: `policy` is not set, missing, or no filter.
+    """
+    if config.policy is None:
+        raise UserError(f"policy is not set: train.start={config.train.start} begins with a trained filter; give policy=FOLDER")
+    return load_signal(config.policy, "filter")
 
 
 def check_same(base: Signal, manifest: dict[str, Any]) -> None:
@@ -179,9 +192,10 @@ def _trained(config: RunConfig, recordings: Sequence[Recording], output: Path, k
     if done.is_file():
         _load(network, folder)
         return network, json.loads(done.read_text())
-    data = data_of(config, recordings, kind, network)
+    data, started = data_of(config, recordings, kind, network), time.perf_counter()
     data.prepare(normalise=begun.base is None)
     figures = train_signal(network, data, folder, Recipe(options.learning_rate, options.weight_decay, options.max_epochs, options.patience_epochs))
+    figures["train_seconds"] = round(time.perf_counter() - started, 2)
     figures["parameters"] = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     write_json(done, figures)
     return network, figures

@@ -19,10 +19,11 @@ from learn2pd.errors import UserError
 from learn2pd.signals.networks import SignalNetwork
 from learn2pd.signals.storage import Setting, Signal
 from learn2pd.training.questions import make_batch
-from learn2pd.training.risk import Trial, fastest_within, flawless_bound, needed, upper_bound, upper_bound_of_share
+from learn2pd.training.risk import Trial, fastest_within, needed, upper_bound, upper_bound_of_share
 from learn2pd.training.signals import SignalData, StateStream, signal_metrics
 
-MARGIN_ODDS = 1.0  # log-odds that the end-of-text threshold stays above the surest false stop of the recording
+END_ODDS = (12.0, 11.0, 10.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0)  # log-odds of the thresholds tried for the end of text
+MARGIN_ODDS = 1.0  # log-odds that it stays above the surest false stop among the training prompts
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,27 @@ class Measured:
     drop: np.ndarray[Any, Any] | None  # correct with one token a step minus correct now; None where nothing can judge
     tokens: np.ndarray[Any, Any]  # of the answers
     forwards: np.ndarray[Any, Any]
+
+
+def allowed_loss(target_agreement: float | None, max_accuracy_drop: float | None) -> float:
+    """Raises UserError unless exactly one of the two is set."""
+    if (target_agreement is None) == (max_accuracy_drop is None):
+        raise UserError(
+            f"calibrate.target_agreement={target_agreement}, calibrate.max_accuracy_drop={max_accuracy_drop}: "
+            "set one of them and leave the other null"
+        )
+    return max_accuracy_drop if max_accuracy_drop is not None else round(1 - float(target_agreement or 0), 9)
+
+
+def check_enough(prompts: int, target_agreement: float | None, max_accuracy_drop: float | None, confidence: float) -> None:
+    """Raises UserError where even without any loss so few validation prompts could not show the target."""
+    count = needed(allowed_loss(target_agreement, max_accuracy_drop), 1 - confidence)
+    if prompts < count:
+        target = f"target_agreement={target_agreement}" if max_accuracy_drop is None else f"max_accuracy_drop={max_accuracy_drop}"
+        raise UserError(
+            f"calibrate.{target} with calibrate.confidence={confidence} needs at least {count} validation prompts, there are {prompts}: "
+            "set data.validation_prompts, allow more, or ask for less confidence"
+        )
 
 
 def calibrate_filter(
@@ -55,17 +77,14 @@ def calibrate_filter(
     Raises:
         UserError: not exactly one target, prompts that nothing can judge, or too few of them for target and confidence.
     """
-    if (target_agreement is None) == (max_accuracy_drop is None):
-        raise UserError(
-            f"calibrate.target_agreement={target_agreement}, calibrate.max_accuracy_drop={max_accuracy_drop}: "
-            "set one of them and leave the other null"
-        )
-    target_loss = max_accuracy_drop if max_accuracy_drop is not None else 1 - float(target_agreement or 0)
+    target_loss = allowed_loss(target_agreement, max_accuracy_drop)
     ordered = sorted(set(thresholds), reverse=True)
     found: dict[float, Measured] = {}
 
     def losses(threshold: float) -> np.ndarray[Any, Any]:
-        result = found.setdefault(threshold, measure(replace(signal, threshold=threshold)))
+        if threshold not in found:
+            found[threshold] = measure(replace(signal, threshold=threshold))
+        result = found[threshold]
         if max_accuracy_drop is None:
             return 1 - result.agreement
         if result.drop is None:
@@ -127,24 +146,26 @@ def surest_false_stops(network: SignalNetwork, data: SignalData, split: str) -> 
 
 
 def calibrate_end(signal: Signal, data: SignalData, false_stops: float, confidence: float) -> tuple[Signal, dict[str, float]]:
-    """The end-of-text signal with a threshold that cuts no recorded answer short, and what can be said of others.
+    """The end-of-text signal with the least threshold that cuts few enough answers short, and what can be said of others.
 
-    The threshold lies a margin above the surest false stop in the states of train and validation prompts together; the bound on the share of
-    answers cut short is that of the validation prompts, none of which is.
+    Thresholds are tried on the states of the validation prompts from the strictest down, so that the bound of the chosen one holds. It is
+    never less than a margin above the surest false stop in the states of the training prompts.
 
     Raises:
-        UserError: too few validation prompts to show `false_stops` with that confidence.
+        UserError: even the strictest cuts too many validation prompts short, or they are too few to show `false_stops` with that confidence.
     """
-    surest = torch.cat([surest_false_stops(signal.network, data, split) for split in ("train", "validation")])
-    threshold = float((surest.max().logit(1e-7) + MARGIN_ODDS).sigmoid())
-    held_out = surest_false_stops(signal.network, data, "validation")
-    bound = upper_bound_of_share((held_out > threshold).double().numpy(), 1 - confidence)
-    if bound > false_stops:
-        best = flawless_bound(len(held_out), 1 - confidence)
+    held_out = surest_false_stops(signal.network, data, "validation").double().numpy()
+    thresholds = torch.tensor(END_ODDS, dtype=torch.float64).sigmoid().tolist()
+    choice = fastest_within(thresholds, lambda threshold: held_out > threshold, false_stops, 1 - confidence, upper_bound_of_share)
+    if choice.chosen is None:
+        seen = choice.tried[0]
         raise UserError(
-            f"calibrate.false_stops={false_stops}: {len(held_out)} validation prompts show at best {best:.4f} with "
-            f"calibrate.confidence={confidence}; {needed(false_stops, 1 - confidence)} are needed (data.validation_prompts), or allow more"
+            f"calibrate.false_stops={false_stops}: the strictest threshold cuts {seen.mean:.1%} of {len(held_out)} validation prompts short, up to "
+            f"{seen.bound:.1%} with calibrate.confidence={confidence}; record more prompts (data.train_prompts, data.validation_prompts)"
         )
+    surest = surest_false_stops(signal.network, data, "train").max()
+    threshold = max(thresholds[choice.chosen], float((surest.double().logit(1e-7) + MARGIN_ODDS).sigmoid()))
+    bound = upper_bound_of_share((held_out > threshold).astype(float), 1 - confidence)
     return replace(signal, threshold=threshold), {"threshold": threshold, "false_stops_bound": bound, "prompts": float(len(held_out))}
 
 

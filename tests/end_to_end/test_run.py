@@ -142,7 +142,7 @@ def test_stages_out_of_order_say_which_comes_first(arguments, tmp_path, capsys):
         (["compare.methods=[{name: x, policy: fixed, cache: dul}]", "stages=[compare]"], ["dul", "did you mean 'dual'"]),
         (["compare.methods=[{name: x, policy: threshold, sweep: {threshold: 0.5}}]", "stages=[compare]"], ["sweep", "list of values"]),
         (["compare.methods=[{name: x, policy: threshold, shceduler: dsb}]", "stages=[compare]"], ["shceduler", "did you mean 'scheduler'"]),
-        (["calibrate.target_agreement=0.99"], ["6 held-out prompts", "230 are needed"]),
+        (["calibrate.target_agreement=0.99"], ["target_agreement=0.99", "at least 230", "there are 6", "data.validation_prompts"]),
         (["calibrate.max_accuracy_drop=0.1"], ["calibrate.target_agreement=0.5", "calibrate.max_accuracy_drop=0.1", "one of them"]),
         (["filter=lstm"], ["lstm", "transformer"]),
         (["filter_options={depth: 2}"], ["depth", "layers"]),

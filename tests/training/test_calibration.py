@@ -11,7 +11,7 @@ import torch
 from learn2pd.errors import UserError
 from learn2pd.signals.networks import Conv
 from learn2pd.signals.storage import Contract, Signal
-from learn2pd.training.calibration import Measured, calibrate_boundary, calibrate_end, calibrate_filter, metrics_at, surest_false_stops
+from learn2pd.training.calibration import Measured, calibrate_boundary, calibrate_end, calibrate_filter, check_enough, metrics_at, surest_false_stops
 from learn2pd.training.questions import Ended
 from learn2pd.training.risk import upper_bound
 from learn2pd.training.signals import SignalData
@@ -71,6 +71,14 @@ def test_too_few_prompts_says_how_many_are_needed():
         calibrate_filter(SIGNAL, lambda signal: measure(signal, prompts=8), THRESHOLDS, **TARGET)
 
 
+def test_too_few_prompts_are_known_before_anything_is_decoded():
+    check_enough(22, 0.9, None, 0.9)
+    with pytest.raises(UserError, match=r"target_agreement=0.9 .*at least 22 .*there are 21"):
+        check_enough(21, 0.9, None, 0.9)
+    with pytest.raises(UserError, match=r"max_accuracy_drop=0.01.*at least 230"):
+        check_enough(60, None, 0.01, 0.9)
+
+
 def test_metrics_are_those_of_a_hand_count():
     probability, label = torch.tensor([0.9, 0.8, 0.7, 0.2]), torch.tensor([1, 0, 1, 0])
     found = metrics_at(probability, label, 0.75)
@@ -119,15 +127,35 @@ def test_the_surest_false_stop_is_that_of_masked_positions_the_answer_needs():
     assert found.logit().tolist() == pytest.approx([3.0, 4.0], abs=1e-3)
 
 
-def test_the_end_threshold_lies_above_every_false_stop_and_needs_enough_prompts():
+def end_signal(surest, prompts=60):
+    """As many prompts of one state; position 0 is the answer's, `surest` its log-odds of being past the end."""
     network = Sure(["log_odds"], 4)
-    columns = ended_states([[1.0, 5.0]] * 60, [[1, 1]] * 60, [1] * 60, list(range(60)))
-    signal = replace(SIGNAL, kind="end_of_text", network=network)
-    chosen, figures = calibrate_end(signal, Made(columns, network), false_stops=0.05, confidence=0.9)
-    assert torch.tensor(chosen.threshold).logit() > 1.5
+    columns = ended_states([[odds, 11.5] for odds in surest], [[1, 1]] * prompts, [1] * prompts, list(range(prompts)))
+    return replace(SIGNAL, kind="end_of_text", network=network), Made(columns, network)
+
+
+def test_the_end_threshold_lies_above_every_false_stop_and_a_margin_above_those_in_training():
+    signal, data = end_signal([1.0] * 60)
+    chosen, figures = calibrate_end(signal, data, false_stops=0.05, confidence=0.9)
+    assert torch.tensor(chosen.threshold).logit() == pytest.approx(2.0, abs=1e-3)
     assert figures["false_stops_bound"] == pytest.approx(1 - 0.1 ** (1 / 60))
-    with pytest.raises(UserError, match=r"60 validation prompts.*230 are needed"):
-        calibrate_end(signal, Made(columns, network), false_stops=0.01, confidence=0.9)
+    signal, data = end_signal([1.0] * 59 + [6.5])
+    assert torch.tensor(calibrate_end(signal, data, 0.05, 0.9)[0].threshold).logit() == pytest.approx(7.5, abs=1e-2)
+
+
+def test_a_signal_that_cannot_keep_to_the_false_stops_is_refused():
+    signal, data = end_signal([1.0] * 60)
+    with pytest.raises(UserError, match=r"60 held-out prompts.*at least 230 are needed"):
+        calibrate_end(signal, data, false_stops=0.01, confidence=0.9)
+    signal, data = end_signal([12.0] * 30 + [1.0] * 30)
+    with pytest.raises(UserError, match=r"calibrate.false_stops=0.05.*50.0%"):
+        calibrate_end(signal, data, false_stops=0.05, confidence=0.9)
+
+
+def test_every_threshold_is_measured_once():
+    seen = []
+    calibrate_filter(SIGNAL, lambda signal: seen.append(signal.threshold) or measure(signal), THRESHOLDS, **TARGET)
+    assert sorted(seen) == sorted(THRESHOLDS)
 
 
 def test_the_boundary_threshold_has_the_best_f1():
