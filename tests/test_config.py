@@ -40,7 +40,7 @@ def test_overrides_reach_the_configuration():
         ("decode.gen_length=long", ["decode.gen_length", "'long'", "whole number"]),
         ("decode.gen_length=1.5", ["decode.gen_length", "1.5", "whole number"]),
         ("decode.batch_size=0", ["decode.batch_size", "0", "from 1"]),
-        ("calibrate.target_agreement=2", ["calibrate.target_agreement", "2", "from 0 to 1"]),
+        ("calibrate.target_agreement=2", ["calibrate.target_agreement", "2", "from 0.0001 to 0.9999"]),
         ("data.source=jsnol", ["data.source", "jsnol", "did you mean 'jsonl'"]),
         ("data.run_generated_code=maybe", ["data.run_generated_code", "maybe", "true or false"]),
         ("data.tasks=math", ["data.tasks", "a list of text"]),

@@ -14,7 +14,7 @@ import lightning
 import torch
 
 from learn2pd.config import RunConfig
-from learn2pd.stages.calibration import stage_calibrate
+from learn2pd.stages.calibration import check_target, stage_calibrate
 from learn2pd.stages.comparison import stage_compare
 from learn2pd.stages.output import claimed, open_output, write_metrics
 from learn2pd.stages.pretraining import stage_pretrain
@@ -48,6 +48,8 @@ def run_stages(config: RunConfig, only: str | None = None) -> None:
         return
     if "train" in chosen:
         check_training(config)
+    if "calibrate" in chosen:
+        check_target(config)
     with claimed(config) as output:
         open_output(config, output)
         for stage in chosen:

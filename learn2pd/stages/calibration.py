@@ -28,7 +28,7 @@ def stage_calibrate(config: RunConfig, output: Path) -> dict[str, Any]:
     recordings = [Recording.load(output / "records")]
     recordings += [Recording.load(output / "rounds" / str(number + 1)) for number in range(config.train.rounds)]
     prompts = [prompt for prompt in prompts_of(config) if prompt.split == "validation"]
-    check_enough(len(prompts), config.calibrate.target_agreement, config.calibrate.max_accuracy_drop, config.calibrate.confidence)
+    check_target(config)
     figures: dict[str, Any] = {"filter": _calibrate_filter(config, output, recordings, prompts)}
     for kind in config.train.signals:
         network = trained(config, output, kind, recordings[0].manifest).network
@@ -40,6 +40,12 @@ def stage_calibrate(config: RunConfig, output: Path) -> dict[str, Any]:
             signal, figures[kind] = calibrate_boundary(signal, data)
         save_signal(signal, output / "policy" / kind)
     return figures
+
+
+def check_target(config: RunConfig) -> None:
+    """Raises UserError where the validation prompts are too few for the target, which is known before anything is recorded."""
+    prompts, options = sum(prompt.split == "validation" for prompt in prompts_of(config)), config.calibrate
+    check_enough(prompts, options.target_agreement, options.max_accuracy_drop, options.confidence)
 
 
 def _calibrate_filter(config: RunConfig, output: Path, recordings: Sequence[Recording], prompts: Sequence[Prompt]) -> dict[str, Any]:

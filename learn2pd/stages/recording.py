@@ -24,7 +24,6 @@ from learn2pd.recording.schema import describe_recording, open_recording
 from learn2pd.recording.writing import Tables
 from learn2pd.stages.output import read_metrics
 from learn2pd.stages.parts import check_prompts, model_of, prompts_of
-from learn2pd.training.calibration import check_enough
 
 
 def processes_of(config: RunConfig) -> Processes:
@@ -49,9 +48,6 @@ def stage_record(config: RunConfig, output: Path) -> dict[str, Any] | None:
         config = replace(config, model=replace(config.model, device=f"cuda:{processes.local_rank}"))
     model = model_of(config)
     prompts, folder = recorded_prompts(config, model), output / "records"
-    if "calibrate" in config.stages:  # better now than after hours of recording
-        validation, options = sum(prompt.split == "validation" for prompt in prompts), config.calibrate
-        check_enough(validation, options.target_agreement, options.max_accuracy_drop, options.confidence)
     produce = functools.partial(
         oracle_tables, gen_length=config.decode.gen_length, block_length=config.decode.block_length, batch_size=config.decode.batch_size,
         delimiter_ids=newline_ids(model.tokenizer),

@@ -2,9 +2,16 @@
 
 import pytest
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from learn2pd.errors import UserError
 from learn2pd.recording.processes import Processes
+
+
+@pytest.fixture(autouse=True)
+def _rank(monkeypatch):
+    """Fabric says for the whole process which rank it has; loggers of later tests would write nothing as another one."""
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="auto is one process a GPU")

@@ -1,11 +1,11 @@
-"""States that a policy meets by itself, with the labels of a recording made before."""
+"""States that a policy leads into, its errors corrected, with the labels of a recording made before."""
 
 import torch
 
 from learn2pd.decoding.api import decode
 from learn2pd.decoding.schedulers import BlocksScheduler
 from learn2pd.decoding.stops import NoStop
-from learn2pd.policies.oracle import OraclePolicy
+from learn2pd.policies.oracle import GuidedPolicy, OraclePolicy
 from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.recording.recorder import rollout_tables
 from tests.recording.helpers import BATCH, BLOCK, GEN, files, make
@@ -30,8 +30,9 @@ def test_a_rollout_of_the_oracle_is_the_oracle_recording(tiny_model, prompts, re
 def test_a_rollout_has_the_states_the_policy_meets_and_the_recorded_labels(tiny_model, prompts, recording, tokens):
     chosen = prompts[2:5]
     tables = rollout(tiny_model, chosen, recording, ThresholdPolicy(0.3))
-    decoded = decode(tiny_model, [prompt.text for prompt in chosen], policy=ThresholdPolicy(0.3), gen_length=GEN,
-                     scheduler=BlocksScheduler(BLOCK), batch_size=BATCH)  # fmt: skip
+    guided = GuidedPolicy(ThresholdPolicy(0.3), torch.stack([tokens[prompt.id] for prompt in chosen]))
+    decoded = decode(tiny_model, [prompt.text for prompt in chosen], policy=guided, gen_length=GEN, scheduler=BlocksScheduler(BLOCK),
+                     batch_size=BATCH)  # fmt: skip
     states, references = tables.states, tables.references
     assert references["prompt_id"] == [prompt.id for prompt in chosen]
     assert references["oracle_forwards"].tolist() == decoded.forwards.tolist()

@@ -102,8 +102,10 @@ class Made(SignalData):
 class Sure(Conv):
     """Says what its first channel says."""
 
+    scale = 1
+
     def forward(self, inputs, valid):
-        return inputs[..., 0]
+        return inputs[..., 0] * self.scale
 
 
 def ended_states(log_odds, masked, length, prompt):
@@ -127,9 +129,10 @@ def test_the_surest_false_stop_is_that_of_masked_positions_the_answer_needs():
     assert found.logit().tolist() == pytest.approx([3.0, 4.0], abs=1e-3)
 
 
-def end_signal(surest, prompts=60):
-    """As many prompts of one state; position 0 is the answer's, `surest` its log-odds of being past the end."""
+def end_signal(surest, prompts=60, scale=1):
+    """As many prompts of one state; position 0 is the answer's, `surest` times `scale` its log-odds of being past the end."""
     network = Sure(["log_odds"], 4)
+    network.scale = scale
     columns = ended_states([[odds, 11.5] for odds in surest], [[1, 1]] * prompts, [1] * prompts, list(range(prompts)))
     return replace(SIGNAL, kind="end_of_text", network=network), Made(columns, network)
 
@@ -147,7 +150,7 @@ def test_a_signal_that_cannot_keep_to_the_false_stops_is_refused():
     signal, data = end_signal([1.0] * 60)
     with pytest.raises(UserError, match=r"60 held-out prompts.*at least 230 are needed"):
         calibrate_end(signal, data, false_stops=0.01, confidence=0.9)
-    signal, data = end_signal([12.0] * 30 + [1.0] * 30)
+    signal, data = end_signal([7.0] * 30 + [1.0] * 30, scale=2)
     with pytest.raises(UserError, match=r"calibrate.false_stops=0.05.*50.0%"):
         calibrate_end(signal, data, false_stops=0.05, confidence=0.9)
 
