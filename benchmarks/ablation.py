@@ -22,6 +22,7 @@ import lightning
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.arguments import options_of
 from learn2pd.recording.reading import Recording
 from learn2pd.signals.networks import DEFAULT_CHANNELS, MLP, Conv, SignalNetwork, Transformer
 from learn2pd.training.questions import Columns, Final
@@ -93,10 +94,9 @@ def trained(variant: Variant, recordings: Sequence[Recording], seed: int, epochs
 
 def main(arguments: list[str]) -> None:
     options = {"records": "", "seeds": "3", "epochs": "20", "rows": "all"}
-    given = dict(argument.partition("=")[::2] for argument in arguments)
-    if given.keys() - options.keys() or not given.get("records"):
-        sys.exit(f"expected records=FOLDER[,FOLDER] and some of {', '.join(options)}, written key=value")
-    options |= given
+    options = options_of(arguments, options)
+    if not options["records"]:
+        sys.exit("records is not given: expected records=FOLDER[,FOLDER]")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     recordings = [Recording.load(Path(folder)) for folder in options["records"].split(",")]

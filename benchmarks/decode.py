@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.arguments import options_of
 from learn2pd import (
     AdaBlockScheduler,
     BlockCache,
@@ -117,12 +118,7 @@ def methods(spec: ModelSpec) -> dict[str, tuple[Any, Any, Any]]:
 
 def main(arguments: list[str]) -> None:
     options = {"model": "", "gen_length": "64", "prompt_length": "64", "batches": "1,4,16", "threads": "0", "dtype": "float32", "compile": "false"}
-    given = dict(argument.partition("=")[::2] for argument in arguments)
-    if given.keys() - options.keys():
-        sys.exit(f"unknown: {', '.join(sorted(given.keys() - options.keys()))}; expected some of {', '.join(options)}, written key=value")
-    options |= given
-    if int(options["threads"]):
-        torch.set_num_threads(int(options["threads"]))
+    options = options_of(arguments, options)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(options["model"], options["dtype"]) if options["model"] else random_llada(getattr(torch, options["dtype"]), device)
     if options["compile"] == "true":

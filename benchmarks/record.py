@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.arguments import options_of
 from learn2pd import load_model
 from learn2pd.decoding.proposals import CONFIDENCE
 from learn2pd.decoding.schedulers import newline_ids
@@ -107,12 +108,7 @@ def seconds_of(options: dict[str, str], processes: int, folder: Path) -> float:
 def main(arguments: list[str]) -> None:
     options = {"model": str(EMBEDDED), "gen_length": "256", "prompts": "128", "obvious_prompts": "3", "batch": "16"}
     options |= {"threads": "0", "worker": "", "leads": "True"}
-    given = dict(argument.partition("=")[::2] for argument in arguments)
-    if given.keys() - options.keys():
-        sys.exit(f"unknown: {', '.join(sorted(given.keys() - options.keys()))}; expected some of {', '.join(options)}, written key=value")
-    options |= given
-    if int(options["threads"]):
-        torch.set_num_threads(int(options["threads"]))
+    options = options_of(arguments, options)
     folder, leads = options.pop("worker"), options.pop("leads") == "True"
     if folder:
         worker(options, Path(folder), leads)

@@ -14,3 +14,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'` where a known name is near, else nothing."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

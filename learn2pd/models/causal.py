@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerBase
 
-from learn2pd.errors import UserError
-from learn2pd.models.files import UNREADABLE, check_folder, first_line, refuse_adapter
+from learn2pd.errors import UserError, first_line
+from learn2pd.models.files import UNREADABLE, check_folder, refuse_adapter
 from learn2pd.models.loading import DTYPES, Model, load_tokenizer, resolve_device
 
 

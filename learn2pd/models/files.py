@@ -10,14 +10,10 @@ from typing import Any
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers.utils import cached_file
 
-from learn2pd.errors import UserError
+from learn2pd.errors import UserError, first_line
 
 ADAPTER_CONFIG = "adapter_config.json"
 UNREADABLE = (OSError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError)
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def shown_name(path: str) -> str:

@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from learn2pd.errors import UserError
+from learn2pd.errors import UserError, first_line
 from learn2pd.models.adapter import ModelAdapter
 from learn2pd.models.dream import DreamConfig, DreamModel, DreamTokenizer
-from learn2pd.models.files import UNREADABLE, check_folder, first_line, read_object, refuse_adapter, refuse_tensors, shown_name
+from learn2pd.models.files import UNREADABLE, check_folder, read_object, refuse_adapter, refuse_tensors, shown_name
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
 from learn2pd.models.network import DiffusionNetwork
 from learn2pd.types import ModelSpec

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import cached_file
 
-from learn2pd.errors import UserError
-from learn2pd.models.files import ADAPTER_CONFIG, UNREADABLE, check_folder, first_line, read_object, refuse_tensors
+from learn2pd.errors import UserError, first_line
+from learn2pd.models.files import ADAPTER_CONFIG, UNREADABLE, check_folder, read_object, refuse_tensors
 from learn2pd.models.network import DiffusionNetwork
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
 
-from learn2pd.errors import UserError
+from learn2pd.errors import UserError, first_line
 from learn2pd.signals.networks import SignalNetwork
 from learn2pd.signals.storage import Setting, Signal
 
@@ -80,5 +80,5 @@ def with_adapter(base: Signal, folder: str | Path) -> Signal:
     except UserError:
         raise
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        detail = first_line(error)
         raise UserError(f"adapter {str(folder)!r} is damaged ({detail}): train it again") from error

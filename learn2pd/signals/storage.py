@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from learn2pd.decoding.proposals import CONFIDENCE
-from learn2pd.errors import UserError
+from learn2pd.errors import UserError, first_line
 from learn2pd.signals.networks import NETWORKS, SignalNetwork
 from learn2pd.types import ModelSpec
 
@@ -177,7 +177,7 @@ def load_signal(folder: str | Path, kind: str) -> Signal:
     except UserError:
         raise
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        detail = first_line(error)
         raise UserError(f"policy {str(folder)!r} is damaged ({detail}): export it again") from error
 
 

@@ -28,7 +28,6 @@ def stage_calibrate(config: RunConfig, output: Path) -> dict[str, Any]:
     recordings = [Recording.load(output / "records")]
     recordings += [Recording.load(output / "rounds" / str(number + 1)) for number in range(config.train.rounds)]
     prompts = [prompt for prompt in prompts_of(config) if prompt.split == "validation"]
-    check_target(config)
     figures: dict[str, Any] = {"filter": _calibrate_filter(config, output, recordings, prompts)}
     for kind in config.train.signals:
         network = trained(config, output, kind, recordings[0].manifest).network

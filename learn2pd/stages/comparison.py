@@ -27,8 +27,8 @@ from learn2pd.evaluation.outcomes import Labels, Outcome, cached, code_digest, g
 from learn2pd.evaluation.tasks import Checker, build_checkers
 from learn2pd.models.loading import Model
 from learn2pd.prompts import Prompt, prompts_digest
+from learn2pd.recording.schema import write_json
 from learn2pd.registry import build
-from learn2pd.stages.output import write_json
 from learn2pd.stages.parts import check_prompts, components_of, model_of, prompts_of, sampling_of
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from learn2pd.config import RunConfig, differences, identity
 from learn2pd.errors import UserError
+from learn2pd.recording.schema import write_json
 
 RUN_FILE, METRICS_FILE, LOCK_FILE = "run.json", "metrics.json", ".lock"
 OUTPUTS = (RUN_FILE, METRICS_FILE, "records", "rounds", "train", "policy", "compare", "compare.json", "compare.md", "plots", "pretrain")
@@ -64,13 +64,6 @@ def open_output(config: RunConfig, output: Path) -> None:
         write_json(path, described)
     except OSError as error:
         raise UserError(f"output_dir={config.output_dir}: cannot be written ({error.strerror})") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)
 
 
 def read_metrics(output: Path) -> dict[str, Any]:

@@ -17,11 +17,12 @@ from learn2pd.config import RunConfig
 from learn2pd.errors import UserError, suggest
 from learn2pd.policies.filter import FilterPolicy
 from learn2pd.recording.reading import Recording
+from learn2pd.recording.schema import write_json
 from learn2pd.signals.adapters import add_adapter
 from learn2pd.signals.networks import Conv, SignalNetwork
 from learn2pd.signals.storage import Contract, Signal, build_network, load_signal, network_json
 from learn2pd.stages.measuring import measure_on
-from learn2pd.stages.output import read_metrics, write_json
+from learn2pd.stages.output import read_metrics
 from learn2pd.stages.parts import model_of, prompts_of
 from learn2pd.stages.recording import record_round
 from learn2pd.training.calibration import Measured
@@ -52,7 +53,6 @@ def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
     if {"rounds", *config.train.signals} <= read_metrics(output).get("train", {}).keys():
         log.info("already trained: %s", output / "train")
         return None
-    check_training(config)
     oracle, validation = Recording.load(output / "records"), [prompt for prompt in prompts_of(config) if prompt.split == "validation"]
     measure = measure_on(config, model_of(config), validation, oracle)
     visited: list[Recording] = []
