@@ -81,6 +81,7 @@ class TrainConfig:
     lora_rank: int = 4
     rounds: int = 0  # times the filter decodes the recorded prompts, and trains again with the states it met
     rollout_threshold: float = 0.9  # of the filter in those decodes
+    one_more: bool | None = None  # every step also commits the most confident position not accepted; null: as `policy` does, else false
     signals: list[str] = field(default_factory=list)  # trained beside the filter: end_of_text, boundary
 
 

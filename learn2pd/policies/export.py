@@ -17,7 +17,11 @@ def save_policy(policy: FilterPolicy, folder: str | Path) -> Path:
 
 
 def load_policy(
-    folder: str | Path, adapter: str | Path | None = None, threshold: float | None = None, aggressiveness: float | None = None
+    folder: str | Path,
+    adapter: str | Path | None = None,
+    threshold: float | None = None,
+    aggressiveness: float | None = None,
+    one_more: bool | None = None,
 ) -> FilterPolicy:
     """Load a trained filter.
 
@@ -26,6 +30,7 @@ def load_policy(
         adapter: folder of a LoRA adapter that was trained on this policy; it is merged, and brings its own threshold and curve.
         threshold: instead of the calibrated one.
         aggressiveness: instead of the calibrated threshold, the place on the calibrated curve, 0 (strictest) to 1 (boldest).
+        one_more: commit the most confident position that was not accepted too, in every step; None is as it was trained.
 
     Raises:
         UserError: the folder is missing, damaged or of another schema; the adapter is of another base; both a threshold and an
@@ -40,6 +45,8 @@ def load_policy(
         signal = signal.at(aggressiveness)
     if threshold is not None:
         signal = replace(signal, threshold=threshold)
+    if one_more is not None:
+        signal = replace(signal, one_more=one_more)
     try:
         return FilterPolicy(signal)
     except ValueError as error:

@@ -4,6 +4,10 @@ Commit a masked position when sigmoid(logit) > threshold; where none is, the mos
 (`mlp`: confidences of a block, committed positions too) the most confident one is committed in every step, as the paper does. The networks
 `conv` and `transformer` see the channels of signals/channels.py and work at any block length, window or schedule.
 
+With `one_more` every step also commits the most confident of the positions that were not accepted. One token a step makes such a free choice
+in every step too; beside tokens that are certain whatever it is, it costs little accuracy, and it often decides a wording, which makes
+others certain. What is written may be worded in another way than with one token a step, so agreement falls before accuracy does.
+
 Deviations from the authors' code: none in the rule. A block shorter than the MLP's is padded with zeros on the right, as theirs.
 """
 
@@ -37,7 +41,7 @@ class FilterPolicy:
     def __init__(self, signal: Signal) -> None:
         if not 0 <= signal.threshold <= 1:
             raise ValueError(f"filter threshold={signal.threshold}: expected a probability from 0 to 1")
-        self.signal, self.contract, self.threshold = signal, signal.contract, signal.threshold
+        self.signal, self.contract, self.threshold, self.one_more = signal, signal.contract, signal.threshold, signal.one_more
         network = signal.network.eval()
         self.needs = frozenset(EXTRAS_OF_CHANNELS[channel] for channel in network.channels if channel in EXTRAS_OF_CHANNELS)
         self.scores_committed: bool = network.sees_committed
@@ -57,7 +61,7 @@ class FilterPolicy:
         view = cut(columns, window, width, network.sees_committed)
         probability = network(stack(view, network.channels), view.valid).sigmoid()  # [B, W]
         accepted = canvas_view(probability > self.threshold, window, state.gen_length) & eligible
-        if not network.adds_surest:
+        if not (self.one_more or network.adds_surest):
             return Commit(accepted)
-        surest = most_confident(prediction.confidence, eligible)
+        surest = most_confident(prediction.confidence, eligible & ~accepted if self.one_more else eligible)
         return Commit(accepted | surest, forced=surest & ~accepted)

@@ -1,7 +1,7 @@
 """LoRA on a trained filter (peft): a few kilobytes that adapt it to a domain, kept apart from the base and merged when loaded.
 
 An adapter is a folder: `adapter_config.json` and `adapter_model.safetensors`, as peft writes them, and `adapter.json`, which names the base by
-its fingerprint and holds the threshold and curve that were calibrated on the domain.
+its fingerprint and holds the rule, threshold and curve that were calibrated on the domain.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def save_adapter(adapted: PeftModel, base: Signal, tuned: Signal, folder: Path) 
     described = {
         "base": base.fingerprint,
         "threshold": tuned.threshold,
+        "one_more": tuned.one_more,
         "curve": [asdict(setting) for setting in tuned.curve],
         "metrics": tuned.metrics,
     }
@@ -76,7 +77,10 @@ def with_adapter(base: Signal, folder: str | Path) -> Signal:
             )
         network: SignalNetwork = PeftModel.from_pretrained(copy.deepcopy(base.network), str(folder)).merge_and_unload()
         curve = tuple(Setting(**setting) for setting in described["curve"])
-        return replace(base, network=network.eval(), threshold=described["threshold"], curve=curve, metrics=described["metrics"])
+        return replace(
+            base, network=network.eval(), threshold=described["threshold"], curve=curve, one_more=described["one_more"],
+            metrics=described["metrics"],
+        )  # fmt: skip
     except UserError:
         raise
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:

@@ -81,6 +81,7 @@ class Signal:
     contract: Contract
     curve: tuple[Setting, ...] = ()  # from the strictest setting to the boldest
     metrics: dict[str, Any] = field(default_factory=dict)
+    one_more: bool = False  # of a filter: every step also commits the most confident position that was not accepted
 
     def at(self, aggressiveness: float) -> Signal:
         """This signal with the threshold at a place of its calibrated curve: 0 is the strictest setting there, 1 the boldest.
@@ -140,6 +141,7 @@ def save_signal(signal: Signal, folder: str | Path) -> Path:
         "kind": signal.kind,
         "network": network_json(signal.network),
         "threshold": signal.threshold,
+        "one_more": signal.one_more,
         "curve": [asdict(setting) for setting in signal.curve],
         "contract": asdict(signal.contract),
         "metrics": signal.metrics,
@@ -172,6 +174,7 @@ def load_signal(folder: str | Path, kind: str) -> Signal:
             threshold=described["threshold"],
             contract=_contract(described["contract"]),
             curve=tuple(Setting(**setting) for setting in described["curve"]),
+            one_more=described.get("one_more", False),
             metrics=described["metrics"],
         )
     except UserError:

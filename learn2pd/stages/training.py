@@ -59,7 +59,7 @@ def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
     rounds: list[dict[str, Any]] = []
     for number in range(config.train.rounds + 1):
         network, figures = _trained(config, visited or [oracle], output, "filter", f"round-{number}")
-        signal = Signal("filter", network, config.train.rollout_threshold, contract_of(oracle.manifest, network))
+        signal = Signal("filter", network, config.train.rollout_threshold, contract_of(oracle.manifest, network), one_more=one_more_of(config))
         rounds.append({"round": number, **figures, **_alone(measure(signal))})
         if number < config.train.rounds:
             rounds[-1] |= record_round(config, output, number + 1, FilterPolicy(signal))
@@ -128,6 +128,13 @@ def base_of(config: RunConfig) -> Signal:
     if config.policy is None:
         raise UserError(f"policy is not set: train.start={config.train.start} begins with a trained filter; give policy=FOLDER")
     return load_signal(config.policy, "filter")
+
+
+def one_more_of(config: RunConfig) -> bool:
+    """Whether the filter's policy commits one position more than it accepts: as configured, else as the policy that fine-tuning begins with."""
+    if config.train.one_more is not None or config.train.start == "scratch":
+        return bool(config.train.one_more)
+    return base_of(config).one_more
 
 
 def check_same(base: Signal, manifest: dict[str, Any]) -> None:

@@ -9,9 +9,11 @@ import torch
 
 from learn2pd.decoding.api import decode
 from learn2pd.decoding.schedulers import BlocksScheduler, DSBScheduler
+from learn2pd.decoding.stops import NoStop
 from learn2pd.errors import UserError
 from learn2pd.policies.export import load_policy, save_policy
 from learn2pd.policies.filter import FilterPolicy
+from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.signals.adapters import add_adapter, merged, save_adapter
 from learn2pd.signals.networks import MLP, Conv, Transformer
 from learn2pd.signals.storage import Contract, Setting, Signal, load_signal, save_signal
@@ -54,6 +56,42 @@ def test_the_dial_moves_along_the_calibrated_curve(folder):
     between = load_policy(folder, aggressiveness=0.25).threshold
     assert 0.5 < between < 0.9
     assert load_policy(folder, threshold=0.7).threshold == 0.7
+
+
+class EveryCommit:
+    """A loop recorder that keeps, for every step, whether the window stays open, and how many commits were not the filter's own."""
+
+    needs: frozenset[str] = frozenset()
+    scores_committed = looks_ahead = False
+
+    def __init__(self):
+        self.seen = []
+
+    def record(self, state, prediction, commit):
+        open_after = state.masked & state.window.mask(state.gen_length) & ~commit.mask
+        self.seen.append((bool(open_after.any()), int(commit.forced.sum())))
+
+
+@pytest.mark.parametrize("network", [MLP(16, 24), Transformer(hidden=8)])
+def test_one_more_is_kept_on_disk_and_adds_one_position_to_every_step(tiny_model, make_prompts, tmp_path, network):
+    folder = save_policy(FilterPolicy(replace(made(tiny_model, network), one_more=True)), tmp_path / "policy")
+    assert load_policy(folder).one_more
+    assert not load_policy(folder, one_more=False).one_more
+    options = {"scheduler": BlocksScheduler(16), "gen_length": 40, "stop": NoStop()}
+    alone = decode(tiny_model, make_prompts([5]), policy=load_policy(folder, threshold=1.0), **options)
+    fixed = decode(tiny_model, make_prompts([5]), policy=FixedPolicy(), **options)
+    assert torch.equal(alone.committed_at, fixed.committed_at)  # where nothing is accepted it is one token a step
+    watched = EveryCommit()
+    decode(tiny_model, make_prompts([5]), policy=load_policy(folder, threshold=0.5), recorder=watched, **options)
+    assert any(open_after for open_after, _ in watched.seen)
+    assert all(forced == 1 for open_after, forced in watched.seen if open_after)
+
+
+def test_an_old_policy_commits_no_more_than_it_accepts(folder):
+    described = json.loads((folder / "policy.json").read_text())
+    del described["one_more"]
+    (folder / "policy.json").write_text(json.dumps(described))
+    assert not load_policy(folder).one_more
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learn2pd import FactorPolicy, LeftToRightPolicy, LocalLeapPolicy
+from learn2pd import FactorPolicy, LeftToRightPolicy, LocalLeapPolicy, ThresholdPolicy
 from learn2pd.types import Prediction
 
 levels = st.sampled_from([0.0, 0.25, 0.5, 0.625, 0.75, 0.875, 0.9375, 1.0])  # ties are the rule; all exact in float32
@@ -49,6 +49,14 @@ def test_localleap_relaxes_near_what_is_certain(row, radius, relaxed):
         if eligible and (place in anchors or (confidence >= relaxed and any(abs(place - anchor) <= radius for anchor in anchors)))
     }
     assert select(LocalLeapPolicy(0.875, relaxed, radius), row) == wanted
+
+
+@given(row=rows, threshold=st.sampled_from([0.5, 0.875]))
+def test_one_more_adds_the_surest_of_those_below_the_threshold(row, threshold):
+    accepted = {place for place in ranked(row) if row[place][0] >= threshold}
+    rest = [place for place in ranked(row) if place not in accepted]
+    assert select(ThresholdPolicy(threshold), row) == accepted
+    assert select(ThresholdPolicy(threshold, one_more=True), row) == accepted | set(rest[:1])
 
 
 @given(row=rows, tokens=st.integers(1, 4))
