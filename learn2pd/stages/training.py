@@ -49,6 +49,7 @@ def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
     """Train the filter on the oracle's states; in every round let it decode the recorded prompts, and train anew on the states it led into.
 
     The oracle's states are left out from the first round on: what is masked in them is what the model had wrong, which no other policy meets.
+    Where a policy is fine-tuned in rounds it is itself round 0: the states it leads into on the new prompts are there without any training.
     """
     if {"rounds", *config.train.signals} <= read_metrics(output).get("train", {}).keys():
         log.info("already trained: %s", output / "train")
@@ -58,7 +59,8 @@ def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
     visited: list[Recording] = []
     rounds: list[dict[str, Any]] = []
     for number in range(config.train.rounds + 1):
-        network, figures = _trained(config, visited or [oracle], output, "filter", f"round-{number}")
+        base = start(config, "filter", oracle.manifest).base if number == 0 and config.train.rounds else None
+        network, figures = (base.network, {}) if base else _trained(config, visited or [oracle], output, "filter", f"round-{number}")
         signal = Signal("filter", network, config.train.rollout_threshold, contract_of(oracle.manifest, network), one_more=one_more_of(config))
         rounds.append({"round": number, **figures, **_alone(measure(signal))})
         if number < config.train.rounds:

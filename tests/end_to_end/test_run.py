@@ -89,6 +89,14 @@ def test_a_filter_is_fine_tuned_for_a_domain_and_its_adapter_fits_the_base_alone
     assert cli.run([*arguments, f"output_dir={other}", *tuning[:1], "train.start=full", *tuning[2:]]) == 0
 
 
+def test_a_fine_tuned_policy_learns_from_the_states_that_its_base_leads_into(arguments, finished, tmp_path):
+    output, base = tmp_path / "tuned", finished / "policy"
+    tuning = ["data.domain=json", "train.start=lora", f"policy={base}", "train.rounds=1", "stages=[record,train]"]
+    assert cli.run([*arguments, f"output_dir={output}", *tuning]) == 0
+    assert Recording.load(output / "rounds" / "1").manifest["policy_fingerprint"] == load_policy(base).signal.fingerprint
+    assert [path.name for path in (output / "train").iterdir()] == ["round-1"]
+
+
 def test_a_filter_of_another_geometry_is_not_fine_tuned(arguments, tmp_path, capsys, tiny_model):
     base = save_policy(
         FilterPolicy(Signal("filter", MLP(16), 0.5, Contract.of(tiny_model.spec, block_length=16, alignment="prompt"))), tmp_path / "p"
