@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -14,6 +15,13 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'` where a known name is near, else nothing."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}" if near else ""
+
+
+def check_options(owner: str, options: Iterable[Any], known: Collection[str]) -> None:
+    """Raises UserError for the first of `options` that `owner` does not take."""
+    for option in options:
+        if option not in known:
+            raise UserError(f"{owner}: unknown option {option!r}{suggest(str(option), known)}; it takes {', '.join(known) or 'none'}")
 
 
 def first_line(error: BaseException) -> str:

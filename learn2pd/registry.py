@@ -23,7 +23,7 @@ from learn2pd.decoding.caches import BlockCache, Cache, DSBCache, LookaheadCache
 from learn2pd.decoding.learned import LearnedAdaBlockScheduler, LearnedStop
 from learn2pd.decoding.schedulers import AdaBlockScheduler, BlocksScheduler, DSBScheduler, LookaheadScheduler, Scheduler, newline_ids
 from learn2pd.decoding.stops import AnywhereStop, EotpPaperStop, EotStop, NoStop, StopRule
-from learn2pd.errors import UserError, suggest
+from learn2pd.errors import UserError, check_options, suggest
 from learn2pd.models.causal import load_verifier
 from learn2pd.policies.apd import APDPolicy, LeftToRightPolicy
 from learn2pd.policies.base import Policy
@@ -112,11 +112,9 @@ def build(kind: str, name: str, options: Mapping[str, Any], provided: Mapping[st
         parameters = inspect.signature(factory).parameters
     except (TypeError, ValueError) as error:
         raise UserError(f"{kind}={name!r}: it is not a class that can be built ({error}); expected package.module:Class") from error
+    check_options(f"{kind} {name!r}", options, parameters)
     kinds = _annotations(factory)
     for option, value in options.items():
-        if option not in parameters:
-            hint = suggest(str(option), parameters)
-            raise UserError(f"{kind} {name!r}: unknown option {option!r}{hint}; it takes {', '.join(parameters) or 'none'}")
         if not matches(value, kinds.get(option, Any)):
             raise UserError(f"{kind} {name!r}: {option}={value!r}: expected {type_name(kinds[option])}, got {type(value).__name__}")
         if isinstance(value, int) and abs(value) > LARGEST:

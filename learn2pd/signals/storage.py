@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from learn2pd.decoding.proposals import CONFIDENCE
-from learn2pd.errors import UserError, first_line
+from learn2pd.errors import UserError, check_options, first_line
 from learn2pd.signals.networks import NETWORKS, SignalNetwork
 from learn2pd.types import ModelSpec
 
@@ -120,10 +120,7 @@ def build_network(name: str, options: dict[str, Any]) -> SignalNetwork:
     """Raises UserError for a name or option that does not exist, or a size that makes no sense."""
     if name not in NETWORKS:
         raise UserError(f"filter={name!r}: unknown; expected one of {', '.join(NETWORKS)}")
-    known = list(inspect.signature(NETWORKS[name]).parameters)
-    unknown = [option for option in options if option not in known]
-    if unknown:
-        raise UserError(f"filter {name!r}: unknown option {unknown[0]!r}; it takes {', '.join(known)}")
+    check_options(f"filter {name!r}", options, inspect.signature(NETWORKS[name]).parameters)
     try:
         return NETWORKS[name](**options)
     except (ValueError, TypeError, RuntimeError) as error:
