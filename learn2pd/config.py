@@ -82,6 +82,7 @@ class TrainConfig:
     rounds: int = 0  # times the filter decodes the recorded prompts, and trains again with the states it met
     rollout_threshold: float = 0.9  # of the filter in those decodes
     one_more: bool | None = None  # every step also commits the most confident position not accepted; null: as `policy` does, else false
+    confidence_floor: float | None = None  # the filter accepts nothing that the model is less sure of; null: as `policy` does, else 0
     signals: list[str] = field(default_factory=list)  # trained beside the filter: end_of_text, boundary
 
 

@@ -4,6 +4,9 @@ Commit a masked position when sigmoid(logit) > threshold; where none is, the mos
 (`mlp`: confidences of a block, committed positions too) the most confident one is committed in every step, as the paper does. The networks
 `conv` and `transformer` see the channels of signals/channels.py and work at any block length, window or schedule.
 
+With a `confidence_floor` the filter accepts nothing that the model is less sure of: it is then a veto on confident mistakes. Where nearly no
+error is allowed the model's own confidence ranks better than a network that has seen few errors as rare as those.
+
 With `one_more` every step also commits the most confident of the positions that were not accepted. One token a step makes such a free choice
 in every step too; beside tokens that are certain whatever it is, it costs little accuracy, and it often decides a wording, which makes
 others certain. What is written may be worded in another way than with one token a step, so agreement falls before accuracy does.
@@ -41,7 +44,9 @@ class FilterPolicy:
     def __init__(self, signal: Signal) -> None:
         if not 0 <= signal.threshold <= 1:
             raise ValueError(f"filter threshold={signal.threshold}: expected a probability from 0 to 1")
-        self.signal, self.contract, self.threshold, self.one_more = signal, signal.contract, signal.threshold, signal.one_more
+        if not 0 <= signal.rule.confidence_floor <= 1:
+            raise ValueError(f"filter confidence_floor={signal.rule.confidence_floor}: expected a confidence from 0 to 1")
+        self.signal, self.contract, self.threshold, self.rule = signal, signal.contract, signal.threshold, signal.rule
         network = signal.network.eval()
         self.needs = frozenset(EXTRAS_OF_CHANNELS[channel] for channel in network.channels if channel in EXTRAS_OF_CHANNELS)
         self.scores_committed: bool = network.sees_committed
@@ -61,7 +66,8 @@ class FilterPolicy:
         view = cut(columns, window, width, network.sees_committed)
         probability = network(stack(view, network.channels), view.valid).sigmoid()  # [B, W]
         accepted = canvas_view(probability > self.threshold, window, state.gen_length) & eligible
-        if not (self.one_more or network.adds_surest):
+        accepted &= prediction.confidence >= self.rule.confidence_floor
+        if not (self.rule.one_more or network.adds_surest):
             return Commit(accepted)
-        surest = most_confident(prediction.confidence, eligible & ~accepted if self.one_more else eligible)
+        surest = most_confident(prediction.confidence, eligible & ~accepted if self.rule.one_more else eligible)
         return Commit(accepted | surest, forced=surest & ~accepted)

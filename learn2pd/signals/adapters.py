@@ -18,7 +18,7 @@ from torch import nn
 
 from learn2pd.errors import UserError, first_line
 from learn2pd.signals.networks import SignalNetwork
-from learn2pd.signals.storage import Setting, Signal
+from learn2pd.signals.storage import Rule, Setting, Signal
 
 DESCRIPTION = "adapter.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -51,7 +51,7 @@ def save_adapter(adapted: PeftModel, base: Signal, tuned: Signal, folder: Path) 
     described = {
         "base": base.fingerprint,
         "threshold": tuned.threshold,
-        "one_more": tuned.one_more,
+        "rule": asdict(tuned.rule),
         "curve": [asdict(setting) for setting in tuned.curve],
         "metrics": tuned.metrics,
     }
@@ -77,10 +77,8 @@ def with_adapter(base: Signal, folder: str | Path) -> Signal:
             )
         network: SignalNetwork = PeftModel.from_pretrained(copy.deepcopy(base.network), str(folder)).merge_and_unload()
         curve = tuple(Setting(**setting) for setting in described["curve"])
-        return replace(
-            base, network=network.eval(), threshold=described["threshold"], curve=curve, one_more=described["one_more"],
-            metrics=described["metrics"],
-        )  # fmt: skip
+        rule = Rule(**described["rule"])
+        return replace(base, network=network.eval(), threshold=described["threshold"], curve=curve, rule=rule, metrics=described["metrics"])
     except UserError:
         raise
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:

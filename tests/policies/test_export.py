@@ -16,7 +16,7 @@ from learn2pd.policies.filter import FilterPolicy
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.signals.adapters import add_adapter, merged, save_adapter
 from learn2pd.signals.networks import MLP, Conv, Transformer
-from learn2pd.signals.storage import Contract, Setting, Signal, load_signal, save_signal
+from learn2pd.signals.storage import Contract, Rule, Setting, Signal, load_signal, save_signal
 
 CURVE = (Setting(0.9, 1.5, 0.99, 0.0, 0.02), Setting(0.5, 2.5, 0.9, 0.1, 0.15), Setting(0.2, 4.0, 0.6, 0.4, 0.5))
 
@@ -74,9 +74,9 @@ class EveryCommit:
 
 @pytest.mark.parametrize("network", [MLP(16, 24), Transformer(hidden=8)])
 def test_one_more_is_kept_on_disk_and_adds_one_position_to_every_step(tiny_model, make_prompts, tmp_path, network):
-    folder = save_policy(FilterPolicy(replace(made(tiny_model, network), one_more=True)), tmp_path / "policy")
-    assert load_policy(folder).one_more
-    assert not load_policy(folder, one_more=False).one_more
+    folder = save_policy(FilterPolicy(replace(made(tiny_model, network), rule=Rule(one_more=True))), tmp_path / "policy")
+    assert load_policy(folder).rule.one_more
+    assert not load_policy(folder, one_more=False).rule.one_more
     options = {"scheduler": BlocksScheduler(16), "gen_length": 40, "stop": NoStop()}
     alone = decode(tiny_model, make_prompts([5]), policy=load_policy(folder, threshold=1.0), **options)
     fixed = decode(tiny_model, make_prompts([5]), policy=FixedPolicy(), **options)
@@ -87,11 +87,20 @@ def test_one_more_is_kept_on_disk_and_adds_one_position_to_every_step(tiny_model
     assert all(forced == 1 for open_after, forced in watched.seen if open_after)
 
 
+def test_nothing_below_the_confidence_floor_is_accepted(tiny_model, make_prompts, tmp_path):
+    folder = save_policy(FilterPolicy(replace(made(tiny_model, Transformer(hidden=8)), rule=Rule(confidence_floor=1.0))), tmp_path / "policy")
+    options = {"scheduler": BlocksScheduler(16), "gen_length": 40, "stop": NoStop()}
+    held, free = (decode(tiny_model, make_prompts([5]), policy=load_policy(folder, confidence_floor=floor), **options) for floor in (None, 0.0))
+    fixed = decode(tiny_model, make_prompts([5]), policy=FixedPolicy(), **options)
+    assert torch.equal(held.committed_at, fixed.committed_at)
+    assert int(free.forwards) < int(fixed.forwards)
+
+
 def test_an_old_policy_commits_no_more_than_it_accepts(folder):
     described = json.loads((folder / "policy.json").read_text())
-    del described["one_more"]
+    del described["rule"]
     (folder / "policy.json").write_text(json.dumps(described))
-    assert not load_policy(folder).one_more
+    assert not load_policy(folder).rule.one_more
 
 
 @pytest.mark.parametrize(
@@ -100,6 +109,7 @@ def test_an_old_policy_commits_no_more_than_it_accepts(folder):
         ({"aggressiveness": 1.5}, "aggressiveness=1.5"),
         ({"aggressiveness": 0.5, "threshold": 0.5}, "one of them"),
         ({"threshold": 2.0}, "threshold=2.0"),
+        ({"confidence_floor": -1.0}, "confidence_floor=-1"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_one_line(folder, choice, named):
