@@ -186,6 +186,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "train.lora_rank": (1, 1000),
     "train.rounds": (0, 100),
     "train.rollout_threshold": (0, 1),
+    "train.confidence_floor": (0, 1),
     "calibrate.target_agreement": (0.0001, 0.9999),
     "calibrate.max_accuracy_drop": (0.0001, 0.9999),
     "calibrate.confidence": (0.5, 0.9999),
