@@ -4,12 +4,11 @@ Commit a masked position when sigmoid(logit) > threshold; where none is, the mos
 (`mlp`: confidences of a block, committed positions too) the most confident one is committed in every step, as the paper does. The networks
 `conv` and `transformer` see the channels of signals/channels.py and work at any block length, window or schedule.
 
-With a `confidence_floor` the filter accepts nothing that the model is less sure of: it is then a veto on confident mistakes. Where nearly no
-error is allowed the model's own confidence ranks better than a network that has seen few errors as rare as those.
+With a `confidence_floor` the filter accepts nothing that the model is less sure of: it is then a veto on confident mistakes.
 
-With `one_more` every step also commits the most confident of the positions that were not accepted. One token a step makes such a free choice
-in every step too; beside tokens that are certain whatever it is, it costs little accuracy, and it often decides a wording, which makes
-others certain. What is written may be worded in another way than with one token a step, so agreement falls before accuracy does.
+With `one_more` every step also commits the most confident of the positions that were not accepted, a free choice as one token a step makes it.
+It often decides a wording, which makes others certain; what is written may be worded in another way than with one token a step.
+docs/policies.md has what either buys and costs.
 
 Deviations from the authors' code: none in the rule. A block shorter than the MLP's is padded with zeros on the right, as theirs.
 """
