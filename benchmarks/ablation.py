@@ -79,6 +79,7 @@ def variants(block_length: int, quick: bool) -> list[Variant]:
         Variant("loss on all positions", Transformer, "all"),
         Variant("loss on the answer", Transformer, "answer"),
         Variant("split by row", Transformer, leaks=True),
+        Variant("blind to equal proposals", lambda: Transformer(same_proposal=False)),
         Variant("twice as wide, four layers", lambda: Transformer(hidden=64, layers=4)),
         Variant("trained on the oracle's states", Transformer, elsewhere=True),
     ]

@@ -81,8 +81,6 @@ class TrainConfig:
     lora_rank: int = 4
     rounds: int = 0  # times the filter decodes the recorded prompts, and trains again with the states it met
     rollout_threshold: float = 0.9  # of the filter in those decodes
-    one_more: bool | None = None  # every step also commits the most confident position not accepted; null: as `policy` does, else false
-    confidence_floor: float | None = None  # the filter accepts nothing that the model is less sure of; null: as `policy` does, else 0
     signals: list[str] = field(default_factory=list)  # trained beside the filter: end_of_text, boundary
 
 
@@ -186,7 +184,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "train.lora_rank": (1, 1000),
     "train.rounds": (0, 100),
     "train.rollout_threshold": (0, 1),
-    "train.confidence_floor": (0, 1),
     "calibrate.target_agreement": (0.0001, 0.9999),
     "calibrate.max_accuracy_drop": (0.0001, 0.9999),
     "calibrate.confidence": (0.5, 0.9999),

@@ -17,7 +17,7 @@ def probability(signal: Signal, state: DecodeState, prediction: Prediction, wind
     columns = observe(state, prediction, None, signal.contract.eot_ids, signal.contract.delimiter_ids)
     view = cut(columns, window, width, signal.network.sees_committed)
     network = signal.network.to(state.tokens.device)
-    return canvas_view(network(stack(view, network.channels), view.valid).sigmoid(), window, state.gen_length)
+    return canvas_view(network(stack(view, network.channels), view.valid, view.proposal).sigmoid(), window, state.gen_length)
 
 
 class LearnedStop(EotStop):

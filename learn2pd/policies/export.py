@@ -21,8 +21,6 @@ def load_policy(
     adapter: str | Path | None = None,
     threshold: float | None = None,
     aggressiveness: float | None = None,
-    one_more: bool | None = None,
-    confidence_floor: float | None = None,
 ) -> FilterPolicy:
     """Load a trained filter.
 
@@ -31,8 +29,6 @@ def load_policy(
         adapter: folder of a LoRA adapter that was trained on this policy; it is merged, and brings its own threshold and curve.
         threshold: instead of the calibrated one.
         aggressiveness: instead of the calibrated threshold, the place on the calibrated curve, 0 (strictest) to 1 (boldest).
-        confidence_floor: accept nothing that the model is less sure of; None is as it was trained.
-        one_more: commit the most confident position that was not accepted too, in every step; None is as it was trained.
 
     Raises:
         UserError: the folder is missing, damaged or of another schema; the adapter is of another base; both a threshold and an
@@ -47,7 +43,6 @@ def load_policy(
         signal = signal.at(aggressiveness)
     if threshold is not None:
         signal = replace(signal, threshold=threshold)
-    signal = replace(signal, rule=signal.rule.changed(one_more, confidence_floor))
     try:
         return FilterPolicy(signal)
     except ValueError as error:

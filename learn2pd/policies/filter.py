@@ -4,12 +4,6 @@ Commit a masked position when sigmoid(logit) > threshold; where none is, the mos
 (`mlp`: confidences of a block, committed positions too) the most confident one is committed in every step, as the paper does. The networks
 `conv` and `transformer` see the channels of signals/channels.py and work at any block length, window or schedule.
 
-With a `confidence_floor` the filter accepts nothing that the model is less sure of: it is then a veto on confident mistakes.
-
-With `one_more` every step also commits the most confident of the positions that were not accepted, a free choice as one token a step makes it.
-It often decides a wording, which makes others certain; what is written may be worded in another way than with one token a step.
-docs/policies.md has what either buys and costs.
-
 Deviations from the authors' code: none in the rule. A block shorter than the MLP's is padded with zeros on the right, as theirs.
 """
 
@@ -43,9 +37,7 @@ class FilterPolicy:
     def __init__(self, signal: Signal) -> None:
         if not 0 <= signal.threshold <= 1:
             raise ValueError(f"filter threshold={signal.threshold}: expected a probability from 0 to 1")
-        if not 0 <= signal.rule.confidence_floor <= 1:
-            raise ValueError(f"filter confidence_floor={signal.rule.confidence_floor}: expected a confidence from 0 to 1")
-        self.signal, self.contract, self.threshold, self.rule = signal, signal.contract, signal.threshold, signal.rule
+        self.signal, self.contract, self.threshold = signal, signal.contract, signal.threshold
         network = signal.network.eval()
         self.needs = frozenset(EXTRAS_OF_CHANNELS[channel] for channel in network.channels if channel in EXTRAS_OF_CHANNELS)
         self.scores_committed: bool = network.sees_committed
@@ -63,10 +55,9 @@ class FilterPolicy:
             memory.before = Seen.of(state, prediction)
         width = network.width or int((window.stop - window.start).max())  # one wait for the device a step, as the loop's own
         view = cut(columns, window, width, network.sees_committed)
-        probability = network(stack(view, network.channels), view.valid).sigmoid()  # [B, W]
+        probability = network(stack(view, network.channels), view.valid, view.proposal).sigmoid()  # [B, W]
         accepted = canvas_view(probability > self.threshold, window, state.gen_length) & eligible
-        accepted &= prediction.confidence >= self.rule.confidence_floor
-        if not (self.rule.one_more or network.adds_surest):
+        if not network.adds_surest:
             return Commit(accepted)
-        surest = most_confident(prediction.confidence, eligible & ~accepted if self.rule.one_more else eligible)
+        surest = most_confident(prediction.confidence, eligible)
         return Commit(accepted | surest, forced=surest & ~accepted)

@@ -1,7 +1,8 @@
 """Threshold decoding (Fast-dLLM, arXiv 2505.22618).
 
 Commit every eligible position with confidence >= threshold, and always the most confident one (the loop's rule). `steps` plays no part.
-`one_more` is this project's addition: every step also commits the most confident of the positions below the threshold (see filter.py).
+`one_more` is this project's addition: every step also commits the most confident of the positions below the threshold, a free choice as one
+token a step makes it. It often decides a wording, which makes others certain; what is written may be worded in another way.
 
 Deviation from the authors' code: confidence is a float32 softmax, theirs float64.
 """

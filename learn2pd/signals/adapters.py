@@ -1,7 +1,7 @@
 """LoRA on a trained filter (peft): a few kilobytes that adapt it to a domain, kept apart from the base and merged when loaded.
 
 An adapter is a folder: `adapter_config.json` and `adapter_model.safetensors`, as peft writes them, and `adapter.json`, which names the base by
-its fingerprint and holds the rule, threshold and curve that were calibrated on the domain.
+its fingerprint and holds the threshold and curve that were calibrated on the domain.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 
 from learn2pd.errors import UserError, first_line
 from learn2pd.signals.networks import SignalNetwork
-from learn2pd.signals.storage import Rule, Setting, Signal
+from learn2pd.signals.storage import Setting, Signal
 
 DESCRIPTION = "adapter.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -51,7 +51,6 @@ def save_adapter(adapted: PeftModel, base: Signal, tuned: Signal, folder: Path) 
     described = {
         "base": base.fingerprint,
         "threshold": tuned.threshold,
-        "rule": asdict(tuned.rule),
         "curve": [asdict(setting) for setting in tuned.curve],
         "metrics": tuned.metrics,
     }
@@ -77,8 +76,7 @@ def with_adapter(base: Signal, folder: str | Path) -> Signal:
             )
         network: SignalNetwork = PeftModel.from_pretrained(copy.deepcopy(base.network), str(folder)).merge_and_unload()
         curve = tuple(Setting(**setting) for setting in described["curve"])
-        rule = Rule(**described["rule"])
-        return replace(base, network=network.eval(), threshold=described["threshold"], curve=curve, rule=rule, metrics=described["metrics"])
+        return replace(base, network=network.eval(), threshold=described["threshold"], curve=curve, metrics=described["metrics"])
     except UserError:
         raise
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:

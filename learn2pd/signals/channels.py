@@ -19,13 +19,15 @@ from learn2pd.types import DecodeState, Prediction, Window
 LOG_ODDS_LIMIT = 12.0  # float32 confidences next to 1 carry no more
 VALUES = ("confidence", "margin", "entropy")  # of a proposal
 OF_PROPOSALS = (*VALUES, "unchanged")
-OBSERVED = (*VALUES, "masked", "unchanged", "end_of_text", "delimiter")
+OBSERVED = ("proposal", *VALUES, "masked", "unchanged", "end_of_text", "delimiter")
+DECIDED = -1  # in place of a proposal where there is nothing to decide
 
 
 @dataclass(frozen=True)
 class View:
-    """A window of each row, [R, W] each; past the window's end everything is zero."""
+    """A window of each row, [R, W] each; past the window's end everything but `proposal` is zero."""
 
+    proposal: Tensor  # long, `DECIDED` where the position is not masked or not inside the window
     confidence: Tensor  # float32
     margin: Tensor  # float32
     entropy: Tensor  # float32, nats
@@ -62,6 +64,7 @@ def observe(
     known = ~state.masked | prediction.valid
     same = torch.zeros_like(state.masked) if before is None else before.valid & prediction.valid & (before.tokens == prediction.tokens)
     return {
+        "proposal": prediction.tokens,
         "confidence": prediction.confidence,
         "margin": prediction.extras.get("margin", zeros),
         "entropy": prediction.extras.get("entropy", zeros),
@@ -73,23 +76,18 @@ def observe(
 
 
 def cut(columns: Mapping[str, Tensor], window: Window, width: int, committed: bool) -> View:
-    """Each row's window of the columns `OBSERVED`; those that are missing are zero.
+    """Each row's window of the columns `OBSERVED`.
 
     Args:
-        columns: [R, G] each, `masked` among them.
+        columns: [R, G] each.
         width: W, at least the longest window.
         committed: keep what is known of proposals at committed positions; else it is zero, as where they are not scored.
     """
-    masked = columns["masked"]
-    found = {}
-    for name in OBSERVED:
-        values = columns.get(name)
-        if values is None:
-            values = torch.zeros_like(masked, dtype=torch.float32 if name in VALUES else torch.bool)
-        if name in OF_PROPOSALS and not committed:
-            values = values.masked_fill(~masked, 0)
-        found[name] = window_view(values, window, width)
-    position = window.start[:, None] + torch.arange(width, device=masked.device)
+    found = {name: window_view(columns[name], window, width) for name in OBSERVED}
+    if not committed:
+        found |= {name: found[name].masked_fill(~found["masked"], 0) for name in OF_PROPOSALS}
+    found["proposal"] = found["proposal"].long().masked_fill(~found["masked"], DECIDED)
+    position = window.start[:, None] + torch.arange(width, device=window.start.device)
     return View(valid=position < window.stop[:, None], **found)
 
 

@@ -1,6 +1,7 @@
 """The networks behind the signals: the paper's MLP, and a convolution and a transformer that work on windows of any length.
 
 Every network maps channels [R, W, C] to one logit a position [R, W]. Channels, sizes and input normalisation are part of the network.
+`forward` takes what `signals.channels` makes of a window: inputs [R, W, C] float32, valid [R, W] bool, proposal [R, W] long.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from learn2pd.signals.channels import CHANNELS
+from learn2pd.signals.channels import CHANNELS, DECIDED
 
 DEFAULT_CHANNELS = ("log_odds", "margin", "entropy", "masked", "valid", "position", "decoded", "unchanged", "end_of_text", "delimiter")
 REACH = 32  # tokens, farthest distance that the transformer tells from a farther one
+SAME_SCALE = 10.0  # so that a few hundred steps of AdamW can make a head look at equal proposals alone
 
 
 class SignalNetwork(nn.Module):
@@ -61,8 +63,8 @@ class MLP(SignalNetwork):
     def options(self) -> dict[str, Any]:
         return {"width": self.width, "hidden": self.hidden}
 
-    def forward(self, inputs: Tensor, valid: Tensor) -> Tensor:
-        """Logits [R, W] of inputs [R, W, 1] and valid [R, W]."""
+    def forward(self, inputs: Tensor, valid: Tensor, proposal: Tensor) -> Tensor:
+        """Logits [R, W]."""
         return self.linear2(torch.relu(self.linear1(inputs[..., 0])))
 
 
@@ -114,8 +116,8 @@ class Conv(LengthFree):
     def options(self) -> dict[str, Any]:
         return {"channels": list(self.channels), **self.sizes}
 
-    def forward(self, inputs: Tensor, valid: Tensor) -> Tensor:
-        """Logits [R, W] of inputs [R, W, C] and valid [R, W]; what lies past a window's end does not reach inside."""
+    def forward(self, inputs: Tensor, valid: Tensor, proposal: Tensor) -> Tensor:
+        """Logits [R, W]; what lies past a window's end does not reach inside."""
         features, inside = self._entered(inputs, valid), valid[..., None]
         for norm, convolution in zip(self.norms, self.convolutions, strict=True):
             mixed = convolution((norm(features) * inside).transpose(1, 2)).transpose(1, 2)
@@ -124,21 +126,25 @@ class Conv(LengthFree):
 
 
 class _Block(nn.Module):
-    """Self-attention with a learned bias by distance, then a feed-forward layer; norms first."""
+    """Self-attention with a learned bias by distance and for equal proposals, then a feed-forward layer; norms first."""
 
-    def __init__(self, hidden: int, heads: int) -> None:
+    def __init__(self, hidden: int, heads: int, same_proposal: bool) -> None:
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
         self.mix_in, self.mix_out = nn.Linear(hidden, 3 * hidden), nn.Linear(hidden, hidden)
         self.distance = nn.Parameter(torch.zeros(heads, 2 * REACH + 1))
+        self.same = nn.Parameter(torch.zeros(heads)) if same_proposal else None
         self.widen, self.narrow = nn.Linear(hidden, 2 * hidden), nn.Linear(2 * hidden, hidden)
 
-    def forward(self, features: Tensor, valid: Tensor) -> Tensor:
+    def forward(self, features: Tensor, valid: Tensor, proposal: Tensor) -> Tensor:
         rows, width, hidden = features.shape
         query, key, value = self.mix_in(self.norm1(features)).view(rows, width, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         place = torch.arange(width, device=features.device)
         bias = self.distance[:, (place[None, :] - place[:, None]).clamp(-REACH, REACH) + REACH]  # [H, W, W]
+        if self.same is not None:
+            same = (proposal[:, :, None] == proposal[:, None, :]) & (proposal != DECIDED)[:, :, None]  # [R, W, W]
+            bias = bias + SAME_SCALE * self.same[:, None, None] * same[:, None]
         bias = torch.where(valid[:, None, None, :], bias, -1e9)  # [R, H, W, W]; finite: a row without any position must not give NaN
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         features = features + self.mix_out(mixed.transpose(1, 2).reshape(rows, width, hidden))
@@ -148,28 +154,34 @@ class _Block(nn.Module):
 class Transformer(LengthFree):
     """A small transformer over the window; positions are told by their distance, so that any length works.
 
+    Proposals that are each right alone may exclude each other: two places of an answer that take the same word in one step. No channel of one
+    position shows that. So attention may tell which undecided positions propose the same token, whatever token it is.
+
     Args:
         channels: names in `CHANNELS`.
         hidden: features a position, a multiple of `heads`.
         layers, heads: of the transformer.
+        same_proposal: attend by equal proposals too.
     """
 
-    def __init__(self, channels: Sequence[str] = DEFAULT_CHANNELS, hidden: int = 32, layers: int = 2, heads: int = 4) -> None:
+    def __init__(
+        self, channels: Sequence[str] = DEFAULT_CHANNELS, hidden: int = 32, layers: int = 2, heads: int = 4, same_proposal: bool = True
+    ) -> None:
         super().__init__(channels, hidden)
         if hidden % heads:
             raise ValueError(f"hidden={hidden}: expected a multiple of heads={heads}")
-        self.sizes = {"hidden": hidden, "layers": layers, "heads": heads}
-        self.blocks = nn.ModuleList(_Block(hidden, heads) for _ in range(layers))
+        self.sizes = {"hidden": hidden, "layers": layers, "heads": heads, "same_proposal": same_proposal}
+        self.blocks = nn.ModuleList(_Block(hidden, heads, same_proposal) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden)
 
     def options(self) -> dict[str, Any]:
         return {"channels": list(self.channels), **self.sizes}
 
-    def forward(self, inputs: Tensor, valid: Tensor) -> Tensor:
-        """Logits [R, W] of inputs [R, W, C] and valid [R, W]."""
+    def forward(self, inputs: Tensor, valid: Tensor, proposal: Tensor) -> Tensor:
+        """Logits [R, W]."""
         features = self._entered(inputs, valid)
         for block in self.blocks:
-            features = block(features, valid)
+            features = block(features, valid, proposal)
         return self.leave(self.norm(features))[..., 0]
 
 

@@ -23,7 +23,7 @@ from learn2pd.errors import UserError, check_options, first_line
 from learn2pd.signals.networks import NETWORKS, SignalNetwork
 from learn2pd.types import ModelSpec
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -72,18 +72,6 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Rule:
-    """How a filter's policy goes from accepted positions to commits."""
-
-    one_more: bool = False  # every step also commits the most confident position that was not accepted
-    confidence_floor: float = 0.0  # nothing that the model is less sure of is accepted
-
-    def changed(self, one_more: bool | None, confidence_floor: float | None) -> Rule:
-        """None leaves a part as it is."""
-        return Rule(self.one_more if one_more is None else one_more, self.confidence_floor if confidence_floor is None else confidence_floor)
-
-
-@dataclass(frozen=True)
 class Signal:
     """A trained network with its threshold. `kind`: filter, end_of_text or boundary."""
 
@@ -93,7 +81,6 @@ class Signal:
     contract: Contract
     curve: tuple[Setting, ...] = ()  # from the strictest setting to the boldest
     metrics: dict[str, Any] = field(default_factory=dict)
-    rule: Rule = Rule()  # of a filter
 
     def at(self, aggressiveness: float) -> Signal:
         """This signal with the threshold at a place of its calibrated curve: 0 is the strictest setting there, 1 the boldest.
@@ -150,7 +137,6 @@ def save_signal(signal: Signal, folder: str | Path) -> Path:
         "kind": signal.kind,
         "network": network_json(signal.network),
         "threshold": signal.threshold,
-        "rule": asdict(signal.rule),
         "curve": [asdict(setting) for setting in signal.curve],
         "contract": asdict(signal.contract),
         "metrics": signal.metrics,
@@ -183,7 +169,6 @@ def load_signal(folder: str | Path, kind: str) -> Signal:
             threshold=described["threshold"],
             contract=_contract(described["contract"]),
             curve=tuple(Setting(**setting) for setting in described["curve"]),
-            rule=Rule(**described.get("rule", {})),
             metrics=described["metrics"],
         )
     except UserError:

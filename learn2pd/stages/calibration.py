@@ -16,7 +16,7 @@ from learn2pd.signals.adapters import merged, save_adapter
 from learn2pd.signals.storage import Signal, save_signal
 from learn2pd.stages.measuring import measure_on
 from learn2pd.stages.parts import model_of, prompts_of
-from learn2pd.stages.training import check_trained, contract_of, data_of, rule_of, trained
+from learn2pd.stages.training import check_trained, contract_of, data_of, trained
 from learn2pd.training.calibration import calibrate_boundary, calibrate_end, calibrate_filter, check_enough, metrics_at, probabilities
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def check_target(config: RunConfig) -> None:
 def _calibrate_filter(config: RunConfig, output: Path, recordings: Sequence[Recording], prompts: Sequence[Prompt]) -> dict[str, Any]:
     options, found = config.calibrate, trained(config, output, "filter", recordings[0].manifest)
     network = found.network if found.adapted is None else merged(found.adapted)
-    signal = Signal("filter", network, 0.5, contract_of(recordings[0].manifest, network), rule=rule_of(config))
+    signal = Signal("filter", network, 0.5, contract_of(recordings[0].manifest, network))
     measure = measure_on(config, model_of(config), prompts, recordings[0])
     signal, met = calibrate_filter(
         signal, measure, options.thresholds,

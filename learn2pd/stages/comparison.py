@@ -162,11 +162,7 @@ def _outcome_key(
 ) -> str:
     """Everything an outcome depends on, hashed: the names of a method are no part of it, the code that decodes and judges is."""
     chosen = {key: value for key, value in dataclasses.asdict(method).items() if key not in ("name", "group", "sweep")}
-    trained = [
-        [part.signal.fingerprint, part.signal.threshold, dataclasses.asdict(part.signal.rule)]
-        for part in components.values()
-        if hasattr(part, "signal")
-    ]
+    trained = [[part.signal.fingerprint, part.signal.threshold] for part in components.values() if hasattr(part, "signal")]
     code = code_digest([*components.values(), model.adapter, *(checkers[prompt.task] for prompt in prompts[:1] if prompt.task)])
     decoding = [as_dict(config)["decode"], config.seed, components["stop"].name]
     digest = hashlib.sha256(json.dumps([model.spec.fingerprint, prompts_digest(prompts), chosen, decoding, trained, code]).encode())

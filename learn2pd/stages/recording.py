@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def record_round(config: RunConfig, output: Path, number: int, policy: FilterPol
             model, prompts, references, policy, scheduler, batch_size=config.decode.batch_size, delimiter_ids=recording.manifest["delimiter_ids"]
         )
 
-    by = {"round": number, "policy_fingerprint": policy.signal.fingerprint, "threshold": policy.threshold, "rule": asdict(policy.rule)}
+    by = {"round": number, "policy_fingerprint": policy.signal.fingerprint, "threshold": policy.threshold}
     open_recording(folder, _described(config, model, prompts, **by))
     figures = record(model, prompts, folder, produce, shard_prompts=config.record.shard_prompts)
     return {"record_seconds": figures["seconds"]} | summary(Recording.load(folder))

@@ -20,7 +20,7 @@ from learn2pd.recording.reading import Recording
 from learn2pd.recording.schema import write_json
 from learn2pd.signals.adapters import add_adapter
 from learn2pd.signals.networks import Conv, SignalNetwork
-from learn2pd.signals.storage import Contract, Rule, Signal, build_network, load_signal, network_json
+from learn2pd.signals.storage import Contract, Signal, build_network, load_signal, network_json
 from learn2pd.stages.measuring import measure_on
 from learn2pd.stages.output import read_metrics
 from learn2pd.stages.parts import model_of, prompts_of
@@ -61,7 +61,7 @@ def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
     for number in range(config.train.rounds + 1):
         base = start(config, "filter", oracle.manifest).base if number == 0 and config.train.rounds else None
         network, figures = (base.network, {}) if base else _trained(config, visited or [oracle], output, "filter", f"round-{number}")
-        signal = Signal("filter", network, config.train.rollout_threshold, contract_of(oracle.manifest, network), rule=rule_of(config))
+        signal = Signal("filter", network, config.train.rollout_threshold, contract_of(oracle.manifest, network))
         rounds.append({"round": number, **figures, **_alone(measure(signal))})
         if number < config.train.rounds:
             rounds[-1] |= record_round(config, output, number + 1, FilterPolicy(signal))
@@ -130,12 +130,6 @@ def base_of(config: RunConfig) -> Signal:
     if config.policy is None:
         raise UserError(f"policy is not set: train.start={config.train.start} begins with a trained filter; give policy=FOLDER")
     return load_signal(config.policy, "filter")
-
-
-def rule_of(config: RunConfig) -> Rule:
-    """How the filter's policy commits: as configured, else as the policy does that fine-tuning begins with."""
-    begun = Rule() if config.train.start == "scratch" else base_of(config).rule
-    return begun.changed(config.train.one_more, config.train.confidence_floor)
 
 
 def check_same(base: Signal, manifest: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from learn2pd.signals.channels import cut, stack
+from learn2pd.signals.channels import cut, stack, window_view
 from learn2pd.signals.networks import SignalNetwork
 from learn2pd.types import Window
 
@@ -118,6 +118,7 @@ def _positions(columns: Columns) -> Tensor:
 class Batch(NamedTuple):
     inputs: Tensor  # [N, W, C] float32
     valid: Tensor  # [N, W] bool, inside the window
+    proposal: Tensor  # [N, W] long, see `View`
     label: Tensor  # [N, W] float32
     counted: Tensor  # [N, W] bool
     judged: Tensor  # [N, W] bool
@@ -129,7 +130,5 @@ def make_batch(columns: Columns, question: Question, network: SignalNetwork) -> 
     window = question.window(columns)
     width = network.width or int((window.stop - window.start).max())
     view = cut(columns, window, width, network.sees_committed)
-    label, counted, judged = (
-        cut({"masked": found(columns)}, window, width, True).masked for found in (question.label, question.counted, question.judged)
-    )
-    return Batch(stack(view, network.channels), view.valid, label.float(), counted & view.valid, judged & view.valid, view.masked)
+    label, counted, judged = (window_view(found(columns), window, width) for found in (question.label, question.counted, question.judged))
+    return Batch(stack(view, network.channels), view.valid, view.proposal, label.float(), counted & view.valid, judged & view.valid, view.masked)

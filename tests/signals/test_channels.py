@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learn2pd.signals.channels import CHANNELS, OBSERVED, VALUES, Seen, canvas_view, cut, observe, stack, window_view
+from learn2pd.signals.channels import CHANNELS, DECIDED, OBSERVED, VALUES, Seen, canvas_view, cut, observe, stack, window_view
 from learn2pd.types import DecodeState, Prediction, Window
 
 GEN = 12
@@ -15,9 +15,9 @@ GEN = 12
 
 def columns(rows=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.rand(rows, GEN, generator=generator) if name in VALUES else torch.rand(rows, GEN, generator=generator) < 0.5 for name in OBSERVED
-    }
+    values = {name: torch.rand(rows, GEN, generator=generator) for name in OBSERVED}
+    kinds = {name: values[name] if name in VALUES else values[name] < 0.5 for name in OBSERVED}
+    return kinds | {"proposal": (9 * values["proposal"]).int()}
 
 
 def windows():
@@ -64,6 +64,14 @@ def test_values_of_committed_positions_are_hidden_unless_asked_for():
     assert shown.confidence[shown.valid & ~shown.masked].all()
 
 
+def test_a_proposal_is_seen_where_there_is_something_to_decide_and_nowhere_else():
+    found, window = columns(), windows()
+    view = cut(found, window, 8, committed=False)
+    for row, (start, stop) in enumerate(zip(window.start.tolist(), window.stop.tolist(), strict=True)):
+        expected = torch.where(found["masked"], found["proposal"], DECIDED)[row, start:stop].tolist()
+        assert view.proposal[row].tolist() == expected + [DECIDED] * (8 - len(expected))
+
+
 def test_log_odds_tell_sure_from_surer():
     sure = columns(rows=1) | {"confidence": torch.full((1, GEN), 0.99), "masked": torch.ones(1, GEN, dtype=torch.bool)}
     surer = sure | {"confidence": torch.full((1, GEN), 0.9999)}
@@ -79,6 +87,7 @@ def test_a_step_is_observed_as_it_is():
     before = Seen(torch.tensor([[7, 9, 2, 0]]), torch.tensor([[True, True, True, True]]))
     found = observe(state, prediction, before, eot_ids=(9,), delimiter_ids=(3,))
     assert found["masked"].tolist() == [[False, True, True, True]]
+    assert found["proposal"].tolist() == [[7, 9, 3, 0]]
     assert found["end_of_text"].tolist() == [[True, True, False, False]]  # the committed token, then the proposal
     assert found["delimiter"].tolist() == [[False, False, True, False]]
     assert found["unchanged"].tolist() == [[False, True, False, False]]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from learn2pd.errors import UserError
+from learn2pd.signals.channels import DECIDED
 from learn2pd.signals.networks import MLP, Conv, Transformer
 from learn2pd.signals.storage import build_network, network_json
 
@@ -14,7 +15,16 @@ LENGTH_FREE = [Conv, Transformer]
 
 def inputs_of(network, rows=4, width=12, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, width, len(network.channels), generator=generator), torch.ones(rows, width, dtype=torch.bool)
+    inputs = torch.randn(rows, width, len(network.channels), generator=generator)
+    return inputs, torch.ones(rows, width, dtype=torch.bool), torch.randint(-1, 5, (rows, width), generator=generator)
+
+
+def stirred(network):
+    """With weights that are nowhere zero."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)).to(parameter) * 0.1)
+    return network
 
 
 @pytest.mark.parametrize("kind", LENGTH_FREE)
@@ -29,22 +39,35 @@ def test_the_papers_filter_has_2112_parameters():
 @pytest.mark.parametrize("kind", LENGTH_FREE)
 def test_a_row_does_not_depend_on_its_padding_or_its_neighbours(kind):
     torch.manual_seed(0)
-    network = kind().double()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    inputs, valid = inputs_of(network)
-    valid[:, 9:] = False
-    alone = network(inputs[1:2, :9].double(), valid[1:2, :9])
-    together = network((inputs * valid[..., None]).double(), valid)
+    network = stirred(kind().double())
+    inputs, valid, proposal = inputs_of(network)
+    valid[:, 9:], proposal[:, 9:] = False, DECIDED
+    alone = network(inputs[1:2, :9].double(), valid[1:2, :9], proposal[1:2, :9])
+    together = network((inputs * valid[..., None]).double(), valid, proposal)
     assert torch.allclose(together[1, :9], alone[0], atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", LENGTH_FREE)
 def test_an_empty_window_gives_finite_logits(kind):
     network = kind()
-    inputs, valid = inputs_of(network)
-    assert network(inputs, torch.zeros_like(valid)).isfinite().all()
+    inputs, valid, proposal = inputs_of(network)
+    assert network(inputs, torch.zeros_like(valid), torch.full_like(proposal, DECIDED)).isfinite().all()
+
+
+def test_the_transformer_sees_which_proposals_are_equal_and_not_what_they_are():
+    network = stirred(Transformer())
+    inputs, valid, proposal = inputs_of(network)
+    before = network(inputs, valid, proposal)
+    renamed = torch.where(proposal == DECIDED, DECIDED, (proposal + 2) % 5 + 1000)
+    assert torch.equal(network(inputs, valid, renamed), before)
+    proposal[:, 3] = 99  # what nothing else proposes
+    assert not torch.allclose(network(inputs, valid, proposal), before, atol=1e-3)
+
+
+def test_without_same_proposal_the_transformer_is_blind_to_proposals():
+    network = stirred(Transformer(same_proposal=False))
+    inputs, valid, proposal = inputs_of(network)
+    assert torch.equal(network(inputs, valid, proposal), network(inputs, valid, proposal.flip(1)))
 
 
 @pytest.mark.parametrize("kind", LENGTH_FREE)
@@ -52,15 +75,15 @@ def test_normalisation_undoes_a_change_of_units(kind):
     """A network that is told mean and deviation of its inputs gives the same for inputs in other units."""
     torch.manual_seed(0)
     network = kind()
-    inputs, valid = inputs_of(network)
+    inputs, valid, proposal = inputs_of(network)
     network.normalise_by(inputs.mean((0, 1)), inputs.std((0, 1)))
-    before = network(inputs, valid)
+    before = network(inputs, valid, proposal)
     scaled = inputs * 7 + 3
     network.normalise_by(scaled.mean((0, 1)), scaled.std((0, 1)))
-    assert torch.allclose(network(scaled, valid), before, atol=1e-4)
+    assert torch.allclose(network(scaled, valid, proposal), before, atol=1e-4)
 
 
-SMALL = [MLP(8, 4), Conv(["masked", "log_odds"], 8, 2, 3), Transformer(["masked"], 8, 1, 2)]
+SMALL = [MLP(8, 4), Conv(["masked", "log_odds"], 8, 2, 3), Transformer(["masked"], 8, 1, 2), Transformer(["masked"], 8, 1, 2, same_proposal=False)]
 
 
 @pytest.mark.parametrize("network", SMALL, ids=lambda n: type(n).__name__)
@@ -68,8 +91,8 @@ def test_a_network_is_rebuilt_from_its_description(network):
     described = network_json(network)
     again = build_network(described["name"], described["options"])
     again.load_state_dict(network.state_dict())
-    inputs, valid = inputs_of(network, width=8)
-    assert torch.equal(again(inputs, valid), network(inputs, valid))
+    seen = inputs_of(network, width=8)
+    assert torch.equal(again(*seen), network(*seen))
 
 
 @pytest.mark.parametrize(

@@ -104,13 +104,13 @@ class Sure(Conv):
 
     scale = 1
 
-    def forward(self, inputs, valid):
+    def forward(self, inputs, valid, proposal):
         return inputs[..., 0] * self.scale
 
 
 def ended_states(log_odds, masked, length, prompt):
     zeros = torch.zeros(len(log_odds), len(log_odds[0]))
-    columns = dict.fromkeys(("margin", "entropy"), zeros) | {name: zeros.bool() for name in ("unchanged", "end_of_text", "delimiter")}
+    columns = dict.fromkeys(("margin", "entropy"), zeros) | {name: zeros.bool() for name in ("proposal", "unchanged", "end_of_text", "delimiter")}
     confidence = torch.tensor(log_odds, dtype=torch.float).sigmoid()
     return columns | {
         "confidence": confidence, "masked": torch.tensor(masked, dtype=torch.bool), "length": torch.tensor(length), "prompt": torch.tensor(prompt),

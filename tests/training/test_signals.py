@@ -79,9 +79,9 @@ def test_a_network_sees_the_same_in_training_as_in_a_decode(tiny_model, recordin
     seen = []
 
     class Spy(type(network)):
-        def forward(self, inputs, valid):
-            seen.append((inputs, valid))
-            return super().forward(inputs, valid)
+        def forward(self, *inputs):
+            seen.append(inputs)
+            return super().forward(*inputs)
 
     network.__class__ = Spy
     signal = Signal("filter", network, 0.5, Contract.of(tiny_model.spec, delimiter_ids=tuple(recording.manifest["delimiter_ids"])))
@@ -94,10 +94,11 @@ def test_a_network_sees_the_same_in_training_as_in_a_decode(tiny_model, recordin
     unwatched = len(seen)
     run(tiny_model, prompts, FilterPolicy(signal), scheduler=BlocksScheduler(BLOCK), gen_length=GEN)  # nothing is scored ahead of the window now
     for alone, watched in zip(seen[unwatched:], seen[:unwatched], strict=True):
-        assert torch.equal(alone[0], watched[0])
-    for step, (inputs, valid) in enumerate(seen[:unwatched]):
+        assert all(map(torch.equal, alone, watched))
+    for step, (inputs, valid, proposal) in enumerate(seen[:unwatched]):
         batch = make_batch({name: values[step : step + 1] for name, values in columns.items()}, Final(), network)
         assert torch.equal(batch.valid, valid)
+        assert torch.equal(batch.proposal, proposal)
         assert torch.allclose(batch.inputs, inputs)
 
 
