@@ -7,7 +7,6 @@ neighbour, a value of the wrong type names the type. Nothing outside this file, 
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from learn2pd.errors import UserError, suggest
+from learn2pd.kinds import matches, type_name
 
-LISTS = (list, Sequence)
 STAGES = ("pretrain", "record", "train", "calibrate", "compare")
 
 
@@ -300,17 +299,19 @@ def _field_type(owner: type, key: str) -> Any:
     return typing.get_type_hints(owner)[key]
 
 
-def _keys(owner: type, prefix: str = "") -> Iterator[str]:
+def _keys(owner: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key with its annotation."""
     for entry in dataclasses.fields(owner):
         kind = _field_type(owner, entry.name)
-        yield prefix + entry.name
+        yield prefix + entry.name, kind
         if dataclasses.is_dataclass(kind):
             yield from _keys(cast(type, kind), f"{prefix}{entry.name}.")
 
 
 def _check_key(key: str, where: str) -> None:
-    known = list(_keys(RunConfig))
-    if key not in known:
+    known = dict(_keys(RunConfig))
+    free = (f"{name}." for name, kind in known.items() if typing.get_origin(kind) is dict)  # options of a component, which checks them itself
+    if key not in known and not key.startswith(tuple(free)):
         last = [other for other in known if other.split(".")[-1] == key.split(".")[-1]]
         hint = f"; did you mean {last[0]!r}" if last else suggest(key, known)
         raise UserError(f"{where}{key}: unknown key{hint}")
@@ -334,33 +335,6 @@ def _check_tree(tree: Any, owner: type, prefix: str, where: str) -> None:
                 _check_tree(entry, typing.get_args(kind)[0], f"{prefix}{key}[{number}].", where)
         elif not matches(value, kind):
             raise UserError(f"{prefix}{key}={value!r}: expected {type_name(kind)}, got {type(value).__name__}")
-
-
-def matches(value: Any, kind: Any) -> bool:
-    """Whether a value from YAML is of an annotated type; kinds of annotation that no configuration uses take anything."""
-    if kind is Any:
-        return True
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        return any(matches(value, option) for option in typing.get_args(kind))
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if typing.get_origin(kind) in LISTS:
-        return isinstance(value, list | tuple) and all(matches(entry, typing.get_args(kind)[0]) for entry in value)
-    if typing.get_origin(kind) is dict:
-        return isinstance(value, dict)
-    return isinstance(value, kind) if isinstance(kind, type) else True
-
-
-def type_name(kind: Any) -> str:
-    """The type in a user's words."""
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        return " or ".join(type_name(option) for option in typing.get_args(kind))
-    if typing.get_origin(kind) in LISTS:
-        return f"a list of {type_name(typing.get_args(kind)[0])}"
-    return names.get(kind, getattr(kind, "__name__", str(kind)))
 
 
 def _check_values(config: RunConfig) -> None:

@@ -18,12 +18,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from learn2pd.config import matches, type_name
 from learn2pd.decoding.caches import BlockCache, Cache, DSBCache, LookaheadCache, NoCache
 from learn2pd.decoding.learned import LearnedAdaBlockScheduler, LearnedStop
 from learn2pd.decoding.schedulers import AdaBlockScheduler, BlocksScheduler, DSBScheduler, LookaheadScheduler, Scheduler, newline_ids
 from learn2pd.decoding.stops import AnywhereStop, EotpPaperStop, EotStop, NoStop, StopRule
 from learn2pd.errors import UserError, check_options, suggest
+from learn2pd.kinds import matches, type_name
 from learn2pd.models.causal import load_verifier
 from learn2pd.policies.apd import APDPolicy, LeftToRightPolicy
 from learn2pd.policies.base import Policy

@@ -32,11 +32,17 @@ def test_overrides_reach_the_configuration():
     assert (config.decode.gen_length, config.data.tasks, config.compare.stops, config.model.revision) == (100, ["math"], ["eot"], "main")
 
 
+def test_an_option_of_a_component_can_be_overridden_alone():
+    config = load_config("tiny_filter", ["filter_options.hidden=16", "filter_options.layers=1"])
+    assert config.filter_options == {"hidden": 16, "layers": 1}
+
+
 @pytest.mark.parametrize(
     ("override", "named"),
     [
         ("decode.gen_lenght=1", ["decode.gen_lenght", "did you mean 'decode.gen_length'"]),
         ("gen_length=1", ["gen_length", "did you mean 'decode.gen_length'"]),
+        ("filter_optoins.hidden=1", ["filter_optoins.hidden", "unknown key"]),
         ("decode.gen_length=long", ["decode.gen_length", "'long'", "whole number"]),
         ("decode.gen_length=1.5", ["decode.gen_length", "1.5", "whole number"]),
         ("decode.batch_size=0", ["decode.batch_size", "0", "from 1"]),

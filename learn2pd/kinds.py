@@ -1,0 +1,37 @@
+"""Values from YAML or a command line against Python annotations, for the configuration and for the options of components."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+LISTS = (list, Sequence)
+
+
+def matches(value: Any, kind: Any) -> bool:
+    """Whether a value from YAML is of an annotated type; kinds of annotation that no configuration uses take anything."""
+    if kind is Any:
+        return True
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        return any(matches(value, option) for option in typing.get_args(kind))
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if typing.get_origin(kind) in LISTS:
+        return isinstance(value, list | tuple) and all(matches(entry, typing.get_args(kind)[0]) for entry in value)
+    if typing.get_origin(kind) is dict:
+        return isinstance(value, dict)
+    return isinstance(value, kind) if isinstance(kind, type) else True
+
+
+def type_name(kind: Any) -> str:
+    """The type in a user's words."""
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        return " or ".join(type_name(option) for option in typing.get_args(kind))
+    if typing.get_origin(kind) in LISTS:
+        return f"a list of {type_name(typing.get_args(kind)[0])}"
+    return names.get(kind, getattr(kind, "__name__", str(kind)))
