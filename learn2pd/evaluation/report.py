@@ -19,7 +19,7 @@ LEARNED = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#e
 MUTED = ("#555555", "#9a9a9a", "#7a8fa6", "#a68f7a", "#8aa68a", "#a68aa0")
 LINES = ("-", "--", ":")
 PANEL = 5.6  # inches
-DEPTH = 0.2  # below one token a step; what lies lower is named at the foot of a plot, so that the others can be told apart
+DEPTH = 0.25  # below one token a step; what lies lower is named at the foot of a plot, so that the others can be told apart
 
 
 def plot_tradeoff(found: dict[str, Any], path: Path, margin: float, by_task: bool = False) -> None:
@@ -95,7 +95,7 @@ def _draw_panel(
         if row["kind"] == "oracle":
             axes.axvline(row["tokens_per_forward"], color="black", lw=0.8, ls=":")
     if plain is not None and (low := [row for row in rows if row[measure] < plain[measure] - DEPTH]):
-        axes.set_ylim(100 * (plain[measure] - DEPTH), min(101, axes.get_ylim()[1]))
+        axes.set_ylim(100 * (plain[measure] - DEPTH) - 3, min(101, axes.get_ylim()[1]))  # 3: for what is named
         named = ", ".join(f"{row['method']} ({100 * row[measure]:.0f}% at {row['tokens_per_forward']:.1f})" for row in low)
         axes.text(0.01, 0.01, textwrap.fill(f"below: {named}", 90), transform=axes.transAxes, fontsize=7, parse_math=False)
     axes.set(xlabel="tokens per forward (answer tokens only)", ylabel=f"{measure}, %")
