@@ -7,7 +7,7 @@ from torch import Tensor
 
 from learn2pd.decoding.schedulers import AdaBlockScheduler
 from learn2pd.decoding.stops import EotStop, is_among
-from learn2pd.signals.channels import canvas_view, cut, observe, stack
+from learn2pd.signals.channels import canvas_view, cut, observe
 from learn2pd.signals.storage import Signal
 from learn2pd.types import Commit, DecodeState, Prediction, Window
 
@@ -17,7 +17,7 @@ def probability(signal: Signal, state: DecodeState, prediction: Prediction, wind
     columns = observe(state, prediction, None, signal.contract.eot_ids, signal.contract.delimiter_ids)
     view = cut(columns, window, width, signal.network.sees_committed)
     network = signal.network.to(state.tokens.device)
-    return canvas_view(network(stack(view, network.channels), view.valid, view.proposal).sigmoid(), window, state.gen_length)
+    return canvas_view(network.probability(view), window, state.gen_length)
 
 
 class LearnedStop(EotStop):

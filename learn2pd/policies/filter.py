@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from learn2pd.policies.base import most_confident
-from learn2pd.signals.channels import EXTRAS_OF_CHANNELS, Seen, canvas_view, cut, observe, stack
+from learn2pd.signals.channels import EXTRAS_OF_CHANNELS, Seen, canvas_view, cut, observe
 from learn2pd.signals.networks import SignalNetwork
 from learn2pd.signals.storage import Signal
 from learn2pd.types import Commit, DecodeState, Prediction
@@ -55,7 +55,7 @@ class FilterPolicy:
             memory.before = Seen.of(state, prediction)
         width = network.width or int((window.stop - window.start).max())  # one wait for the device a step, as the loop's own
         view = cut(columns, window, width, network.sees_committed)
-        probability = network(stack(view, network.channels), view.valid, view.proposal).sigmoid()  # [B, W]
+        probability = network.probability(view)  # [B, W]
         accepted = canvas_view(probability > self.threshold, window, state.gen_length) & eligible
         if not network.adds_surest:
             return Commit(accepted)

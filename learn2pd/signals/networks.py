@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from learn2pd.signals.channels import CHANNELS, DECIDED
+from learn2pd.signals.channels import CHANNELS, DECIDED, View, stack
 
 DEFAULT_CHANNELS = ("log_odds", "margin", "entropy", "masked", "valid", "position", "decoded", "unchanged", "end_of_text", "delimiter")
 REACH = 32  # tokens, farthest distance that the transformer tells from a farther one
@@ -38,6 +38,11 @@ class SignalNetwork(nn.Module):
     def options(self) -> dict[str, Any]:
         """The constructor's arguments, JSON values."""
         raise NotImplementedError
+
+    def probability(self, view: View) -> Tensor:
+        """[R, W] float32: of yes, at every position of a window."""
+        logits: Tensor = self(stack(view, self.channels), view.valid, view.proposal)
+        return logits.sigmoid()
 
 
 class MLP(SignalNetwork):
@@ -137,13 +142,12 @@ class _Block(nn.Module):
         self.same = nn.Parameter(torch.zeros(heads)) if same_proposal else None
         self.widen, self.narrow = nn.Linear(hidden, 2 * hidden), nn.Linear(2 * hidden, hidden)
 
-    def forward(self, features: Tensor, valid: Tensor, proposal: Tensor) -> Tensor:
+    def forward(self, features: Tensor, valid: Tensor, same: Tensor) -> Tensor:
         rows, width, hidden = features.shape
         query, key, value = self.mix_in(self.norm1(features)).view(rows, width, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         place = torch.arange(width, device=features.device)
         bias = self.distance[:, (place[None, :] - place[:, None]).clamp(-REACH, REACH) + REACH]  # [H, W, W]
         if self.same is not None:
-            same = (proposal[:, :, None] == proposal[:, None, :]) & (proposal != DECIDED)[:, :, None]  # [R, W, W]
             bias = bias + SAME_SCALE * self.same[:, None, None] * same[:, None]
         bias = torch.where(valid[:, None, None, :], bias, -1e9)  # [R, H, W, W]; finite: a row without any position must not give NaN
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
@@ -180,8 +184,9 @@ class Transformer(LengthFree):
     def forward(self, inputs: Tensor, valid: Tensor, proposal: Tensor) -> Tensor:
         """Logits [R, W]."""
         features = self._entered(inputs, valid)
+        same = (proposal[:, :, None] == proposal[:, None, :]) & (proposal != DECIDED)[:, :, None]  # [R, W, W]
         for block in self.blocks:
-            features = block(features, valid, proposal)
+            features = block(features, valid, same)
         return self.leave(self.norm(features))[..., 0]
 
 

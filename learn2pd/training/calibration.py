@@ -112,7 +112,7 @@ def _setting(threshold: float, measured: Measured, bound: float) -> Setting:
 @torch.inference_mode()
 def probabilities(network: SignalNetwork, stream: StateStream) -> tuple[Tensor, Tensor]:
     """The network's probability and the label at every judged position of recorded states, [M] each."""
-    found = [(network(batch.inputs, batch.valid, batch.proposal).sigmoid()[batch.judged], batch.label[batch.judged].long()) for batch in stream]
+    found = [(network(*batch.seen).sigmoid()[batch.judged], batch.label[batch.judged].long()) for batch in stream]
     return torch.cat([probability for probability, _ in found]), torch.cat([label for _, label in found])
 
 
@@ -134,7 +134,7 @@ def surest_false_stops(network: SignalNetwork, data: SignalData, split: str) -> 
     worst: dict[int, float] = {}
     for columns in data.stream(split, batch_rows=256).states(("prompt",)):
         batch = make_batch(columns, data.question, network)
-        probability = network(batch.inputs, batch.valid, batch.proposal).sigmoid()
+        probability = network(*batch.seen).sigmoid()
         position = torch.arange(probability.shape[1])
         written = batch.valid & ~columns["masked"] & (position < columns["length"][:, None])
         last = torch.where(written, position, -1).amax(1, keepdim=True)

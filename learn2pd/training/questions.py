@@ -124,6 +124,11 @@ class Batch(NamedTuple):
     judged: Tensor  # [N, W] bool
     masked: Tensor  # [N, W] bool, still to decode
 
+    @property
+    def seen(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What a network's `forward` takes."""
+        return self.inputs, self.valid, self.proposal
+
 
 def make_batch(columns: Columns, question: Question, network: SignalNetwork) -> Batch:
     """What `network` sees of recorded states, and what is asked."""

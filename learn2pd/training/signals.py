@@ -155,7 +155,7 @@ class SignalTraining(lightning.LightningModule):
 
     def loss(self, batch: Batch, counted: Tensor) -> tuple[Tensor, Tensor]:
         """The loss over `counted`, and the logits."""
-        logits: Tensor = self.network(batch.inputs, batch.valid, batch.proposal)
+        logits: Tensor = self.network(*batch.seen)
         if not bool(counted.any()):
             return logits.sum() * 0, logits
         return functional.binary_cross_entropy_with_logits(logits[counted], batch.label[counted]), logits
