@@ -21,7 +21,7 @@ from learn2pd.errors import UserError, suggest
 
 log = logging.getLogger("learn2pd")
 DRY_RUN = "--dry-run"
-STAGE_COMMANDS = ("record", "train", "calibrate", "compare", "pretrain")
+STAGE_COMMANDS = ("record", "train", "calibrate", "compare")
 USAGE = (
     "usage: learn2pd COMMAND config=NAME [key=value ...]\n"
     "  run                              the stages the configuration lists (as train.py does)\n"
@@ -110,7 +110,13 @@ def run_command(command: str, arguments: Sequence[str]) -> None:
     transformers_logging.disable_progress_bar()
     from learn2pd import stages
 
-    if dry:
+    if config.job == "embedded":
+        if command != "run" or dry:
+            raise UserError(f"config={name} trains an embedded model: start it with python train.py config={name}")
+        from learn2pd.embedded.pretraining import run
+
+        run(config)
+    elif dry:
         sys.stdout.write(stages.dry_run(config) + "\n")
     elif command == "decode":
         decode_one(config, own)

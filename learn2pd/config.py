@@ -7,6 +7,7 @@ neighbour, a value of the wrong type names the type. Nothing outside this file, 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from learn2pd.errors import UserError, suggest
 from learn2pd.kinds import matches, type_name
 
-STAGES = ("pretrain", "record", "train", "calibrate", "compare")
+STAGES = ("record", "train", "calibrate", "compare")
+SCHEMAS = {"policy": "learn2pd.config:RunConfig", "embedded": "learn2pd.embedded.config:EmbeddedConfig"}  # by the key `job` of a file
 
 
 @dataclass
@@ -117,35 +119,8 @@ class CompareConfig:
 
 
 @dataclass
-class PretrainConfig:
-    """The embedded models."""
-
-    kind: str = "dllm"  # dllm, or verifier: the autoregressive model that APD checks drafts with
-    d_model: int = 192
-    n_layers: int = 5
-    n_heads: int = 4
-    mlp_hidden_size: int = 512
-    vocab_size: int = 1024
-    max_sequence_length: int = 512
-    rope_theta: float = 10000.0
-    train_length: int = 320  # longest training sequence, prompt and canvas, tokens
-    long_share: float = 0.08  # share of training problems padded to train_length
-    prefix_share: float = 0.4  # share whose answer is given up to a random place
-    total_steps: int = 12000
-    warmup_steps: int = 100
-    decay_share: float = 0.7
-    muon_lr: float = 0.008
-    adam_lr: float = 6e-3
-    weight_decay: float = 0.1  # of the matrices of the blocks
-    precision: str = "bf16-mixed"
-    checkpoint_every_steps: int = 250
-    validate_every_steps: int = 500
-    export_path: str = "checkpoints/tiny-llada"
-    init_from: str | None = None  # folder whose weights and tokenizer (verifier: tokenizer) training starts from; null: from nothing
-
-
-@dataclass
 class RunConfig:
+    job: str = "policy"  # what the file configures: policy, or embedded (the training of an embedded model)
     stages: list[str] = field(default_factory=lambda: ["record", "train", "calibrate", "compare"])
     output_dir: str = "outputs/${name}"
     name: str = "???"  # set from config=NAME
@@ -163,7 +138,6 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
 
 
 # least and largest allowed values; what a component checks itself is not repeated here
@@ -197,7 +171,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "filter": ("mlp", "conv", "transformer"),
     "train.start": ("scratch", "lora", "full"),
     "train.loss_on": ("answer", "masked", "all"),
-    "pretrain.kind": ("dllm", "verifier"),
 }
 
 
@@ -232,8 +205,8 @@ def config_names() -> list[str]:
     return sorted(path.stem for path in config_folder().rglob("*.yaml"))
 
 
-def load_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration of a run, checked.
+def load_config(name: str, overrides: Sequence[str] = ()) -> Any:
+    """The configuration of a run, checked: a `RunConfig`, or what the file's key `job` stands for.
 
     Args:
         name: of a file in configs/, or the path of a YAML file.
@@ -249,37 +222,53 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
         written = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
+    schema = schema_of(written, path)
     given = OmegaConf.create(written)
     for override in overrides:
         key, _, value = override.partition("=")
-        _check_key(key, "")
+        _check_key(key, "", schema)
         try:
             OmegaConf.update(given, key, yaml.safe_load(value) if value else None, force_add=True)
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise UserError(f"{key}={value}: the value could not be read ({str(error).splitlines()[0]})") from error
-    _check_tree(OmegaConf.to_container(given), RunConfig, "", str(path))
+    _check_tree(OmegaConf.to_container(given), schema, "", str(path), schema)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig(name=path.stem)), given)
-        config = cast(RunConfig, OmegaConf.to_object(cast(DictConfig, merged)))
-    except OmegaConfBaseException as error:
+        merged = OmegaConf.merge(OmegaConf.structured(schema(name=path.stem)), given)
+        config = OmegaConf.to_object(cast(DictConfig, merged))
+    except (OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
-    _check_values(config)
+    if isinstance(config, RunConfig):
+        _check_values(config)
+    if config.resume and config.overwrite:  # type: ignore[union-attr]
+        raise UserError("resume=true and overwrite=true contradict each other: set one of them")
     return config
 
 
-def as_dict(config: RunConfig) -> dict[str, Any]:
+def schema_of(written: Any, path: Path) -> Any:
+    """The dataclass that a file is checked against.
+
+    Raises:
+        UserError: its key `job` names none.
+    """
+    job = written.get("job", "policy") if isinstance(written, dict) else "policy"
+    if job not in SCHEMAS:
+        raise UserError(f"{path}: job={job!r}: expected one of {', '.join(SCHEMAS)}{suggest(str(job), SCHEMAS)}")
+    module, _, name = SCHEMAS[job].partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def as_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def identity(config: RunConfig) -> dict[str, Any]:
+def identity(config: Any) -> dict[str, Any]:
     """What makes two runs the same run: everything that can change a result."""
     described = as_dict(config)
-    for key in ("resume", "overwrite", "stages", "output_dir", "threads"):
-        del described[key]
-    for key in ("device", "compile"):
-        del described["model"][key]
-    for key in ("devices", "num_nodes", "strategy"):
-        del described["record"][key]
+    for key in ("job", "resume", "overwrite", "stages", "output_dir", "threads"):
+        described.pop(key, None)
+    for section, keys in {"model": ("device", "compile"), "record": ("devices", "num_nodes", "strategy")}.items():
+        for key in keys:
+            described.get(section, {}).pop(key, None)
     return described
 
 
@@ -308,8 +297,8 @@ def _keys(owner: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _keys(cast(type, kind), f"{prefix}{entry.name}.")
 
 
-def _check_key(key: str, where: str) -> None:
-    known = dict(_keys(RunConfig))
+def _check_key(key: str, where: str, schema: type) -> None:
+    known = dict(_keys(schema))
     free = (f"{name}." for name, kind in known.items() if typing.get_origin(kind) is dict)  # options of a component, which checks them itself
     if key not in known and not key.startswith(tuple(free)):
         last = [other for other in known if other.split(".")[-1] == key.split(".")[-1]]
@@ -317,7 +306,7 @@ def _check_key(key: str, where: str) -> None:
         raise UserError(f"{where}{key}: unknown key{hint}")
 
 
-def _check_tree(tree: Any, owner: type, prefix: str, where: str) -> None:
+def _check_tree(tree: Any, owner: type, prefix: str, where: str, schema: type) -> None:
     """Walk a plain tree beside the dataclasses: unknown keys and wrong types, by their full name."""
     if not isinstance(tree, dict):
         raise UserError(f"{where}: {prefix.rstrip('.') or 'the file'} must hold keys and values, got {tree!r}")
@@ -326,13 +315,13 @@ def _check_tree(tree: Any, owner: type, prefix: str, where: str) -> None:
         if key not in names:
             if owner is MethodConfig:
                 raise UserError(f"{where}: {prefix}{key}: unknown key{suggest(str(key), names)} ; expected {', '.join(names)}")
-            _check_key(f"{prefix}{key}", f"{where}: ")
+            _check_key(f"{prefix}{key}", f"{where}: ", schema)
         kind = _field_type(owner, key)
         if dataclasses.is_dataclass(kind):
-            _check_tree(value, cast(type, kind), f"{prefix}{key}.", where)
+            _check_tree(value, cast(type, kind), f"{prefix}{key}.", where, schema)
         elif typing.get_origin(kind) is list and isinstance(value, list) and dataclasses.is_dataclass(typing.get_args(kind)[0]):
             for number, entry in enumerate(value):
-                _check_tree(entry, typing.get_args(kind)[0], f"{prefix}{key}[{number}].", where)
+                _check_tree(entry, typing.get_args(kind)[0], f"{prefix}{key}[{number}].", where, schema)
         elif not matches(value, kind):
             raise UserError(f"{prefix}{key}={value!r}: expected {type_name(kind)}, got {type(value).__name__}")
 
@@ -353,5 +342,3 @@ def _check_values(config: RunConfig) -> None:
     unknown = [stage for stage in config.stages if stage not in STAGES]
     if unknown:
         raise UserError(f"stages: unknown stage {unknown[0]!r}{suggest(unknown[0], STAGES)}; expected some of {', '.join(STAGES)}")
-    if config.resume and config.overwrite:
-        raise UserError("resume=true and overwrite=true contradict each other: set one of them")

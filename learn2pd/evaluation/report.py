@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -164,31 +163,6 @@ def plot_reliability(bins: Sequence[dict[str, float]], threshold: float, path: P
     lower.bar([entry["probability"] for entry in bins], [entry["count"] for entry in bins], width=width)
     lower.set(xlabel="probability given by the filter", ylabel="masked positions", yscale="log", xlim=(0, 1))
     figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
-def plot_losses(logs: Sequence[Path], path: Path, title: str) -> None:
-    """Training and validation loss over the steps, from the CSV logs of one run and its resumptions; later logs replace earlier ones."""
-    found: dict[str, dict[int, float]] = {"train_loss": {}, "val_loss": {}}
-    for log in logs:
-        with log.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        for name, values in found.items():
-            mine = {int(row["step"]): float(row[name]) for row in rows if row.get(name)}
-            found[name] = {step: value for step, value in values.items() if not mine or step < min(mine)} | mine
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    steps = sorted(found["train_loss"])
-    losses = np.array([found["train_loss"][step] for step in steps])
-    axes.plot(steps, losses, color="C0", alpha=0.25, lw=0.8, label="training, single batches")
-    width = 15
-    if len(losses) > width:
-        smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
-        axes.plot(steps[width - 1 :], smooth, color="C0", label=f"training, mean of {width} logged batches")
-    axes.plot(sorted(found["val_loss"]), [found["val_loss"][step] for step in sorted(found["val_loss"])], "o-", color="C1", label="validation")
-    axes.set(xlabel="optimizer step", ylabel="loss (nats per token)", yscale="log", title=title)
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 

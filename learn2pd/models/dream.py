@@ -134,7 +134,7 @@ class DreamDecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int) -> Tensor:
-        """x [R, Q, D]; mask [R, 1, 1, K] bool, True where attended, or None."""
+        """x [R, Q, D]; mask [R, 1, 1 or Q, K] bool, True where attended, or None."""
         x = x + self.self_attn(self.input_layernorm(x), tables, mask, kept, layer)
         return x + self.mlp(self.post_attention_layernorm(x))
 

@@ -48,7 +48,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, tables: tuple[Tensor, Tensor], mask:
 
     Args:
         q: [R, Q, n_heads * head_width] before rotation; k, v: [R, Q, n_kv_heads * head_width].
-        mask: [R, 1, 1, K] bool, True where attended; None attends everywhere.
+        mask: [R, 1, 1 or Q, K] bool, True where attended; None attends everywhere.
         kept: stores k and v and hands back those of all K columns; None: K = Q.
 
     Returns:

@@ -151,7 +151,7 @@ class LLaDABlock(nn.Module):
         self.ff_norm = RMSNorm(config.d_model, config.rms_norm_eps)
 
     def forward(self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int) -> Tensor:
-        """x [R, Q, D]; mask [R, 1, 1, K] bool, True where attended, or None."""
+        """x [R, Q, D]; mask [R, 1, 1 or Q, K] bool, True where attended, or None."""
         normed = self.attn_norm(x)
         x = x + self.attn_out(attend(self.q_proj(normed), self.k_proj(normed), self.v_proj(normed), tables, mask, kept, layer))
         normed = self.ff_norm(x)

@@ -18,7 +18,7 @@ class Parts(NamedTuple):
     """The modules a forward runs through, wherever the hub's names put them."""
 
     embedding: nn.Module
-    layers: nn.ModuleList  # each called with x [R, Q, D], rotary tables, mask [R, 1, 1, K] or None, kept, its number
+    layers: nn.ModuleList  # each called with x [R, Q, D], rotary tables, mask [R, 1, 1 or Q, K] or None, kept, its number
     norm: nn.Module
 
 
@@ -64,7 +64,7 @@ class DiffusionNetwork(PreTrainedModel):
         Args:
             input_ids: [R, Q] token ids.
             position_ids: [R, Q] absolute positions; 0..Q-1 where not given.
-            attention_mask: [R, K], nonzero where a position may be attended to; None attends everywhere.
+            attention_mask: [R, K], nonzero where a column may be attended to, or [R, Q, K], the same for each query; None attends everywhere.
             kept: keys and values of other columns; None: K = Q.
 
         Returns:
@@ -73,7 +73,7 @@ class DiffusionNetwork(PreTrainedModel):
         parts = self.parts()
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        mask = None if attention_mask is None else attention_mask.bool().view(len(attention_mask), 1, -1, attention_mask.shape[-1])
         tables = rotary_tables(position_ids, self.head_width, self.config.rope_theta)
         x = parts.embedding(input_ids)
         for number, layer in enumerate(parts.layers):

@@ -1,4 +1,4 @@
-"""The stages of a run: record, train, calibrate, compare (and pretrain, for the embedded models). Each goes on where it stopped.
+"""The stages of a run: record, train, calibrate, compare. Each goes on where it stopped.
 
 This is the edge of the package: here a configuration becomes components with flat arguments, and their results become files in
 output_dir. A stage leaves its figures in metrics.json; a stage that is complete there is not run again.
@@ -17,14 +17,12 @@ from learn2pd.config import RunConfig
 from learn2pd.stages.calibration import check_target, stage_calibrate
 from learn2pd.stages.comparison import stage_compare
 from learn2pd.stages.output import claimed, open_output, write_metrics
-from learn2pd.stages.pretraining import stage_pretrain
 from learn2pd.stages.recording import dry_run, processes_of, stage_record
 from learn2pd.stages.training import check_training, stage_train
 
 __all__ = ["dry_run", "run_stages"]
 log = logging.getLogger(__name__)
 STAGE_FUNCTIONS = {
-    "pretrain": stage_pretrain,
     "record": stage_record,
     "train": stage_train,
     "calibrate": stage_calibrate,

@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from learn2pd.config import RunConfig, differences, identity
+from learn2pd.config import differences, identity
 from learn2pd.errors import UserError
 from learn2pd.recording.schema import write_json
 
@@ -20,7 +20,7 @@ OUTPUTS = (RUN_FILE, METRICS_FILE, "records", "rounds", "train", "policy", "comp
 
 
 @contextlib.contextmanager
-def claimed(config: RunConfig) -> Iterator[Path]:
+def claimed(config: Any) -> Iterator[Path]:
     """Create output_dir and keep other runs out of it; a run that was killed leaves it free.
 
     Raises:
@@ -41,7 +41,7 @@ def claimed(config: RunConfig) -> Iterator[Path]:
         lock.release()
 
 
-def open_output(config: RunConfig, output: Path) -> None:
+def open_output(config: Any, output: Path) -> None:
     """Prepare output_dir, or make sure that what is there belongs to this configuration.
 
     Raises:

@@ -34,7 +34,7 @@ from learn2pd.signals.channels import OBSERVED
 from learn2pd.signals.networks import LengthFree, SignalNetwork
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
 from learn2pd.training.questions import Batch, Columns, Question, make_batch
-from learn2pd.training.running import fit, loggers
+from learn2pd.training.lightning_setup import fit, loggers
 
 SHARDS_AT_A_TIME = 8  # shuffled together; what a training holds in memory
 VALIDATION_ROWS = 4096  # a batch

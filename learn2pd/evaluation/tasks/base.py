@@ -13,7 +13,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 SPLITS = ("train", "validation", "test")
@@ -40,6 +40,7 @@ class Problem:
 class Verdict:
     correct: bool
     reason: str = ""  # one line, empty when correct
+    counts: dict[str, int] = field(default_factory=dict)  # how near the answer comes, where the checker says so
 
 
 class Checker(Protocol):

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 END_OF_TEXT, MASK, USER, ASSISTANT = "<|endoftext|>", "<|mdm_mask|>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (
@@ -51,11 +51,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
         clean_up_tokenization_spaces=False,
         model_max_length=max_length,
     )
-
-
-def kept_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer a run began with, if it has begun: its ids are what the checkpoint's embeddings mean."""
-    return AutoTokenizer.from_pretrained(str(folder)) if folder.is_dir() else None
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from learn2pd.models.tiny_tokenizer import train_tokenizer
+from learn2pd.embedded.tokenizer import train_tokenizer
 
 
 @example("Then 12 - 007 = 3\n\n  ####  40")

@@ -1,0 +1,191 @@
+"""How the embedded models are trained: Muon for the matrices of the blocks, AdamW for everything else, checkpoints that resume exactly."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from torch import Tensor, nn
+from torch.nn import functional
+
+from learn2pd.embedded.objectives import MicroBatch
+from learn2pd.embedded.stream import Batch, StreamData
+from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
+from learn2pd.training.lightning_setup import fit, loggers
+
+# Muon grows every singular value at the same rate. Without a norm on queries and keys (LLaDA has none) attention saturates within a few
+# hundred steps and never learns to copy from the prompt; decay bounds their spectral norm at about 1 / decay.
+QUERY_KEY_DECAY = 0.7
+
+
+@dataclass
+class Schedule:
+    """How long and how fast a language model is trained: warm-up, plateau, linear decay to zero over the last `decay_share` of the steps.
+
+    Args:
+        total_steps: optimizer steps.
+        warmup_steps: steps over which the rates rise to their plateaus.
+        decay_share: share of the steps over which they fall to zero.
+        muon_lr: plateau, of the matrices of the blocks.
+        adam_lr: plateau, of embeddings, head and norms.
+        weight_decay: of the matrices of the blocks.
+        checkpoint_every_steps: steps between checkpoints.
+        validate_every_steps: steps between validations.
+
+    Raises:
+        ValueError: for a number that makes no sense, by its name.
+    """
+
+    total_steps: int = 8000
+    warmup_steps: int = 100
+    decay_share: float = 0.5
+    muon_lr: float = 0.008
+    adam_lr: float = 0.006
+    weight_decay: float = 0.1
+    checkpoint_every_steps: int = 100
+    validate_every_steps: int = 500
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "warmup_steps", "checkpoint_every_steps", "validate_every_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"schedule.{name}={getattr(self, name)}: expected at least 1")
+        for name in ("muon_lr", "adam_lr"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"schedule.{name}={getattr(self, name)}: expected a number between 0 and 1")
+        if not 0 <= self.decay_share <= 1:
+            raise ValueError(f"schedule.decay_share={self.decay_share}: expected a number from 0 to 1")
+        if self.weight_decay < 0:
+            raise ValueError(f"schedule.weight_decay={self.weight_decay}: expected at least 0")
+
+    def rate(self, step: int) -> float:
+        """Learning rate as a share of its plateau."""
+        decay_steps = max(self.decay_share * self.total_steps, 1)
+        return max(min((step + 1) / self.warmup_steps, 1.0, (self.total_steps - step) / decay_steps), 0.0)
+
+
+class LanguageTraining(lightning.LightningModule):
+    """One training step: every micro-batch through the network, then one step of both optimizers.
+
+    Args:
+        model: trained in place; its `hidden_states` and `score` are called.
+        blocks: the part of the model whose matrices Muon trains; its `q_proj` and `k_proj` decay more.
+        schedule: learning rates by step.
+    """
+
+    def __init__(self, model: nn.Module, blocks: nn.Module, schedule: Schedule) -> None:
+        super().__init__()
+        self.model = model
+        self.schedule = schedule
+        self.matrices = {name: parameter for name, parameter in blocks.named_parameters() if parameter.ndim == 2}
+        self.automatic_optimization = False  # two optimizers that both step on every batch
+        self.cpu_seconds = 0.0  # spent in all processes of this training so far
+        self._counted = time.process_time()
+
+    def scores(self, batch: MicroBatch) -> Tensor:
+        """Logits [N, V] of the scored positions."""
+        raise NotImplementedError
+
+    def losses(self, batch: Batch) -> Iterable[tuple[Tensor, Tensor]]:
+        """Per micro-batch its part of the mean loss a token, and how many scored tokens are predicted right."""
+        tokens = sum(part.tokens for part in batch)
+        for part in batch:
+            logits = self.scores(part).float()
+            entropy = functional.cross_entropy(logits, part.targets, reduction="none")
+            yield (entropy * part.weights).sum() / tokens, (logits.argmax(-1) == part.targets).sum()
+
+    def training_step(self, batch: Batch, _: int) -> None:
+        muon, adam = self.optimizers()
+        for optimizer, base in ((muon, self.schedule.muon_lr), (adam, self.schedule.adam_lr)):
+            for group in optimizer.param_groups:
+                group["lr"] = base * self.schedule.rate(self.global_step)
+            optimizer.zero_grad()
+        loss, right = torch.zeros(()), torch.zeros(())
+        for part_loss, part_right in self.losses(batch):
+            self.manual_backward(part_loss)
+            loss += part_loss.detach()
+            right += part_right
+        torch.nn.utils.clip_grad_norm_([parameter for group in adam.param_groups for parameter in group["params"]], 1.0)
+        muon.step()
+        adam.optimizer.step()  # past Lightning's wrapper, which would count a second step
+        self._log("train", batch, loss, right, prog_bar=True)
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        parts = list(self.losses(batch))
+        loss = sum((loss for loss, _ in parts), torch.zeros(()))
+        self._log("val", batch, loss, sum((right for _, right in parts), torch.zeros(())), batch_size=sum(len(part.inputs) for part in batch))
+
+    def _log(self, split: str, batch: Batch, loss: Tensor, right: Tensor, **options: Any) -> None:
+        scored = sum(len(part.targets) for part in batch)
+        self.log_dict({f"{split}_loss": loss, f"{split}_token_accuracy": right / max(scored, 1)}, **options)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        now = time.process_time()
+        self.cpu_seconds += now - self._counted
+        self._counted = now
+        checkpoint["cpu_seconds"] = self.cpu_seconds
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.cpu_seconds = float(checkpoint["cpu_seconds"])
+
+    def configure_optimizers(self) -> Any:
+        sharp = {id(parameter) for name, parameter in self.matrices.items() if "q_proj" in name or "k_proj" in name}
+        inside = {id(parameter) for parameter in self.matrices.values()}
+        others = [parameter for parameter in self.model.parameters() if id(parameter) not in inside]
+        groups = [
+            {"params": _members(self.matrices.values(), inside - sharp), "weight_decay": self.schedule.weight_decay},
+            {"params": _members(self.matrices.values(), sharp), "weight_decay": QUERY_KEY_DECAY},
+        ]
+        muon = torch.optim.Muon(groups, lr=self.schedule.muon_lr)
+        return [muon, torch.optim.AdamW(others, lr=self.schedule.adam_lr, weight_decay=0.0, betas=(0.9, 0.98))]
+
+
+def _members(parameters: Iterable[nn.Parameter], identities: set[int]) -> Sequence[nn.Parameter]:
+    return [parameter for parameter in parameters if id(parameter) in identities]
+
+
+class DiffusionTraining(LanguageTraining):
+    """Trains a masked diffusion language model (a `DiffusionNetwork`)."""
+
+    def scores(self, batch: MicroBatch) -> Tensor:
+        hidden = self.model.hidden(batch.inputs, batch.positions, batch.attention)
+        return self.model.score(hidden[batch.scored])
+
+
+class CausalTraining(LanguageTraining):
+    """Trains an autoregressive model of the transformers kind."""
+
+    def scores(self, batch: MicroBatch) -> Tensor:
+        hidden = self.model.model(batch.inputs, position_ids=batch.positions).last_hidden_state
+        return self.model.lm_head(hidden[batch.scored])
+
+
+def train_language_model(module: LanguageTraining, data: StreamData, folder: Path) -> dict[str, float]:
+    """Train, going on from the last checkpoint in `folder`.
+
+    Returns:
+        The last validation figures, the number of steps, and the hours of one processor core that the training took.
+    """
+    schedule = module.schedule
+    saver = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=schedule.checkpoint_every_steps, enable_version_counter=False)
+    saver.FILE_EXTENSION = ".safetensors"
+    trainer = lightning.Trainer(
+        max_steps=schedule.total_steps,
+        logger=loggers(folder),
+        callbacks=[saver, TQDMProgressBar(refresh_rate=10)],
+        plugins=[SafetensorsCheckpointIO()],
+        val_check_interval=schedule.validate_every_steps,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,  # the first losses identify a training
+        enable_model_summary=False,
+    )
+    fit(trainer, module, data, folder / "last.safetensors")
+    figures = trainer.validate(module, data, verbose=False)[0]
+    hours = (module.cpu_seconds + time.process_time() - module._counted) / 3600
+    return {name: float(value) for name, value in figures.items()} | {"steps": float(schedule.total_steps), "core_hours": round(hours, 2)}
