@@ -6,7 +6,7 @@ import sys
 # Read when torch is loaded. Threads that wait by spinning slow a run several times over as soon as anything else uses a core.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from learn2pd.cli import run
+from learn2pd.cli.main import run
 
 if __name__ == "__main__":
     sys.exit(run(sys.argv[1:]))

@@ -24,10 +24,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.arguments import options_of
+from learn2pd.predictors.networks import DEFAULT_CHANNELS, MLP, Conv, PredictorNetwork, Transformer
+from learn2pd.predictors.questions import Columns, Final
 from learn2pd.recording.reading import Recording
-from learn2pd.signals.networks import DEFAULT_CHANNELS, MLP, Conv, SignalNetwork, Transformer
-from learn2pd.training.questions import Columns, Final
-from learn2pd.training.signals import Recipe, SignalData, StateStream, train_signal
+from learn2pd.training.fit import PredictorData, Recipe, StateStream, train_predictor
 
 FIGURES = ("val_auroc", "val_recall_at_99", "val_calibration_error")
 ROW_SHARE = 5  # one row in five validates where the split is by row
@@ -42,14 +42,14 @@ class Variant:
     elsewhere: bool = False  # trained on other states than it is judged on
 
 
-class LeakingData(SignalData):
+class LeakingData(PredictorData):
     """Splits by row, as the paper: rows of one prompt, even of one block, train and validate."""
 
     def stream(self, split: str, batch_rows: int, seed: int | None = None) -> StateStream:
         return LeakingStream(self.recordings, split, self.question, self.network, batch_rows, seed)
 
 
-class ElsewhereData(SignalData):
+class ElsewhereData(PredictorData):
     """Trains on the first recording, validates on the others."""
 
     def stream(self, split: str, batch_rows: int, seed: int | None = None) -> StateStream:
@@ -95,13 +95,13 @@ def variants(block_length: int, quick: bool) -> list[Variant]:
 def trained(variant: Variant, recordings: Sequence[Recording], seed: int, epochs: int) -> dict[str, float]:
     """Validation figures of the best epoch."""
     lightning.seed_everything(seed, verbose=False)
-    network: SignalNetwork = variant.network()
-    kind = LeakingData if variant.leaks else ElsewhereData if variant.elsewhere else SignalData
+    network: PredictorNetwork = variant.network()
+    kind = LeakingData if variant.leaks else ElsewhereData if variant.elsewhere else PredictorData
     data = kind(recordings, Final(variant.loss_on), network, 256, seed)
     data.prepare()
     patience = epochs if variant.name.startswith("mlp") else 6
     with tempfile.TemporaryDirectory() as folder:
-        return train_signal(
+        return train_predictor(
             network, data, Path(folder), Recipe(max_epochs=epochs * (5 if variant.name.startswith("mlp") else 1), patience_epochs=patience)
         )
 

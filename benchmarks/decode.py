@@ -39,9 +39,9 @@ from learn2pd import (
 from learn2pd.models.adapter import ModelAdapter
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
 from learn2pd.models.loading import Model
-from learn2pd.policies.filter import FilterPolicy
-from learn2pd.signals.networks import MLP, Transformer
-from learn2pd.signals.storage import Contract, Signal
+from learn2pd.predictors.filter import FilterPolicy
+from learn2pd.predictors.networks import MLP, Transformer
+from learn2pd.predictors.saving import Contract, Predictor
 from learn2pd.types import ModelSpec
 from tests.reference import decode_reference, fixed_rule
 
@@ -98,7 +98,7 @@ def methods(spec: ModelSpec) -> dict[str, tuple[Any, Any, Any]]:
     """Name -> policy, scheduler, cache."""
     blocks, sure = BlocksScheduler(BLOCK), ThresholdPolicy(0.9)
     delimiters = tuple(range(0, spec.vocab_size, spec.vocab_size // 20))
-    mlp, transformer = (FilterPolicy(Signal("filter", network, 0.9, Contract.of(spec))) for network in (MLP(BLOCK), Transformer()))
+    mlp, transformer = (FilterPolicy(Predictor("filter", network, 0.9, Contract.of(spec))) for network in (MLP(BLOCK), Transformer()))
     return {
         "one token a step": (FixedPolicy(), blocks, NoCache()),
         "one token a step, prefix": (FixedPolicy(), blocks, BlockCache("prefix")),

@@ -22,13 +22,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.arguments import options_of
 from learn2pd import load_model
-from learn2pd.decoding.proposals import CONFIDENCE
-from learn2pd.decoding.schedulers import newline_ids
+from learn2pd.data.prompts import Prompt, task_prompts
+from learn2pd.models.delimiters import newline_ids
 from learn2pd.models.loading import Model
-from learn2pd.prompts import Prompt, task_prompts
 from learn2pd.recording.reading import Recording
 from learn2pd.recording.recorder import oracle_tables, record
 from learn2pd.recording.schema import describe_recording, open_recording
+from learn2pd.types import CONFIDENCE
 from tests.reference import decode_reference, fixed_rule, proposals
 
 BLOCK = 32

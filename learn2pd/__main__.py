@@ -2,6 +2,6 @@
 
 import sys
 
-from learn2pd.cli import main
+from learn2pd.cli.main import main
 
 sys.exit(main())

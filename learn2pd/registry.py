@@ -18,22 +18,33 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from learn2pd.decoding.caches import BlockCache, Cache, DSBCache, LookaheadCache, NoCache
-from learn2pd.decoding.learned import LearnedAdaBlockScheduler, LearnedStop
-from learn2pd.decoding.schedulers import AdaBlockScheduler, BlocksScheduler, DSBScheduler, LookaheadScheduler, Scheduler, newline_ids
-from learn2pd.decoding.stops import AnywhereStop, EotpPaperStop, EotStop, NoStop, StopRule
+from learn2pd.caches.dsb import DSBCache
+from learn2pd.caches.fast_dllm import BlockCache
+from learn2pd.caches.lookahead import LookaheadCache
+from learn2pd.caches.none import NoCache
 from learn2pd.errors import UserError, check_options, suggest
 from learn2pd.kinds import matches, type_name
-from learn2pd.models.causal import load_verifier
+from learn2pd.models.delimiters import newline_ids
 from learn2pd.policies.apd import APDPolicy, LeftToRightPolicy
-from learn2pd.policies.base import Policy
-from learn2pd.policies.export import load_policy
 from learn2pd.policies.factor import FactorPolicy
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.localleap import LocalLeapPolicy
 from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.threshold import ThresholdPolicy
-from learn2pd.signals.storage import load_signal
+from learn2pd.policies.verifier import load_verifier
+from learn2pd.predictors.boundary import LearnedAdaBlockScheduler
+from learn2pd.predictors.end_of_text import LearnedStop
+from learn2pd.predictors.filter import load_policy
+from learn2pd.predictors.saving import load_predictor
+from learn2pd.roles import Cache, Policy, Scheduler, StopRule
+from learn2pd.schedulers.adablock import AdaBlockScheduler
+from learn2pd.schedulers.blocks import BlocksScheduler
+from learn2pd.schedulers.dsb import DSBScheduler
+from learn2pd.schedulers.lookahead import LookaheadScheduler
+from learn2pd.stops.anywhere import AnywhereStop
+from learn2pd.stops.eot import EotStop
+from learn2pd.stops.eotp import EotpPaperStop
+from learn2pd.stops.none import NoStop
 
 
 def apd(verifier: str, mixture_weight: float = 0.7, dtype: str = "float32", device: str = "auto") -> APDPolicy:
@@ -49,13 +60,13 @@ def adablock(
 
 
 def adablock_learned(folder: str | Path, block_length: int = 32) -> LearnedAdaBlockScheduler:
-    """AdaBlock with the boundary signal beside the policy in `folder`."""
-    return LearnedAdaBlockScheduler(load_signal(Path(folder) / "boundary", "boundary"), block_length)
+    """AdaBlock with the boundary predictor beside the policy in `folder`."""
+    return LearnedAdaBlockScheduler(load_predictor(Path(folder) / "boundary", "boundary"), block_length)
 
 
 def learned_stop(folder: str | Path, floor: float = 0.5) -> LearnedStop:
-    """The stop rule with the end-of-text signal beside the policy in `folder`."""
-    return LearnedStop(load_signal(Path(folder) / "end_of_text", "end_of_text"), floor)
+    """The stop rule with the end-of-text predictor beside the policy in `folder`."""
+    return LearnedStop(load_predictor(Path(folder) / "end_of_text", "end_of_text"), floor)
 
 
 COMPONENTS: dict[str, dict[str, Callable[..., Any]]] = {

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from learn2pd.decoding.proposals import Draw
-
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -185,3 +183,54 @@ class DecodeResult:
     def model_s(self) -> float:
         """Seconds inside the model and its vocabulary."""
         return self.seconds.get("forward", 0.0) + self.seconds.get("score", 0.0)
+
+
+CONFIDENCE = "float32 softmax of unscaled logits, mask token excluded, before temperature"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn; the default is greedy."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0  # smallest set of tokens with at least this probability at the temperature
+    top_k: int = 0  # most probable tokens; 0 is all
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature={self.temperature}: expected 0 or more, and finite")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p}: expected a probability above 0, at most 1")
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k}: expected 0 (all tokens) or more")
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One draw of N tokens. Applied to other logits it uses the same noise, so that equal distributions always agree (Gumbel coupling)."""
+
+    sampling: Sampling
+    noise: Tensor | None = None  # [N, V] float64 Gumbel; None is greedy
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Tokens [N] long of logits [N, V]."""
+        if self.noise is None:
+            return logits.argmax(-1)
+        scaled = restrict(logits.double() / self.sampling.temperature, self.sampling)
+        return (scaled + self.noise[:, : logits.shape[-1]]).argmax(-1)
+
+
+def restrict(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Logits [N, V] with -inf outside the `top_k` and `top_p` sets; the most probable token always stays."""
+    if 0 < sampling.top_k < logits.shape[-1]:
+        least = logits.topk(sampling.top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if sampling.top_p < 1:
+        ordered, order = logits.sort(-1, descending=True)
+        probability = ordered.softmax(-1)
+        dropped = probability.cumsum(-1) - probability >= sampling.top_p  # what comes before a token already suffices
+        logits = logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -torch.inf)
+    return logits

@@ -12,11 +12,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from learn2pd.evaluation.tasks import TASK_NAMES, build_task, problems
+from learn2pd.data.tasks import TASK_NAMES, build_task, problems
+from learn2pd.embedded.tokenizer import MASK, train_tokenizer
 from learn2pd.models.dream import DreamConfig, DreamModel
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
 from learn2pd.models.loading import Model, load_model
-from learn2pd.embedded.tokenizer import MASK, train_tokenizer
 
 torch.set_num_threads(1)
 settings.register_profile(  # derandomised: a rounding tie that one draw in a million meets must not fail somebody else's change

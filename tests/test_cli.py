@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from learn2pd import UserError
-from learn2pd.cli import split_decode_options
+from learn2pd.cli.main import split_decode_options
 
 
 def test_options_of_decode_are_taken_out_of_the_arguments():

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from learn2pd.config import config_folder, config_names, differences, load_config, parse_arguments
+from learn2pd.cli.config import config_folder, config_names, differences, load_config, parse_arguments
 from learn2pd.errors import UserError
 
 SIZE_KEYS = {"model", "data", "decode", "record"}  # what "model, data and size" means in the head comment of the filter configurations

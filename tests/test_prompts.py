@@ -3,8 +3,8 @@ import logging
 
 import pytest
 
+from learn2pd.data.prompts import field_prompts, jsonl_records, task_prompts
 from learn2pd.errors import UserError
-from learn2pd.prompts import field_prompts, jsonl_records, task_prompts
 
 COUNTS = {"train": 6, "validation": 2, "test": 2}
 

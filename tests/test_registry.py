@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from learn2pd import UserError, cli, decode
-from learn2pd.config import RunConfig
+from learn2pd import UserError, decode
+from learn2pd.cli import main as cli
+from learn2pd.cli.config import RunConfig
+from learn2pd.cli.stages.components import provided_to
 from learn2pd.registry import COMPONENTS, build
-from learn2pd.stages.parts import provided_to
 
 PROVIDED = {"block_length": 8, "refresh_tokens": 8, "floor": 0.25}
 PAGE = Path(__file__).parents[1] / "docs" / "adding_a_policy.md"

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from learn2pd.evaluation.tasks import Task, problems
-from learn2pd.evaluation.tasks.json_records import LAYOUTS
+from learn2pd.data.tasks import Task, problems
+from learn2pd.embedded.tasks.json_records import LAYOUTS
 
 CORPUS_PROBLEMS = 6000  # a task, for the tokenizer
 

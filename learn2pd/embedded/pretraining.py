@@ -16,6 +16,10 @@ import lightning
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from learn2pd.cli.stages.run_folder import claimed, open_output, write_metrics
+from learn2pd.data.prompts import jsonl_records
+from learn2pd.data.tasks import TASK_NAMES, build_task
+from learn2pd.data.tasks.slots import SlotsTask
 from learn2pd.embedded.config import NETWORKS, OBJECTIVES, EmbeddedConfig, ExamplesConfig
 from learn2pd.embedded.examples import ExampleSource, ProblemExamples, RequestExamples
 from learn2pd.embedded.losses import plot_losses, read_losses, write_losses
@@ -24,12 +28,8 @@ from learn2pd.embedded.stream import BatchStream, Leg, StreamData
 from learn2pd.embedded.tokenizer import save_tokenizer, train_tokenizer
 from learn2pd.embedded.training import CausalTraining, DiffusionTraining, LanguageTraining, train_language_model
 from learn2pd.errors import UserError, suggest
-from learn2pd.evaluation.tasks import TASK_NAMES, build_task
-from learn2pd.evaluation.tasks.slots import SlotsTask
+from learn2pd.files import write_json
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
-from learn2pd.prompts import jsonl_records
-from learn2pd.recording.schema import write_json
-from learn2pd.stages.output import claimed, open_output, write_metrics
 
 log = logging.getLogger(__name__)
 TOKENIZER_FILE = "corpus.json"

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from learn2pd.evaluation.bootstrap import Bootstrap, Values, interval, point
 from learn2pd.evaluation.outcomes import Labels, Outcome
+from learn2pd.statistics.bootstrap import Bootstrap, Values, interval, point
 
 TRAINED = ("filter", "adablock_learned")  # policies and schedulers that were trained; every other one is a rule
 

@@ -19,15 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
-from learn2pd.decoding.api import decode
-from learn2pd.decoding.caches import Cache
-from learn2pd.decoding.proposals import Sampling
-from learn2pd.decoding.schedulers import Scheduler
-from learn2pd.decoding.stops import StopRule
-from learn2pd.evaluation.tasks import Checker
+from learn2pd.data.prompts import Prompt
+from learn2pd.data.tasks import Checker
+from learn2pd.loop.decode import decode
 from learn2pd.models.loading import Model
-from learn2pd.policies.base import Policy
-from learn2pd.prompts import Prompt
+from learn2pd.roles import Cache, Policy, Scheduler, StopRule
+from learn2pd.types import Sampling
 
 DECODED = {  # what an outcome takes from a decode result: a value, or a canvas, a prompt
     "tokens": np.int32, "committed_at": np.int32, "lengths": np.int32, "forwards": np.int32, "auxiliary_forwards": np.int32, "failed": np.bool_,
@@ -146,7 +143,7 @@ def code_digest(parts: Iterable[object]) -> str:
 
     Followed are the imports within the packages that the objects come from, so that a change to one policy leaves outcomes of others valid.
     """
-    names = {"learn2pd.decoding.api"} | {type(part).__module__ for part in parts}
+    names = {"learn2pd.loop.decode"} | {type(part).__module__ for part in parts}
     tops, found, waiting = {name.partition(".")[0] for name in names}, {"": ""}, list(names)
     while waiting:
         name = waiting.pop()

@@ -7,11 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from learn2pd.models.kv import KVView
-
-
-def widened(x: Tensor) -> Tensor:
-    """`x` in float32, or as it is where it is wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+from learn2pd.tensors import widened
 
 
 class RMSNorm(nn.Module):

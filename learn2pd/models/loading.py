@@ -107,7 +107,7 @@ def load_model(
     tokenizer = load_tokenizer(path, network.config, revision)
     spec = _spec(path, network, tokenizer, family.shifted_logits)
     if adapter is not None:
-        from learn2pd.models.merging import merge_adapter  # peft is slow to import
+        from learn2pd.models.merging import merge_adapter
 
         network, digest = merge_adapter(network, adapter, path)
         # of base and adapter, and not of their sum: that is rounded differently on every device

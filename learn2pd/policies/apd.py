@@ -16,8 +16,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from learn2pd.models.causal import Verifier, VerifierCache
 from learn2pd.models.loading import Model
+from learn2pd.policies.verifier import Verifier, VerifierCache
 from learn2pd.types import Commit, DecodeState, Prediction
 
 

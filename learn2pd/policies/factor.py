@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learn2pd.policies.base import most_confident
+from learn2pd.tensors import most_confident
 from learn2pd.types import Commit, DecodeState, Prediction
 
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learn2pd.decoding.proposals import EXTRAS
-from learn2pd.policies.base import most_confident
+from learn2pd.loop.proposals import EXTRAS
+from learn2pd.tensors import most_confident
 from learn2pd.types import Commit, DecodeState, Prediction
 
 

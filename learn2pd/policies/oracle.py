@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from learn2pd.policies.base import Policy
+from learn2pd.roles import Policy
 from learn2pd.types import Commit, DecodeState, Prediction
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from learn2pd.policies.base import most_confident
+from learn2pd.tensors import most_confident
 from learn2pd.types import Commit, DecodeState, Prediction
 
 

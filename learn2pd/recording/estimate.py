@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 import torch
 
-from learn2pd.decoding.api import encode_checked
-from learn2pd.decoding.caches import NoCache
-from learn2pd.decoding.loop import decode_batch
-from learn2pd.decoding.schedulers import BlocksScheduler
+from learn2pd.caches.none import NoCache
+from learn2pd.loop.decode import encode_checked
+from learn2pd.loop.loop import decode_batch
 from learn2pd.models.loading import Model
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.recording.recorder import StateRecorder
 from learn2pd.recording.schema import state_features
+from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.types import Commit, DecodeState, Prediction
 
 PASSES = 2  # reference and oracle

@@ -14,7 +14,8 @@ import torch
 from datasets import Dataset, concatenate_datasets
 
 from learn2pd.errors import UserError
-from learn2pd.recording.schema import MANIFEST, features_of, read_json, read_recording, shard_count, shard_name, table_path
+from learn2pd.files import read_json
+from learn2pd.recording.schema import MANIFEST, features_of, read_recording, shard_count, shard_name, table_path
 from learn2pd.recording.writing import damage, entries
 
 DERIVED = ("length", "reference", "prompt")

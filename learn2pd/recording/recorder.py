@@ -18,19 +18,21 @@ from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from learn2pd.decoding.api import decode
-from learn2pd.decoding.schedulers import BlocksScheduler, Scheduler
-from learn2pd.decoding.stops import EotStop, NoStop, StopRule
+from learn2pd.data.prompts import Prompt
 from learn2pd.errors import UserError
+from learn2pd.files import sha256
+from learn2pd.loop.decode import decode
 from learn2pd.models.loading import Model
-from learn2pd.policies.base import Policy
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import GuidedPolicy, OraclePolicy
-from learn2pd.prompts import Prompt
-from learn2pd.recording.schema import RECORDING, entry_path, read_recording, sha256
-from learn2pd.recording.sharing import share
+from learn2pd.predictors.features import Seen, observe
+from learn2pd.recording.schema import RECORDING, entry_path, read_recording
+from learn2pd.recording.shard_claims import share
 from learn2pd.recording.writing import Tables, write_manifest, write_shard
-from learn2pd.signals.channels import Seen, observe
+from learn2pd.roles import Policy, Scheduler, StopRule
+from learn2pd.schedulers.blocks import BlocksScheduler
+from learn2pd.stops.eot import EotStop
+from learn2pd.stops.none import NoStop
 from learn2pd.types import Commit, DecodeState, Prediction
 
 Produce = Callable[[Model, Sequence[Prompt]], Tables]

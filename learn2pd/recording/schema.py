@@ -14,18 +14,16 @@ All of them are the same, byte for byte, however many processes made them and ho
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Sequence as SequenceOf
 from pathlib import Path
 from typing import Any
 
 from datasets import Features, Sequence, Value
 
+from learn2pd.data.prompts import Prompt, prompts_digest
 from learn2pd.errors import UserError
+from learn2pd.files import read_json, write_json
 from learn2pd.models.loading import Model
-from learn2pd.prompts import Prompt, prompts_digest
 
 SCHEMA_VERSION = 2
 RECORDING, MANIFEST = "recording.json", "manifest.json"
@@ -160,24 +158,3 @@ def read_recording(folder: Path) -> dict[str, Any]:
             f"{folder}: recorded with schema {found.get('schema')!r}, this version reads {SCHEMA_VERSION}: record again with overwrite=true"
         )
     return found
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file, None where there is none."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all; processes that write the same file at once do not meet."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

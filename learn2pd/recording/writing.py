@@ -15,19 +15,8 @@ from datasets import Features
 from torch import Tensor
 
 from learn2pd.errors import UserError
-from learn2pd.recording.schema import (
-    MANIFEST,
-    RECORDING,
-    SCHEMA_VERSION,
-    TABLES,
-    entry_path,
-    features_of,
-    read_json,
-    sha256,
-    shard_name,
-    table_path,
-    write_json,
-)
+from learn2pd.files import read_json, sha256, write_json
+from learn2pd.recording.schema import MANIFEST, RECORDING, SCHEMA_VERSION, TABLES, entry_path, features_of, shard_name, table_path
 
 Columns = Mapping[str, Tensor | Sequence[str]]
 CHUNK_ROWS = 256  # of an Arrow record batch: what a reader has to touch for one row

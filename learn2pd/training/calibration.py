@@ -1,8 +1,8 @@
-"""Choose the thresholds of trained signals for a stated target instead of typing them in.
+"""Choose the thresholds of trained predictors for a stated target instead of typing them in.
 
 The filter is judged by what it does: for each threshold it decodes held-out prompts, and the fastest threshold is chosen whose upper
 confidence bound of the loss against one token a step meets the target (training/risk.py). All of its measurements are kept as the curve
-that `aggressiveness` moves along. The other two signals are judged on the recorded states.
+that `aggressiveness` moves along. The other two predictors are judged on the recorded states.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from learn2pd.errors import UserError
-from learn2pd.signals.networks import SignalNetwork
-from learn2pd.signals.storage import Setting, Signal
-from learn2pd.training.questions import make_batch
-from learn2pd.training.risk import Trial, fastest_within, needed, upper_bound, upper_bound_of_share
-from learn2pd.training.signals import SignalData, StateStream, signal_metrics
+from learn2pd.predictors.networks import PredictorNetwork
+from learn2pd.predictors.questions import make_batch
+from learn2pd.predictors.saving import Predictor, Setting
+from learn2pd.statistics.bounds import Trial, fastest_within, needed, upper_bound, upper_bound_of_share
+from learn2pd.training.fit import PredictorData, StateStream, predictor_metrics
 
 END_ODDS = (12.0, 11.0, 10.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0)  # log-odds of the thresholds tried for the end of text
 MARGIN_ODDS = 1.0  # log-odds that it stays above the surest false stop among the training prompts
@@ -58,18 +58,18 @@ def check_enough(prompts: int, target_agreement: float | None, max_accuracy_drop
 
 
 def calibrate_filter(
-    signal: Signal,
-    measure: Callable[[Signal], Measured],
+    predictor: Predictor,
+    measure: Callable[[Predictor], Measured],
     thresholds: Sequence[float],
     *,
     target_agreement: float | None,
     max_accuracy_drop: float | None,
     confidence: float,
-) -> tuple[Signal, bool]:
-    """The signal with the fastest threshold that keeps to the target, its curve, and whether any threshold does; if none, the strictest is set.
+) -> tuple[Predictor, bool]:
+    """The predictor with the fastest threshold that keeps to the target, its curve, and whether any threshold does; if none, the strictest is set.
 
     Args:
-        measure: decodes the held-out prompts with a signal.
+        measure: decodes the held-out prompts with a predictor.
         thresholds: from the strictest; all of them are measured.
         target_agreement, max_accuracy_drop: exactly one of them; what may be lost on average over prompts.
         confidence: of the bound, 0 to 1.
@@ -83,7 +83,7 @@ def calibrate_filter(
 
     def losses(threshold: float) -> np.ndarray[Any, Any]:
         if threshold not in found:
-            found[threshold] = measure(replace(signal, threshold=threshold))
+            found[threshold] = measure(replace(predictor, threshold=threshold))
         result = found[threshold]
         if max_accuracy_drop is None:
             return 1 - result.agreement
@@ -96,7 +96,7 @@ def calibrate_filter(
     for threshold in ordered[len(choice.tried) :]:
         tried[threshold] = Trial(threshold, float(losses(threshold).mean()), upper_bound(losses(threshold), 1 - confidence))
     curve = tuple(_setting(threshold, found[threshold], tried[threshold].bound) for threshold in ordered)
-    return replace(signal, threshold=ordered[choice.chosen or 0], curve=curve), choice.chosen is not None
+    return replace(predictor, threshold=ordered[choice.chosen or 0], curve=curve), choice.chosen is not None
 
 
 def _setting(threshold: float, measured: Measured, bound: float) -> Setting:
@@ -110,15 +110,15 @@ def _setting(threshold: float, measured: Measured, bound: float) -> Setting:
 
 
 @torch.inference_mode()
-def probabilities(network: SignalNetwork, stream: StateStream) -> tuple[Tensor, Tensor]:
+def probabilities(network: PredictorNetwork, stream: StateStream) -> tuple[Tensor, Tensor]:
     """The network's probability and the label at every judged position of recorded states, [M] each."""
     found = [(network(*batch.seen).sigmoid()[batch.judged], batch.label[batch.judged].long()) for batch in stream]
     return torch.cat([probability for probability, _ in found]), torch.cat([label for _, label in found])
 
 
 def metrics_at(probability: Tensor, label: Tensor, threshold: float) -> dict[str, float]:
-    """Every metric of `signal_metrics` at a threshold, with `false_commit_rate` in place of specificity."""
-    metrics = signal_metrics(threshold)
+    """Every metric of `predictor_metrics` at a threshold, with `false_commit_rate` in place of specificity."""
+    metrics = predictor_metrics(threshold)
     metrics.update(probability, label)
     figures = {name: float(value) for name, value in metrics.compute().items()}
     figures["false_commit_rate"] = 1 - figures.pop("specificity")
@@ -126,7 +126,7 @@ def metrics_at(probability: Tensor, label: Tensor, threshold: float) -> dict[str
 
 
 @torch.inference_mode()
-def surest_false_stops(network: SignalNetwork, data: SignalData, split: str) -> Tensor:
+def surest_false_stops(network: PredictorNetwork, data: PredictorData, split: str) -> Tensor:
     """[N] for every prompt of a split the highest probability, over its recorded states, at a masked position that the answer still needs.
 
     Positions with a committed token of the answer behind them are left out, as the stop rule never ends a row there.
@@ -145,8 +145,8 @@ def surest_false_stops(network: SignalNetwork, data: SignalData, split: str) -> 
     return torch.tensor([worst[prompt] for prompt in sorted(worst)])
 
 
-def calibrate_end(signal: Signal, data: SignalData, false_stops: float, confidence: float) -> tuple[Signal, dict[str, float]]:
-    """The end-of-text signal with the least threshold that cuts few enough answers short, and what can be said of others.
+def calibrate_end(predictor: Predictor, data: PredictorData, false_stops: float, confidence: float) -> tuple[Predictor, dict[str, float]]:
+    """The end-of-text predictor with the least threshold that cuts few enough answers short, and what can be said of others.
 
     Thresholds are tried on the states of the validation prompts from the strictest down, so that the bound of the chosen one holds. It is
     never less than a margin above the surest false stop in the states of the training prompts.
@@ -154,7 +154,7 @@ def calibrate_end(signal: Signal, data: SignalData, false_stops: float, confiden
     Raises:
         UserError: even the strictest cuts too many validation prompts short, or they are too few to show `false_stops` with that confidence.
     """
-    held_out = surest_false_stops(signal.network, data, "validation").double().numpy()
+    held_out = surest_false_stops(predictor.network, data, "validation").double().numpy()
     thresholds = torch.tensor(END_ODDS, dtype=torch.float64).sigmoid().tolist()
     choice = fastest_within(thresholds, lambda threshold: held_out > threshold, false_stops, 1 - confidence, upper_bound_of_share)
     if choice.chosen is None:
@@ -163,19 +163,19 @@ def calibrate_end(signal: Signal, data: SignalData, false_stops: float, confiden
             f"calibrate.false_stops={false_stops}: the strictest threshold cuts {seen.mean:.1%} of {len(held_out)} validation prompts short, up to "
             f"{seen.bound:.1%} with calibrate.confidence={confidence}; record more prompts (data.train_prompts, data.validation_prompts)"
         )
-    surest = surest_false_stops(signal.network, data, "train").max()
+    surest = surest_false_stops(predictor.network, data, "train").max()
     threshold = max(thresholds[choice.chosen], float((surest.double().logit(1e-7) + MARGIN_ODDS).sigmoid()))
     bound = upper_bound_of_share((held_out > threshold).astype(float), 1 - confidence)
-    return replace(signal, threshold=threshold), {"threshold": threshold, "false_stops_bound": bound, "prompts": float(len(held_out))}
+    return replace(predictor, threshold=threshold), {"threshold": threshold, "false_stops_bound": bound, "prompts": float(len(held_out))}
 
 
-def calibrate_boundary(signal: Signal, data: SignalData) -> tuple[Signal, dict[str, float]]:
-    """The boundary signal with the threshold of the best F1 on the states of validation prompts."""
-    probability, label = probabilities(signal.network, data.stream("validation", batch_rows=4096))
+def calibrate_boundary(predictor: Predictor, data: PredictorData) -> tuple[Predictor, dict[str, float]]:
+    """The boundary predictor with the threshold of the best F1 on the states of validation prompts."""
+    probability, label = probabilities(predictor.network, data.stream("validation", batch_rows=4096))
     order = probability.argsort(descending=True)
     right = label[order].cumsum(0).double()
     f1 = 2 * right / (torch.arange(1, len(right) + 1) + label.sum())
     best = int(f1.argmax())
     below = float(probability[order[best + 1]]) if best + 1 < len(order) else 0.0
     threshold = (float(probability[order[best]]) + below) / 2
-    return replace(signal, threshold=threshold), {"threshold": threshold, "f1": float(f1[best])} | metrics_at(probability, label, threshold)
+    return replace(predictor, threshold=threshold), {"threshold": threshold, "f1": float(f1[best])} | metrics_at(probability, label, threshold)

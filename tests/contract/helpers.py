@@ -7,24 +7,32 @@ import functools
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from learn2pd.decoding.api import answer_lengths
-from learn2pd.decoding.caches import BlockCache, DSBCache, LookaheadCache, NoCache
-from learn2pd.decoding.learned import LearnedAdaBlockScheduler, LearnedStop
-from learn2pd.decoding.loop import decode_batch
-from learn2pd.decoding.proposals import Sampling
-from learn2pd.decoding.schedulers import AdaBlockScheduler, BlocksScheduler, DSBScheduler, LookaheadScheduler
-from learn2pd.decoding.stops import EotpPaperStop, EotStop, NoStop
-from learn2pd.models.causal import Verifier
+from learn2pd.caches.dsb import DSBCache
+from learn2pd.caches.fast_dllm import BlockCache
+from learn2pd.caches.lookahead import LookaheadCache
+from learn2pd.caches.none import NoCache
+from learn2pd.loop.decode import answer_lengths
+from learn2pd.loop.loop import decode_batch
 from learn2pd.policies.apd import APDPolicy, LeftToRightPolicy
 from learn2pd.policies.factor import FactorPolicy
-from learn2pd.policies.filter import FilterPolicy
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.localleap import LocalLeapPolicy
 from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.threshold import ThresholdPolicy
-from learn2pd.signals.networks import MLP, Conv, SignalNetwork, Transformer
-from learn2pd.signals.storage import Contract, Signal
-from learn2pd.types import DecodeState
+from learn2pd.policies.verifier import Verifier
+from learn2pd.predictors.boundary import LearnedAdaBlockScheduler
+from learn2pd.predictors.end_of_text import LearnedStop
+from learn2pd.predictors.filter import FilterPolicy
+from learn2pd.predictors.networks import MLP, Conv, PredictorNetwork, Transformer
+from learn2pd.predictors.saving import Contract, Predictor
+from learn2pd.schedulers.adablock import AdaBlockScheduler
+from learn2pd.schedulers.blocks import BlocksScheduler
+from learn2pd.schedulers.dsb import DSBScheduler
+from learn2pd.schedulers.lookahead import LookaheadScheduler
+from learn2pd.stops.eot import EotStop
+from learn2pd.stops.eotp import EotpPaperStop
+from learn2pd.stops.none import NoStop
+from learn2pd.types import DecodeState, Sampling
 
 GEN, BLOCK = 20, 8  # not a multiple: the last block is shorter
 MODELS = ["tiny_model", "tiny_model_grouped", "tiny_dream"]  # fixtures
@@ -47,13 +55,13 @@ STOPS = {"none": NoStop(), "eot0": EotStop(0.0), "eot0.5": EotStop(0.5), "paper"
 
 
 @functools.cache
-def random_signal(kind: str = "filter", name: str = "mlp") -> Signal:
+def random_signal(kind: str = "filter", name: str = "mlp") -> Predictor:
     """An untrained network, spread around one half, so that some positions are accepted and some are not."""
     torch.manual_seed(0)
-    network: SignalNetwork = {"mlp": MLP(BLOCK, 16), "conv": Conv(hidden=8), "transformer": Transformer(hidden=8)}[name]
+    network: PredictorNetwork = {"mlp": MLP(BLOCK, 16), "conv": Conv(hidden=8), "transformer": Transformer(hidden=8)}[name]
     with torch.no_grad():
         (network.linear2 if name == "mlp" else network.leave).weight *= 6
-    return Signal(kind, network, 0.5, Contract(mask_id=1, vocab_size=400, eot_ids=(0,), delimiter_ids=DELIMITERS))
+    return Predictor(kind, network, 0.5, Contract(mask_id=1, vocab_size=400, eot_ids=(0,), delimiter_ids=DELIMITERS))
 
 
 STOPS["learned"] = LearnedStop(random_signal("end_of_text", "conv"))

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learn2pd import BlocksScheduler, DSBCache, DSBScheduler, EotStop, NoStop, Sampling, UserError, decode
-from learn2pd.policies.filter import FilterPolicy
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.threshold import ThresholdPolicy
+from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.types import Commit, Window
 from tests.contract.helpers import BLOCK, GEN, STOPS, oracle, outcome, policies, random_signal, run
 from tests.reference import decode_reference, fixed_rule, threshold_rule

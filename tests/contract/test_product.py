@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learn2pd import UserError, decode
-from learn2pd.decoding import predictor
+from learn2pd.loop import step as predictor
 from tests.contract.helpers import BLOCK, CACHES, COMBINATIONS, GEN, MODELS, SCHEDULERS, STOPS, fits, oracle, outcome, policies, run
 
 STOP_NAMES = itertools.cycle(STOPS)  # every combination with one stop rule; the rules in all combinations are too many

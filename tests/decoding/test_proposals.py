@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learn2pd.decoding.proposals import Draw, Sampling, gumbel, restrict
-from learn2pd.decoding.proposals import propose as propose_drawn
+from learn2pd.loop.proposals import gumbel
+from learn2pd.loop.proposals import propose as propose_drawn
+from learn2pd.types import Draw, Sampling, restrict
 
 EVERYTHING = frozenset({"margin", "entropy"})
 

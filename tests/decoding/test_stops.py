@@ -7,7 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from learn2pd.decoding.stops import AnywhereStop, EotpPaperStop, EotStop, NoStop
+from learn2pd.stops.anywhere import AnywhereStop
+from learn2pd.stops.eot import EotStop
+from learn2pd.stops.eotp import EotpPaperStop
+from learn2pd.stops.none import NoStop
 from learn2pd.types import Commit, DecodeState, Prediction
 
 

@@ -82,7 +82,9 @@ def test_a_noised_block_is_predicted_as_if_it_stood_alone_after_the_clean_ones(a
             start = position - (position - offset) % block_length
             end = min(start + block_length, length)
             tokens = torch.cat((batch.inputs[0, :start], copied[start - first : end - first]))[None]
-            blocks = torch.arange(end) // block_length if alignment == "grid" else (torch.arange(end) - offset).div(block_length, rounding_mode="floor")
+            blocks = (
+                torch.arange(end) // block_length if alignment == "grid" else (torch.arange(end) - offset).div(block_length, rounding_mode="floor")
+            )
             blocks = blocks.clamp(min=-1)
             seen = (blocks[:, None] >= blocks[None, :])[None]
             alone = model.score(model.hidden(tokens, attention_mask=seen))[0, position]
@@ -95,9 +97,7 @@ def test_blocks_of_one_token_score_every_answer_token_once_with_weight_one():
     batch = BlockDiffusion(MASK_ID, EOT_ID, 1, "prompt")(some, torch.zeros(len(some)), generator())
     assert (batch.weights == 1).all()
     assert len(batch.targets) == batch.tokens
-    assert batch.targets.tolist() == [
-        token for row in some for token in (row.answer + [EOT_ID] * 20)[: batch.positions.max() + 1 - len(row.prompt)]
-    ]
+    assert batch.targets.tolist() == [token for row in some for token in (row.answer + [EOT_ID] * 20)[: batch.positions.max() + 1 - len(row.prompt)]]
 
 
 @pytest.mark.parametrize("block_length", [2, 4, 7])

@@ -6,18 +6,18 @@ import itertools
 import lightning
 import pytest
 import torch
+from learn2pd.training.canvases import BATCHES_PER_ROUND, CanvasBatch, CanvasData, CanvasStream
+from learn2pd.training.causal import CausalTraining
+from learn2pd.training.dllm import SMALLEST_RATIO, DiffusionTraining, mask_canvas
+from learn2pd.training.running import Schedule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from learn2pd.data.tasks import TASK_NAMES, build_task
 from learn2pd.errors import UserError
-from learn2pd.evaluation.tasks import TASK_NAMES, build_task
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
 from learn2pd.training import canvases
-from learn2pd.training.canvases import BATCHES_PER_ROUND, CanvasBatch, CanvasData, CanvasStream
-from learn2pd.training.causal import CausalTraining
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
-from learn2pd.training.dllm import SMALLEST_RATIO, DiffusionTraining, mask_canvas
-from learn2pd.training.running import Schedule
 
 LENGTH, MASK_ID, EOT_ID = 320, 1, 0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from learn2pd import APDPolicy, FixedPolicy, LookaheadCache, LookaheadScheduler, decode, load_model, load_policy, load_verifier
-from learn2pd.evaluation.tasks import TASK_NAMES, build_task, problems
+from learn2pd.data.tasks import TASK_NAMES, build_task, problems
 
 ROOT = Path(__file__).parents[2]
 MODEL, POLICY = ROOT / "checkpoints" / "tiny-llada", ROOT / "checkpoints" / "tiny-llada-filter"

@@ -12,11 +12,12 @@ import pytest
 import torch
 from filelock import FileLock
 
-from learn2pd import cli, load_policy, save_policy
-from learn2pd.policies.filter import FilterPolicy
+from learn2pd import load_policy, save_policy
+from learn2pd.cli import main as cli
+from learn2pd.predictors.filter import FilterPolicy
+from learn2pd.predictors.networks import MLP
+from learn2pd.predictors.saving import Contract, Predictor
 from learn2pd.recording.reading import Recording
-from learn2pd.signals.networks import MLP
-from learn2pd.signals.storage import Contract, Signal
 
 SMALL = [
     "config=tiny_filter", "data.train_prompts=9", "data.validation_prompts=6", "data.test_prompts=3", "decode.gen_length=48",
@@ -99,7 +100,7 @@ def test_a_fine_tuned_policy_learns_from_the_states_that_its_base_leads_into(arg
 
 def test_a_filter_of_another_geometry_is_not_fine_tuned(arguments, tmp_path, capsys, tiny_model):
     base = save_policy(
-        FilterPolicy(Signal("filter", MLP(16), 0.5, Contract.of(tiny_model.spec, block_length=16, alignment="prompt"))), tmp_path / "p"
+        FilterPolicy(Predictor("filter", MLP(16), 0.5, Contract.of(tiny_model.spec, block_length=16, alignment="prompt"))), tmp_path / "p"
     )
     line = failing(capsys, [*arguments, f"output_dir={tmp_path / 'out'}", "train.start=full", f"policy={base}", "stages=[record,train]"])
     assert "block_length=16" in line

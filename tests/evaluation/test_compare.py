@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 
 from learn2pd import UserError
-from learn2pd.config import MethodConfig, load_config
-from learn2pd.evaluation import report
-from learn2pd.evaluation.bootstrap import Bootstrap, better, interval, point
+from learn2pd.cli.config import MethodConfig, load_config
+from learn2pd.cli.stages.comparison import _outcome_key, expand_sweeps, stage_compare
+from learn2pd.cli.stages.components import components_of
+from learn2pd.evaluation import plots as report
 from learn2pd.evaluation.compare import agreement, build_rows, measure
-from learn2pd.evaluation.curves import compare_families
 from learn2pd.evaluation.outcomes import cached, code_digest, merge
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.threshold import ThresholdPolicy
-from learn2pd.stages.comparison import _outcome_key, expand_sweeps, stage_compare
-from learn2pd.stages.parts import components_of
+from learn2pd.statistics.bootstrap import Bootstrap, better, interval, point
+from learn2pd.statistics.curves import compare_families
 from tests.evaluation.synthetic import outcome
 
 

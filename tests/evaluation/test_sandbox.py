@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from learn2pd.evaluation.sandbox import CPU_SECONDS, Sandbox, SandboxRefused
+from learn2pd.data.sandbox import CPU_SECONDS, Sandbox, SandboxRefused
 
 HIDDEN = "[0 for {0} in []]\n    "  # makes a builtin's name local to the comprehension, so that it looks defined
 ATTACKS = {

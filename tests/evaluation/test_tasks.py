@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learn2pd.evaluation.sandbox import SandboxRefused
-from learn2pd.evaluation.tasks import SPLITS, TASK_NAMES, build_task, problems
-from learn2pd.evaluation.tasks.base import is_held_out
-from learn2pd.evaluation.tasks.json_records import LAYOUTS
+from learn2pd.data.sandbox import SandboxRefused
+from learn2pd.data.tasks import SPLITS, TASK_NAMES, build_task, problems
+from learn2pd.data.tasks.base import is_held_out
+from learn2pd.embedded.tasks.json_records import LAYOUTS
 
 DRAWN = 200
 

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from learn2pd import NoStop, ThresholdPolicy, decode
-from learn2pd.models.causal import load_verifier
 from learn2pd.models.dream import DreamConfig, DreamModel
 from learn2pd.models.loading import load_model
+from learn2pd.policies.verifier import load_verifier
 from tests.models.test_loading import edit_json, edit_weights, refusal
 
 WORDS = 290  # of the vocabulary files; the added tokens follow

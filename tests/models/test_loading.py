@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from learn2pd.embedded.tokenizer import MASK
 from learn2pd.errors import UserError
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
 from learn2pd.models.loading import load_model
-from learn2pd.embedded.tokenizer import MASK
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import torch
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, XLoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from learn2pd import BlockCache, NoCache, ThresholdPolicy, UserError, cli, decode, load_model, load_verifier
+from learn2pd import BlockCache, NoCache, ThresholdPolicy, UserError, decode, load_model, load_verifier
+from learn2pd.cli import main as cli
 from tests.models.test_illada import write_checkpoint
 from tests.models.test_loading import edit_json, refusal
 

@@ -15,22 +15,30 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from learn2pd.decoding.caches import BlockCache, DSBCache, LookaheadCache, NoCache
-from learn2pd.decoding.loop import decode_batch
-from learn2pd.decoding.schedulers import AdaBlockScheduler, BlocksScheduler, DSBScheduler, LookaheadScheduler
-from learn2pd.decoding.stops import AnywhereStop, EotpPaperStop, NoStop
+from learn2pd.caches.dsb import DSBCache
+from learn2pd.caches.fast_dllm import BlockCache
+from learn2pd.caches.lookahead import LookaheadCache
+from learn2pd.caches.none import NoCache
+from learn2pd.loop.loop import decode_batch
 from learn2pd.models.adapter import ModelAdapter
-from learn2pd.models.causal import Verifier
 from learn2pd.models.loading import FAMILIES
 from learn2pd.policies.apd import APDPolicy, LeftToRightPolicy
 from learn2pd.policies.factor import FactorPolicy
-from learn2pd.policies.filter import FilterPolicy
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.localleap import LocalLeapPolicy
 from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.threshold import ThresholdPolicy
-from learn2pd.signals.networks import MLP
-from learn2pd.signals.storage import Contract, Signal
+from learn2pd.policies.verifier import Verifier
+from learn2pd.predictors.filter import FilterPolicy
+from learn2pd.predictors.networks import MLP
+from learn2pd.predictors.saving import Contract, Predictor
+from learn2pd.schedulers.adablock import AdaBlockScheduler
+from learn2pd.schedulers.blocks import BlocksScheduler
+from learn2pd.schedulers.dsb import DSBScheduler
+from learn2pd.schedulers.lookahead import LookaheadScheduler
+from learn2pd.stops.anywhere import AnywhereStop
+from learn2pd.stops.eotp import EotpPaperStop
+from learn2pd.stops.none import NoStop
 from learn2pd.types import DecodeState, ForwardPlan, ModelSpec
 from tests.conftest import golden_root
 
@@ -105,7 +113,7 @@ def build(method: str, params: dict, run: dict, root: Path) -> Parts:
         if "cache" in function:
             cache = DSBCache(block_length, params["prefix_window"], suffix, reference_quirks=True)
     if "accept_thres" in params:
-        policy = FilterPolicy(Signal("filter", golden_filter(root / params["filter"]), params["accept_thres"], Contract(0, 0, ())))
+        policy = FilterPolicy(Predictor("filter", golden_filter(root / params["filter"]), params["accept_thres"], Contract(0, 0, ())))
         stop = EotpPaperStop() if "eot" in method else NoStop()
     elif "relaxed_threshold" in params:
         policy = LocalLeapPolicy(params["threshold"], params["relaxed_threshold"], params["radius"])

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from learn2pd import AnywhereStop, APDPolicy, LookaheadCache, LookaheadScheduler, UserError, decode
-from learn2pd.models.causal import Verifier, load_verifier
+from learn2pd.policies.verifier import Verifier, load_verifier
 from tests.contract.helpers import GEN, MODELS, outcome, run, tiny_verifier
 
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learn2pd.policies.base import most_confident
+from learn2pd.tensors import most_confident
 
 
 @given(data=st.data())

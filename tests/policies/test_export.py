@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from learn2pd.decoding.api import decode
-from learn2pd.decoding.schedulers import BlocksScheduler, DSBScheduler
 from learn2pd.errors import UserError
-from learn2pd.policies.export import load_policy, save_policy
-from learn2pd.policies.filter import FilterPolicy
-from learn2pd.signals.adapters import add_adapter, merged, save_adapter
-from learn2pd.signals.networks import MLP, Conv, Transformer
-from learn2pd.signals.storage import Contract, Setting, Signal, load_signal, save_signal
+from learn2pd.loop.decode import decode
+from learn2pd.predictors.filter import FilterPolicy, load_policy, save_policy
+from learn2pd.predictors.lora import add_adapter, merged, save_adapter
+from learn2pd.predictors.networks import MLP, Conv, Transformer
+from learn2pd.predictors.saving import Contract, Predictor, Setting, load_predictor, save_predictor
+from learn2pd.schedulers.blocks import BlocksScheduler
+from learn2pd.schedulers.dsb import DSBScheduler
 
 CURVE = (Setting(0.9, 1.5, 0.99, 0.0, 0.02), Setting(0.5, 2.5, 0.9, 0.1, 0.15), Setting(0.2, 4.0, 0.6, 0.4, 0.5))
 
@@ -23,11 +23,11 @@ def made(model, network=None, **geometry):
     torch.manual_seed(0)
     network = network or MLP(16, 24)
     fixed = {"block_length": 16, "alignment": "prompt"} if network.width else {}
-    return Signal("filter", network, 0.4, Contract.of(model.spec, **(fixed | geometry)), CURVE, {"auroc": 0.5})
+    return Predictor("filter", network, 0.4, Contract.of(model.spec, **(fixed | geometry)), CURVE, {"auroc": 0.5})
 
 
 @pytest.fixture(params=["mlp", "conv", "transformer"])
-def signal(request, tiny_model):
+def predictor(request, tiny_model):
     torch.manual_seed(0)
     return made(tiny_model, {"mlp": MLP(16, 24), "conv": Conv(hidden=8), "transformer": Transformer(hidden=8)}[request.param])
 
@@ -37,13 +37,13 @@ def folder(tiny_model, tmp_path):
     return save_policy(FilterPolicy(made(tiny_model)), tmp_path / "policy")
 
 
-def test_a_saved_policy_decodes_as_before(tiny_model, signal, make_prompts, tmp_path):
+def test_a_saved_policy_decodes_as_before(tiny_model, predictor, make_prompts, tmp_path):
     prompts = make_prompts([5, 9])
-    loaded = load_policy(save_policy(FilterPolicy(signal), tmp_path / "policy"))
-    assert (loaded.threshold, loaded.contract, loaded.signal.metrics, loaded.signal.curve) == (0.4, signal.contract, {"auroc": 0.5}, CURVE)
-    assert loaded.signal.fingerprint == signal.fingerprint
+    loaded = load_policy(save_policy(FilterPolicy(predictor), tmp_path / "policy"))
+    assert (loaded.threshold, loaded.contract, loaded.predictor.metrics, loaded.predictor.curve) == (0.4, predictor.contract, {"auroc": 0.5}, CURVE)
+    assert loaded.predictor.fingerprint == predictor.fingerprint
     before, after = (
-        decode(tiny_model, prompts, policy=policy, scheduler=BlocksScheduler(16), gen_length=40) for policy in (FilterPolicy(signal), loaded)
+        decode(tiny_model, prompts, policy=policy, scheduler=BlocksScheduler(16), gen_length=40) for policy in (FilterPolicy(predictor), loaded)
     )
     assert torch.equal(before.tokens, after.tokens)
     assert torch.equal(before.forwards, after.forwards)
@@ -80,11 +80,11 @@ def test_a_policy_without_a_curve_has_no_dial(tiny_model, tmp_path):
     [("block_length", 8, "block length 8"), ("mask_id", 7, "mask id 7"), ("vocab_size", 126464, "126464"), ("eot_ids", (9,), r"\(9,\)")],
 )
 def test_a_run_that_differs_from_the_training_is_refused_with_both_values(tiny_model, field, value, named, make_prompts):
-    signal = made(tiny_model)
-    other = replace(signal, contract=replace(signal.contract, **{field: value}))
+    predictor = made(tiny_model)
+    other = replace(predictor, contract=replace(predictor.contract, **{field: value}))
     with pytest.raises(UserError, match=named) as caught:
         decode(tiny_model, make_prompts([5]), policy=FilterPolicy(other), scheduler=BlocksScheduler(16), gen_length=32)
-    assert str(getattr(signal.contract, field)) in str(caught.value)
+    assert str(getattr(predictor.contract, field)) in str(caught.value)
 
 
 @pytest.mark.parametrize("scheduler", [BlocksScheduler(16), BlocksScheduler(7), BlocksScheduler(100), DSBScheduler(12)], ids=lambda s: s.name)
@@ -113,10 +113,10 @@ def test_a_missing_damaged_or_newer_policy_is_one_line(folder, tmp_path):
 
 
 def test_a_signal_of_another_kind_is_refused(tiny_model, tmp_path):
-    save_signal(replace(made(tiny_model), kind="boundary"), tmp_path)
+    save_predictor(replace(made(tiny_model), kind="boundary"), tmp_path)
     with pytest.raises(UserError, match=r"boundary.*filter"):
         load_policy(tmp_path)
-    assert load_signal(tmp_path, "boundary").threshold == 0.4
+    assert load_predictor(tmp_path, "boundary").threshold == 0.4
 
 
 def adapted_from(base):
@@ -129,33 +129,33 @@ def adapted_from(base):
     return network, adapter
 
 
-def test_an_adapter_is_small_saved_alone_and_merged_when_loaded(signal, tmp_path):
-    base = save_policy(FilterPolicy(signal), tmp_path / "base")
-    network, adapter = adapted_from(signal)
+def test_an_adapter_is_small_saved_alone_and_merged_when_loaded(predictor, tmp_path):
+    base = save_policy(FilterPolicy(predictor), tmp_path / "base")
+    network, adapter = adapted_from(predictor)
     seen = torch.randn(3, 16, len(network.channels)), torch.ones(3, 16, dtype=torch.bool), torch.randint(0, 5, (3, 16))
-    tuned = replace(signal, network=merged(adapter), threshold=0.6)
-    folder = save_adapter(adapter, signal, tuned, tmp_path / "adapter")
+    tuned = replace(predictor, network=merged(adapter), threshold=0.6)
+    folder = save_adapter(adapter, predictor, tuned, tmp_path / "adapter")
     assert {path.name for path in folder.iterdir()} == {"adapter.json", "adapter_config.json", "adapter_model.safetensors"}
     assert sum(path.stat().st_size for path in folder.iterdir()) < 40_000
     loaded = load_policy(base, adapter=folder)
     assert loaded.threshold == 0.6
-    assert type(loaded.signal.network) is type(signal.network)
+    assert type(loaded.predictor.network) is type(predictor.network)
     with torch.no_grad():
-        assert not torch.allclose(network(*seen), signal.network(*seen), atol=1e-3)
-        assert torch.allclose(network(*seen), loaded.signal.network(*seen), atol=1e-5)
-    assert load_policy(save_policy(loaded, tmp_path / "merged")).signal.fingerprint == loaded.signal.fingerprint
-    assert load_policy(base).signal.fingerprint == signal.fingerprint
+        assert not torch.allclose(network(*seen), predictor.network(*seen), atol=1e-3)
+        assert torch.allclose(network(*seen), loaded.predictor.network(*seen), atol=1e-5)
+    assert load_policy(save_policy(loaded, tmp_path / "merged")).predictor.fingerprint == loaded.predictor.fingerprint
+    assert load_policy(base).predictor.fingerprint == predictor.fingerprint
 
 
 def test_an_adapter_of_another_base_or_a_damaged_one_is_one_line(tiny_model, tmp_path):
-    signal = made(tiny_model, Transformer(hidden=8))
-    _, adapter = adapted_from(signal)
-    folder = save_adapter(adapter, signal, signal, tmp_path / "adapter")
+    predictor = made(tiny_model, Transformer(hidden=8))
+    _, adapter = adapted_from(predictor)
+    folder = save_adapter(adapter, predictor, predictor, tmp_path / "adapter")
     torch.manual_seed(5)
     other = save_policy(FilterPolicy(made(tiny_model, Transformer(hidden=8))), tmp_path / "other")
-    with pytest.raises(UserError, match=signal.fingerprint):
+    with pytest.raises(UserError, match=predictor.fingerprint):
         load_policy(other, adapter=folder)
-    base = save_policy(FilterPolicy(signal), tmp_path / "base")
+    base = save_policy(FilterPolicy(predictor), tmp_path / "base")
     with pytest.raises(UserError, match=r"adapter\.json"):
         load_policy(base, adapter=tmp_path / "nothing")
     (folder / "adapter_model.safetensors").write_bytes(b"short")

@@ -8,8 +8,9 @@ import torch
 from datasets import Dataset
 
 from learn2pd.errors import UserError
+from learn2pd.files import sha256
 from learn2pd.recording.reading import Recording
-from learn2pd.recording.schema import RECORDING, open_recording, reference_features, sha256, state_features, table_path
+from learn2pd.recording.schema import RECORDING, open_recording, reference_features, state_features, table_path
 from learn2pd.recording.writing import Tables, write_manifest, write_shard
 from tests.recording.helpers import GEN, described
 

@@ -5,13 +5,15 @@ import itertools
 import pytest
 import torch
 
-from learn2pd.decoding.api import decode
-from learn2pd.decoding.schedulers import BlocksScheduler, newline_ids
-from learn2pd.decoding.stops import EotStop, NoStop
+from learn2pd.loop.decode import decode
+from learn2pd.models.delimiters import newline_ids
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.recording.recorder import StateRecorder, oracle_tables
+from learn2pd.schedulers.blocks import BlocksScheduler
+from learn2pd.stops.eot import EotStop
+from learn2pd.stops.none import NoStop
 from learn2pd.types import Window
 from tests.recording.helpers import BATCH, BLOCK, GEN
 from tests.reference import proposals

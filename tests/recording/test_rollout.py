@@ -2,12 +2,12 @@
 
 import torch
 
-from learn2pd.decoding.api import decode
-from learn2pd.decoding.schedulers import BlocksScheduler
-from learn2pd.decoding.stops import NoStop
+from learn2pd.loop.decode import decode
 from learn2pd.policies.oracle import GuidedPolicy, OraclePolicy
 from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.recording.recorder import rollout_tables
+from learn2pd.schedulers.blocks import BlocksScheduler
+from learn2pd.stops.none import NoStop
 from tests.recording.helpers import BATCH, BLOCK, GEN, files, make
 
 

@@ -11,7 +11,7 @@ import torch
 from learn2pd.errors import UserError
 from learn2pd.recording.reading import Recording
 from learn2pd.recording.schema import entry_path, open_recording
-from learn2pd.recording.sharing import claimed, share
+from learn2pd.recording.shard_claims import claimed, share
 from tests.recording.helpers import SHARD, described, files, make, oracle_producer, some_prompts
 
 

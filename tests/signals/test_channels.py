@@ -1,4 +1,4 @@
-"""What a signal network sees: windows cut out of the canvas, channels, nothing from outside."""
+"""What a predictor network sees: windows cut out of the canvas, channels, nothing from outside."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learn2pd.signals.channels import CHANNELS, DECIDED, OBSERVED, VALUES, Seen, canvas_view, cut, observe, stack, window_view
+from learn2pd.predictors.features import CHANNELS, DECIDED, OBSERVED, VALUES, Seen, cut, observe, stack
+from learn2pd.tensors import canvas_view, window_view
 from learn2pd.types import DecodeState, Prediction, Window
 
 GEN = 12

@@ -1,4 +1,4 @@
-"""Signal networks: small, length-free, blind to what lies past a window, and normalised by what they were trained on."""
+"""Predictor networks: small, length-free, blind to what lies past a window, and normalised by what they were trained on."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from learn2pd.errors import UserError
-from learn2pd.signals.channels import DECIDED
-from learn2pd.signals.networks import MLP, Conv, Transformer
-from learn2pd.signals.storage import build_network, network_json
+from learn2pd.predictors.features import DECIDED
+from learn2pd.predictors.networks import MLP, Conv, Transformer
+from learn2pd.predictors.saving import build_network, network_json
 
 LENGTH_FREE = [Conv, Transformer]
 

@@ -9,24 +9,24 @@ import pytest
 import torch
 
 from learn2pd.errors import UserError
-from learn2pd.signals.networks import Conv
-from learn2pd.signals.storage import Contract, Signal
+from learn2pd.predictors.networks import Conv
+from learn2pd.predictors.questions import Ended
+from learn2pd.predictors.saving import Contract, Predictor
+from learn2pd.statistics.bounds import upper_bound
 from learn2pd.training.calibration import Measured, calibrate_boundary, calibrate_end, calibrate_filter, check_enough, metrics_at, surest_false_stops
-from learn2pd.training.questions import Ended
-from learn2pd.training.risk import upper_bound
-from learn2pd.training.signals import SignalData
+from learn2pd.training.fit import PredictorData
 
 THRESHOLDS = (0.5, 0.9, 0.7, 0.3)
-SIGNAL = Signal("filter", Conv(["masked"], 4), 0.5, Contract(1, 400, (0,)))
+SIGNAL = Predictor("filter", Conv(["masked"], 4), 0.5, Contract(1, 400, (0,)))
 TARGET = {"target_agreement": 0.9, "max_accuracy_drop": None, "confidence": 0.9}
 
 
-def measure(signal: Signal, prompts=60, judged=True) -> Measured:
+def measure(predictor: Predictor, prompts=60, judged=True) -> Measured:
     """A policy that loses more and runs faster the lower its threshold."""
     generator = np.random.default_rng(0)
-    loss = (1 - signal.threshold) * generator.random(prompts) * 0.5
-    drop = (generator.random(prompts) < 1 - signal.threshold).astype(float) if judged else None
-    return Measured(1 - loss, drop, np.full(prompts, 20.0), np.full(prompts, 10 * signal.threshold))
+    loss = (1 - predictor.threshold) * generator.random(prompts) * 0.5
+    drop = (generator.random(prompts) < 1 - predictor.threshold).astype(float) if judged else None
+    return Measured(1 - loss, drop, np.full(prompts, 20.0), np.full(prompts, 10 * predictor.threshold))
 
 
 def test_the_fastest_threshold_within_the_target_is_chosen_and_all_are_kept_as_the_curve():
@@ -46,7 +46,7 @@ def test_a_stricter_target_is_never_faster():
 
 
 def test_a_target_that_nothing_meets_says_so_and_takes_the_strictest():
-    chosen, met = calibrate_filter(SIGNAL, lambda signal: replace(measure(signal), agreement=np.full(60, 0.5)), THRESHOLDS, **TARGET)
+    chosen, met = calibrate_filter(SIGNAL, lambda predictor: replace(measure(predictor), agreement=np.full(60, 0.5)), THRESHOLDS, **TARGET)
     assert not met
     assert chosen.threshold == 0.9
 
@@ -57,7 +57,7 @@ def test_accuracy_can_be_the_target():
     assert met
     assert chosen.threshold == 0.7
     with pytest.raises(UserError, match="no checker"):
-        calibrate_filter(SIGNAL, lambda signal: measure(signal, judged=False), THRESHOLDS, **options)
+        calibrate_filter(SIGNAL, lambda predictor: measure(predictor, judged=False), THRESHOLDS, **options)
 
 
 @pytest.mark.parametrize("options", [{"max_accuracy_drop": 0.1}, {"target_agreement": None}])
@@ -68,7 +68,7 @@ def test_exactly_one_target_is_set(options):
 
 def test_too_few_prompts_says_how_many_are_needed():
     with pytest.raises(UserError, match=r"8 held-out prompts.*at least 22 are needed"):
-        calibrate_filter(SIGNAL, lambda signal: measure(signal, prompts=8), THRESHOLDS, **TARGET)
+        calibrate_filter(SIGNAL, lambda predictor: measure(predictor, prompts=8), THRESHOLDS, **TARGET)
 
 
 def test_too_few_prompts_are_known_before_anything_is_decoded():
@@ -86,7 +86,7 @@ def test_metrics_are_those_of_a_hand_count():
     assert found["auroc"] == 0.75
 
 
-class Made(SignalData):
+class Made(PredictorData):
     """States that are made, not recorded."""
 
     def __init__(self, columns, network):
@@ -138,26 +138,26 @@ def end_signal(surest, prompts=60, scale=1):
 
 
 def test_the_end_threshold_lies_above_every_false_stop_and_a_margin_above_those_in_training():
-    signal, data = end_signal([1.0] * 60)
-    chosen, figures = calibrate_end(signal, data, false_stops=0.05, confidence=0.9)
+    predictor, data = end_signal([1.0] * 60)
+    chosen, figures = calibrate_end(predictor, data, false_stops=0.05, confidence=0.9)
     assert torch.tensor(chosen.threshold).logit() == pytest.approx(2.0, abs=1e-3)
     assert figures["false_stops_bound"] == pytest.approx(1 - 0.1 ** (1 / 60))
-    signal, data = end_signal([1.0] * 59 + [6.5])
-    assert torch.tensor(calibrate_end(signal, data, 0.05, 0.9)[0].threshold).logit() == pytest.approx(7.5, abs=1e-2)
+    predictor, data = end_signal([1.0] * 59 + [6.5])
+    assert torch.tensor(calibrate_end(predictor, data, 0.05, 0.9)[0].threshold).logit() == pytest.approx(7.5, abs=1e-2)
 
 
 def test_a_signal_that_cannot_keep_to_the_false_stops_is_refused():
-    signal, data = end_signal([1.0] * 60)
+    predictor, data = end_signal([1.0] * 60)
     with pytest.raises(UserError, match=r"60 held-out prompts.*at least 230 are needed"):
-        calibrate_end(signal, data, false_stops=0.01, confidence=0.9)
-    signal, data = end_signal([7.0] * 30 + [1.0] * 30, scale=2)
+        calibrate_end(predictor, data, false_stops=0.01, confidence=0.9)
+    predictor, data = end_signal([7.0] * 30 + [1.0] * 30, scale=2)
     with pytest.raises(UserError, match=r"calibrate.false_stops=0.05.*50.0%"):
-        calibrate_end(signal, data, false_stops=0.05, confidence=0.9)
+        calibrate_end(predictor, data, false_stops=0.05, confidence=0.9)
 
 
 def test_every_threshold_is_measured_once():
     seen = []
-    calibrate_filter(SIGNAL, lambda signal: seen.append(signal.threshold) or measure(signal), THRESHOLDS, **TARGET)
+    calibrate_filter(SIGNAL, lambda predictor: seen.append(predictor.threshold) or measure(predictor), THRESHOLDS, **TARGET)
     assert sorted(seen) == sorted(THRESHOLDS)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learn2pd.errors import UserError
-from learn2pd.training.risk import (
+from learn2pd.statistics.bounds import (
     Choice,
     Trial,
     _log_wealth,

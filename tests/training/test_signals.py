@@ -1,4 +1,4 @@
-"""Signal training: what is asked and where, streaming, resumable, refuses what cannot be learnt."""
+"""Predictor training: what is asked and where, streaming, resumable, refuses what cannot be learnt."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ import functools
 import pytest
 import torch
 
-from learn2pd.decoding.schedulers import BlocksScheduler, newline_ids
+from learn2pd.data.prompts import task_prompts
 from learn2pd.errors import UserError
-from learn2pd.policies.filter import FilterPolicy
-from learn2pd.prompts import task_prompts
+from learn2pd.models.delimiters import newline_ids
+from learn2pd.predictors.filter import FilterPolicy
+from learn2pd.predictors.networks import MLP, Conv, Transformer
+from learn2pd.predictors.questions import Ended, Final, StepEnd, make_batch
+from learn2pd.predictors.saving import Contract, Predictor
 from learn2pd.recording.reading import Recording
 from learn2pd.recording.recorder import oracle_tables, record
 from learn2pd.recording.schema import describe_recording, open_recording
-from learn2pd.signals.networks import MLP, Conv, Transformer
-from learn2pd.signals.storage import Contract, Signal
-from learn2pd.training import signals
+from learn2pd.schedulers.blocks import BlocksScheduler
+from learn2pd.training import fit as predictors
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
-from learn2pd.training.questions import Ended, Final, StepEnd, make_batch
-from learn2pd.training.signals import Recipe, SignalData, SignalTraining, train_signal
+from learn2pd.training.fit import PredictorData, PredictorTraining, Recipe, train_predictor
 from tests.contract.helpers import run
 
 GEN, BLOCK = 40, 16
@@ -45,12 +46,12 @@ def recording(tiny_model, tmp_path_factory):
 
 def states(recording, split="train", question=None, more=()):
     question = question or Final()
-    parts = [recording.columns(shard, (*signals.OBSERVED, *question.columns, *more), split) for shard in range(len(recording))]
+    parts = [recording.columns(shard, (*predictors.OBSERVED, *question.columns, *more), split) for shard in range(len(recording))]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def data(recording, network, question=None, batch_rows=16, seed=0):
-    found = SignalData([recording], question or Final(), network, batch_rows, seed)
+    found = PredictorData([recording], question or Final(), network, batch_rows, seed)
     found.prepare()
     return found
 
@@ -58,7 +59,7 @@ def data(recording, network, question=None, batch_rows=16, seed=0):
 def train(recording, folder, epochs, **changes):
     torch.manual_seed(0)
     network = Conv(hidden=8, layers=2)
-    figures = train_signal(network, data(recording, network), folder, Recipe(**(RECIPE | {"max_epochs": epochs} | changes)))
+    figures = train_predictor(network, data(recording, network), folder, Recipe(**(RECIPE | {"max_epochs": epochs} | changes)))
     return network, figures
 
 
@@ -84,15 +85,15 @@ def test_a_network_sees_the_same_in_training_as_in_a_decode(tiny_model, recordin
             return super().forward(*inputs)
 
     network.__class__ = Spy
-    signal = Signal("filter", network, 0.5, Contract.of(tiny_model.spec, delimiter_ids=tuple(recording.manifest["delimiter_ids"])))
+    predictor = Predictor("filter", network, 0.5, Contract.of(tiny_model.spec, delimiter_ids=tuple(recording.manifest["delimiter_ids"])))
     prompts = make_prompts([7])
     recorder = StateRecorder(torch.zeros(1, GEN, dtype=torch.long), tiny_model.spec.eot_ids, recording.manifest["delimiter_ids"])
-    run(tiny_model, prompts, FilterPolicy(signal), scheduler=BlocksScheduler(BLOCK), gen_length=GEN, recorder=recorder)
+    run(tiny_model, prompts, FilterPolicy(predictor), scheduler=BlocksScheduler(BLOCK), gen_length=GEN, recorder=recorder)
     columns = recorder.columns()
     columns["length"] = torch.zeros(len(columns["step"]))
     assert len(seen) == len(columns["step"])
     unwatched = len(seen)
-    run(tiny_model, prompts, FilterPolicy(signal), scheduler=BlocksScheduler(BLOCK), gen_length=GEN)  # nothing is scored ahead of the window now
+    run(tiny_model, prompts, FilterPolicy(predictor), scheduler=BlocksScheduler(BLOCK), gen_length=GEN)  # nothing is scored ahead of the window now
     for alone, watched in zip(seen[unwatched:], seen[:unwatched], strict=True):
         assert all(map(torch.equal, alone, watched))
     for step, (inputs, valid, proposal) in enumerate(seen[:unwatched]):
@@ -120,9 +121,9 @@ def test_the_order_is_the_seeds(recording):
 
 
 def test_what_is_held_does_not_grow_with_the_recording(recording, monkeypatch):
-    monkeypatch.setattr(signals, "SHARDS_AT_A_TIME", 1)
+    monkeypatch.setattr(predictors, "SHARDS_AT_A_TIME", 1)
     longest = max(len(recording.columns(shard, ["step"], "train")["step"]) for shard in range(len(recording)))
-    many = SignalData([recording] * 5, Final(), Conv(["masked"], 4), 10**6, seed=0)
+    many = PredictorData([recording] * 5, Final(), Conv(["masked"], 4), 10**6, seed=0)
     assert max(len(batch.label) for batch in many.stream("train", 10**6, seed=0)) == longest
 
 
@@ -152,7 +153,7 @@ def test_what_a_loss_does_not_count_cannot_move_it(recording, loss_on, where, mo
     there = batch.valid & (batch.masked & ~batch.judged if where == "padding" else ~batch.masked)
     assert there.any()
     flipped = batch._replace(label=torch.where(there, 1 - batch.label, batch.label))
-    module = SignalTraining(network, 1e-2, 0.0)
+    module = PredictorTraining(network, 1e-2, 0.0)
     assert (module.loss(batch, batch.counted)[0] != module.loss(flipped, batch.counted)[0]).item() is moves
 
 
@@ -209,7 +210,7 @@ def test_interrupted_while_training_equals_uninterrupted(recording, tmp_path, mo
 
     whole, _ = train(recording, tmp_path / "whole", 4)
     with monkeypatch.context() as patch:
-        patch.setattr(SignalTraining, "on_train_epoch_start", interrupt)
+        patch.setattr(PredictorTraining, "on_train_epoch_start", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(recording, tmp_path / "parts", 4)
     resumed, _ = train(recording, tmp_path / "parts", 4)

@@ -1,0 +1,58 @@
+"""The stages of a run: record, train, calibrate, compare. Each goes on where it stopped.
+
+This is the edge of the package: here a configuration becomes components with flat arguments, and their results become files in
+output_dir. A stage leaves its figures in metrics.json; a stage that is complete there is not run again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import lightning
+import torch
+
+from learn2pd.cli.config import RunConfig
+from learn2pd.cli.stages.calibration import check_target, stage_calibrate
+from learn2pd.cli.stages.comparison import stage_compare
+from learn2pd.cli.stages.recording import dry_run, processes_of, stage_record
+from learn2pd.cli.stages.run_folder import claimed, open_output, write_metrics
+from learn2pd.cli.stages.training import check_training, stage_train
+
+__all__ = ["dry_run", "run_stages"]
+log = logging.getLogger(__name__)
+STAGE_FUNCTIONS = {
+    "record": stage_record,
+    "train": stage_train,
+    "calibrate": stage_calibrate,
+    "compare": stage_compare,
+}
+
+
+def run_stages(config: RunConfig, only: str | None = None) -> None:
+    """Run the stages of a configuration, or only one of them, in its output_dir. Of several processes, the first; the others only record.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    lightning.seed_everything(config.seed, verbose=False)
+    chosen = [only] if only else config.stages
+    if processes_of(config).rank:
+        if "record" in chosen:
+            stage_record(config, Path(config.output_dir))
+        return
+    if "train" in chosen:
+        check_training(config)
+    if "calibrate" in chosen:
+        check_target(config)
+    with claimed(config) as output:
+        open_output(config, output)
+        for stage in chosen:
+            started = time.perf_counter()
+            log.info("stage %s", stage)
+            figures = STAGE_FUNCTIONS[stage](config, output)
+            if figures is not None:
+                write_metrics(output, stage, figures | {"stage_seconds": round(time.perf_counter() - started, 2)})

@@ -1,0 +1,85 @@
+"""Choose thresholds and export -> output_dir/policy, plots/reliability.png."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from learn2pd.cli.config import RunConfig
+from learn2pd.cli.stages.components import model_of, prompts_of
+from learn2pd.cli.stages.training import check_trained, contract_of, data_of, trained
+from learn2pd.cli.stages.validation import measure_on
+from learn2pd.data.prompts import Prompt
+from learn2pd.evaluation import plots as report
+from learn2pd.predictors.lora import merged, save_adapter
+from learn2pd.predictors.saving import Predictor, save_predictor
+from learn2pd.recording.reading import Recording
+from learn2pd.training.calibration import calibrate_boundary, calibrate_end, calibrate_filter, check_enough, metrics_at, probabilities
+
+log = logging.getLogger(__name__)
+
+
+def stage_calibrate(config: RunConfig, output: Path) -> dict[str, Any]:
+    """The filter's threshold by decoding the validation prompts, the other predictors' on their recorded states."""
+    check_trained(output)
+    recordings = [Recording.load(output / "records")]
+    recordings += [Recording.load(output / "rounds" / str(number + 1)) for number in range(config.train.rounds)]
+    prompts = [prompt for prompt in prompts_of(config) if prompt.split == "validation"]
+    figures: dict[str, Any] = {"filter": _calibrate_filter(config, output, recordings, prompts)}
+    for kind in config.train.predictors:
+        network = trained(config, output, kind, recordings[0].manifest).network
+        predictor = Predictor(kind, network, 0.5, contract_of(recordings[0].manifest, network))
+        data = data_of(config, recordings, kind, network)
+        if kind == "end_of_text":
+            predictor, figures[kind] = calibrate_end(predictor, data, config.calibrate.false_stops, config.calibrate.confidence)
+        else:
+            predictor, figures[kind] = calibrate_boundary(predictor, data)
+        save_predictor(predictor, output / "policy" / kind)
+    return figures
+
+
+def check_target(config: RunConfig) -> None:
+    """Raises UserError where the validation prompts are too few for the target, which is known before anything is recorded."""
+    prompts, options = sum(prompt.split == "validation" for prompt in prompts_of(config)), config.calibrate
+    check_enough(prompts, options.target_agreement, options.max_accuracy_drop, options.confidence)
+
+
+def _calibrate_filter(config: RunConfig, output: Path, recordings: Sequence[Recording], prompts: Sequence[Prompt]) -> dict[str, Any]:
+    options, found = config.calibrate, trained(config, output, "filter", recordings[0].manifest)
+    network = found.network if found.adapted is None else merged(found.adapted)
+    predictor = Predictor("filter", network, 0.5, contract_of(recordings[0].manifest, network))
+    measure = measure_on(config, model_of(config), prompts, recordings[0])
+    predictor, met = calibrate_filter(
+        predictor, measure, options.thresholds,
+        target_agreement=options.target_agreement, max_accuracy_drop=options.max_accuracy_drop, confidence=options.confidence,
+    )  # fmt: skip
+    if not met:
+        log.warning("no threshold of calibrate.thresholds keeps to the target on %d validation prompts; the strictest is exported", len(prompts))
+    probability, label = probabilities(
+        network, data_of(config, recordings[1:] or recordings, "filter", network).stream("validation", batch_rows=1024)
+    )
+    chosen = next(setting for setting in predictor.curve if setting.threshold == predictor.threshold)
+    figures = {
+        "target_agreement": options.target_agreement,
+        "max_accuracy_drop": options.max_accuracy_drop,
+        "confidence": options.confidence,
+        "target_met": met,
+        "prompts": len(prompts),
+        "threshold": predictor.threshold,
+        "agreement": chosen.agreement,
+        "accuracy_drop": chosen.accuracy_drop,
+        "loss_bound": chosen.loss_bound,
+        "tokens_per_forward": chosen.tokens_per_forward,
+        "states": metrics_at(probability, label, predictor.threshold),
+    }
+    predictor = replace(predictor, metrics=figures)
+    save_predictor(predictor, output / "policy")
+    if found.base is not None and found.adapted is not None:
+        save_adapter(found.adapted, found.base, predictor, output / "adapter")
+    (output / "plots").mkdir(exist_ok=True)
+    bins = report.reliability(probability.numpy(), label.numpy())
+    report.plot_reliability(bins, predictor.threshold, output / "plots" / "reliability.png")
+    return figures | {"reliability": bins, "curve": [vars(setting) for setting in predictor.curve]}

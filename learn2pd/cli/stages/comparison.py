@@ -1,0 +1,188 @@
+"""Compare: every method and stop rule on the test prompts, in tables and plots.
+
+One canvas length a run: for another, run again with decode.gen_length=... and another output_dir. The policies stay the same; tables over
+lengths stand side by side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from learn2pd.cli.config import MethodConfig, RunConfig, as_dict
+from learn2pd.cli.stages.components import check_prompts, components_of, model_of, prompts_of, sampling_of
+from learn2pd.data.prompts import Prompt, prompts_digest
+from learn2pd.data.tasks import Checker, build_checkers
+from learn2pd.errors import UserError
+from learn2pd.evaluation import plots as report
+from learn2pd.evaluation import tables
+from learn2pd.evaluation.compare import build_rows, measure
+from learn2pd.evaluation.outcomes import Labels, Outcome, cached, code_digest, group_by_task, merge, run_method
+from learn2pd.files import write_json
+from learn2pd.models.loading import Model
+from learn2pd.registry import build
+from learn2pd.statistics.bootstrap import Bootstrap
+from learn2pd.statistics.curves import compare_families
+
+log = logging.getLogger(__name__)
+
+
+def stage_compare(config: RunConfig, output: Path) -> dict[str, Any]:
+    """Every method and stop rule on the test prompts -> output_dir/compare.json, compare.md, plots."""
+    if not config.compare.methods:
+        raise UserError("compare.methods is empty: list at least one method with name and policy")
+    if not config.compare.stops:
+        raise UserError("compare.stops is empty: list at least one stop rule, such as eot")
+    model = model_of(config)
+    prompts = [prompt for prompt in prompts_of(config) if prompt.split == "test"]
+    check_prompts(model, prompts, config.decode.gen_length)
+    outcomes = _compare_outcomes(config, output, model, prompts)
+    fields = measure(outcomes, Bootstrap(config.compare.bootstrap_samples, config.seed))
+    found = {"rows": build_rows(fields)} | compare_families(fields, config.compare.accuracy_margin)
+    meta: dict[str, Any] = {
+        "model": model.spec.name,
+        "model_fingerprint": model.spec.fingerprint,
+        "prompts": len(prompts),
+        "prompts_digest": prompts_digest(prompts),
+        "seed": config.seed,
+        "gen_length": config.decode.gen_length,
+        "block_length": config.decode.block_length,
+        "batch_size": config.decode.batch_size,
+        "bootstrap_samples": config.compare.bootstrap_samples,
+        "accuracy_margin": config.compare.accuracy_margin,
+        "device": str(model.adapter.device),
+        "threads": torch.get_num_threads(),
+        "dtype": config.model.dtype,
+    }
+    write_json(output / "compare.json", {"meta": meta} | found)
+    (output / "compare.md").write_text(tables.markdown(found, meta))
+    plots = output / "plots"
+    plots.mkdir(exist_ok=True)
+    report.plot_tradeoff(found, plots / "tradeoff.png", config.compare.accuracy_margin)
+    if len({row["task"] for row in found["rows"]}) > 2:  # of one task, `all` is that task
+        report.plot_tradeoff(found, plots / "tradeoff_tasks.png", config.compare.accuracy_margin, by_task=True)
+    if found["fastest"]:
+        report.plot_fastest(found, plots / "fastest.png", config.compare.accuracy_margin)
+    _plot_one_answer(model, outcomes, plots / "commit_steps.png")
+    log.info("comparison over all tasks:\n%s\n\nall tables: %s", tables.summary(found, meta), output / "compare.md")
+    return {"rows": len(found["rows"]), "prompts": len(prompts)}
+
+
+def expand_sweeps(methods: list[MethodConfig]) -> list[tuple[str, MethodConfig]]:
+    """Every method with the family it belongs to; one with a sweep becomes a method a value.
+
+    Raises:
+        UserError: a sweep that is not one option with a list of values, two methods of one name, or a group of different recipes.
+    """
+    _check_groups(methods)
+    found = []
+    for method in methods:
+        if not method.sweep:
+            found.append((method.name, method))
+            continue
+        values = next(iter(method.sweep.values()))
+        if len(method.sweep) != 1 or not isinstance(values, list) or not values:
+            raise UserError(f"compare.methods: sweep={method.sweep!r} of {method.name!r}: expected one option with a list of values")
+        (option,) = method.sweep
+        for value in values:
+            chosen = dataclasses.replace(method, name=f"{method.name} {value}", options=method.options | {option: value}, sweep={})
+            found.append((method.name, chosen))
+    names = [method.name for _, method in found]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"compare.methods: two methods are called {twice[0]!r}: give each a name of its own")
+    return found
+
+
+def _check_groups(methods: list[MethodConfig]) -> None:
+    """Methods of one group are to differ in their name and in the folder of the trained policy only."""
+    first: dict[str, MethodConfig] = {}
+    for method in (method for method in methods if method.group is not None):
+        other = first.setdefault(str(method.group), method)
+        for key in ("policy", "scheduler", "scheduler_options", "cache", "cache_options", "sweep"):
+            if getattr(method, key) != getattr(other, key):
+                raise UserError(
+                    f"compare.methods: group={method.group!r} holds {other.name!r} with {key}={getattr(other, key)!r} and {method.name!r} with "
+                    f"{getattr(method, key)!r}: a group is one recipe trained with several seeds"
+                )
+
+
+def _compare_outcomes(config: RunConfig, output: Path, model: Model, prompts: list[Prompt]) -> list[Outcome]:
+    decoding, checkers = config.decode, build_checkers(config.data.run_generated_code)
+    groups = group_by_task(prompts)
+    folder = Path(config.compare.policy) if config.compare.policy else output / "policy"
+    methods = expand_sweeps(config.compare.methods)
+    if any(method.policy == "oracle" for _, method in methods) and methods[0][1].policy != "fixed":
+        raise UserError("compare.methods: 'oracle' needs a method with policy 'fixed' at the head of the list, whose answers it knows")
+    runs = [  # all of them built before the first one runs: a mistake in the last line must not cost an hour
+        (stop, family, method, components_of(config, model, folder, method, stop)) for stop in config.compare.stops for family, method in methods
+    ]
+    references: dict[tuple[str, str], torch.Tensor] = {}  # by stop rule and task
+    found: list[Outcome] = []
+    with tqdm(total=len(runs) * len(prompts), desc="compare", unit="prompt", dynamic_ncols=True) as bar:
+        for stop, family, method, components in runs:
+            parts = []
+            for task, group in groups.items():
+                if method.policy == "oracle":
+                    components = components | {"policy": build("policy", "oracle", method.options, {"reference": references[stop, task]})}
+                labels = Labels(
+                    method.name, family, method.name.removeprefix(family).strip(), method.group,
+                    components["scheduler"].name, components["policy"].name, components["cache"].name, components["stop"].name, task,
+                )  # fmt: skip
+                produce = functools.partial(
+                    run_method, model, group, checkers, labels, **components, progress=bar,
+                    gen_length=decoding.gen_length, batch_size=decoding.batch_size, sampling=sampling_of(config), seed=config.seed,
+                )  # fmt: skip
+                key = _outcome_key(model, group, method, config, components, checkers)
+                before = bar.n
+                outcome = cached(output / "compare" / _file_name(method.name, stop, task), key, labels, produce)
+                bar.update(len(group) - (bar.n - before))
+                parts.append(outcome)
+                if method.policy == "fixed":
+                    references.setdefault((stop, task), torch.from_numpy(outcome.tokens).long())
+            found += [*parts, merge(parts)]
+    return found
+
+
+def _file_name(*names: str) -> str:
+    """Readable, and different for different names."""
+    readable = "-".join("".join(c if c.isalnum() else "_" for c in name) for name in names)
+    return f"{readable[:120]}-{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]}.safetensors"
+
+
+def _outcome_key(
+    model: Model, prompts: list[Prompt], method: MethodConfig, config: RunConfig, components: dict[str, Any], checkers: dict[str, Checker]
+) -> str:
+    """Everything an outcome depends on, hashed: the names of a method are no part of it, the code that decodes and judges is."""
+    chosen = {key: value for key, value in dataclasses.asdict(method).items() if key not in ("name", "group", "sweep")}
+    trained = [[part.predictor.fingerprint, part.predictor.threshold] for part in components.values() if hasattr(part, "predictor")]
+    code = code_digest([*components.values(), model.adapter, *(checkers[prompt.task] for prompt in prompts[:1] if prompt.task)])
+    decoding = [as_dict(config)["decode"], config.seed, components["stop"].name]
+    digest = hashlib.sha256(json.dumps([model.spec.fingerprint, prompts_digest(prompts), chosen, decoding, trained, code]).encode())
+    if method.policy == "oracle":
+        digest.update(components["policy"].reference.numpy().tobytes())
+    folders = [Path(value) for value in method.options.values() if isinstance(value, str)]  # of a verifier, or of a user's own policy
+    for path in (path for folder in folders for pattern in ("*.safetensors", "*.json") for path in sorted(folder.glob(pattern))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _plot_one_answer(model: Model, outcomes: list[Outcome], path: Path) -> None:
+    """The heat map for the prompt whose answer has the median length, under the first stop rule."""
+    shown = [outcome for outcome in outcomes if outcome.labels.task == "all" and outcome.labels.stop == outcomes[0].labels.stop]
+    prompt = int(shown[0].lengths.argsort(kind="stable")[len(shown[0].lengths) // 2])
+    lines = []
+    for outcome in shown:
+        length = min(int(outcome.lengths[prompt]) + 1, 64)
+        texts = [model.tokenizer.decode([token]) for token in outcome.tokens[prompt][:length].tolist()]
+        tokens = [text if text.isprintable() else ascii(text)[1:-1] for text in texts]
+        lines.append((outcome.labels.method, tokens, outcome.committed_at[prompt][:length].tolist()))
+    report.plot_commit_steps(lines, "Forward at which each position of one answer was committed", path)

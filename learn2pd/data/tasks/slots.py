@@ -1,0 +1,110 @@
+"""Task `slots`: a spoken request to a flat JSON record, an intent and the slots that the request fills (as in the SNIPS benchmark).
+
+Two records are equal if they have the same keys with the same values, whatever the order of the keys and the layout. Beside the verdict the
+checker reports how near an answer comes: whether it is JSON, whether the intent is right, and slots for slot F1 (a slot counts as right when
+its name and its value are).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from learn2pd.data.tasks.base import Verdict
+
+INTENT = "intent"
+Record = dict[str, Any]
+
+
+def parse_record(text: str) -> Record:
+    """The record of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON, not an object, has a key twice, no intent, or a value that is neither a text nor a list of texts.
+    """
+    try:
+        record = json.loads(text, object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"expected a JSON object, got {type(record).__name__}")
+    if not isinstance(record.get(INTENT), str):
+        raise ValueError(f"the record has no {INTENT!r}")
+    for slot, value in record.items():
+        if not all(isinstance(entry, str) for entry in _entries(value)):
+            raise ValueError(f"the value of {slot!r} is neither a text nor a list of texts")
+    return record
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> Record:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands twice")
+    return record
+
+
+def _entries(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def slot_outside(prompt: str, record: Record) -> str | None:
+    """The first slot with a value that does not stand in the request, or None."""
+    for slot, value in record.items():
+        if slot != INTENT and any(entry not in prompt for entry in _entries(value)):
+            return slot
+    return None
+
+
+class SlotsTask:
+    """The checker of records; it has no generator, since people wrote the requests."""
+
+    name = "slots"
+
+    def facts(self, prompt: str, answer: str) -> dict[str, Any]:
+        """What `check` needs, out of a reference answer.
+
+        Raises:
+            ValueError: the answer is no record, or a slot's value does not stand in the request.
+        """
+        record = parse_record(answer)
+        outside = slot_outside(prompt, record)
+        if outside is not None:
+            raise ValueError(f"the value of the slot {outside!r} does not stand in the request")
+        return {"record": record}
+
+    def check(self, facts: dict[str, Any], text: str) -> Verdict:
+        """Judge any text; never raises on model output."""
+        expected = _pairs(facts["record"])
+        try:
+            record = parse_record(text.strip())
+        except ValueError as error:
+            return Verdict(False, str(error), {"valid": 0, "intent": 0, "slots_right": 0, "slots_given": 0, "slots_expected": len(expected)})
+        given = _pairs(record)
+        counts = {
+            "valid": 1,
+            "intent": int(record[INTENT] == facts["record"][INTENT]),
+            "slots_right": len(given & expected),
+            "slots_given": len(given),
+            "slots_expected": len(expected),
+        }
+        if record == facts["record"]:
+            return Verdict(True, "", counts)
+        return Verdict(False, "the record differs from the facts", counts)
+
+    def scores(self, counts: Sequence[dict[str, int]]) -> dict[str, float]:
+        """Shares over many answers, out of the counts of their verdicts; slot F1 is micro-averaged."""
+        total = {name: sum(entry[name] for entry in counts) for name in counts[0]}
+        both = total["slots_given"] + total["slots_expected"]
+        return {
+            "valid JSON": total["valid"] / len(counts),
+            "intent": total["intent"] / len(counts),
+            "slot F1": 2 * total["slots_right"] / both if both else 1.0,
+        }
+
+
+def _pairs(record: Record) -> set[tuple[str, str]]:
+    """Every slot with its value; a list of values counts as one."""
+    return {(slot, json.dumps(value)) for slot, value in record.items() if slot != INTENT}

@@ -1,0 +1,110 @@
+"""Task `json`: facts in sentences, or a small table, to a JSON record or a list of records.
+
+Free choices that must agree within an answer: the layout (compact, spaced, indented) and, in a list of records, the order of the keys.
+Free: the order of the keys of a single record and of the entries of a list of hobbies.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+from learn2pd.data.tasks.base import Verdict, weighted
+from learn2pd.embedded.tasks.vocabulary import CITIES, HOBBIES, JOBS, PEOPLE, PET_NAMES, PETS, TEAMS
+
+LAYOUTS: dict[str, dict[str, Any]] = {"compact": {"separators": (",", ":")}, "spaced": {}, "indented": {"indent": 2}}
+AGES = (18, 40)
+COLUMNS = ["age", "city", "job", "team"]
+
+
+class JsonTask:
+    name = "json"
+
+    def draw(self, rng: random.Random) -> tuple[dict[str, Any], str]:
+        return self._draw_table(rng) if rng.random() < 0.3 else self._draw_person(rng)
+
+    def _draw_person(self, rng: random.Random) -> tuple[dict[str, Any], str]:
+        fields = rng.sample(["age", "city", "job", "likes", "pet"], weighted(rng, {1: 2, 2: 3, 3: 3, 4: 1.5, 5: 0.5}))
+        values = {
+            "age": rng.randint(*AGES),
+            "city": rng.choice(CITIES),
+            "job": rng.choice(JOBS),
+            "likes": sorted(rng.sample(HOBBIES, weighted(rng, {1: 4, 2: 3, 3: 0.5}))),
+            "pet": {"kind": rng.choice(PETS), "name": rng.choice(PET_NAMES)},
+        }
+        record = {"name": rng.choice(list(PEOPLE))} | {field: values[field] for field in fields}
+        return {"record": record}, "person:" + "-".join(sorted(fields)) if len(fields) > 1 else ""
+
+    def _draw_table(self, rng: random.Random) -> tuple[dict[str, Any], str]:
+        columns = rng.sample(COLUMNS, weighted(rng, {1: 4, 2: 3, 3: 1}))
+        names = rng.sample(list(PEOPLE), weighted(rng, {2: 6, 3: 4, 4: 2, 5: 0.7, 6: 0.3, 9: 0.2}))
+        values = {"city": CITIES, "job": JOBS, "team": TEAMS, "age": range(AGES[0], AGES[1] + 1)}
+        rows = [{"name": name} | {column: rng.choice(values[column]) for column in columns} for name in names]
+        return {"record": rows}, "table:" + "-".join(sorted(columns)) if len(columns) > 1 else ""
+
+    def prompt(self, facts: dict[str, Any], rng: random.Random) -> str:
+        record = facts["record"]
+        if isinstance(record, list):
+            rows = ["|".join(record[0]), *("|".join(map(str, row.values())) for row in record)]
+            return rng.choice(["Turn this table into JSON:", "Table to JSON:"]) + "\n" + "\n".join(rows)
+        name = record["name"]
+        sentences = [f"A person named {name}."]
+        for field, value in record.items():
+            if field != "name":
+                sentences.append(f"{rng.choice([name, PEOPLE[name]])} {self._field_words(field, value, rng)}.")
+        return " ".join([*sentences, rng.choice(["Write this as JSON.", "Give the JSON record."])])
+
+    @staticmethod
+    def _field_words(field: str, value: Any, rng: random.Random) -> str:
+        if field == "likes":
+            entries = rng.sample(value, len(value))
+            return rng.choice(["likes ", "enjoys "]) + ", ".join(entries[:-1]) + (" and " if len(entries) > 1 else "") + entries[-1]
+        if field == "pet":
+            return rng.choice(["has a {kind} called {name}", "owns a {kind} called {name}"]).format(**value)
+        choices = {
+            "age": ["is {} years old", "is {}"],
+            "city": ["lives in {}", "is from {}"],
+            "job": ["works as a {}", "is a {}"],
+        }[field]
+        return rng.choice(choices).format(value)
+
+    def answer(self, facts: dict[str, Any], rng: random.Random) -> str:
+        layout = LAYOUTS[weighted(rng, {"compact": 3, "spaced": 4, "indented": 3})]
+        record = facts["record"]
+        if isinstance(record, list):
+            order = rng.sample(list(record[0]), len(record[0]))
+            return json.dumps([{key: row[key] for key in order} for row in record], **layout)
+        return json.dumps(self._shuffled(record, rng), **layout)
+
+    def _shuffled(self, value: Any, rng: random.Random) -> Any:
+        if isinstance(value, dict):
+            return {key: self._shuffled(value[key], rng) for key in rng.sample(list(value), len(value))}
+        return rng.sample(value, len(value)) if isinstance(value, list) else value
+
+    def check(self, facts: dict[str, Any], text: str) -> Verdict:
+        text = text.strip()
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            return Verdict(False, f"not JSON: {error}")
+        if not _same(found, facts["record"]):
+            return Verdict(False, "the record differs from the facts")
+        if isinstance(found, list) and len({tuple(row) for row in found}) > 1:
+            return Verdict(False, "the records order their keys differently")
+        if all(json.dumps(found, **layout) != text for layout in LAYOUTS.values()):
+            return Verdict(False, "mixed layout")
+        return Verdict(True)
+
+
+def _same(found: Any, expected: Any) -> bool:
+    """Equal values, where a list of hobbies may come in any order and a list of records may not."""
+    if type(found) is not type(expected):
+        return False
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(_same(found[key], expected[key]) for key in expected)
+    if isinstance(expected, list):
+        if all(isinstance(entry, str) for entry in [*found, *expected]):
+            return sorted(found) == sorted(expected)
+        return len(found) == len(expected) and all(map(_same, found, expected))
+    return bool(found == expected)

@@ -1,0 +1,84 @@
+"""LoRA on a trained filter (peft): a few kilobytes that adapt it to a domain, kept apart from the base and merged when loaded.
+
+An adapter is a folder: `adapter_config.json` and `adapter_model.safetensors`, as peft writes them, and `adapter.json`, which names the base by
+its fingerprint and holds the threshold and curve that were calibrated on the domain.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from torch import nn
+
+from learn2pd.errors import UserError, first_line
+from learn2pd.predictors.networks import PredictorNetwork
+from learn2pd.predictors.saving import Predictor, Setting
+
+DESCRIPTION = "adapter.json"
+WEIGHTS = "adapter_model.safetensors"
+
+
+def add_adapter(network: PredictorNetwork, rank: int) -> PeftModel:
+    """Put LoRA of `rank` on every linear layer and convolution of `network`, in place; only its parameters are trained from then on."""
+    layers = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv1d)]
+    return get_peft_model(network, LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=layers))
+
+
+def merged(adapted: PeftModel) -> PredictorNetwork:
+    """A network of the base's class with the adapter's change in its weights; `adapted` stays as it is."""
+    network: PredictorNetwork = copy.deepcopy(adapted).merge_and_unload()
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)
+    return network
+
+
+def save_adapter(adapted: PeftModel, base: Predictor, tuned: Predictor, folder: Path) -> Path:
+    """Write the adapter alone.
+
+    Args:
+        adapted: what `add_adapter` gave, trained.
+        base: the policy it was put on.
+        tuned: the merged policy with its threshold and curve on the domain.
+    """
+    adapted.save_pretrained(str(folder), safe_serialization=True)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    described = {
+        "base": base.fingerprint,
+        "threshold": tuned.threshold,
+        "curve": [asdict(setting) for setting in tuned.curve],
+        "metrics": tuned.metrics,
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n")
+    return folder
+
+
+def with_adapter(base: Predictor, folder: str | Path) -> Predictor:
+    """The base policy with an adapter merged into it, and the adapter's threshold and curve.
+
+    Raises:
+        UserError: the folder holds no adapter, a damaged one, or one of another base.
+    """
+    folder = Path(folder)
+    for name in (DESCRIPTION, "adapter_config.json", WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(f"adapter {str(folder)!r}: no {name} there; expected adapter_config.json, {WEIGHTS} and {DESCRIPTION}")
+    try:
+        described: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
+        if described["base"] != base.fingerprint:
+            raise UserError(
+                f"adapter {str(folder)!r} was trained on the policy {described['base']}, this one is {base.fingerprint}: give the base it belongs to"
+            )
+        network: PredictorNetwork = PeftModel.from_pretrained(copy.deepcopy(base.network), str(folder)).merge_and_unload()
+        curve = tuple(Setting(**setting) for setting in described["curve"])
+        return replace(base, network=network.eval(), threshold=described["threshold"], curve=curve, metrics=described["metrics"])
+    except UserError:
+        raise
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        detail = first_line(error)
+        raise UserError(f"adapter {str(folder)!r} is damaged ({detail}): train it again") from error

@@ -1,0 +1,219 @@
+"""Train a predictor (predictors/__init__.py) on recordings: one yes-or-no question a position, answered from the channels of a window.
+
+The rows stream from the shards, a few shards at a time, so that a recording larger than memory trains as well; splits are by prompt and
+come with the recording. The loss counts positions that are still to decode: committed ones are inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader, IterableDataset
+from torchmetrics import MetricCollection
+from torchmetrics.classification import (
+    BinaryAUROC,
+    BinaryAveragePrecision,
+    BinaryCalibrationError,
+    BinaryPrecision,
+    BinaryRecall,
+    BinaryRecallAtFixedPrecision,
+    BinarySpecificity,
+)
+
+from learn2pd.errors import UserError
+from learn2pd.predictors.features import OBSERVED
+from learn2pd.predictors.networks import LengthFree, PredictorNetwork
+from learn2pd.predictors.questions import Batch, Columns, Question, make_batch
+from learn2pd.recording.reading import Recording
+from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
+from learn2pd.training.lightning_setup import fit, loggers
+
+SHARDS_AT_A_TIME = 8  # shuffled together; what a training holds in memory
+VALIDATION_ROWS = 4096  # a batch
+
+
+class StateStream(IterableDataset[Batch]):
+    """Batches of the states of one split, shuffled if there is a seed.
+
+    Args:
+        recordings: the oracle's, and those of rounds.
+        seed: of the order of shards and of rows among `SHARDS_AT_A_TIME` shards; None keeps the order.
+    """
+
+    def __init__(
+        self, recordings: Sequence[Recording], split: str, question: Question, network: PredictorNetwork, batch_rows: int, seed: int | None
+    ) -> None:
+        self.recordings, self.split, self.question, self.network = recordings, split, question, network
+        self.batch_rows, self.seed = batch_rows, seed
+
+    def states(self, more: Sequence[str] = ()) -> Iterator[Columns]:
+        """Recorded columns, `batch_rows` states at a time; `more` names columns beyond what the question needs."""
+        generator, names = self._generator(), (*OBSERVED, *self.question.columns, *more)
+        places = [(recording, shard) for recording in self.recordings for shard in range(len(recording))]
+        order = list(range(len(places))) if self.seed is None else torch.randperm(len(places), generator=generator).tolist()
+        for first in range(0, len(order), SHARDS_AT_A_TIME):
+            parts = [places[place][0].columns(places[place][1], names, self.split) for place in order[first : first + SHARDS_AT_A_TIME]]
+            columns = {name: torch.cat([part[name] for part in parts]) for name in names}
+            count = len(columns["masked"])
+            chosen = torch.arange(count) if self.seed is None else torch.randperm(count, generator=generator)
+            for rows in chosen.split(self.batch_rows) if count else ():
+                yield {name: values[rows] for name, values in columns.items()}
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (make_batch(columns, self.question, self.network) for columns in self.states())
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed or 0)
+
+
+class PredictorData(lightning.LightningDataModule):
+    """Args: recordings; question; network, for its channels; batch_rows, recorded states an optimizer step; seed of the shuffling."""
+
+    def __init__(self, recordings: Sequence[Recording], question: Question, network: PredictorNetwork, batch_rows: int, seed: int) -> None:
+        super().__init__()
+        self.recordings, self.question, self.network, self.batch_rows, self.seed = recordings, question, network, batch_rows, seed
+
+    def stream(self, split: str, batch_rows: int, seed: int | None = None) -> StateStream:
+        return StateStream(self.recordings, split, self.question, self.network, batch_rows, seed)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        # seeded by the step at which the epoch starts, so that a resumed run shuffles as the uninterrupted one
+        step = self.trainer.global_step if self.trainer else 0
+        return DataLoader(self.stream("train", self.batch_rows, self.seed * 1_000_003 + step), batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.stream("validation", VALIDATION_ROWS), batch_size=None)
+
+    def prepare(self, normalise: bool = True) -> None:
+        """Look at all labels once.
+
+        Args:
+            normalise: give the network the training positions' mean and deviation of its channels; not where it is fine-tuned.
+
+        Raises:
+            UserError: a split without states, or labels of one class.
+        """
+        for split in ("train", "validation"):
+            right = wrong = rows = 0
+            sums, squares = torch.zeros(2, len(self.network.channels), dtype=torch.float64)
+            seen = 0
+            for batch in self.stream(split, VALIDATION_ROWS):
+                rows += len(batch.label)
+                right += int(batch.label[batch.judged].sum())
+                wrong += int((1 - batch.label[batch.judged]).sum())
+                inside = batch.inputs[batch.valid].double()
+                sums, squares, seen = sums + inside.sum(0), squares + inside.square().sum(0), seen + len(inside)
+            if not rows:
+                raise UserError(f"the recording has no rows of the split {split!r}: record more prompts (data.{split}_prompts)")
+            if not right or not wrong:
+                raise UserError(f"every label of the split {split!r} is {'yes' if right else 'no'}: nothing to learn; record other or more prompts")
+            if normalise and split == "train" and isinstance(self.network, LengthFree):
+                mean = sums / seen
+                self.network.normalise_by(mean, (squares / seen - mean.square()).clamp_min(0).sqrt())
+
+
+class RecallAtPrecision(BinaryRecallAtFixedPrecision):
+    """Share of the yes-labels found where `min_precision` of what is found is right; without the threshold of it."""
+
+    def compute(self) -> Tensor:
+        recall: Tensor = super().compute()[0]
+        return recall
+
+
+def predictor_metrics(threshold: float | None = None) -> MetricCollection:
+    """Metrics over judged positions. `false_commit_rate` (1 - specificity) is the share of wrong proposals that would be committed.
+
+    Without a threshold only those that need none.
+    """
+    free: dict[str, Any] = {
+        "auroc": BinaryAUROC(),
+        "average_precision": BinaryAveragePrecision(),
+        "calibration_error": BinaryCalibrationError(n_bins=15),
+        "recall_at_99": RecallAtPrecision(min_precision=0.99),
+    }
+    if threshold is None:
+        return MetricCollection(free)
+    fixed = {"precision": BinaryPrecision(threshold), "recall": BinaryRecall(threshold), "specificity": BinarySpecificity(threshold)}
+    return MetricCollection(free | fixed)
+
+
+class PredictorTraining(lightning.LightningModule):
+    """Args: network, trained in place; learning_rate and weight_decay of AdamW."""
+
+    def __init__(self, network: PredictorNetwork, learning_rate: float, weight_decay: float) -> None:
+        super().__init__()
+        self.network, self.learning_rate, self.weight_decay = network, learning_rate, weight_decay
+        self.metrics = predictor_metrics()
+
+    def loss(self, batch: Batch, counted: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss over `counted`, and the logits."""
+        logits: Tensor = self.network(*batch.seen)
+        if not bool(counted.any()):
+            return logits.sum() * 0, logits
+        return functional.binary_cross_entropy_with_logits(logits[counted], batch.label[counted]), logits
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        loss = self.loss(batch, batch.counted)[0]
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.label))
+        return loss
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        counted = batch.counted & batch.masked  # never committed positions, so that `masked` and `all` can be compared
+        loss, logits = self.loss(batch, counted)
+        self.log("val_loss", loss, batch_size=int(counted.sum()) or 1, prog_bar=True)
+        self.metrics.update(logits[batch.judged].sigmoid(), batch.label[batch.judged].long())
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({f"val_{name}": value for name, value in self.metrics.compute().items()}, prog_bar=True)
+        self.metrics.reset()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a predictor is trained."""
+
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-2
+    max_epochs: int = 100
+    patience_epochs: int = 10
+
+
+def train_predictor(network: PredictorNetwork, data: PredictorData, folder: Path, recipe: Recipe) -> dict[str, float]:
+    """Train in place and keep the weights of the best epoch (validation loss); goes on from `folder` if interrupted.
+
+    Returns:
+        The best epoch's validation figures.
+    """
+    module = PredictorTraining(network, recipe.learning_rate, recipe.weight_decay)
+    best = ModelCheckpoint(folder, filename="best", monitor="val_loss", enable_version_counter=False)
+    latest = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+    best.FILE_EXTENSION = latest.FILE_EXTENSION = ".safetensors"
+    io = SafetensorsCheckpointIO()
+    trainer = lightning.Trainer(
+        accelerator="cpu",  # a few thousand parameters: a GPU would only add latency
+        devices=1,
+        max_epochs=recipe.max_epochs,
+        callbacks=[best, latest, EarlyStopping("val_loss", patience=recipe.patience_epochs), TQDMProgressBar()],
+        logger=loggers(folder),
+        plugins=[io],
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    fit(trainer, module, data, folder / "last.safetensors")
+    module.load_state_dict(io.load_checkpoint(folder / "best.safetensors")["state_dict"])
+    figures = trainer.validate(module, data, verbose=False)[0]
+    return {name: float(value) for name, value in figures.items()} | {"epochs": float(trainer.current_epoch)}
