@@ -1,56 +1,171 @@
-"""learn2pd: record what an oracle decoder of a diffusion LLM would have done, train a tiny decoding policy on it, decode with it."""
+"""learn2pd: record what an oracle decoder of a diffusion LLM would have done, train a tiny decoding policy on it, decode with it.
 
-from learn2pd.caches.dsb import DSBCache
-from learn2pd.caches.fast_dllm import BlockCache
-from learn2pd.caches.lookahead import LookaheadCache
-from learn2pd.caches.none import NoCache
-from learn2pd.errors import UserError
-from learn2pd.loop.decode import decode
-from learn2pd.models.loading import load_model
-from learn2pd.policies.apd import APDPolicy, LeftToRightPolicy
-from learn2pd.policies.factor import FactorPolicy
-from learn2pd.policies.fixed import FixedPolicy
-from learn2pd.policies.localleap import LocalLeapPolicy
-from learn2pd.policies.oracle import OraclePolicy
-from learn2pd.policies.threshold import ThresholdPolicy
-from learn2pd.policies.verifier import load_verifier
-from learn2pd.predictors.filter import load_policy, save_policy
-from learn2pd.schedulers.adablock import AdaBlockScheduler
-from learn2pd.schedulers.blocks import BlocksScheduler
-from learn2pd.schedulers.dsb import DSBScheduler
-from learn2pd.schedulers.lookahead import LookaheadScheduler
-from learn2pd.stops.anywhere import AnywhereStop
-from learn2pd.stops.eot import EotStop
-from learn2pd.stops.eotp import EotpPaperStop
-from learn2pd.stops.none import NoStop
-from learn2pd.types import Sampling
+Importing the package loads nothing heavy: a name is imported when it is first used.
+"""
 
-__version__ = "0.1.0"
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from learn2pd.caches.causal_block import CausalBlockCache as CausalBlockCache
+    from learn2pd.caches.dsb import DSBCache as DSBCache
+    from learn2pd.caches.fast_dllm import DualCache as DualCache
+    from learn2pd.caches.fast_dllm import PrefixCache as PrefixCache
+    from learn2pd.caches.lookahead import LookaheadCache as LookaheadCache
+    from learn2pd.caches.none import NoCache as NoCache
+    from learn2pd.decoding import decode as decode
+    from learn2pd.errors import UserError as UserError
+    from learn2pd.loop.observing import Observer as Observer
+    from learn2pd.method import Method as Method
+    from learn2pd.models.loading import Model as Model
+    from learn2pd.models.loading import load_model as load_model
+    from learn2pd.policies.apd import APDPolicy as APDPolicy
+    from learn2pd.policies.apd import LeftToRightPolicy as LeftToRightPolicy
+    from learn2pd.policies.factor import FactorPolicy as FactorPolicy
+    from learn2pd.policies.fixed import FixedPolicy as FixedPolicy
+    from learn2pd.policies.localleap import LocalLeapPolicy as LocalLeapPolicy
+    from learn2pd.policies.oracle import OraclePolicy as OraclePolicy
+    from learn2pd.policies.threshold import ThresholdPolicy as ThresholdPolicy
+    from learn2pd.policies.verifier import Verifier as Verifier
+    from learn2pd.policies.verifier import load_verifier as load_verifier
+    from learn2pd.predictors.boundary import LearnedAdaBlockScheduler as LearnedAdaBlockScheduler
+    from learn2pd.predictors.end_of_text import LearnedStop as LearnedStop
+    from learn2pd.predictors.filter import FilterPolicy as FilterPolicy
+    from learn2pd.predictors.filter import load_policy as load_policy
+    from learn2pd.predictors.filter import save_policy as save_policy
+    from learn2pd.predictors.saving import Predictor as Predictor
+    from learn2pd.roles import Cache as Cache
+    from learn2pd.roles import Policy as Policy
+    from learn2pd.roles import Scheduler as Scheduler
+    from learn2pd.roles import StopRule as StopRule
+    from learn2pd.schedulers.adablock import AdaBlockScheduler as AdaBlockScheduler
+    from learn2pd.schedulers.blocks import BlocksScheduler as BlocksScheduler
+    from learn2pd.schedulers.dsb import DSBScheduler as DSBScheduler
+    from learn2pd.schedulers.lookahead import LookaheadScheduler as LookaheadScheduler
+    from learn2pd.stops.anywhere import AnywhereStop as AnywhereStop
+    from learn2pd.stops.eot import EotStop as EotStop
+    from learn2pd.stops.eotp import EotpPaperStop as EotpPaperStop
+    from learn2pd.stops.none import NoStop as NoStop
+    from learn2pd.types import Commit as Commit
+    from learn2pd.types import DecodeResult as DecodeResult
+    from learn2pd.types import DecodeState as DecodeState
+    from learn2pd.types import ModelSpec as ModelSpec
+    from learn2pd.types import Prediction as Prediction
+    from learn2pd.types import RowMemory as RowMemory
+    from learn2pd.types import Sampling as Sampling
+    from learn2pd.types import Step as Step
+    from learn2pd.types import Window as Window
+
+__version__ = "0.2.0"
+_MODULES = {
+    "APDPolicy": "policies.apd",
+    "AdaBlockScheduler": "schedulers.adablock",
+    "AnywhereStop": "stops.anywhere",
+    "BlocksScheduler": "schedulers.blocks",
+    "Cache": "roles",
+    "CausalBlockCache": "caches.causal_block",
+    "Commit": "types",
+    "DSBCache": "caches.dsb",
+    "DSBScheduler": "schedulers.dsb",
+    "DecodeResult": "types",
+    "DecodeState": "types",
+    "DualCache": "caches.fast_dllm",
+    "EotStop": "stops.eot",
+    "EotpPaperStop": "stops.eotp",
+    "FactorPolicy": "policies.factor",
+    "FilterPolicy": "predictors.filter",
+    "FixedPolicy": "policies.fixed",
+    "LearnedAdaBlockScheduler": "predictors.boundary",
+    "LearnedStop": "predictors.end_of_text",
+    "LeftToRightPolicy": "policies.apd",
+    "LocalLeapPolicy": "policies.localleap",
+    "LookaheadCache": "caches.lookahead",
+    "LookaheadScheduler": "schedulers.lookahead",
+    "Method": "method",
+    "Model": "models.loading",
+    "ModelSpec": "types",
+    "NoCache": "caches.none",
+    "NoStop": "stops.none",
+    "Observer": "loop.observing",
+    "OraclePolicy": "policies.oracle",
+    "Policy": "roles",
+    "Prediction": "types",
+    "Predictor": "predictors.saving",
+    "PrefixCache": "caches.fast_dllm",
+    "RowMemory": "types",
+    "Sampling": "types",
+    "Scheduler": "roles",
+    "Step": "types",
+    "StopRule": "roles",
+    "ThresholdPolicy": "policies.threshold",
+    "UserError": "errors",
+    "Verifier": "policies.verifier",
+    "Window": "types",
+    "decode": "decoding",
+    "load_model": "models.loading",
+    "load_policy": "predictors.filter",
+    "load_verifier": "policies.verifier",
+    "save_policy": "predictors.filter",
+}
 __all__ = [
     "APDPolicy",
     "AdaBlockScheduler",
     "AnywhereStop",
-    "BlockCache",
     "BlocksScheduler",
+    "Cache",
+    "CausalBlockCache",
+    "Commit",
     "DSBCache",
     "DSBScheduler",
+    "DecodeResult",
+    "DecodeState",
+    "DualCache",
     "EotStop",
     "EotpPaperStop",
     "FactorPolicy",
+    "FilterPolicy",
     "FixedPolicy",
+    "LearnedAdaBlockScheduler",
+    "LearnedStop",
     "LeftToRightPolicy",
     "LocalLeapPolicy",
     "LookaheadCache",
     "LookaheadScheduler",
+    "Method",
+    "Model",
+    "ModelSpec",
     "NoCache",
     "NoStop",
+    "Observer",
     "OraclePolicy",
+    "Policy",
+    "Prediction",
+    "Predictor",
+    "PrefixCache",
+    "RowMemory",
     "Sampling",
+    "Scheduler",
+    "Step",
+    "StopRule",
     "ThresholdPolicy",
     "UserError",
+    "Verifier",
+    "Window",
     "decode",
     "load_model",
     "load_policy",
     "load_verifier",
     "save_policy",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'learn2pd' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"learn2pd.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_MODULES]

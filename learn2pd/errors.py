@@ -24,5 +24,16 @@ def check_options(owner: str, options: Iterable[Any], known: Collection[str]) ->
             raise UserError(f"{owner}: unknown option {option!r}{suggest(str(option), known)}; it takes {', '.join(known) or 'none'}")
 
 
+def check_at_least(least: int, name: str, value: int) -> int:
+    """The value, where it is large enough.
+
+    Raises:
+        ValueError: it is less than `least`.
+    """
+    if value < least:
+        raise ValueError(f"{name}={value}: expected at least {least}")
+    return value
+
+
 def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -10,12 +10,12 @@ from typing import Any
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file, None where there is none."""
+    """The object in a file; None where the file is missing, damaged, or holds something else."""
     try:
-        found = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def write_json(path: Path, value: Any) -> None:

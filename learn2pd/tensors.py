@@ -11,15 +11,15 @@ from learn2pd.types import Window
 
 def is_among(tokens: Tensor, ids: tuple[int, ...]) -> Tensor:
     """[...] bool: which tokens are one of a few ids."""
-    found = torch.zeros_like(tokens, dtype=torch.bool)
+    among = torch.zeros_like(tokens, dtype=torch.bool)
     for token in ids:  # compared one by one: building a tensor of the ids would wait for the device
-        found = found | (tokens == token)
-    return found
+        among = among | (tokens == token)
+    return among
 
 
-def after_first(found: Tensor) -> Tensor:
-    """[B] long: one past the first True of [B, G], or G where there is none."""
-    return torch.where(found.any(1), found.int().argmax(1) + 1, found.shape[1])
+def after_first(mask: Tensor) -> Tensor:
+    """[B] long: one past the first True of [B, G], or G where no entry is."""
+    return torch.where(mask.any(1), mask.int().argmax(1) + 1, mask.shape[1])
 
 
 def most_confident(confidence: Tensor, eligible: Tensor, count: Tensor | int = 1) -> Tensor:

@@ -8,9 +8,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+
+CONFIDENCE = "float32 softmax of unscaled logits, mask token excluded, before temperature"
+NOT_PROPOSED = -1  # in `DecodeState.previous`
+UNRESTRICTED = -1  # fills `DecodeState.allowed`
+
+
+@dataclass(frozen=True)
+class RowMemory:
+    """What a component remembers of a run: every tensor has one entry a row, every other value is the same for all rows."""
+
+    def rows(self, index: Tensor) -> Self:
+        """The memory of some rows. `index` [R] long or [B] bool."""
+        return replace(self, **{name: _rows(value, index) for name, value in vars(self).items()})
+
+    @classmethod
+    def stack(cls, memories: Sequence[Self]) -> Self:
+        """The memory of the rows of several runs, one after another."""
+        return replace(memories[0], **{name: _stacked([getattr(memory, name) for memory in memories]) for name in vars(memories[0])})
+
+
+def _rows(value: Any, index: Tensor) -> Any:
+    if isinstance(value, RowMemory):
+        return value.rows(index)
+    return value[index] if isinstance(value, Tensor) else value
+
+
+def _stacked(values: Sequence[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, RowMemory):
+        return type(first).stack(values)
+    return torch.cat(list(values)) if isinstance(first, Tensor) else first
 
 
 @dataclass(frozen=True)
@@ -25,10 +57,12 @@ class ModelSpec:
     max_length: int  # prompt and canvas together, tokens
     shifted_logits: bool  # True where output i predicts token i+1 (Dream)
     fingerprint: str  # of configuration and weights
+    causal_block: int | None = None  # tokens of a block that sees itself and what lies before it; None: every token sees every other
+    vocabulary: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)  # token -> id; empty where there is no tokenizer
 
 
 @dataclass(frozen=True)
-class Window:
+class Window(RowMemory):
     """The positions a policy may commit, per row: start <= position < stop."""
 
     start: Tensor  # [B] long
@@ -41,44 +75,90 @@ class Window:
 
 
 @dataclass(frozen=True)
-class DecodeState:
+class DecodeState(RowMemory):
     """All state of a run. `masked` and not the token id says what is still to decode: a prompt may hold the literal mask id."""
 
     tokens: Tensor  # [B, L] long
     pad: Tensor  # [B] long, columns of left padding
     masked: Tensor  # [B, G] bool, still to decode
+    given: Tensor  # [B, G] bool, tokens that the caller fixed; no policy touches them
+    allowed: Tensor | None  # [B, G, A] long, ids a position may hold, filled with `UNRESTRICTED`; all of them so: any id. None: any everywhere
     end: Tensor  # [B] long, positions from here on are closed
     visible: Tensor  # [B] long, positions from here on are out of the sequence (cut), <= G
-    committed_at: Tensor  # [B, G] long, step of the commit, -1 where none
+    committed_at: Tensor  # [B, G] long, step of the last commit, -1 where none
+    previous: Tensor  # [B, G] long, what the last step proposed in its window, `NOT_PROPOSED` elsewhere
+    step: Tensor  # [B] long, steps the row has taken
     forwards: Tensor  # [B] long, model forwards the row took part in
+    columns: Tensor  # [B] long, columns those forwards computed, shadow columns included
     auxiliary_forwards: Tensor  # [B] long, forwards of a policy's auxiliary model
+    revoked: Tensor  # [B] long, commits that were taken back
+    edited: Tensor  # [B] long, committed tokens that were overwritten
     index: Tensor  # [B] long, number of the prompt in the caller's list
+    seed: Tensor  # [B] long, of the row's own random draws
     failed: Tensor  # [B] bool, ended because the model gave logits that are not finite
     window: Window
-    step: int = 0
 
     @classmethod
     def start(
-        cls, prompts: Sequence[Sequence[int]], index: Sequence[int], gen_length: int, mask_id: int, pad_id: int, device: torch.device
+        cls,
+        prompts: Sequence[Sequence[int]],
+        gen_length: int,
+        spec: ModelSpec,
+        *,
+        index: Sequence[int] | None = None,
+        seed: Sequence[int] | None = None,
+        given: Tensor | None = None,
+        allowed: Tensor | None = None,
+        device: torch.device | str = "cpu",
     ) -> DecodeState:
-        """Left-padded prompts followed by a canvas of masks; `index` are the prompts' numbers in the caller's list."""
-        rows, width = len(prompts), max(map(len, prompts))
-        canvas = [mask_id] * gen_length
+        """Left-padded prompts followed by a canvas of masks.
+
+        Args:
+            prompts: token ids.
+            gen_length: G, tokens of the canvas.
+            spec: of the model.
+            index: the prompts' numbers in the caller's list; in order where None.
+            seed: of each row's random draws; the row's index where None.
+            given: [B, G] long, tokens that are fixed, -1 where the model decodes; None fixes nothing.
+            allowed: as the field.
+        """
+        count, width = len(prompts), max(map(len, prompts))
+        device = torch.device(device)
+        numbers = list(range(count)) if index is None else list(index)
+        rows = [[spec.pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+        fixed = torch.full((count, gen_length), -1, device=device) if given is None else given.to(device)
         with device:
-            full, zeros = torch.full((rows,), gen_length), torch.zeros(rows, dtype=torch.long)
-            return cls(
-                tokens=torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) + canvas for prompt in prompts]),
-                pad=torch.tensor([width - len(prompt) for prompt in prompts]),
-                masked=torch.ones(rows, gen_length, dtype=torch.bool),
-                end=full,
-                visible=full,
-                committed_at=torch.full((rows, gen_length), -1),
-                forwards=zeros,
-                auxiliary_forwards=zeros,
-                index=torch.tensor(list(index)),
-                failed=zeros > 0,
-                window=Window(zeros, zeros),
-            )
+            tokens = torch.cat((torch.tensor(rows, dtype=torch.long), torch.where(fixed < 0, spec.mask_id, fixed)), dim=1)
+            pad = torch.tensor([width - len(prompt) for prompt in prompts])
+            state = cls._at(tokens, pad, fixed < 0, torch.tensor(numbers), torch.tensor(list(numbers if seed is None else seed)))
+        return replace(state, allowed=None if allowed is None else allowed.to(device))
+
+    @classmethod
+    def of_block(cls, tokens: Tensor, masked: Tensor) -> DecodeState:
+        """A block as a canvas without a prompt, for a policy that is asked outside a run.
+
+        Args:
+            tokens: [B, W] long.
+            masked: [B, W] bool, positions that are still to decode.
+
+        Returns:
+            A state whose window is the whole block.
+        """
+        number = torch.arange(len(tokens), device=tokens.device)
+        state = cls._at(tokens, torch.zeros_like(number), masked, number, number)
+        return replace(state, given=torch.zeros_like(masked), window=Window(torch.zeros_like(number), state.end))
+
+    @classmethod
+    def _at(cls, tokens: Tensor, pad: Tensor, masked: Tensor, index: Tensor, seed: Tensor) -> DecodeState:
+        """A state before its first step."""
+        zeros = torch.zeros_like(index)
+        full = zeros + masked.shape[1]
+        nowhere = torch.full_like(masked, -1, dtype=torch.long)
+        return cls(
+            tokens=tokens, pad=pad, masked=masked, given=~masked, allowed=None, end=full, visible=full, committed_at=nowhere, previous=nowhere,
+            step=zeros, forwards=zeros, columns=zeros, auxiliary_forwards=zeros, revoked=zeros, edited=zeros, index=index, seed=seed,
+            failed=zeros > 0, window=Window(zeros, zeros),
+        )  # fmt: skip
 
     @property
     def gen_length(self) -> int:
@@ -98,22 +178,45 @@ class DecodeState:
         """[B] bool, rows with something left to decode."""
         return self.masked.any(1)
 
-    def commit(self, commit: Commit, proposals: Tensor) -> DecodeState:
-        """The state after writing a commit."""
-        chosen = proposals if commit.tokens is None else commit.tokens
-        canvas = torch.where(commit.mask, chosen, self.canvas)
+    @property
+    def leftmost_mask(self) -> Tensor:
+        """[B] long, 0 for finished rows, which no plan contains."""
+        return self.masked.int().argmax(1)
+
+    @property
+    def decided(self) -> Tensor:
+        """[B, G] bool: committed or given, and not closed."""
+        return ~self.masked & (torch.arange(self.gen_length, device=self.end.device) < self.end[:, None])
+
+    def commit(self, commit: Commit, proposals: Tensor, mask_id: int) -> DecodeState:
+        """The state after writing a commit: what is taken back becomes a mask again."""
+        written = proposals if commit.tokens is None else commit.tokens
+        canvas = torch.where(commit.mask, written, self.canvas)
+        masked, committed_at, revoked = self.masked & ~commit.mask, torch.where(commit.mask, self.step[:, None], self.committed_at), self.revoked
+        if commit.revoke is not None:
+            canvas = canvas.masked_fill(commit.revoke, mask_id)
+            masked = masked | commit.revoke
+            committed_at = committed_at.masked_fill(commit.revoke, -1)
+            revoked = revoked + commit.revoke.sum(1)
         return replace(
             self,
             tokens=torch.cat((self.tokens[:, : self.prompt_width], canvas), dim=1),
-            masked=self.masked & ~commit.mask,
-            committed_at=torch.where(commit.mask, self.step, self.committed_at),
+            masked=masked,
+            committed_at=committed_at,
+            revoked=revoked,
+            edited=self.edited + (commit.mask & ~self.masked).sum(1),
             auxiliary_forwards=self.auxiliary_forwards if commit.auxiliary is None else self.auxiliary_forwards + commit.auxiliary,
         )
 
     def close(self, end: Tensor, fill_id: int, cut: bool) -> DecodeState:
-        """The state after ending rows at `end` [B]: later positions hold `fill_id` and, where `cut`, leave the sequence."""
-        closed = torch.arange(self.gen_length, device=end.device) >= end[:, None]
-        newly = closed & (torch.arange(self.gen_length, device=end.device) < self.end[:, None])
+        """The state after ending rows at `end` [B]: later positions hold `fill_id` and, where `cut`, leave the sequence.
+
+        No row ends before a token that the caller gave.
+        """
+        position = torch.arange(self.gen_length, device=end.device)
+        end = torch.maximum(end, torch.where(self.given, position + 1, 0).amax(1))
+        closed = position >= end[:, None]
+        newly = closed & (position < self.end[:, None])
         canvas = self.canvas.masked_fill(newly, fill_id)
         return replace(
             self,
@@ -136,9 +239,11 @@ class ForwardPlan:
     rows: Tensor  # [R] long, ascending
     query: Tensor  # [R, Q] long, columns
     position: Tensor  # [R, Q] long, position in the row's own sequence (its first real token is 0)
-    key_mask: Tensor | None  # [R, K] bool, False on padding and hidden columns; None where there are none
+    key_mask: Tensor | None  # [R, K] or [R, Q, K] bool, False on columns that are not seen; None where all are
     score: Tensor  # [R, Q] bool, columns whose token is to be proposed
+    columns: Tensor  # [R] long, how many different columns of each row are computed
     span: tuple[int, int] | None = None  # columns attended to, K of them; None: the query, K = Q
+    shadow: Tensor | None = None  # [R, S] long, columns whose token is asked for as if it alone were not known
 
 
 @dataclass(frozen=True)
@@ -151,18 +256,52 @@ class Prediction:
     tokens: Tensor  # [B, G] long
     confidence: Tensor  # [B, G] float32 probability of the proposed token, before temperature
     valid: Tensor  # [B, G] bool, scored in this step
-    extras: Mapping[str, Tensor] = field(default_factory=dict)  # [B, G] by name: margin, entropy
+    extras: Mapping[str, Tensor] = field(default_factory=dict)  # [B, G] by name: margin, entropy, leave_one_out
     logits: Tensor | None = None  # [N, V] float32, mask token at -inf, for policies that need "logits"
     draw: Draw | None = None  # what chose the proposals, with `logits`
+
+    def extra(self, name: str) -> Tensor:
+        """[B, G] an extra.
+
+        Raises:
+            ValueError: nobody asked for it; a component asks by its attribute `needs`.
+        """
+        if name not in self.extras:
+            raise ValueError(f"the prediction has no {name!r}: the component that reads it must name it in its attribute 'needs'")
+        return self.extras[name]
 
 
 @dataclass(frozen=True)
 class Commit:
+    """What a policy does in a step. Overwriting a committed token is a commit at its position with another token."""
+
     mask: Tensor  # [B, G] bool
     tokens: Tensor | None = None  # [B, G] long where they are not the proposals
+    revoke: Tensor | None = None  # [B, G] bool, committed positions of the window that become masks again
     forced: Tensor | None = None  # [B, G] bool, part of `mask` that the rule itself would not have taken
-    log_prob: Tensor | None = None  # [B] float32, for stochastic policies
     auxiliary: Tensor | None = None  # [B] long, forwards of an auxiliary model that the choice took
+    memory: Any = None  # of the policy's next step; None keeps the last one
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happened in one step: the event that observers of a run get."""
+
+    state: DecodeState  # before the commit
+    prediction: Prediction
+    commit: Commit  # as it was written
+    after: DecodeState
+
+    @property
+    def tokens(self) -> Tensor:
+        """[B, G] long, what was written where `commit.mask` is True."""
+        return self.prediction.tokens if self.commit.tokens is None else self.commit.tokens
+
+    @property
+    def log_probability(self) -> Tensor:
+        """[B, G] float32, of the proposals that were committed; 0 where the token is not the proposal."""
+        proposed = self.commit.mask & (self.tokens == self.prediction.tokens) & self.prediction.valid
+        return self.prediction.confidence.log().masked_fill(~proposed, 0.0)
 
 
 @dataclass(frozen=True)
@@ -173,7 +312,10 @@ class DecodeResult:
     lengths: Tensor  # [N] long
     committed_at: Tensor  # [N, G] long, -1 for positions closed by a stop rule
     forwards: Tensor  # [N] long
+    columns: Tensor  # [N] long, columns that those forwards computed
     auxiliary_forwards: Tensor  # [N] long, of a policy's auxiliary model
+    revoked: Tensor  # [N] long, commits that were taken back
+    edited: Tensor  # [N] long, committed tokens that were overwritten
     failed: Tensor  # [N] bool, stopped early because the model gave logits that are not finite
     texts: list[str]
     wall_s: float
@@ -183,9 +325,6 @@ class DecodeResult:
     def model_s(self) -> float:
         """Seconds inside the model and its vocabulary."""
         return self.seconds.get("forward", 0.0) + self.seconds.get("score", 0.0)
-
-
-CONFIDENCE = "float32 softmax of unscaled logits, mask token excluded, before temperature"
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,15 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from learn2pd.loop.observing import Observer
 from learn2pd.models.loading import Model
-from learn2pd.types import Commit, DecodeState, Prediction
+from learn2pd.types import Step
 
 SECONDS_A_STEP = 0.08  # the least time a step stays on the screen
 
 
-class LiveCanvas:
-    """A loop recorder: masks as dots, tokens of this step highlighted. With `shown=False` it does nothing."""
-
-    needs: frozenset[str] = frozenset()
-    scores_committed, looks_ahead = False, False
+class LiveCanvas(Observer):
+    """Shows masks as dots, tokens of this step highlighted. With `shown=False` it does nothing."""
 
     def __init__(self, model: Model, shown: bool) -> None:
         self.model = model
@@ -34,18 +32,17 @@ class LiveCanvas:
         if self.live:
             self.live.stop()
 
-    def record(self, state: DecodeState, prediction: Prediction, commit: Commit) -> None:
+    def observe(self, step: Step) -> None:
         if not self.live:
             return
-        written = prediction.tokens if commit.tokens is None else commit.tokens
+        state, commit = step.state, step.commit
         text = Text(f"forward {int(state.forwards[0])}\n", style="bold")
         stop = int(state.window.stop[0])  # later blocks are all masks: not worth the screen
-        for token, now, masked, new in zip(
-            state.canvas[0, :stop].tolist(), commit.mask[0, :stop].tolist(), state.masked[0, :stop].tolist(), written[0, :stop].tolist(), strict=True
-        ):
-            if masked and not now:
+        rows = (step.after.canvas, commit.mask, step.after.masked)
+        for token, new, masked in zip(*(values[0, :stop].tolist() for values in rows), strict=True):
+            if masked:
                 text.append("·", style="dim")
             else:
-                text.append(self.model.tokenizer.decode([new if now else token]), style="bold green" if now else "")
+                text.append(self.model.tokenizer.decode([token]), style="bold green" if new else "")
         self.live.update(text, refresh=True)
         time.sleep(SECONDS_A_STEP)

@@ -164,15 +164,15 @@ def decode_one(config: Any, own: DecodeOptions) -> None:
     """Decode one prompt and print the answer; figures go to standard error."""
     from learn2pd.cli.config import MethodConfig
     from learn2pd.cli.live import LiveCanvas
-    from learn2pd.cli.stages.components import components_of, model_of, sampling_of
-    from learn2pd.loop.decode import decode
-    from learn2pd.registry import COMPONENTS
+    from learn2pd.cli.stages.components import method_of, model_of, sampling_of
+    from learn2pd.decoding import decode
+    from learn2pd.registry import is_known
 
     if not own.prompt.strip():
         raise UserError("prompt is empty: give prompt='some text'")
     if own.policy == "oracle":
         raise UserError("policy='oracle' needs the answer beforehand: it is for recording and comparison")
-    named = own.policy in COMPONENTS["policy"] or ":" in own.policy
+    named = is_known("policy", own.policy)
     folder = Path(config.output_dir) / "policy" if own.policy in ("", "filter") else Path(own.policy)
     options = [parse_options(name, getattr(own, name)) for name in ("options", "scheduler_options", "cache_options")]
     model = model_of(config)
@@ -180,10 +180,10 @@ def decode_one(config: Any, own: DecodeOptions) -> None:
         name="decode", policy=own.policy if named else "filter", options=options[0], scheduler=own.scheduler, scheduler_options=options[1],
         cache=own.cache, cache_options=options[2],
     )  # fmt: skip
-    components = components_of(config, model, folder, method, own.stop)
+    built = method_of(config, model, folder, method, own.stop)
     with LiveCanvas(model, shown=own.live) as canvas:
         result = decode(
-            model, [own.prompt], **components, gen_length=config.decode.gen_length, sampling=sampling_of(config), seed=config.seed, recorder=canvas
+            model, [own.prompt], built, gen_length=config.decode.gen_length, sampling=sampling_of(config), seed=config.seed, observer=canvas
         )
     sys.stdout.write(result.texts[0] + "\n")
     tokens, forwards = int(result.lengths[0]), int(result.forwards[0])

@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from learn2pd.evaluation.outcomes import Labels, Outcome
 from learn2pd.statistics.bootstrap import Bootstrap, Values, interval, point
 
-TRAINED = ("filter", "adablock_learned")  # policies and schedulers that were trained; every other one is a rule
-
 
 @dataclass(frozen=True, eq=False)
 class Measured:
@@ -37,9 +35,7 @@ class Measured:
     @property
     def kind(self) -> str:
         """`oracle`, `learned` or `training-free`."""
-        if self.labels.policy == "oracle":
-            return "oracle"
-        return "learned" if self.labels.policy in TRAINED or self.labels.scheduler in TRAINED else "training-free"
+        return self.labels.kind
 
     @property
     def second_model(self) -> bool:
@@ -118,7 +114,7 @@ def _cut_short(entry: Measured, whole: dict[tuple[str, str], Outcome]) -> int | 
 
 def _row(entry: Measured, fixed: Measured | None, threshold: Measured | None) -> dict[str, Any]:
     outcome = entry.outcome
-    row = asdict(entry.labels) | {"kind": entry.kind, "second_model": entry.second_model, "prompts": len(outcome.lengths)}
+    row = asdict(entry.labels) | {"second_model": entry.second_model, "prompts": len(outcome.lengths)}
     row |= _described("accuracy", entry.accuracy) | _described("agreement", entry.agreement)
     row |= {
         "forwards_mean": point(entry.forwards),

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import ast
-import functools
-import hashlib
 import json
 import os
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +17,22 @@ from tqdm.auto import tqdm
 
 from learn2pd.data.prompts import Prompt
 from learn2pd.data.tasks import Checker
-from learn2pd.loop.decode import decode
+from learn2pd.decoding import decode
+from learn2pd.method import Method
 from learn2pd.models.loading import Model
-from learn2pd.roles import Cache, Policy, Scheduler, StopRule
 from learn2pd.types import Sampling
 
 DECODED = {  # what an outcome takes from a decode result: a value, or a canvas, a prompt
-    "tokens": np.int32, "committed_at": np.int32, "lengths": np.int32, "forwards": np.int32, "auxiliary_forwards": np.int32, "failed": np.bool_,
-}  # fmt: skip
+    "tokens": np.int32,
+    "committed_at": np.int32,
+    "lengths": np.int32,
+    "forwards": np.int32,
+    "columns": np.int64,
+    "auxiliary_forwards": np.int32,
+    "revoked": np.int32,
+    "edited": np.int32,
+    "failed": np.bool_,
+}
 ARRAYS = ("correct", *DECODED)
 
 
@@ -45,6 +49,7 @@ class Labels:
     cache: str
     stop: str
     task: str
+    kind: str  # `oracle` where the answer was known beforehand, `learned` where a component was trained, else `training-free`
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +63,10 @@ class Outcome:
     committed_at: NDArray[np.int32]  # [N, G] step of the commit, -1 where none
     lengths: NDArray[np.int32]  # [N] answer tokens
     forwards: NDArray[np.int32]  # [N]
+    columns: NDArray[np.int64]  # [N] computed in those forwards
     auxiliary_forwards: NDArray[np.int32]  # [N]
+    revoked: NDArray[np.int32]  # [N] commits that were taken back
+    edited: NDArray[np.int32]  # [N] committed tokens that were overwritten
     failed: NDArray[np.bool_]  # [N]
     wall_s: float
     model_s: float
@@ -77,11 +85,8 @@ def run_method(
     prompts: Sequence[Prompt],
     checkers: Mapping[str, Checker],
     labels: Labels,
+    method: Method,
     *,
-    policy: Policy,
-    scheduler: Scheduler,
-    cache: Cache,
-    stop: StopRule,
     gen_length: int,
     batch_size: int,
     sampling: Sampling,
@@ -90,7 +95,7 @@ def run_method(
 ) -> Outcome:
     """Decode the prompts of one task and judge them; the checking is not part of the wall time."""
     result = decode(
-        model, [prompt.text for prompt in prompts], policy=policy, scheduler=scheduler, cache=cache, stop=stop, gen_length=gen_length,
+        model, [prompt.text for prompt in prompts], method, gen_length=gen_length,
         batch_size=batch_size, sampling=sampling, seed=seed, progress=progress.update if progress is not None else None,
     )  # fmt: skip
     verdicts = [checkers[prompt.task].check(prompt.facts, text) if prompt.task else None for prompt, text in zip(prompts, result.texts, strict=True)]
@@ -136,33 +141,3 @@ def merge(outcomes: Sequence[Outcome]) -> Outcome:
         model_s=sum(outcome.model_s for outcome in outcomes),
         **arrays,
     )
-
-
-def code_digest(parts: Iterable[object]) -> str:
-    """SHA-256 of the source that these objects and the decoding loop are made of, a user's own policy included.
-
-    Followed are the imports within the packages that the objects come from, so that a change to one policy leaves outcomes of others valid.
-    """
-    names = {"learn2pd.loop.decode"} | {type(part).__module__ for part in parts}
-    tops, found, waiting = {name.partition(".")[0] for name in names}, {"": ""}, list(names)
-    while waiting:
-        name = waiting.pop()
-        if name not in found and name.partition(".")[0] in tops:
-            found[name], imported = _source(name)
-            waiting += imported
-    return hashlib.sha256(json.dumps(sorted(found.items())).encode()).hexdigest()
-
-
-@functools.cache
-def _source(name: str) -> tuple[str, list[str]]:
-    """The source of an imported module and the names it imports; nothing where the name is of something else."""
-    file = getattr(sys.modules.get(name), "__file__", None)
-    if not file or not file.endswith(".py"):
-        return "", []
-    source, imported = Path(file).read_text(), []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            imported += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            imported += [alias.name for alias in node.names]
-    return source, imported

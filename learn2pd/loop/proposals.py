@@ -12,18 +12,39 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from learn2pd.types import Draw
+from learn2pd.types import UNRESTRICTED, DecodeState, Draw
 
 EXTRAS = ("margin", "entropy")
+SEED_FACTOR = 1_000_003  # keeps the steps of one seed apart from those of the next
 
 
-def gumbel(counts: Sequence[int], generators: Sequence[torch.Generator], vocab_size: int) -> Tensor:
-    """[N, V] float64 noise, `counts[i]` rows from generator i, so that neighbours in a batch cannot matter.
+def restrict_ids(logits: Tensor, allowed: Tensor) -> Tensor:
+    """Logits [N, V] with -inf at every id that a position may not hold.
+
+    Args:
+        allowed: [N, A] long, ids, filled with `UNRESTRICTED`; a position without any id is not restricted.
+    """
+    vocab_size = logits.shape[1]
+    ids = allowed.masked_fill(allowed == UNRESTRICTED, vocab_size)  # one more column takes the fill
+    permitted = torch.zeros(len(logits), vocab_size + 1, dtype=torch.bool, device=logits.device).scatter_(1, ids, True)
+    free = (allowed == UNRESTRICTED).all(1, keepdim=True)
+    return logits.masked_fill(~(permitted[:, :vocab_size] | free), -torch.inf)
+
+
+def row_generators(state: DecodeState) -> list[torch.Generator]:
+    """A generator for each row's draws of this step: a function of the row's seed and step, so that neighbours in a batch cannot matter."""
+    pairs = zip(state.seed.tolist(), state.step.tolist(), strict=True)
+    return [torch.Generator().manual_seed((seed * SEED_FACTOR + step) % 2**63) for seed, step in pairs]
+
+
+def row_noise(rows: Tensor, generators: Sequence[torch.Generator], vocab_size: int) -> Tensor:
+    """[N, V] float64 Gumbel noise for positions of `rows` [N] long, ascending, each row's from its own generator.
 
     float64: noise from float32 draws saturates.
     """
+    counts = torch.bincount(rows, minlength=len(generators)).tolist()
     uniform = [torch.rand(count, vocab_size, generator=generator, dtype=torch.float64) for count, generator in zip(counts, generators, strict=True)]
-    return -(-torch.cat(uniform).clamp_min(1e-300).log()).log()
+    return -(-torch.cat(uniform).clamp_min(1e-300).log()).log().to(rows.device)
 
 
 def propose(logits: Tensor, draw: Draw, needs: frozenset[str]) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:

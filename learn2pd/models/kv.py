@@ -28,18 +28,33 @@ class KVStore:
 
 
 class KVView:
-    """Writes the columns a plan recomputes and reads the columns it attends to."""
+    """Writes the columns a plan recomputes and reads the columns it attends to; shadow columns are attended to and not written."""
 
     def __init__(self, store: KVStore, plan: ForwardPlan) -> None:
         assert plan.span is not None
-        self.store, self.rows, self.query, self.span = store, plan.rows[:, None], plan.query, slice(*plan.span)
+        self.store = store
+        self.rows = plan.rows[:, None]
+        self.query = plan.query
+        self.span = slice(*plan.span)
         self.all_rows = len(plan.rows) == store.rows
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Args: keys, values [R, heads, Q, head_width] of the plan's query. Returns: those of its span [R, heads, K, head_width]."""
-        found = []
-        for buffer, new in ((self.store.keys[layer], keys), (self.store.values[layer], values)):
-            buffer[self.rows, self.query] = new.transpose(1, 2).to(buffer.dtype)
-            columns = buffer[:, self.span]
-            found.append((columns if self.all_rows else columns[self.rows[:, 0]]).transpose(1, 2))
-        return found[0], found[1]
+        """Keep what is new and hand out what is attended to.
+
+        Args:
+            layer: number of the layer.
+            keys, values: [R, heads, Q + S, head_width] of the plan's query and its shadow columns.
+
+        Returns:
+            Keys and values [R, heads, K + S, head_width] of the plan's span and its shadow columns.
+        """
+        return self._update(self.store.keys[layer], keys), self._update(self.store.values[layer], values)
+
+    def _update(self, buffer: Tensor, new: Tensor) -> Tensor:
+        queries = self.query.shape[1]
+        buffer[self.rows, self.query] = new[:, :, :queries].transpose(1, 2).to(buffer.dtype)
+        columns = buffer[:, self.span]
+        attended = (columns if self.all_rows else columns[self.rows[:, 0]]).transpose(1, 2)
+        if new.shape[2] == queries:
+            return attended
+        return torch.cat((attended, new[:, :, queries:].to(buffer.dtype)), dim=2)

@@ -113,10 +113,7 @@ def load_model(
         # of base and adapter, and not of their sum: that is rounded differently on every device
         both = hashlib.sha256(f"{spec.fingerprint}{digest}".encode()).hexdigest()[:16]
         spec = replace(spec, name=f"{spec.name}+{shown_name(adapter)}", fingerprint=both)
-    found = Model(ModelAdapter(network, spec), tokenizer)
-    if compile:
-        found.adapter.compile()
-    return found
+    return Model(ModelAdapter(network, spec, compile), tokenizer)
 
 
 def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
@@ -205,6 +202,7 @@ def _spec(path: str, network: DiffusionNetwork, tokenizer: PreTrainedTokenizerBa
         max_length=int(config.max_position_embeddings),
         shifted_logits=shifted_logits,
         fingerprint=fingerprint(network),
+        vocabulary=tokenizer.get_vocab(),
     )
 
 

@@ -18,13 +18,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learn2pd.loop.proposals import EXTRAS
+from learn2pd.errors import check_at_least
+from learn2pd.roles import Policy
 from learn2pd.tensors import most_confident
-from learn2pd.types import Commit, DecodeState, Prediction
+from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction, RowMemory
+
+RANKS = ("confidence", "margin", "entropy")
 
 
-@dataclass
-class Quota:
+@dataclass(frozen=True)
+class Quota(RowMemory):
     """Where each row stands in its block."""
 
     start: Tensor  # [B] long, window start the rest refers to, -1 before the first
@@ -33,35 +36,42 @@ class Quota:
     step: Tensor  # [B] long, steps taken in the block
 
 
-class FixedPolicy:
-    """Args: steps for the whole canvas, None is one token a step; rank, `confidence`, `margin` or `entropy`."""
+class FixedPolicy(Policy):
+    """Fixed quota.
+
+    Args:
+        steps: for the whole canvas; None is one token a step.
+        rank: what most confident means: `confidence`, `margin` or `entropy`.
+
+    Raises:
+        ValueError: for steps below 1 or another rank.
+    """
 
     name = "fixed"
-    scores_committed = False
-    window_width: int | None = None
 
     def __init__(self, steps: int | None = None, rank: str = "confidence") -> None:
-        if steps is not None and steps < 1:
-            raise ValueError(f"steps={steps}: expected at least 1")
-        if rank not in ("confidence", *EXTRAS):
-            raise ValueError(f"rank={rank!r}: expected confidence, margin or entropy")
-        self.steps, self.rank = steps, rank
-        self.needs = frozenset({rank} & set(EXTRAS))
+        if rank not in RANKS:
+            raise ValueError(f"rank={rank!r}: expected {', '.join(RANKS)}")
+        self.steps = None if steps is None else check_at_least(1, "steps", steps)
+        self.rank = rank
+        self.needs = frozenset({rank} - {"confidence"})
 
-    def start(self, state: DecodeState) -> Quota:
+    def start(self, state: DecodeState, spec: ModelSpec) -> Quota:
         zeros = torch.zeros_like(state.end)
         return Quota(zeros - 1, zeros, zeros + 1, zeros)
 
     def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: Quota) -> Commit:
-        certainty = prediction.confidence if self.rank == "confidence" else prediction.extras[self.rank]
+        certainty = prediction.confidence if self.rank == "confidence" else prediction.extra(self.rank)
         certainty = -certainty if self.rank == "entropy" else certainty
         if self.steps is None:
             return Commit(most_confident(certainty, eligible))
         entered = state.window.start != memory.start
-        memory.start = state.window.start
-        memory.masks = torch.where(entered, eligible.sum(1), memory.masks)
         before, after = (self.steps * edge // state.gen_length for edge in (state.window.start, state.window.stop))
-        memory.steps = torch.where(entered, (after - before).clamp_min(1), memory.steps)
-        memory.step = torch.where(entered, 0, memory.step + 1)
+        memory = Quota(
+            start=state.window.start,
+            masks=torch.where(entered, eligible.sum(1), memory.masks),
+            steps=torch.where(entered, (after - before).clamp_min(1), memory.steps),
+            step=torch.where(entered, 0, memory.step + 1),
+        )
         quota = memory.masks // memory.steps + (memory.step < memory.masks % memory.steps)
-        return Commit(most_confident(certainty, eligible, quota.clamp_min(1)))
+        return Commit(most_confident(certainty, eligible, quota.clamp_min(1)), memory=memory)

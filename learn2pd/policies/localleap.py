@@ -12,26 +12,31 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from learn2pd.errors import check_at_least
+from learn2pd.roles import Policy
 from learn2pd.types import Commit, DecodeState, Prediction
 
 
-class LocalLeapPolicy:
-    """Args: threshold and relaxed_threshold, confidences from 0 to 1, the latter at most the former (0.75 LLaDA, 0.8 Dream); radius, positions."""
+class LocalLeapPolicy(Policy):
+    """LocalLeap.
+
+    Args:
+        threshold: confidence of an anchor, 0 to 1.
+        relaxed_threshold: confidence near an anchor, at most `threshold`; the authors use 0.75 for LLaDA, 0.8 for Dream.
+        radius: positions that are near.
+
+    Raises:
+        ValueError: for a number out of range.
+    """
 
     name = "localleap"
-    needs: frozenset[str] = frozenset()
-    scores_committed = False
-    window_width: int | None = None
 
     def __init__(self, threshold: float = 0.9, relaxed_threshold: float = 0.75, radius: int = 4) -> None:
         if not 0 <= relaxed_threshold <= threshold <= 1:
             raise ValueError(f"threshold={threshold}, relaxed_threshold={relaxed_threshold}: expected 0 <= relaxed_threshold <= threshold <= 1")
-        if radius < 0:
-            raise ValueError(f"radius={radius}: expected at least 0")
-        self.threshold, self.relaxed_threshold, self.radius = threshold, relaxed_threshold, radius
-
-    def start(self, state: DecodeState) -> None:
-        return None
+        self.threshold = threshold
+        self.relaxed_threshold = relaxed_threshold
+        self.radius = check_at_least(0, "radius", radius)
 
     def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: None) -> Commit:
         anchors = eligible & (prediction.confidence >= self.threshold)

@@ -9,55 +9,87 @@ is the first again, so here the fill comes at once and that forward is saved.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from learn2pd.roles import Policy
-from learn2pd.types import Commit, DecodeState, Prediction
+from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction, RowMemory
+
+if TYPE_CHECKING:
+    from learn2pd.method import Method
 
 
-class OraclePolicy:
-    """Args: reference, [N, G] long: the answer of every prompt of the caller's list."""
+@dataclass(frozen=True)
+class Reference(RowMemory):
+    """The known answer of every row, and what a guided policy remembers itself."""
+
+    tokens: Tensor  # [B, G] long
+    own: Any = None
+
+
+class OraclePolicy(Policy):
+    """The oracle.
+
+    Args:
+        reference: [N, G] long, the answer of every prompt of the caller's list.
+    """
 
     name = "oracle"
-    needs: frozenset[str] = frozenset()
-    scores_committed = False
-    window_width: int | None = None
+    knows_answer = True
 
     def __init__(self, reference: Tensor) -> None:
         self.reference = reference
 
-    def start(self, state: DecodeState) -> Tensor:
-        if self.reference.shape[1] != state.gen_length:
-            raise ValueError(f"oracle: reference answers have {self.reference.shape[1]} tokens, the canvas has {state.gen_length}")
-        return self.reference.to(state.tokens.device)[state.index]  # [B, G]
+    def start(self, state: DecodeState, spec: ModelSpec) -> Reference:
+        return Reference(_answers(self.reference, state))
 
-    def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: Tensor) -> Commit:
-        right = eligible & (prediction.tokens == memory)
+    def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: Reference) -> Commit:
+        right = eligible & (prediction.tokens == memory.tokens)
         stalled = ~right.any(1, keepdim=True)
-        return Commit(right | (eligible & stalled), tokens=memory, forced=eligible & stalled)
+        return Commit(right | (eligible & stalled), tokens=memory.tokens, forced=eligible & stalled)
 
 
-class GuidedPolicy:
+class GuidedPolicy(Policy):
     """Another policy chooses the positions, a known answer the tokens: where the policy would commit a wrong proposal, the right token is written.
 
-    So every state it meets lies on the way to the known answer, and "equals the known answer" is a fair label in all of them; after an error
-    of its own it would not be.
+    So every state that it meets lies on the way to the known answer, and "equals the known answer" is a fair label in all of them. After an
+    error of its own the label would not be fair.
 
-    Args: policy, the one that chooses; reference, [N, G] long: the answer of every prompt of the caller's list.
+    Args:
+        policy: the one that chooses.
+        reference: [N, G] long, the answer of every prompt of the caller's list.
     """
 
     name = "guided"
+    knows_answer = True
 
     def __init__(self, policy: Policy, reference: Tensor) -> None:
-        self.policy, self.reference = policy, reference
-        self.needs, self.scores_committed, self.window_width = policy.needs, policy.scores_committed, policy.window_width
+        self.policy = policy
+        self.reference = reference
+        self.needs = policy.needs
+        self.scores_committed = policy.scores_committed
+        self.window_width = policy.window_width
 
-    def start(self, state: DecodeState) -> tuple[Any, Tensor]:
-        return self.policy.start(state), self.reference.to(state.tokens.device)[state.index]
+    def check(self, spec: ModelSpec, method: Method) -> None:
+        self.policy.check(spec, method)
 
-    def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: tuple[Any, Tensor]) -> Commit:
-        own, reference = memory
-        return replace(self.policy.select(prediction, eligible, state, own), tokens=reference)
+    def start(self, state: DecodeState, spec: ModelSpec) -> Reference:
+        return Reference(_answers(self.reference, state), self.policy.start(state, spec))
+
+    def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: Reference) -> Commit:
+        commit = self.policy.select(prediction, eligible, state, memory.own)
+        own = memory.own if commit.memory is None else commit.memory
+        return replace(commit, tokens=memory.tokens, memory=Reference(memory.tokens, own))
+
+
+def _answers(reference: Tensor, state: DecodeState) -> Tensor:
+    """[B, G] the answers of the rows of a run.
+
+    Raises:
+        ValueError: the answers are of another length than the canvas.
+    """
+    if reference.shape[1] != state.gen_length:
+        raise ValueError(f"reference: the answers have {reference.shape[1]} tokens, the canvas has {state.gen_length}")
+    return reference.to(state.tokens.device)[state.index]

@@ -1,41 +1,81 @@
-"""The stop rule that asks a trained network where the answer ends."""
+"""The end-of-text predictor as a stop rule (ours): a trained network says where the answer has ended.
+
+The row ends at the first masked position that the network puts behind the answer's end with more than its threshold, and that has no
+committed token of an answer behind it. As with the rule `eot` it also ends after an end-of-text that was committed. The threshold is
+calibrated to cut no answer short on held-out prompts.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from learn2pd.predictors.apply import probability
-from learn2pd.predictors.saving import Predictor
+from learn2pd.predictors.apply import NetworkMemory, check_contract, needs_of, on_device, probability
+from learn2pd.predictors.saving import Predictor, load_predictor, saved_folder
 from learn2pd.stops.eot import EotStop
 from learn2pd.tensors import is_among
-from learn2pd.types import Commit, DecodeState, Prediction, Window
+from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction, Window
+
+if TYPE_CHECKING:
+    from learn2pd.method import Method
+
+
+@dataclass(frozen=True)
+class EndMemory(NetworkMemory):
+    """The network, and the ids that end an answer."""
+
+    eot_ids: tuple[int, ...]
 
 
 class LearnedStop(EotStop):
-    """End where a trained predictor says that the answer has ended, as soon as it does; and, as `eot`, after an end-of-text that was committed.
-
-    The row ends at the first masked position that the predictor puts behind the answer's end with more than its threshold, and that has no
-    committed token of an answer behind it. The threshold is calibrated to cut no answer short on held-out prompts.
+    """End where a trained network says that the answer has ended.
 
     Args:
         predictor: of kind end_of_text.
         floor: as for `eot`.
     """
 
-    name, cuts, looks_ahead = "learned", False, True
+    name = "learned"
+    looks_ahead = True
+    learned = True
+    built_by = "learn2pd.predictors.end_of_text:load_end_of_text"
 
     def __init__(self, predictor: Predictor, floor: float = 0.5) -> None:
         super().__init__(floor)
-        self.predictor, self.contract = predictor, predictor.contract
+        self.predictor = predictor
+        self.needs = needs_of(predictor)
 
-    def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, eot_ids: tuple[int, ...]) -> Tensor:
+    def describe(self) -> dict[str, Any]:
+        return {"folder": str(Path(saved_folder(self.predictor)).parent), "floor": self.floor}
+
+    def check(self, spec: ModelSpec, method: Method) -> None:
+        super().check(spec, method)
+        check_contract(self.predictor, spec, method)
+
+    def start(self, state: DecodeState, spec: ModelSpec) -> EndMemory:
+        return EndMemory(on_device(self.predictor, state).network, spec.eot_ids)
+
+    def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, memory: EndMemory) -> Tensor:
         position = torch.arange(state.gen_length, device=state.end.device)
         zeros = torch.zeros_like(state.end)
-        sure = probability(self.predictor, state, prediction, Window(zeros, zeros + state.gen_length), state.gen_length) > self.predictor.threshold
+        canvas = Window(zeros, zeros + state.gen_length)
+        ended = probability(memory.network, self.predictor.contract, state, prediction, canvas, state.gen_length)
         tokens = torch.where(commit.mask, prediction.tokens if commit.tokens is None else commit.tokens, state.canvas)
-        answer = (~state.masked | commit.mask) & ~is_among(tokens, eot_ids)
+        answer = (~state.masked | commit.mask) & ~is_among(tokens, memory.eot_ids)
         last = torch.where(answer, position, -1).amax(1, keepdim=True)  # [B, 1] nothing that was written is taken back
-        found = sure & state.masked & prediction.valid & (position > last)
-        first = torch.where(found.any(1), found.int().argmax(1), state.end)
-        return torch.minimum(first, super().ends(state, prediction, commit, eot_ids))
+        sure = (ended > self.predictor.threshold) & state.masked & prediction.valid & (position > last)
+        first = torch.where(sure.any(1), sure.int().argmax(1), state.end)
+        return torch.minimum(first, super().ends(state, prediction, commit, memory))
+
+
+def load_end_of_text(folder: str | Path, floor: float = 0.5) -> LearnedStop:
+    """The stop rule with the end-of-text predictor beside the policy in `folder`.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    return LearnedStop(load_predictor(Path(folder) / "end_of_text", "end_of_text"), floor)

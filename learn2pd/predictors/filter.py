@@ -2,26 +2,76 @@
 
 Commit a masked position when sigmoid(logit) > threshold; where none is, the most confident one (the loop's rule). With the paper's network
 (`mlp`: confidences of a block, committed positions too) the most confident one is committed in every step, as the paper does. The networks
-`conv` and `transformer` see the channels of predictors/channels.py and work at any block length, window or schedule.
+`conv` and `transformer` see the channels of predictors/features.py and work at any block length, window or schedule.
 
 Deviations from the authors' code: none in the rule. A block shorter than the MLP's is padded with zeros on the right, as theirs.
 """
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from learn2pd.errors import UserError
-from learn2pd.predictors.features import EXTRAS_OF_CHANNELS, Seen, cut, observe
+from learn2pd.predictors.apply import NetworkMemory, check_contract, needs_of, on_device, probability
 from learn2pd.predictors.lora import with_adapter
-from learn2pd.predictors.networks import PredictorNetwork
-from learn2pd.predictors.saving import Predictor, load_predictor, save_predictor
-from learn2pd.tensors import canvas_view, most_confident
-from learn2pd.types import Commit, DecodeState, Prediction
+from learn2pd.predictors.saving import Predictor, load_predictor, save_predictor, saved_folder
+from learn2pd.roles import Policy
+from learn2pd.tensors import most_confident
+from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction
+
+if TYPE_CHECKING:
+    from learn2pd.method import Method
+
+
+class FilterPolicy(Policy):
+    """The filter as a policy.
+
+    Args:
+        predictor: of kind filter: network, threshold on the network's probability, and what it was trained for.
+
+    Raises:
+        ValueError: the threshold is no probability.
+    """
+
+    name = "filter"
+    learned = True
+    built_by = "learn2pd.predictors.filter:load_policy"
+
+    def __init__(self, predictor: Predictor) -> None:
+        if not 0 <= predictor.threshold <= 1:
+            raise ValueError(f"filter threshold={predictor.threshold}: expected a probability from 0 to 1")
+        self.predictor = predictor
+        self.needs = needs_of(predictor)
+        self.scores_committed = predictor.network.sees_committed
+        self.window_width = predictor.network.width
+
+    def describe(self) -> dict[str, Any]:
+        return {"folder": saved_folder(self.predictor), "threshold": self.threshold}
+
+    @property
+    def threshold(self) -> float:
+        return self.predictor.threshold
+
+    def check(self, spec: ModelSpec, method: Method) -> None:
+        super().check(spec, method)
+        check_contract(self.predictor, spec, method)
+
+    def start(self, state: DecodeState, spec: ModelSpec) -> NetworkMemory:
+        return on_device(self.predictor, state)
+
+    def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: NetworkMemory) -> Commit:
+        network = memory.network
+        width = network.width or int((state.window.stop - state.window.start).max())  # one wait for the device
+        final = probability(network, self.predictor.contract, state, prediction, state.window, width)
+        accepted = (final > self.threshold) & eligible
+        if not network.adds_surest:
+            return Commit(accepted)
+        surest = most_confident(prediction.confidence, eligible)
+        return Commit(accepted | surest, forced=surest & ~accepted)
 
 
 def save_policy(policy: FilterPolicy, folder: str | Path) -> Path:
@@ -60,45 +110,3 @@ def load_policy(
         return FilterPolicy(predictor)
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-@dataclass
-class Memory:
-    """Of one run: the network where the model is, and the last proposals where a channel needs them."""
-
-    network: PredictorNetwork
-    before: Seen | None = None
-
-
-class FilterPolicy:
-    """Args: predictor, of kind filter: network, threshold on the network's probability, and what it was trained for."""
-
-    name = "filter"
-
-    def __init__(self, predictor: Predictor) -> None:
-        if not 0 <= predictor.threshold <= 1:
-            raise ValueError(f"filter threshold={predictor.threshold}: expected a probability from 0 to 1")
-        self.predictor, self.contract, self.threshold = predictor, predictor.contract, predictor.threshold
-        network = predictor.network.eval()
-        self.needs = frozenset(EXTRAS_OF_CHANNELS[channel] for channel in network.channels if channel in EXTRAS_OF_CHANNELS)
-        self.scores_committed: bool = network.sees_committed
-        self.window_width: int | None = network.width
-
-    def start(self, state: DecodeState) -> Memory:
-        network = self.predictor.network
-        device = state.tokens.device
-        return Memory(network if device.type == "cpu" else copy.deepcopy(network).to(device))
-
-    def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: Memory) -> Commit:
-        network, window = memory.network, state.window
-        columns = observe(state, prediction, memory.before, self.contract.eot_ids, self.contract.delimiter_ids)
-        if "unchanged" in network.channels:
-            memory.before = Seen.of(state, prediction)
-        width = network.width or int((window.stop - window.start).max())  # one wait for the device a step, as the loop's own
-        view = cut(columns, window, width, network.sees_committed)
-        probability = network.probability(view)  # [B, W]
-        accepted = canvas_view(probability > self.threshold, window, state.gen_length) & eligible
-        if not network.adds_surest:
-            return Commit(accepted)
-        surest = most_confident(prediction.confidence, eligible)
-        return Commit(accepted | surest, forced=surest & ~accepted)

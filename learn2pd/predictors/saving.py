@@ -80,6 +80,10 @@ class Predictor:
     contract: Contract
     curve: tuple[Setting, ...] = ()  # from the strictest setting to the boldest
     metrics: dict[str, Any] = field(default_factory=dict)
+    source: str = field(default="", compare=False)  # the folder it was loaded from
+
+    def __post_init__(self) -> None:
+        self.network.eval()
 
     def at(self, aggressiveness: float) -> Predictor:
         """This predictor with the threshold at a place of its calibrated curve: 0 is the strictest setting there, 1 the boldest.
@@ -104,6 +108,17 @@ class Predictor:
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def saved_folder(predictor: Predictor) -> str:
+    """The folder that a predictor was loaded from.
+
+    Raises:
+        UserError: it was not.
+    """
+    if not predictor.source:
+        raise UserError(f"this {predictor.kind} predictor is not on disk: save it and load it, so that its folder names it")
+    return predictor.source
 
 
 def network_json(network: PredictorNetwork) -> dict[str, Any]:
@@ -169,6 +184,7 @@ def load_predictor(folder: str | Path, kind: str) -> Predictor:
             contract=_contract(described["contract"]),
             curve=tuple(Setting(**setting) for setting in described["curve"]),
             metrics=described["metrics"],
+            source=str(folder),
         )
     except UserError:
         raise

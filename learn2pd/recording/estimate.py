@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 import torch
 
-from learn2pd.caches.none import NoCache
-from learn2pd.loop.decode import encode_checked
+from learn2pd.decoding import encode_checked
 from learn2pd.loop.loop import decode_batch
+from learn2pd.method import Method
 from learn2pd.models.loading import Model
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.recording.recorder import StateRecorder
 from learn2pd.recording.schema import state_features
+from learn2pd.roles import StopRule
 from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.types import Commit, DecodeState, Prediction
 
@@ -21,12 +22,13 @@ PASSES = 2  # reference and oracle
 ROW_BYTES, SHARD_BYTES = 160, 24_000  # beside the positions
 
 
-class _OneStep:
-    """A stop rule that ends every row after its first step."""
+class _OneStep(StopRule):
+    """Ends every row after its first step."""
 
-    name, cuts, looks_ahead = "one step", False, True
+    name = "one step"
+    looks_ahead = True
 
-    def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, eot_ids: tuple[int, ...]) -> torch.Tensor:
+    def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, memory: None) -> torch.Tensor:
         return torch.zeros_like(state.end)
 
 
@@ -59,14 +61,13 @@ def estimate(
 
 
 def _forward_s(model: Model, ids: Sequence[Sequence[int]], gen_length: int, block_length: int) -> float:
-    spec, seconds = model.spec, 0.0
+    seconds = 0.0
+    method = Method(FixedPolicy(), BlocksScheduler(block_length), stop=_OneStep())
     for _ in range(2):
-        state = DecodeState.start(ids, range(len(ids)), gen_length, spec.mask_id, spec.pad_id, model.adapter.device)
-        recorder = StateRecorder(torch.zeros(len(ids), gen_length, dtype=torch.long), spec.eot_ids, ())
+        state = DecodeState.start(ids, gen_length, model.spec, device=model.adapter.device)
+        recorder = StateRecorder(torch.zeros(len(ids), gen_length, dtype=torch.long), model.spec.eot_ids, ())
         started = time.perf_counter()
-        decode_batch(
-            model.adapter, state, scheduler=BlocksScheduler(block_length), policy=FixedPolicy(), cache=NoCache(), stop=_OneStep(), recorder=recorder
-        )
+        decode_batch(model.adapter, state, method, observer=recorder)
         seconds = time.perf_counter() - started
     return seconds
 

@@ -19,13 +19,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from learn2pd.data.prompts import Prompt
+from learn2pd.decoding import decode
 from learn2pd.errors import UserError
 from learn2pd.files import sha256
-from learn2pd.loop.decode import decode
+from learn2pd.loop.observing import Observer
 from learn2pd.models.loading import Model
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import GuidedPolicy, OraclePolicy
-from learn2pd.predictors.features import Seen, observe
+from learn2pd.predictors.features import observe
 from learn2pd.recording.schema import RECORDING, entry_path, read_recording
 from learn2pd.recording.shard_claims import share
 from learn2pd.recording.writing import Tables, write_manifest, write_shard
@@ -33,13 +34,13 @@ from learn2pd.roles import Policy, Scheduler, StopRule
 from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.stops.eot import EotStop
 from learn2pd.stops.none import NoStop
-from learn2pd.types import Commit, DecodeState, Prediction
+from learn2pd.types import Step
 
 Produce = Callable[[Model, Sequence[Prompt]], Tables]
 
 
-class StateRecorder:
-    """A loop recorder that keeps one row a step and open row. It belongs to one decode, whose batches it sees one after another.
+class StateRecorder(Observer):
+    """Keeps one row a step and open row. It belongs to one decode, whose batches it sees one after another.
 
     Args:
         reference: [N, G] long, the right answer of every prompt of the decode.
@@ -47,17 +48,19 @@ class StateRecorder:
     """
 
     needs = frozenset({"margin", "entropy"})
-    scores_committed, looks_ahead = True, True
+    scores_committed = True
+    looks_ahead = True
 
     def __init__(self, reference: Tensor, eot_ids: Sequence[int], delimiter_ids: Sequence[int]) -> None:
-        self.reference, self.eot_ids, self.delimiter_ids = reference, tuple(eot_ids), tuple(delimiter_ids)
-        self.before: Seen | None = None
+        self.reference = reference
+        self.eot_ids = tuple(eot_ids)
+        self.delimiter_ids = tuple(delimiter_ids)
         self.steps: list[dict[str, Tensor]] = []
 
-    def record(self, state: DecodeState, prediction: Prediction, commit: Commit) -> None:
-        before = None if state.step == 0 else self.before  # a new batch
+    def observe(self, step: Step) -> None:
+        state, prediction = step.state, step.prediction
         reference = self.reference[state.index.cpu()].to(state.tokens.device)
-        found = observe(state, prediction, before, self.eot_ids, self.delimiter_ids) | {
+        columns = observe(state, prediction, self.eot_ids, self.delimiter_ids) | {
             "proposal": prediction.tokens.int(),
             "label": prediction.valid & (prediction.tokens == reference),
             "start": state.window.start.int(),
@@ -65,9 +68,8 @@ class StateRecorder:
             "step": state.forwards.int() - 1,
             "index": state.index,
         }
-        self.before = Seen.of(state, prediction)
         rows = state.open
-        self.steps.append({name: values[rows].cpu() for name, values in found.items()})
+        self.steps.append({name: values[rows].cpu() for name, values in columns.items()})
 
     def columns(self) -> dict[str, Tensor]:
         """All rows by column, ordered by prompt and step; `index` is the prompt's number."""
@@ -85,7 +87,7 @@ def oracle_tables(
     )
     reference = run(policy=FixedPolicy(), stop=EotStop(0.0))
     recorder = StateRecorder(reference.tokens, model.spec.eot_ids, delimiter_ids)
-    oracle = run(policy=OraclePolicy(reference.tokens), stop=NoStop(), recorder=recorder)
+    oracle = run(policy=OraclePolicy(reference.tokens), stop=NoStop(), observer=recorder)
     return _tables(prompts, recorder, reference.tokens, reference.lengths, reference.forwards, oracle.forwards)
 
 
@@ -111,7 +113,7 @@ def rollout_tables(
     recorder = StateRecorder(tokens, model.spec.eot_ids, delimiter_ids)
     decoded = decode(
         model, [prompt.text for prompt in prompts], policy=GuidedPolicy(policy, tokens), scheduler=scheduler, stop=stop or EotStop(),
-        gen_length=tokens.shape[1], batch_size=batch_size, recorder=recorder,
+        gen_length=tokens.shape[1], batch_size=batch_size, observer=recorder,
     )  # fmt: skip
     return _tables(prompts, recorder, tokens, length, forwards, decoded.forwards)
 
@@ -151,20 +153,20 @@ def record(model: Model, prompts: Sequence[Prompt], folder: Path, produce: Produ
         UserError: the disk is full, or the process that started this one is gone; what was recorded stays.
     """
     chunks = [range(first, min(first + shard_prompts, len(prompts))) for first in range(0, len(prompts), shard_prompts)]
-    there = {number for number in range(len(chunks)) if entry_path(folder, number).exists()}
+    written = {number for number in range(len(chunks)) if entry_path(folder, number).exists()}
     gen_length, recording = int(read_recording(folder)["gen_length"]), sha256(folder / RECORDING)
     parent, started, missing = os.getppid(), time.perf_counter(), 0
 
     def make(number: int) -> None:
         if not leads and os.getppid() != parent:
             raise UserError(f"{folder}: the process that started this one is gone; what is recorded is kept, start again to go on")
-        there.discard(number)
-        chosen = [prompts[place] for place in chunks[number]]
-        write_shard(folder, number, produce(model, chosen), gen_length, recording)
+        written.discard(number)
+        shard = [prompts[place] for place in chunks[number]]
+        write_shard(folder, number, produce(model, shard), gen_length, recording)
 
     with tqdm(total=len(prompts), desc="record", unit="prompt", dynamic_ncols=True, disable=not leads) as bar:
-        for number in share(folder, len(chunks), make, frozenset(there) if leads else frozenset()):
-            missing += 0 if number in there else len(chunks[number])
+        for number in share(folder, len(chunks), make, frozenset(written) if leads else frozenset()):
+            missing += 0 if number in written else len(chunks[number])
             bar.update(len(chunks[number]))
     if leads:
         write_manifest(folder, len(chunks))

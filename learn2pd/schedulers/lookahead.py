@@ -1,32 +1,33 @@
-"""APD's window (arXiv 2506.00413)."""
+"""APD's window (arXiv 2506.00413): the leftmost mask and what follows it."""
 
 from __future__ import annotations
 
 import torch
 
-from learn2pd.schedulers.blocks import at_least, leftmost_mask
-from learn2pd.types import DecodeState, ModelSpec, Prediction, Window
+from learn2pd.errors import check_at_least
+from learn2pd.roles import Scheduler
+from learn2pd.types import DecodeState, Window
 
 
-class LookaheadScheduler:
-    """APD's window (arXiv 2506.00413): the leftmost mask and what follows it.
+class LookaheadScheduler(Scheduler):
+    """APD's window.
 
     Args:
         max_lookahead: M, tokens; None is the rest of the canvas.
+
+    Raises:
+        ValueError: for a number below 1.
     """
 
-    name, alignment, slides = "lookahead", "sliding", True
+    name = "lookahead"
+    alignment = "sliding"
+    slides = True
 
     def __init__(self, max_lookahead: int | None = None) -> None:
-        self.max_lookahead = None if max_lookahead is None else at_least(1, "max_lookahead", max_lookahead)
+        self.max_lookahead = None if max_lookahead is None else check_at_least(1, "max_lookahead", max_lookahead)
         self.block_length = self.max_lookahead or 0
 
-    def check_model(self, spec: ModelSpec) -> None:
-        return None
-
-    def propose(self, state: DecodeState) -> Window:
-        start = leftmost_mask(state)
-        return Window(start, state.end if self.max_lookahead is None else torch.minimum(start + self.max_lookahead, state.end))
-
-    def resolve(self, state: DecodeState, window: Window, prediction: Prediction) -> Window:
-        return window
+    def propose(self, state: DecodeState, memory: None) -> Window:
+        start = state.leftmost_mask
+        stop = state.end if self.max_lookahead is None else torch.minimum(start + self.max_lookahead, state.end)
+        return Window(start, stop)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from learn2pd.roles import StopRule
 from learn2pd.types import Commit, DecodeState, Prediction
 
 
-class NoStop:
-    """Decode the whole canvas."""
+class NoStop(StopRule):
+    """No row ends early."""
 
-    name, cuts, looks_ahead = "none", False, False
+    name = "none"
 
-    def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, eot_ids: tuple[int, ...]) -> Tensor:
+    def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, memory: None) -> Tensor:
         return state.end

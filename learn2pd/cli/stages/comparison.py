@@ -17,18 +17,21 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from learn2pd import __version__
 from learn2pd.cli.config import MethodConfig, RunConfig, as_dict
-from learn2pd.cli.stages.components import check_prompts, components_of, model_of, prompts_of, sampling_of
+from learn2pd.cli.stages.components import check_prompts, method_of, model_of, prompts_of, sampling_of
 from learn2pd.data.prompts import Prompt, prompts_digest
-from learn2pd.data.tasks import Checker, build_checkers
+from learn2pd.data.tasks import build_checkers
 from learn2pd.errors import UserError
 from learn2pd.evaluation import plots as report
 from learn2pd.evaluation import tables
 from learn2pd.evaluation.compare import build_rows, measure
-from learn2pd.evaluation.outcomes import Labels, Outcome, cached, code_digest, group_by_task, merge, run_method
+from learn2pd.evaluation.outcomes import Labels, Outcome, cached, group_by_task, merge, run_method
 from learn2pd.files import write_json
+from learn2pd.method import Method
 from learn2pd.models.loading import Model
-from learn2pd.registry import build
+from learn2pd.policies.fixed import FixedPolicy
+from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.statistics.bootstrap import Bootstrap
 from learn2pd.statistics.curves import compare_families
 
@@ -123,33 +126,40 @@ def _compare_outcomes(config: RunConfig, output: Path, model: Model, prompts: li
     if any(method.policy == "oracle" for _, method in methods) and methods[0][1].policy != "fixed":
         raise UserError("compare.methods: 'oracle' needs a method with policy 'fixed' at the head of the list, whose answers it knows")
     runs = [  # all of them built before the first one runs: a mistake in the last line must not cost an hour
-        (stop, family, method, components_of(config, model, folder, method, stop)) for stop in config.compare.stops for family, method in methods
+        (stop, family, method, method_of(config, model, folder, method, stop)) for stop in config.compare.stops for family, method in methods
     ]
     references: dict[tuple[str, str], torch.Tensor] = {}  # by stop rule and task
-    found: list[Outcome] = []
+    outcomes: list[Outcome] = []
     with tqdm(total=len(runs) * len(prompts), desc="compare", unit="prompt", dynamic_ncols=True) as bar:
-        for stop, family, method, components in runs:
+        for stop, family, described, built in runs:
             parts = []
             for task, group in groups.items():
-                if method.policy == "oracle":
-                    components = components | {"policy": build("policy", "oracle", method.options, {"reference": references[stop, task]})}
-                labels = Labels(
-                    method.name, family, method.name.removeprefix(family).strip(), method.group,
-                    components["scheduler"].name, components["policy"].name, components["cache"].name, components["stop"].name, task,
-                )  # fmt: skip
+                method = built
+                if isinstance(built.policy, OraclePolicy):
+                    method = dataclasses.replace(built, policy=OraclePolicy(references[stop, task]))
+                labels = _labels(described, family, method, task)
                 produce = functools.partial(
-                    run_method, model, group, checkers, labels, **components, progress=bar,
+                    run_method, model, group, checkers, labels, method, progress=bar,
                     gen_length=decoding.gen_length, batch_size=decoding.batch_size, sampling=sampling_of(config), seed=config.seed,
                 )  # fmt: skip
-                key = _outcome_key(model, group, method, config, components, checkers)
+                key = _outcome_key(model, group, config, method)
                 before = bar.n
-                outcome = cached(output / "compare" / _file_name(method.name, stop, task), key, labels, produce)
+                outcome = cached(output / "compare" / _file_name(described.name, stop, task), key, labels, produce)
                 bar.update(len(group) - (bar.n - before))
                 parts.append(outcome)
-                if method.policy == "fixed":
+                if isinstance(built.policy, FixedPolicy):
                     references.setdefault((stop, task), torch.from_numpy(outcome.tokens).long())
-            found += [*parts, merge(parts)]
-    return found
+            outcomes += [*parts, merge(parts)]
+    return outcomes
+
+
+def _labels(described: MethodConfig, family: str, method: Method, task: str) -> Labels:
+    """Where an outcome belongs."""
+    kind = "oracle" if method.policy.knows_answer else "learned" if method.learned else "training-free"
+    return Labels(
+        described.name, family, described.name.removeprefix(family).strip(), described.group,
+        method.scheduler.name, method.policy.name, method.cache.name, method.stop.name, task, kind,
+    )  # fmt: skip
 
 
 def _file_name(*names: str) -> str:
@@ -158,21 +168,14 @@ def _file_name(*names: str) -> str:
     return f"{readable[:120]}-{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]}.safetensors"
 
 
-def _outcome_key(
-    model: Model, prompts: list[Prompt], method: MethodConfig, config: RunConfig, components: dict[str, Any], checkers: dict[str, Checker]
-) -> str:
-    """Everything an outcome depends on, hashed: the names of a method are no part of it, the code that decodes and judges is."""
-    chosen = {key: value for key, value in dataclasses.asdict(method).items() if key not in ("name", "group", "sweep")}
-    trained = [[part.predictor.fingerprint, part.predictor.threshold] for part in components.values() if hasattr(part, "predictor")]
-    code = code_digest([*components.values(), model.adapter, *(checkers[prompt.task] for prompt in prompts[:1] if prompt.task)])
-    decoding = [as_dict(config)["decode"], config.seed, components["stop"].name]
-    digest = hashlib.sha256(json.dumps([model.spec.fingerprint, prompts_digest(prompts), chosen, decoding, trained, code]).encode())
-    if method.policy == "oracle":
-        digest.update(components["policy"].reference.numpy().tobytes())
-    folders = [Path(value) for value in method.options.values() if isinstance(value, str)]  # of a verifier, or of a user's own policy
-    for path in (path for folder in folders for pattern in ("*.safetensors", "*.json") for path in sorted(folder.glob(pattern))):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+def _outcome_key(model: Model, prompts: list[Prompt], config: RunConfig, method: Method) -> str:
+    """Everything an outcome depends on, hashed: the names of a method are no part of it, the package's version is."""
+    decoding = {key: value for key, value in as_dict(config)["decode"].items() if key != "stop_floor"}  # the method's stop rule holds it
+    depends = [
+        __version__, model.spec.fingerprint, config.model.dtype, prompts_digest(prompts), decoding, config.seed, method.fingerprint,
+        config.data.run_generated_code,
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(depends).encode()).hexdigest()
 
 
 def _plot_one_answer(model: Model, outcomes: list[Outcome], path: Path) -> None:

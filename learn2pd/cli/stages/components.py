@@ -12,10 +12,11 @@ import torch
 from learn2pd.cli.config import MethodConfig, RunConfig
 from learn2pd.data.prompts import Prompt, field_prompts, hub_records, jsonl_records, task_prompts
 from learn2pd.data.tasks import TASK_NAMES
+from learn2pd.decoding import encode_checked, provided_by
 from learn2pd.errors import UserError
-from learn2pd.loop.decode import check_fit, encode_checked
+from learn2pd.method import Method
 from learn2pd.models.loading import Model, load_model
-from learn2pd.registry import build
+from learn2pd.registry import Provided
 from learn2pd.types import Sampling
 
 
@@ -60,13 +61,16 @@ def check_prompts(model: Model, prompts: list[Prompt], gen_length: int) -> None:
         encode_checked(model, prompt.text, prompt.id, gen_length)
 
 
-def provided_to(config: RunConfig, model: Model, folder: Path) -> dict[str, Any]:
+def provided_to(config: RunConfig, model: Model, folder: Path) -> Provided:
     """What components get without being told: see registry.py."""
-    length = config.decode.block_length
+    length, floor = config.decode.block_length, config.decode.stop_floor
     return {
-        "folder": folder, "block_length": length, "refresh_tokens": length, "floor": config.decode.stop_floor, "tokenizer": model.tokenizer,
-        "device": str(model.adapter.device),
-    }  # fmt: skip
+        **provided_by(model),
+        "folder": lambda: folder,
+        "block_length": lambda: length,
+        "refresh_tokens": lambda: length,
+        "floor": lambda: floor,
+    }
 
 
 def sampling_of(config: RunConfig) -> Sampling:
@@ -77,18 +81,17 @@ def sampling_of(config: RunConfig) -> Sampling:
         raise UserError(f"decode.{error}") from error
 
 
-def components_of(config: RunConfig, model: Model, folder: Path, method: MethodConfig, stop: str) -> dict[str, Any]:
-    """Policy, scheduler, cache and stop rule of a method, which go together. An oracle is built without the answers.
+def method_of(config: RunConfig, model: Model, folder: Path, method: MethodConfig, stop: str) -> Method:
+    """The method that a configuration describes, which fits the model. An oracle is built without the answers.
 
     Raises:
-        UserError: one of them cannot be built, or they do not go together.
+        UserError: one of its components cannot be built, or they do not go together.
     """
-    provided = provided_to(config, model, folder) | {"reference": torch.zeros(0, config.decode.gen_length, dtype=torch.long)}
-    found = {
-        "policy": build("policy", method.policy, method.options, provided),
-        "scheduler": build("scheduler", method.scheduler, method.scheduler_options, provided),
-        "cache": build("cache", method.cache, method.cache_options, provided),
-        "stop": build("stop", stop, {}, provided),
-    }
-    check_fit(model, **found)
-    return found
+    unanswered = torch.zeros(0, config.decode.gen_length, dtype=torch.long)
+    built = Method.from_names(
+        method.policy, method.scheduler, method.cache, stop,
+        options=method.options, scheduler_options=method.scheduler_options, cache_options=method.cache_options,
+        provided={**provided_to(config, model, folder), "reference": lambda: unanswered},
+    )  # fmt: skip
+    built.check(model.spec)
+    return built

@@ -9,8 +9,8 @@ import numpy as np
 from learn2pd.cli.config import RunConfig
 from learn2pd.data.prompts import Prompt
 from learn2pd.data.tasks import build_checkers
+from learn2pd.decoding import decode
 from learn2pd.evaluation.compare import agreement
-from learn2pd.loop.decode import decode
 from learn2pd.models.loading import Model
 from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.predictors.saving import Predictor
