@@ -1,9 +1,8 @@
-"""Fixtures every test may use: small real models, prompts of many lengths, the root of the stored traces."""
+"""Fixtures every test may use: small real models and prompts of many lengths."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -102,18 +101,3 @@ def make_prompts() -> Callable[..., list[list[int]]]:
         return [[rng.randrange(10, 300) for _ in range(length)] for length in lengths]
 
     return make
-
-
-def golden_root() -> Path | None:
-    """Where the stored traces are, or None."""
-    given = os.environ.get("LEARN2PD_GOLDEN")
-    root = Path(given) if given else Path(__file__).parents[1] / ".." / "shared" / "golden"
-    return root if (root / "traces").is_dir() else None
-
-
-@pytest.fixture(scope="session")
-def golden() -> Path:
-    root = golden_root()
-    if root is None:
-        pytest.skip("no stored traces: set LEARN2PD_GOLDEN to their folder")
-    return root

@@ -1,12 +1,14 @@
 """The authors' own implementations, on tiny models: the same logits, the same tokens, the same number of forwards.
 
-Traces are read from wherever LEARN2PD_GOLDEN points; whatever lies there is run, and methods that do not exist here are skipped by name.
+A part of the traces ships with the repository (golden/README.md). LEARN2PD_GOLDEN adds roots with more of them, separated as in PATH.
+Every trace of every root is run; one of a method or a model family that the package does not have is skipped by name.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,12 +34,24 @@ from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.signals.networks import MLP
 from learn2pd.signals.storage import Contract, Signal
 from learn2pd.types import DecodeState, ForwardPlan, ModelSpec
-from tests.conftest import golden_root
+from tests.parity.traces import ORACLE, VARIABLE, Trace, all_roots, collect, collect_models, unsupported_family, weights
 
-ROOT = golden_root()
-TRACES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("traces/*/*.json")) if ROOT else []
-MODELS = sorted({path.parent.name for path in ROOT.glob("*/golden_logits.safetensors")}) if ROOT else []
-needs_traces = pytest.mark.skipif(ROOT is None, reason="no stored traces: set LEARN2PD_GOLDEN to their folder")
+ROOTS = all_roots(os.environ.get(VARIABLE))
+TRACES = collect(ROOTS)
+DECODES = [trace for trace in TRACES if trace.method != ORACLE]
+LABELS = [trace for trace in TRACES if trace.method == ORACLE]
+MODELS = collect_models(ROOTS)  # none of the shipped models comes with its logits
+
+
+def by_name(traces: list[Trace]) -> list:
+    """The traces as parameters of a test, with their names as ids."""
+    return [pytest.param(trace, id=trace.identity) for trace in traces]
+
+
+def skip_unsupported(reason: str | None) -> None:
+    """Skip the test where the package lacks a method or a family; the reason names it."""
+    if reason is not None:
+        pytest.skip(reason)
 
 
 @functools.cache
@@ -49,7 +63,7 @@ def network_of(folder: Path):
         network = family.network(family.config.from_dict(fields))
     else:
         network = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
-    missing, unexpected = network.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    missing, unexpected = network.load_state_dict(weights(folder), strict=False)
     assert not unexpected
     assert all(name in ("lm_head.weight",) for name in missing)
     return network.eval()
@@ -69,7 +83,7 @@ def adapter(folder: Path) -> ModelAdapter:
 @functools.cache
 def golden_filter(folder: Path) -> MLP:
     network = MLP(32, 32)
-    network.load_state_dict(load_file(folder / "model.safetensors"))
+    network.load_state_dict(weights(folder))
     return network
 
 
@@ -83,8 +97,9 @@ class Parts:
     stop: object
 
 
-def build(method: str, params: dict, run: dict, root: Path) -> Parts:
-    """The components of a trace. Unknown functions of the authors' code fail here, so that no trace is passed over."""
+def build(trace: Trace, stored: dict, run: dict) -> Parts:
+    """The components that repeat a run of a trace."""
+    method, params = stored["method"], stored["params"]
     function, gen_length, block_length = params.get("fn", params.get("alg")), run["gen_length"], run.get("block_length")
     # fastdllm_thr* and vanilla* come from NVlabs' first code, fastdllm_v1_* and the caches of AdaBlock from the later one
     quirks = "fastdllm" if method.startswith(("fastdllm_thr", "vanilla")) else "learn2pd" if "accept_thres" in params else None
@@ -94,7 +109,7 @@ def build(method: str, params: dict, run: dict, root: Path) -> Parts:
         cache = BlockCache("dual" if function.endswith("dual_cache") else "prefix", reference_quirks=quirks)
     if function in ("apd", "leftright"):
         policy = LeftToRightPolicy(params["tokens_per_step"]) if function == "leftright" else APDPolicy(
-            Verifier(network_of(root / "qwen2_verifier_tiny")), params["apd_mixture_weight"]
+            Verifier(network_of(trace.folder("qwen2_verifier_tiny"))), params["apd_mixture_weight"]
         )  # fmt: skip
         return Parts(policy, LookaheadScheduler(params.get("max_lookahead")), LookaheadCache(params.get("kv_window")), AnywhereStop())
     if "adablock" in function:
@@ -105,7 +120,7 @@ def build(method: str, params: dict, run: dict, root: Path) -> Parts:
         if "cache" in function:
             cache = DSBCache(block_length, params["prefix_window"], suffix, reference_quirks=True)
     if "accept_thres" in params:
-        policy = FilterPolicy(Signal("filter", golden_filter(root / params["filter"]), params["accept_thres"], Contract(0, 0, ())))
+        policy = FilterPolicy(Signal("filter", golden_filter(trace.folder(params["filter"])), params["accept_thres"], Contract(0, 0, ())))
         stop = EotpPaperStop() if "eot" in method else NoStop()
     elif "relaxed_threshold" in params:
         policy = LocalLeapPolicy(params["threshold"], params["relaxed_threshold"], params["radius"])
@@ -126,11 +141,20 @@ def decode_run(model: ModelAdapter, runs: list[dict], parts: Parts, recorder=Non
     return decode_batch(model, state, scheduler=parts.scheduler, policy=parts.policy, cache=parts.cache, stop=parts.stop, recorder=recorder)
 
 
-@needs_traces
-@pytest.mark.parametrize("name", MODELS)
-def test_logits_equal_the_authors(name):
-    network = network_of(ROOT / name)
-    stored = load_file(ROOT / name / "golden_logits.safetensors")
+MODEL_PARAMETERS = [pytest.param(folder, id=name) for name, folder in MODELS]
+
+
+def skip_unknown_network(folder: Path) -> None:
+    """Skip what is neither a dLLM of the package nor the verifier, which transformers computes."""
+    if json.loads((folder / "config.json").read_text()).get("model_type") != "qwen2":
+        skip_unsupported(unsupported_family(folder))
+
+
+@pytest.mark.parametrize("folder", MODEL_PARAMETERS)
+def test_logits_equal_the_authors(folder):
+    skip_unknown_network(folder)
+    network = network_of(folder)
+    stored = load_file(folder / "golden_logits.safetensors")
     cases = [key.removeprefix("ids_") for key in stored if key.startswith("ids_")]
     assert cases
     for case in cases:
@@ -144,14 +168,14 @@ def partial_plan(first: int, stop: int, columns: int) -> ForwardPlan:
     return ForwardPlan(torch.tensor([0]), query, query, None, query >= 0, (0, columns))
 
 
-@needs_traces
-@pytest.mark.parametrize("name", MODELS)
-def test_logits_over_kept_keys_and_values_equal_the_authors(name):
+@pytest.mark.parametrize("folder", MODEL_PARAMETERS)
+def test_logits_over_kept_keys_and_values_equal_the_authors(folder):
     """A full pass, then columns of the changed sequence replaced in what it kept, step upon step."""
-    stored = load_file(ROOT / name / "golden_logits.safetensors")
+    skip_unknown_network(folder)
+    stored = load_file(folder / "golden_logits.safetensors")
     if "cache_ids_full" not in stored:
         pytest.skip("no cached logits are stored for this model")
-    model = adapter(ROOT / name)
+    model = adapter(folder)
     full, new = stored["cache_ids_full"].reshape(1, -1).long(), stored["cache_ids_new"].reshape(1, -1).long()
     columns = full.shape[1]
 
@@ -167,18 +191,18 @@ def test_logits_over_kept_keys_and_values_equal_the_authors(name):
         assert (after_full_pass(*parts) - stored[f"cache_{key}_logits"]).abs().max() < 1e-4, key
 
 
-@needs_traces
-@pytest.mark.parametrize("trace", [trace for trace in TRACES if not trace.endswith("oracle.json")])
+@pytest.mark.parametrize("trace", by_name(DECODES))
 def test_a_decode_equals_the_authors(trace):
-    stored = json.loads((ROOT / trace).read_text())
-    model = adapter(ROOT / Path(trace).parent.name)
+    skip_unsupported(trace.unsupported())
+    stored = trace.stored
+    model = adapter(trace.model)
     assert stored["mask_id"] == model.spec.mask_id
     geometries: dict = {}
     for run in stored["runs"]:
         if run["robust"]:
             geometries.setdefault((run["gen_length"], run.get("block_length")), []).append(run)
     for geometry, runs in geometries.items():
-        state = decode_run(model, runs, build(stored["method"], stored["params"], runs[0], ROOT))
+        state = decode_run(model, runs, build(trace, stored, runs[0]))
         for row, run in enumerate(runs):
             answer = run["output"][len(run["prompt"]) :]
             while answer[-1] == model.spec.mask_id:  # APD leaves the masks behind its end of text, here they are cut
@@ -204,13 +228,12 @@ class OracleLabels:
         self.steps.append((state, prediction))
 
 
-@needs_traces
-@pytest.mark.parametrize("trace", [trace for trace in TRACES if trace.endswith("l2p_oracle.json")])
+@pytest.mark.parametrize("trace", by_name(LABELS))
 def test_the_oracle_records_what_the_authors_record(trace):
     """Their loop calls the model a second time before it notices that nothing changes; the fill here comes at once, one forward earlier."""
-    stored = json.loads((ROOT / trace).read_text())
-    model = adapter(ROOT / Path(trace).parent.name)
-    for run in stored["runs"]:
+    skip_unsupported(trace.unsupported())
+    model = adapter(trace.model)
+    for run in trace.stored["runs"]:
         if not run["robust"]:
             continue
         length, start = run["block_length"], len(run["prompt"])
