@@ -3,7 +3,7 @@
     python benchmarks/decode.py [model=PATH] [gen_length=64] [prompt_length=64] [batches=1,4,16] [threads=0] [dtype=float32] [compile=false]
 
 Without `model` it is a random LLaDA with the real vocabulary (126,464) and a small body, whose head is scaled so that confidences spread
-over 0 to 1. The obvious implementation, tests/reference.py, decodes one row at a time, takes the logits of every position and a float64
+over 0 to 1. The obvious implementation, tests/reference, decodes one row at a time, takes the logits of every position and a float64
 softmax of all of them; the ratio compares tokens per second at one token a step. Everything printed is measured in this run, on one model.
 """
 
@@ -43,7 +43,7 @@ from learn2pd.policies.filter import FilterPolicy
 from learn2pd.signals.networks import MLP, Transformer
 from learn2pd.signals.storage import Contract, Signal
 from learn2pd.types import ModelSpec
-from tests.reference import decode_reference, fixed_rule
+from tests.reference.decoding import decode_blocks, even_quota
 
 BLOCK = 32
 PAGE_BYTES = resource.getpagesize()
@@ -134,7 +134,7 @@ def main(arguments: list[str]) -> None:
     )
     started = time.perf_counter()
     with PeakMemory(model.adapter.device) as memory:
-        _, forwards, _ = decode_reference(network, prompts[0], gen_length, BLOCK, model.spec.mask_id, fixed_rule(BLOCK))
+        _, forwards, _ = decode_blocks(network, prompts[0], gen_length, BLOCK, model.spec.mask_id, even_quota(BLOCK))
     obvious = gen_length / (time.perf_counter() - started)
     step_ms, above = 1000 / obvious * gen_length / forwards, f"{memory.mib:.0f} MiB above the weights"
     print(f"obvious implementation: {step_ms:.1f} ms a step, {obvious:.2f} tokens/s, {above}")

@@ -16,7 +16,7 @@ from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.types import Commit, Window
 from tests.contract.helpers import BLOCK, GEN, STOPS, oracle, outcome, policies, random_signal, run
-from tests.reference import decode_reference, fixed_rule, threshold_rule
+from tests.reference.decoding import count_above, decode_blocks, even_quota
 
 LENGTHS = [2, 11, 30]
 
@@ -209,9 +209,9 @@ def test_an_accepting_filter_is_threshold_zero_and_a_refusing_one_is_one_token_a
 
 
 RULES = {
-    "fixed": (FixedPolicy(), lambda gen: fixed_rule(gen)),
-    "fixed_steps": (FixedPolicy(6), lambda gen: fixed_rule(2)),
-    **{f"threshold{value}": (ThresholdPolicy(value), lambda gen, value=value: threshold_rule(value)) for value in (0.3, 0.6, 0.9)},
+    "fixed": (FixedPolicy(), lambda gen: even_quota(gen)),
+    "fixed_steps": (FixedPolicy(6), lambda gen: even_quota(2)),
+    **{f"threshold{value}": (ThresholdPolicy(value), lambda gen, value=value: count_above(value)) for value in (0.3, 0.6, 0.9)},
 }
 
 
@@ -224,7 +224,7 @@ def test_the_loop_equals_the_slow_reference(name, family, make_prompts, request)
     prompts = make_prompts([1, 9, 25, 40])
     state = run(model, prompts, policy, gen_length=gen_length)
     for row, prompt in enumerate(prompts):
-        canvas, forwards, committed_at = decode_reference(model.adapter.network, prompt, gen_length, BLOCK, model.spec.mask_id, rule(gen_length))
+        canvas, forwards, committed_at = decode_blocks(model.adapter.network, prompt, gen_length, BLOCK, model.spec.mask_id, rule(gen_length))
         assert (state.canvas[row].tolist(), int(state.forwards[row]), state.committed_at[row].tolist()) == (canvas, forwards, committed_at)
 
 

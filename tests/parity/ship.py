@@ -1,6 +1,7 @@
-"""Writes `tests/parity/golden` from a root that holds every trace of the authors: a part small enough for the repository.
+"""Writes `tests/parity/golden` from a root with every trace of the authors, a part that is small enough for the repository.
 
-Run as `python -m tests.parity.ship ROOT`. The choice is fixed by the table below, so that the same root gives the same bytes.
+Run as `python -m tests.parity.ship ROOT`. The choice is fixed by the table below, so that the same root gives the same
+bytes.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ RUNS = {  # trace -> how many of its runs are taken
 
 
 def pick(runs: list[dict], count: int, first: int) -> list[dict]:
-    """Robust runs with a short canvas, spread over prompts and block lengths; `first` varies where the choice starts."""
+    """Robust runs with a short canvas, spread over prompts and block lengths; `first` says where the choice starts."""
     fit = [run for run in runs if run["robust"] and run["gen_length"] <= LONGEST]
     return [fit[(first + number * len(fit) // count) % len(fit)] for number in range(count)]
 

@@ -1,7 +1,8 @@
 """The authors' own implementations, on tiny models: the same logits, the same tokens, the same number of forwards.
 
-A part of the traces ships with the repository (golden/README.md). LEARN2PD_GOLDEN adds roots with more of them, separated as in PATH.
-Every trace of every root is run; one of a method or a model family that the package does not have is skipped by name.
+A part of the traces ships with the repository (golden/README.md). LEARN2PD_GOLDEN adds roots with more of them,
+separated as in PATH. Every trace of every root is run; one of a method or a model family that the package does not have
+is skipped by name.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Stored traces of the authors' implementations: where they lie, which of them the package can repeat.
 
-A *root* is a folder with `traces/MODEL/METHOD.json` and, beside `traces`, the folders of the models that the traces name. The root
-that ships with the repository is always read. `LEARN2PD_GOLDEN` may name more roots, separated as in PATH. Every trace is collected
-once, and every model that a trace names is looked for in the trace's own root first and then in all the others.
+A *root* is a folder with `traces/MODEL/METHOD.json` and, beside `traces`, the folders of the models that the traces
+name. The root that ships with the repository is always read. `LEARN2PD_GOLDEN` may name more roots, separated as in
+PATH. Every trace is collected once, and every model that a trace names is looked for in the trace's own root first and
+then in all the others.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ FUNCTIONS = (  # the authors' functions, by the name that a trace has as `fn` or
     "apd",
     "leftright",
 )
-PARAMETERS = frozenset({  # the arguments of those functions, and of the oracle's recording, that `test_golden.py` understands
-    "fn", "alg", "steps", "threshold", "factor", "init_block_length", "delimiter_ids", "delimiter_threshold", "prefix_window",
-    "suffix_window", "max_block_length", "relaxed_threshold", "radius", "accept_thres", "filter", "eot_id", "apd_mixture_weight",
-    "kv_window", "max_lookahead", "tokens_per_step",
+# The arguments of those functions, and of the oracle's recording, that `test_golden.py` understands.
+PARAMETERS = frozenset({
+    "fn", "alg", "steps", "threshold", "factor", "init_block_length", "delimiter_ids", "delimiter_threshold",
+    "prefix_window", "suffix_window", "max_block_length", "relaxed_threshold", "radius", "accept_thres", "filter",
+    "eot_id", "apd_mixture_weight", "kv_window", "max_lookahead", "tokens_per_step",
 })  # fmt: skip
 ORACLE = "l2p_oracle"  # the method whose traces are recorded labels, and which names no function
 

@@ -14,7 +14,7 @@ from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.recording.recorder import StateRecorder, oracle_tables
 from learn2pd.types import Window
 from tests.recording.helpers import BATCH, BLOCK, GEN
-from tests.reference import proposals
+from tests.reference.network import full_proposals
 
 CANVAS = ("masked", "proposal", "confidence", "margin", "entropy", "unchanged", "end_of_text", "delimiter", "label")
 
@@ -52,7 +52,7 @@ def obvious_reference(network, prompt, spec):
     for start in range(0, GEN, BLOCK):
         block = range(start, min(start + BLOCK, GEN))
         while any(masked[position] for position in block):
-            found = proposals(network, prompt + canvas, spec.mask_id)[len(prompt) :]
+            found = full_proposals(network, prompt + canvas, spec.mask_id)[len(prompt) :]
             best = max((position for position in block if masked[position]), key=lambda position: found[position][1])
             canvas[best], masked[best] = found[best][0], False
             if canvas[best] in spec.eot_ids:
