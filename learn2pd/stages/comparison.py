@@ -140,7 +140,7 @@ def _compare_outcomes(config: RunConfig, output: Path, model: Model, prompts: li
                     run_method, model, group, checkers, labels, **components, progress=bar,
                     gen_length=decoding.gen_length, batch_size=decoding.batch_size, sampling=sampling_of(config), seed=config.seed,
                 )  # fmt: skip
-                key = _outcome_key(model, group, method, config, components, checkers)
+                key = outcome_key(model, group, method, config, components, checkers)
                 before = bar.n
                 outcome = cached(output / "compare" / _file_name(method.name, stop, task), key, labels, produce)
                 bar.update(len(group) - (bar.n - before))
@@ -157,7 +157,7 @@ def _file_name(*names: str) -> str:
     return f"{readable[:120]}-{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]}.safetensors"
 
 
-def _outcome_key(
+def outcome_key(
     model: Model, prompts: list[Prompt], method: MethodConfig, config: RunConfig, components: dict[str, Any], checkers: dict[str, Checker]
 ) -> str:
     """Everything an outcome depends on, hashed: the names of a method are no part of it, the code that decodes and judges is."""

@@ -15,7 +15,7 @@ from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.types import Commit, Window
-from tests.contract.helpers import BLOCK, GEN, STOPS, oracle, outcome, policies, random_signal, run
+from tests.contract.helpers import BLOCK, GEN, STOPS, outcome, policies, random_signal, run
 from tests.reference.decoding import count_above, decode_blocks, even_quota
 
 LENGTHS = [2, 11, 30]
@@ -32,18 +32,6 @@ class Watcher:
 
     def record(self, state, prediction, commit):
         self.steps.append((state, prediction, commit))
-
-
-@pytest.mark.parametrize("stop", STOPS)
-@pytest.mark.parametrize("name", [*policies(), "oracle"])
-@pytest.mark.parametrize("gen_length", [1, 5, 8, 21])  # below a block, one block, not a multiple
-def test_every_run_ends_within_one_forward_a_token_and_leaves_no_mask(name, stop, gen_length, tiny_model, make_prompts):
-    prompts = make_prompts(LENGTHS)
-    policy = oracle(tiny_model, prompts, gen_length) if name == "oracle" else policies(max(gen_length, 2))[name]
-    state = run(tiny_model, prompts, policy, STOPS[stop], gen_length=gen_length)
-    assert not state.masked.any()
-    assert (state.canvas != tiny_model.spec.mask_id).all()
-    assert ((state.forwards >= 1) & (state.forwards <= gen_length)).all()
 
 
 @pytest.mark.parametrize("stop", STOPS)

@@ -12,7 +12,7 @@ from learn2pd.evaluation.curves import compare_families
 from learn2pd.evaluation.outcomes import cached, code_digest, merge
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.threshold import ThresholdPolicy
-from learn2pd.stages.comparison import _outcome_key, expand_sweeps, stage_compare
+from learn2pd.stages.comparison import expand_sweeps, outcome_key, stage_compare
 from learn2pd.stages.parts import components_of
 from tests.evaluation.synthetic import outcome
 
@@ -107,7 +107,7 @@ def test_an_outcome_is_not_taken_over_where_the_verifier_was_trained_again(tiny_
 
     def key(**method):
         method = MethodConfig(**{"name": "apd", "policy": "apd", "options": {"verifier": str(tmp_path)}} | method)
-        return _outcome_key(tiny_model, [], method, config, components, {})
+        return outcome_key(tiny_model, [], method, config, components, {})
 
     (tmp_path / "model.safetensors").write_bytes(b"first")
     first = key()

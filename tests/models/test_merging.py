@@ -15,8 +15,7 @@ from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, XLoraConf
 from safetensors.torch import load_file, save_file
 
 from learn2pd import BlockCache, NoCache, ThresholdPolicy, UserError, cli, decode, load_model, load_verifier
-from tests.models.test_illada import write_checkpoint
-from tests.models.test_loading import edit_json, refusal
+from tests.models.helpers import edit_json, refusal, write_checkpoint
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
