@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from learn2pd.evaluation.tasks import TASK_NAMES, build_task, problems
 from learn2pd.models.dream import DreamConfig, DreamModel
@@ -21,6 +21,7 @@ torch.set_num_threads(1)
 settings.register_profile(  # derandomised: a rounding tie that one draw in a million meets must not fail somebody else's change
     "suite", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
+settings.register_profile("plain", settings.get_profile("suite"), phases=[Phase.explicit, Phase.generate])  # for tests/mutants.py
 settings.load_profile("suite")
 
 MAX_LENGTH = 512

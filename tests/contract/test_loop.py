@@ -196,6 +196,16 @@ def test_an_accepting_filter_is_threshold_zero_and_a_refusing_one_is_one_token_a
         assert outcome(filtered, tiny_model) == outcome(run(tiny_model, prompts, rival), tiny_model)
 
 
+def test_the_papers_filter_commits_the_most_confident_position_in_every_step(tiny_model, make_prompts):
+    watcher = Watcher()
+    run(tiny_model, make_prompts(LENGTHS), policies()["filter"], recorder=watcher)
+    for state, prediction, commit in watcher.steps:
+        eligible = state.window.mask(GEN) & state.masked & prediction.valid
+        best = prediction.confidence.masked_fill(~eligible, -1.0).argmax(1)
+        taken = commit.mask[torch.arange(len(best)), best]
+        assert taken[state.open].all()
+
+
 RULES = {
     "fixed": (FixedPolicy(), lambda gen: even_quota(gen)),
     "fixed_steps": (FixedPolicy(6), lambda gen: even_quota(2)),

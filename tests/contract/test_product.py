@@ -51,7 +51,7 @@ class Case:
 
 
 def combinations_of(policy: str) -> list[tuple[str, str, str, int]]:
-    """Scheduler, cache, model and canvas of each run of a policy: all that fit, and other canvases with plain blocks."""
+    """Scheduler, cache, model and canvas of each run of a policy; canvases of other lengths are decoded in blocks."""
     pairs = [(scheduler, cache) for name, scheduler, cache in COMBINATIONS if name == policy] or [("blocks", "none")]
     whole = [(*pair, family, CANVAS) for pair in pairs for family in MODELS]
     families = itertools.cycle(MODELS)

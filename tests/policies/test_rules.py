@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from learn2pd.policies.apd import LeftToRightPolicy
 from learn2pd.policies.factor import FactorPolicy
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.localleap import LocalLeapPolicy
+from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.types import Commit, Prediction
 from tests.reference import rules
@@ -76,6 +79,32 @@ def test_one_more_adds_the_surest_of_those_below_the_threshold(row, threshold):
 @given(row=rows)
 def test_one_token_a_step_is_the_most_confident_and_the_leftmost_among_equals(row):
     assert select(FixedPolicy(), row) == rules.quota(1)(candidates_of(row))
+
+
+@given(row=rows, rank=st.sampled_from(["margin", "entropy"]))
+def test_one_token_a_step_takes_the_largest_margin_or_the_least_entropy(row, rank):
+    prediction, eligible = prediction_of(row)
+    prediction = replace(prediction, confidence=torch.rand(eligible.shape), extras={rank: prediction.confidence})
+    sign = -1 if rank == "entropy" else 1
+    candidates = {position: sign * value for position, value in candidates_of(row).items()}
+    mask = FixedPolicy(rank=rank).select(prediction, eligible, None, None).mask
+    assert positions(mask) == rules.quota(1)(candidates)
+
+
+@given(row=rows, data=st.data())
+def test_the_oracle_takes_what_is_right_and_else_the_whole_window(row, data):
+    prediction, eligible = prediction_of(row)
+    tokens = st.lists(st.integers(5, 6), min_size=len(row), max_size=len(row))
+    proposed = data.draw(tokens)
+    answer = data.draw(tokens)
+    prediction = replace(prediction, tokens=torch.tensor([proposed]))
+    reference = torch.tensor([answer])
+    commit = OraclePolicy(reference).select(prediction, eligible, None, reference)
+    candidates = candidates_of(row)
+    right = {position for position in candidates if proposed[position] == answer[position]}
+    assert positions(commit.mask) == (right or set(candidates))
+    assert positions(commit.forced) == (set() if right else set(candidates))
+    assert commit.tokens.equal(reference)
 
 
 @given(row=rows, tokens=st.integers(1, 4))
