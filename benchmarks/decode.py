@@ -3,7 +3,7 @@
     python benchmarks/decode.py [model=PATH] [gen_length=64] [prompt_length=64] [batches=1,4,16] [threads=0] [dtype=float32] [compile=false]
 
 Without `model` it is a random LLaDA with the real vocabulary (126,464) and a small body, whose head is scaled so that confidences spread
-over 0 to 1. The obvious implementation, tests/reference.py, decodes one row at a time, takes the logits of every position and a float64
+over 0 to 1. The obvious implementation, tests/reference, decodes one row at a time, takes the logits of every position and a float64
 softmax of all of them; the ratio compares tokens per second at one token a step. Everything printed is measured in this run, on one model.
 """
 
@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.arguments import options_of
 from learn2pd import (
     AdaBlockScheduler,
-    BlockCache,
+    DualCache,
+    PrefixCache,
     BlocksScheduler,
     DSBCache,
     DSBScheduler,
@@ -43,7 +44,7 @@ from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.predictors.networks import MLP, Transformer
 from learn2pd.predictors.saving import Contract, Predictor
 from learn2pd.types import ModelSpec
-from tests.reference import decode_reference, fixed_rule
+from tests.reference.decoding import decode_blocks, even_quota
 
 BLOCK = 32
 PAGE_BYTES = resource.getpagesize()
@@ -101,18 +102,18 @@ def methods(spec: ModelSpec) -> dict[str, tuple[Any, Any, Any]]:
     mlp, transformer = (FilterPolicy(Predictor("filter", network, 0.9, Contract.of(spec))) for network in (MLP(BLOCK), Transformer()))
     return {
         "one token a step": (FixedPolicy(), blocks, NoCache()),
-        "one token a step, prefix": (FixedPolicy(), blocks, BlockCache("prefix")),
-        "one token a step, dual": (FixedPolicy(), blocks, BlockCache("dual")),
+        "one token a step, prefix": (FixedPolicy(), blocks, PrefixCache()),
+        "one token a step, dual": (FixedPolicy(), blocks, DualCache()),
         "threshold": (sure, blocks, NoCache()),
-        "threshold, dual": (sure, blocks, BlockCache("dual")),
+        "threshold, dual": (sure, blocks, DualCache()),
         "localleap": (LocalLeapPolicy(), blocks, NoCache()),
-        "adablock, dual": (sure, AdaBlockScheduler(delimiters, BLOCK), BlockCache("dual")),
+        "adablock, dual": (sure, AdaBlockScheduler(delimiters, BLOCK), DualCache()),
         "dsb greedy": (sure, DSBScheduler(BLOCK), NoCache()),
         "dsb greedy, dsb": (sure, DSBScheduler(BLOCK), DSBCache(BLOCK)),
         "filter, mlp": (mlp, blocks, NoCache()),
-        "filter, mlp, dual": (mlp, blocks, BlockCache("dual")),
+        "filter, mlp, dual": (mlp, blocks, DualCache()),
         "filter, transformer": (transformer, blocks, NoCache()),
-        "filter, transformer, dual": (transformer, blocks, BlockCache("dual")),
+        "filter, transformer, dual": (transformer, blocks, DualCache()),
     }
 
 
@@ -134,7 +135,7 @@ def main(arguments: list[str]) -> None:
     )
     started = time.perf_counter()
     with PeakMemory(model.adapter.device) as memory:
-        _, forwards, _ = decode_reference(network, prompts[0], gen_length, BLOCK, model.spec.mask_id, fixed_rule(BLOCK))
+        _, forwards, _ = decode_blocks(network, prompts[0], gen_length, BLOCK, model.spec.mask_id, even_quota(BLOCK))
     obvious = gen_length / (time.perf_counter() - started)
     step_ms, above = 1000 / obvious * gen_length / forwards, f"{memory.mib:.0f} MiB above the weights"
     print(f"obvious implementation: {step_ms:.1f} ms a step, {obvious:.2f} tokens/s, {above}")

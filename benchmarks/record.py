@@ -29,7 +29,8 @@ from learn2pd.recording.reading import Recording
 from learn2pd.recording.recorder import oracle_tables, record
 from learn2pd.recording.schema import describe_recording, open_recording
 from learn2pd.types import CONFIDENCE
-from tests.reference import decode_reference, fixed_rule, proposals
+from tests.reference.decoding import decode_blocks, even_quota
+from tests.reference.network import full_proposals
 
 BLOCK = 32
 EMBEDDED = Path(__file__).resolve().parents[1] / "checkpoints" / "tiny-llada"
@@ -38,12 +39,12 @@ Row = tuple[list[float], list[bool], list[bool]]  # confidences, masked, label: 
 
 def obvious_recorder(network: Any, prompt: list[int], gen_length: int, mask_id: int) -> list[Row]:
     """Two passes over one prompt."""
-    reference, _, _ = decode_reference(network, prompt, gen_length, BLOCK, mask_id, fixed_rule(BLOCK))
+    reference, _, _ = decode_blocks(network, prompt, gen_length, BLOCK, mask_id, even_quota(BLOCK))
     canvas, masked, rows = [mask_id] * gen_length, [True] * gen_length, []
     for start in range(0, gen_length, BLOCK):
         block = range(start, min(start + BLOCK, gen_length))
         while any(masked[position] for position in block):
-            found = proposals(network, prompt + canvas, mask_id)[len(prompt) :]
+            found = full_proposals(network, prompt + canvas, mask_id)[len(prompt) :]
             label = [found[position][0] == reference[position] for position in block]
             rows.append(([found[position][1] for position in block], [masked[position] for position in block], label))
             taken = [position for position, right in zip(block, label, strict=True) if right and masked[position]]
@@ -79,7 +80,7 @@ def some_prompts(count: int) -> list[Prompt]:
 def worker(options: dict[str, str], folder: Path, leads: bool) -> None:
     """Record as one of several once the folder's `go` is there; prints when it began and ended."""
     model, prompts = load_model(options["model"]), some_prompts(int(options["prompts"]))
-    proposals(model.adapter.network, [1, 2, 3], model.spec.mask_id)
+    full_proposals(model.adapter.network, [1, 2, 3], model.spec.mask_id)
     print("ready", flush=True)
     while not (folder / "go").exists():
         time.sleep(0.001)
@@ -124,7 +125,7 @@ def compare(options: dict[str, str]) -> None:
     chosen = prompts[:: max(1, len(prompts) // int(options["obvious_prompts"]))][: int(options["obvious_prompts"])]  # of every task
     print(f"{model.spec.name}, canvas {gen_length}, batch {batch}, {torch.get_num_threads()} threads, {model.adapter.device}")
     network: Any = model.adapter.network
-    proposals(network, [1, 2, 3], model.spec.mask_id)
+    full_proposals(network, [1, 2, 3], model.spec.mask_id)
     started = time.perf_counter()
     rows = [row for prompt in chosen for row in obvious_recorder(network, model.encode(prompt.text), gen_length, model.spec.mask_id)]
     obvious_s, obvious_labels = time.perf_counter() - started, sum(sum(masked) for _, masked, _ in rows)

@@ -66,14 +66,24 @@ class Role:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the class and its options."""
-        described = [f"{type(self).__module__}:{type(self).__qualname__}", self.options()]
+        """16 hex digits of the class and its options, and of the file of a class that is not this package's."""
+        described = [f"{type(self).__module__}:{type(self).__qualname__}", _own_source(type(self)), self.options()]
         return hashlib.sha256(json.dumps(described, default=_identity, sort_keys=True).encode()).hexdigest()[:16]
 
     def __repr__(self) -> str:
         given = inspect.signature(type(self)).parameters
         shown = [f"{name}={value!r}" for name, value in self.options().items() if value != given[name].default]
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _own_source(role: type) -> str:
+    """The source of the module of a user's own class; nothing for this package, whose version says what it does."""
+    if role.__module__.partition(".")[0] == "learn2pd":
+        return ""
+    try:
+        return inspect.getsource(inspect.getmodule(role) or role)
+    except (OSError, TypeError):  # typed into an interpreter
+        return ""
 
 
 def _identity(option: Any) -> Any:

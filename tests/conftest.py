@@ -1,16 +1,15 @@
-"""Fixtures every test may use: small real models, prompts of many lengths, the root of the stored traces."""
+"""Fixtures every test may use: small real models and prompts of many lengths."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from learn2pd.data.tasks import TASK_NAMES, build_task, problems
 from learn2pd.embedded.tokenizer import MASK, train_tokenizer
@@ -22,6 +21,7 @@ torch.set_num_threads(1)
 settings.register_profile(  # derandomised: a rounding tie that one draw in a million meets must not fail somebody else's change
     "suite", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
+settings.register_profile("plain", settings.get_profile("suite"), phases=[Phase.explicit, Phase.generate])  # for tests/mutants.py
 settings.load_profile("suite")
 
 MAX_LENGTH = 512
@@ -102,18 +102,3 @@ def make_prompts() -> Callable[..., list[list[int]]]:
         return [[rng.randrange(10, 300) for _ in range(length)] for length in lengths]
 
     return make
-
-
-def golden_root() -> Path | None:
-    """Where the stored traces are, or None."""
-    given = os.environ.get("LEARN2PD_GOLDEN")
-    root = Path(given) if given else Path(__file__).parents[1] / ".." / "shared" / "golden"
-    return root if (root / "traces").is_dir() else None
-
-
-@pytest.fixture(scope="session")
-def golden() -> Path:
-    root = golden_root()
-    if root is None:
-        pytest.skip("no stored traces: set LEARN2PD_GOLDEN to their folder")
-    return root

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from learn2pd import UserError, decode
-from learn2pd.cli import main as cli
 from learn2pd.cli.config import RunConfig
+from learn2pd.cli.main import main as cli
 from learn2pd.cli.stages.components import provided_to
-from learn2pd.registry import COMPONENTS, build
+from learn2pd.decoding import provided_by
+from learn2pd.policies.apd import load_apd
+from learn2pd.registry import COMPONENTS, build, name_of
 
-PROVIDED = {"block_length": 8, "refresh_tokens": 8, "floor": 0.25}
+PROVIDED = {"block_length": lambda: 8, "refresh_tokens": lambda: 8, "floor": lambda: 0.25}
 PAGE = Path(__file__).parents[1] / "docs" / "adding_a_policy.md"
 
 
@@ -42,17 +44,25 @@ def test_its_skeleton_is_short(written_policy):
     assert len(code) <= 20
 
 
-NEEDS = {"apd": "verifier", "filter": "folder", "oracle": "reference", "adablock_learned": "folder", "learned": "folder"}
+NEEDS = {
+    "apd": "verifier",
+    "filter": "folder",
+    "oracle": "reference",
+    "adablock": "delimiter_ids",
+    "adablock_learned": "folder",
+    "learned": "folder",
+}
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, table in COMPONENTS.items() for name in table])
-def test_every_name_is_built_or_says_what_it_needs(kind, name, tokenizer):
-    provided = PROVIDED | {"tokenizer": tokenizer}
+def test_every_name_is_built_or_says_what_it_needs(kind, name):
     if name in NEEDS:
         with pytest.raises(UserError, match=f"needs {NEEDS[name]}"):
-            build(kind, name, {}, provided)
+            build(kind, name, {}, PROVIDED)
     else:
-        assert build(kind, name, {}, provided).name == name
+        component = build(kind, name, {}, PROVIDED)
+        assert component.name == name
+        assert name_of(kind, component) == name
 
 
 def test_what_the_caller_provides_reaches_the_component():
@@ -62,8 +72,8 @@ def test_what_the_caller_provides_reaches_the_component():
     assert build("stop", "eot", {}, PROVIDED).floor == 0.25
 
 
-def test_without_delimiters_adablock_takes_white_space_with_a_new_line(tokenizer):
-    scheduler = build("scheduler", "adablock", {}, PROVIDED | {"tokenizer": tokenizer})
+def test_without_delimiters_adablock_takes_white_space_with_a_new_line(tiny_model, tokenizer):
+    scheduler = build("scheduler", "adablock", {}, {**PROVIDED, **provided_by(tiny_model)})
     texts = [tokenizer.decode([token]) for token in scheduler.delimiter_ids]
     assert "\n" in texts
     assert all("\n" in text and not text.strip() for text in texts)
@@ -89,7 +99,6 @@ def test_without_delimiters_adablock_takes_white_space_with_a_new_line(tokenizer
         ("scheduler", "lookahead", {"max_lookahead": 0}, ["max_lookahead=0"]),
         ("cache", "dsb", {"prefix_window": -1}, ["prefix_window=-1"]),
         ("cache", "lookahead", {"kv_window": -2}, ["kv_window=-2"]),
-        ("cache", "dual", {"reference_quirks": "all"}, ["reference_quirks='all'"]),
         ("stop", "eot", {"floor": 3}, ["floor=3"]),
         ("policy", "threshold", {"threshold": True}, ["threshold=True", "a number", "bool"]),
         ("policy", "threshold", {"threshold": "0.9"}, ["threshold='0.9'", "a number", "str"]),
@@ -97,7 +106,7 @@ def test_without_delimiters_adablock_takes_white_space_with_a_new_line(tokenizer
         ("policy", "fixed", {"steps": 2.5}, ["steps=2.5", "a whole number or null", "float"]),
         ("policy", "fixed", {"steps": 10**20}, [f"steps={10**20}", "at most"]),
         ("policy", "factor", {"factor": float("nan")}, ["factor=nan"]),
-        ("policy", "factor", {"reference_quirks": "no"}, ["reference_quirks='no'", "true or false"]),
+        ("policy", "threshold", {"one_more": "no"}, ["one_more='no'", "true or false"]),
         ("policy", "localleap", {"radius": 2.5}, ["radius=2.5", "a whole number"]),
         ("policy", "apd", {"verifier": 5}, ["verifier=5", "text"]),
         ("scheduler", "blocks", {"block_length": 8.5}, ["block_length=8.5", "a whole number", "float"]),
@@ -106,32 +115,33 @@ def test_without_delimiters_adablock_takes_white_space_with_a_new_line(tokenizer
         ("scheduler", "adablock", {"delimiter_ids": [1.5]}, ["delimiter_ids=[1.5]", "a list of a whole number"]),
         ("scheduler", "adablock", {"delimiter_ids": "ab"}, ["delimiter_ids='ab'", "a list"]),
         ("cache", "lookahead", {"kv_window": True}, ["kv_window=True", "a whole number or null", "bool"]),
-        ("cache", "prefix", {"reference_quirks": 3}, ["reference_quirks=3", "text or null"]),
+        ("scheduler", "blocks", {"alignment": 3}, ["alignment=3", "text"]),
+        ("scheduler", "blocks", {"alignment": "left"}, ["alignment='left'", "prompt or grid"]),
+        ("cache", "duel", {}, ["duel", "did you mean 'dual'"]),
         ("cache", "dsb", {"suffix_window": float("inf")}, ["suffix_window=inf", "a whole number"]),
         ("policy", ":", {}, ["':'", "package.module:Class"]),
         ("policy", ".relative:Policy", {}, ["'.relative:Policy'", "package.module:Class"]),
         ("policy", "os:path", {}, ["'os:path'", "package.module:Class"]),
         ("policy", "builtins:int", {}, ["'builtins:int'", "package.module:Class"]),
-        ("policy", "fractions:Fraction", {}, ["no name, needs", "no policy"]),
-        ("cache", "learn2pd:ThresholdPolicy", {}, ["no keeps, slides, plan, finish", "no cache"]),
+        ("policy", "fractions:Fraction", {}, ["no Policy", "learn2pd.Policy"]),
+        ("cache", "learn2pd:ThresholdPolicy", {}, ["no Cache"]),
     ],
 )
-def test_a_name_or_option_that_makes_no_sense_is_one_line(kind, name, options, words, tokenizer):
+def test_a_name_or_option_that_makes_no_sense_is_one_line(kind, name, options, words):
     with pytest.raises(UserError) as error:
-        build(kind, name, options, PROVIDED | {"tokenizer": tokenizer})
+        build(kind, name, options, PROVIDED)
     assert all(word in str(error.value) for word in words), str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_options_of_the_stated_types_are_taken(tokenizer):
+def test_options_of_the_stated_types_are_taken():
     assert build("policy", "threshold", {"threshold": 1}, {}).threshold == 1
     assert build("policy", "fixed", {"steps": None}, {}).steps is None
     assert build("cache", "lookahead", {"kv_window": None}, {}).kv_window is None
-    assert build("cache", "dual", {"reference_quirks": "learn2pd"}, {}).reference_quirks == "learn2pd"
-    assert build("scheduler", "adablock", {"delimiter_ids": [3, 5]}, PROVIDED | {"tokenizer": tokenizer}).delimiter_ids == (3, 5)
+    assert build("scheduler", "adablock", {"delimiter_ids": [3, 5]}, PROVIDED).delimiter_ids == (3, 5)
 
 
 def test_a_verifier_is_loaded_where_the_model_is(tiny_model):
     provided = provided_to(RunConfig(), tiny_model, Path())
-    assert "device" in inspect.signature(COMPONENTS["policy"]["apd"]).parameters
-    assert provided["device"] == str(tiny_model.adapter.device)
+    assert "device" in inspect.signature(load_apd).parameters
+    assert provided["device"]() == str(tiny_model.adapter.device)

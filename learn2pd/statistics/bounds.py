@@ -64,7 +64,7 @@ def upper_bound(losses: np.ndarray, delta: float) -> float:
     losses = _checked(losses, delta)
     least = flawless_bound(len(losses), delta)
     mean = least + (1 - least) * (np.arange(MEANS) / MEANS) ** 2  # [M]
-    ruled_out = _log_wealth(np.random.default_rng(0).permutation(losses), mean, delta) >= -math.log(delta) - ROUNDING
+    ruled_out = log_wealth(np.random.default_rng(0).permutation(losses), mean, delta) >= -math.log(delta) - ROUNDING
     standing = np.flatnonzero(~ruled_out)
     first = standing[-1] + 1 if len(standing) else 0
     return max(float(mean[first]) if first < MEANS else 1.0, float(losses.mean()))
@@ -159,7 +159,7 @@ def _checked(losses: np.ndarray, delta: float) -> np.ndarray:
     return losses
 
 
-def _log_wealth(losses: np.ndarray, mean: np.ndarray, delta: float) -> np.ndarray:
+def log_wealth(losses: np.ndarray, mean: np.ndarray, delta: float) -> np.ndarray:
     """Logarithm of the wealth [M] after betting on losses [N], in this order, against each expected loss in `mean` [M]."""
     odds = mean / (1 - mean)  # what a bet of 1 wins where nothing is lost
     wealth, squares, seen = np.zeros_like(mean), PRIOR_LOSSES * mean * (1 - mean), float(PRIOR_LOSSES)

@@ -8,11 +8,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from learn2pd.caches.dsb import DSBCache
-from learn2pd.caches.fast_dllm import BlockCache
+from learn2pd.caches.fast_dllm import DualCache, PrefixCache
 from learn2pd.caches.lookahead import LookaheadCache
 from learn2pd.caches.none import NoCache
-from learn2pd.loop.decode import answer_lengths
+from learn2pd.decoding import answer_lengths
 from learn2pd.loop.loop import decode_batch
+from learn2pd.method import Method
 from learn2pd.policies.apd import APDPolicy, LeftToRightPolicy
 from learn2pd.policies.factor import FactorPolicy
 from learn2pd.policies.fixed import FixedPolicy
@@ -46,8 +47,8 @@ SCHEDULERS = {
 }
 CACHES = {
     "none": NoCache(),
-    "prefix": BlockCache("prefix"),
-    "dual": BlockCache("dual"),
+    "prefix": PrefixCache(),
+    "dual": DualCache(),
     "dsb": DSBCache(BLOCK, prefix_window=3, suffix_window=2),
     "lookahead": LookaheadCache(4),
 }
@@ -112,16 +113,28 @@ COMBINATIONS = [(p, s, c) for p in [*policies(), "oracle"] for s in SCHEDULERS f
 
 
 def run(
-    model, prompts, policy, stop=None, scheduler=None, cache=None, gen_length=GEN, block_length=BLOCK, temperature=0.0, seed=0, index=None,
-    recorder=None,
-):  # fmt: skip
-    """The final state. `index` are the prompts' numbers in the caller's list, which decide generators and reference answers."""
+    model,
+    prompts,
+    policy,
+    stop=None,
+    scheduler=None,
+    cache=None,
+    gen_length=GEN,
+    block_length=BLOCK,
+    temperature=0.0,
+    seed=0,
+    index=None,
+    observer=None,
+    given=None,
+    allowed=None,
+):
+    """The final state. `index` are the prompts' numbers in the caller's list, which decide seeds and reference answers."""
     index = list(range(len(prompts))) if index is None else index
-    state = DecodeState.start(prompts, index, gen_length, model.spec.mask_id, model.spec.pad_id, model.adapter.device)
-    return decode_batch(
-        model.adapter, state, scheduler=scheduler or BlocksScheduler(block_length), policy=policy, cache=cache or NoCache(), stop=stop or NoStop(),
-        sampling=Sampling(temperature), generators=[torch.Generator().manual_seed(seed * 1000 + number) for number in index], recorder=recorder,
-    )  # fmt: skip
+    seeds = [seed * 1000 + number for number in index]
+    state = DecodeState.start(prompts, gen_length, model.spec, index=index, seed=seeds, given=given, allowed=allowed)
+    method = Method(policy, scheduler or BlocksScheduler(block_length), cache or NoCache(), stop or NoStop())
+    method.check(model.spec)
+    return decode_batch(model.adapter, state, method, sampling=Sampling(temperature), observer=observer)
 
 
 def outcome(state, model) -> dict[str, list]:
@@ -133,6 +146,10 @@ def outcome(state, model) -> dict[str, list]:
         "lengths": answer_lengths(state.canvas, model.spec.eot_ids).tolist(),
         "end": state.end.tolist(),
         "auxiliary_forwards": state.auxiliary_forwards.tolist(),
+        "columns": state.columns.tolist(),
+        "revoked": state.revoked.tolist(),
+        "edited": state.edited.tolist(),
+        "step": state.step.tolist(),
     }
 
 

@@ -9,48 +9,46 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learn2pd import BlocksScheduler, DSBCache, DSBScheduler, EotStop, NoStop, Sampling, UserError, decode
+from learn2pd import (
+    BlocksScheduler,
+    CausalBlockCache,
+    DSBScheduler,
+    EotStop,
+    Method,
+    NoStop,
+    Observer,
+    Policy,
+    PrefixCache,
+    Sampling,
+    UserError,
+    decode,
+)
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.types import Commit, Window
-from tests.contract.helpers import BLOCK, GEN, STOPS, oracle, outcome, policies, random_signal, run
-from tests.reference import decode_reference, fixed_rule, threshold_rule
+from tests.contract.helpers import BLOCK, GEN, STOPS, outcome, policies, random_signal, run
+from tests.reference.decoding import count_above, decode_blocks, even_quota
 
 LENGTHS = [2, 11, 30]
 
 
-class Watcher:
+class Watcher(Observer):
     """Keeps every step's state, proposals and commit."""
-
-    needs = frozenset()
-    scores_committed, looks_ahead = False, False
 
     def __init__(self):
         self.steps = []
 
-    def record(self, state, prediction, commit):
-        self.steps.append((state, prediction, commit))
-
-
-@pytest.mark.parametrize("stop", STOPS)
-@pytest.mark.parametrize("name", [*policies(), "oracle"])
-@pytest.mark.parametrize("gen_length", [1, 5, 8, 21])  # below a block, one block, not a multiple
-def test_every_run_ends_within_one_forward_a_token_and_leaves_no_mask(name, stop, gen_length, tiny_model, make_prompts):
-    prompts = make_prompts(LENGTHS)
-    policy = oracle(tiny_model, prompts, gen_length) if name == "oracle" else policies(max(gen_length, 2))[name]
-    state = run(tiny_model, prompts, policy, STOPS[stop], gen_length=gen_length)
-    assert not state.masked.any()
-    assert (state.canvas != tiny_model.spec.mask_id).all()
-    assert ((state.forwards >= 1) & (state.forwards <= gen_length)).all()
+    def observe(self, step):
+        self.steps.append((step.state, step.prediction, step.commit))
 
 
 @pytest.mark.parametrize("stop", STOPS)
 @pytest.mark.parametrize("name", policies())
 def test_steps_commit_at_least_one_eligible_position_and_never_revise(name, stop, tiny_model, make_prompts):
     watcher = Watcher()
-    run(tiny_model, make_prompts(LENGTHS), policies()[name], STOPS[stop], recorder=watcher)
+    run(tiny_model, make_prompts(LENGTHS), policies()[name], STOPS[stop], observer=watcher)
     for (state, prediction, commit), (after, _, _) in zip(watcher.steps, watcher.steps[1:], strict=False):
         inside = state.window.mask(GEN) & state.masked & prediction.valid
         assert not (commit.mask & ~inside).any()
@@ -95,7 +93,7 @@ def test_a_literal_mask_id_in_the_prompt_is_an_ordinary_token(tiny_model, make_p
 def test_eot_stop_changes_nothing_until_it_first_ends_the_row(policy, stop, tiny_model_grouped, make_prompts):
     """What comes after may differ: the row then sees end-of-text to its right where the other run sees masks."""
     prompts, watcher = make_prompts([1, 5, 9, 14, 20, 26, 33, 40]), Watcher()
-    stopped, whole = run(tiny_model_grouped, prompts, policy, stop, recorder=watcher), run(tiny_model_grouped, prompts, policy)
+    stopped, whole = run(tiny_model_grouped, prompts, policy, stop, observer=watcher), run(tiny_model_grouped, prompts, policy)
     for row in range(len(prompts)):
         open_steps = sum(int(state.end[row]) == GEN for state, _, _ in watcher.steps)  # the last of them is the one that ended the row
         known = (stopped.committed_at[row] >= 0) & (stopped.committed_at[row] < open_steps) & (torch.arange(GEN) < stopped.end[row])
@@ -103,27 +101,32 @@ def test_eot_stop_changes_nothing_until_it_first_ends_the_row(policy, stop, tiny
         assert (stopped.committed_at[row] == whole.committed_at[row])[known].all()
 
 
-class Outside:
+class Outside(Policy):
     """A policy that forgets to look at what is eligible."""
 
-    name, needs, scores_committed, window_width = "outside", frozenset(), False, None
-
-    def start(self, state):
-        return None
+    name = "outside"
 
     def select(self, prediction, eligible, state, memory):
         return Commit(~eligible)
 
 
-def test_a_policy_that_chooses_only_what_it_may_not_is_one_token_a_step(tiny_model, make_prompts):
-    prompts = make_prompts(LENGTHS)
-    assert outcome(run(tiny_model, prompts, Outside()), tiny_model) == outcome(run(tiny_model, prompts, FixedPolicy()), tiny_model)
+class Revoking(Outside):
+    """A policy that takes back without having said that it would."""
+
+    def select(self, prediction, eligible, state, memory):
+        return Commit(eligible, revoke=state.decided)
+
+
+@pytest.mark.parametrize("policy", [Outside(), Revoking()])
+def test_a_policy_that_does_what_it_may_not_is_an_error_and_never_dropped(policy, tiny_model, make_prompts):
+    with pytest.raises(UserError, match=r"'outside'.*not eligible"):
+        run(tiny_model, make_prompts(LENGTHS), policy)
 
 
 class Shut(BlocksScheduler):
     """A scheduler that opens nothing."""
 
-    def propose(self, state):
+    def propose(self, state, memory):
         return Window(state.end, state.end)
 
 
@@ -135,7 +138,7 @@ def test_a_run_in_which_nothing_can_be_committed_is_an_error_and_does_not_hang(t
 def test_fixed_takes_one_forward_a_token(tiny_model_grouped, make_prompts):
     """Tokens written past an end of text that is found later count too: their forwards were made."""
     watcher = Watcher()
-    state = run(tiny_model_grouped, make_prompts([1, 5, 9, 14, 20, 26, 33, 40]), FixedPolicy(), EotStop(0.0), recorder=watcher)
+    state = run(tiny_model_grouped, make_prompts([1, 5, 9, 14, 20, 26, 33, 40]), FixedPolicy(), EotStop(0.0), observer=watcher)
     written = torch.stack([commit.mask.sum(1) for _, _, commit in watcher.steps]).sum(0)
     assert state.forwards.equal(written)
     assert (state.forwards >= (state.committed_at >= 0).sum(1)).all()
@@ -145,7 +148,7 @@ def test_fixed_takes_one_forward_a_token(tiny_model_grouped, make_prompts):
 def test_a_fixed_quota_does_not_grow_when_a_row_ends_inside_its_block(tiny_model_grouped, make_prompts):
     """The end of text must not make the positions before it be committed in greater haste."""
     watcher = Watcher()
-    run(tiny_model_grouped, make_prompts([1, 5, 9, 14, 20, 26, 33, 40]), FixedPolicy(GEN // 2), EotStop(0.0), recorder=watcher)
+    run(tiny_model_grouped, make_prompts([1, 5, 9, 14, 20, 26, 33, 40]), FixedPolicy(GEN // 2), EotStop(0.0), observer=watcher)
     assert max(int(commit.mask.sum(1).max()) for _, _, commit in watcher.steps) == 2
 
 
@@ -208,10 +211,20 @@ def test_an_accepting_filter_is_threshold_zero_and_a_refusing_one_is_one_token_a
         assert outcome(filtered, tiny_model) == outcome(run(tiny_model, prompts, rival), tiny_model)
 
 
+def test_the_papers_filter_commits_the_most_confident_position_in_every_step(tiny_model, make_prompts):
+    watcher = Watcher()
+    run(tiny_model, make_prompts(LENGTHS), policies()["filter"], observer=watcher)
+    for state, prediction, commit in watcher.steps:
+        eligible = state.window.mask(GEN) & state.masked & prediction.valid
+        best = prediction.confidence.masked_fill(~eligible, -1.0).argmax(1)
+        taken = commit.mask[torch.arange(len(best)), best]
+        assert taken[state.open].all()
+
+
 RULES = {
-    "fixed": (FixedPolicy(), lambda gen: fixed_rule(gen)),
-    "fixed_steps": (FixedPolicy(6), lambda gen: fixed_rule(2)),
-    **{f"threshold{value}": (ThresholdPolicy(value), lambda gen, value=value: threshold_rule(value)) for value in (0.3, 0.6, 0.9)},
+    "fixed": (FixedPolicy(), lambda gen: even_quota(gen)),
+    "fixed_steps": (FixedPolicy(6), lambda gen: even_quota(2)),
+    **{f"threshold{value}": (ThresholdPolicy(value), lambda gen, value=value: count_above(value)) for value in (0.3, 0.6, 0.9)},
 }
 
 
@@ -224,7 +237,7 @@ def test_the_loop_equals_the_slow_reference(name, family, make_prompts, request)
     prompts = make_prompts([1, 9, 25, 40])
     state = run(model, prompts, policy, gen_length=gen_length)
     for row, prompt in enumerate(prompts):
-        canvas, forwards, committed_at = decode_reference(model.adapter.network, prompt, gen_length, BLOCK, model.spec.mask_id, rule(gen_length))
+        canvas, forwards, committed_at = decode_blocks(model.adapter.network, prompt, gen_length, BLOCK, model.spec.mask_id, rule(gen_length))
         assert (state.canvas[row].tolist(), int(state.forwards[row]), state.committed_at[row].tolist()) == (canvas, forwards, committed_at)
 
 
@@ -262,8 +275,14 @@ def test_decode_takes_texts_and_no_prompts_at_all(tiny_model):
         ([[5, 400]], {}, ["prompt 0", "400"]),
         ([[5, -1]], {}, ["prompt 0", "-1"]),
         ("Tom has 3.", {}, ["one text", "list"]),
-        ([[5]], {"scheduler": DSBScheduler(8), "cache": DSBCache(8, suffix_window=9, reference_quirks=True)}, ["leak=0", "leak=9"]),
-        ([[5]], {"scheduler": DSBScheduler(8, leak=2), "cache": DSBCache(8, suffix_window=2)}, ["leak=2", "leak=0"]),
+        ([[5]], {"scheduler": DSBScheduler(8), "cache": PrefixCache()}, ["prefix", "dsb"]),
+        ([[5]], {"cache": CausalBlockCache()}, ["causal_block", "block-causal"]),
+        ([[5]], {"given": torch.zeros(2, 8).long()}, ["given", "(2, 8)", "(1, 8)"]),
+        ([[5]], {"given": torch.full((1, 8), 400)}, ["given", "400", "399"]),
+        ([[5]], {"allowed": torch.zeros(1, 8).long()}, ["allowed", "(1, 8)"]),
+        ([[5]], {"policy": "treshold"}, ["treshold", "did you mean 'threshold'"]),
+        ([[5]], {"method": Method(FixedPolicy())}, ["method", "policy"]),
+        ([[5]], {"policy": None}, ["policy is not given"]),
     ],
 )
 def test_a_run_that_cannot_work_is_refused_in_one_line(prompts, options, words, tiny_model):

@@ -1,56 +1,125 @@
-"""Every policy with every scheduler, cache and model that it goes with: ends, fills the canvas, and does not care about its neighbours."""
+"""Every policy with every scheduler, cache and model: a row ends, fills its canvas, and equals itself alone."""
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from learn2pd import UserError, decode
 from learn2pd.loop import step as predictor
-from tests.contract.helpers import BLOCK, CACHES, COMBINATIONS, GEN, MODELS, SCHEDULERS, STOPS, fits, oracle, outcome, policies, run
+from tests.contract.helpers import (
+    BLOCK,
+    CACHES,
+    COMBINATIONS,
+    MODELS,
+    SCHEDULERS,
+    STOPS,
+    fits,
+    oracle,
+    outcome,
+    policies,
+    run,
+)
 
-STOP_NAMES = itertools.cycle(STOPS)  # every combination with one stop rule; the rules in all combinations are too many
-CASES = [(*combination, next(STOP_NAMES)) for combination in COMBINATIONS]
+CANVAS = 13  # not a multiple of the block
+OTHER_CANVASES = (1, 5, 8, 21)  # one token, less than a block, one block, several blocks
+BATCHES = ((3, 17, 9), (1, 40, 22), (12, 5, 30, 2), (8, 8, 1), (25, 2))  # lengths of the prompts
+TEMPERATURES = (0.0, 0.0, 0.7)
+NAMES = [*policies(), "oracle"]
 
 
-@pytest.mark.parametrize("family", MODELS)
-@pytest.mark.parametrize(("policy", "scheduler", "cache", "stop"), CASES)
-def test_a_row_ends_within_the_bound_and_equals_itself_alone(policy, scheduler, cache, stop, family, make_prompts, request):
-    model = request.getfixturevalue(family)
-    prompts = make_prompts([3, 17, 9], seed=len(policy) + len(cache))
-    chosen = oracle(model, prompts) if policy == "oracle" else policies()[policy]
-    parts = {"stop": STOPS[stop], "scheduler": SCHEDULERS[scheduler], "cache": CACHES[cache]}
-    state = run(model, prompts, chosen, **parts)
+@dataclass(frozen=True)
+class Case:
+    """One run of the product, every part by its name."""
+
+    policy: str
+    scheduler: str
+    cache: str
+    family: str
+    gen_length: int
+    stop: str
+    temperature: float
+    lengths: tuple[int, ...]
+    row: int  # the row that is decoded alone
+    seed: int  # of the prompts
+
+    def __str__(self) -> str:
+        parts = (self.policy, self.scheduler, self.cache, self.family, self.gen_length, self.stop, self.temperature)
+        return "-".join(map(str, parts))
+
+
+def combinations_of(policy: str) -> list[tuple[str, str, str, int]]:
+    """Scheduler, cache, model and canvas of each run of a policy; canvases of other lengths are decoded in blocks."""
+    pairs = [(scheduler, cache) for name, scheduler, cache in COMBINATIONS if name == policy] or [("blocks", "none")]
+    whole = [(*pair, family, CANVAS) for pair in pairs for family in MODELS]
+    families = itertools.cycle(MODELS)
+    return whole + [("blocks", "none", next(families), gen_length) for gen_length in OTHER_CANVASES]
+
+
+def product_cases() -> list[Case]:
+    """The runs of all policies; stop rules, temperatures, batches and the row that is decoded alone take turns."""
+    cases: list[Case] = []
+    for policy in NAMES:
+        settings = itertools.cycle(itertools.product(TEMPERATURES, STOPS))
+        for combination in combinations_of(policy):
+            temperature, stop = next(settings)
+            number = len(cases)
+            lengths = BATCHES[number % len(BATCHES)]
+            row = number // len(BATCHES) % len(lengths)
+            cases.append(Case(policy, *combination, stop, temperature, lengths, row, number))
+    return cases
+
+
+CASES = product_cases()
+
+
+def test_the_cases_hold_every_combination_and_every_policy_with_every_stop_rule_and_temperature():
+    whole = {(case.policy, case.scheduler, case.cache, case.family) for case in CASES if case.gen_length == CANVAS}
+    assert {(*combination, family) for combination in COMBINATIONS for family in MODELS} <= whole
+    settings = {(case.policy, case.stop, case.temperature) for case in CASES if case.policy != "filter_conv"}
+    named = [name for name in NAMES if name != "filter_conv"]
+    assert settings == set(itertools.product(named, STOPS, TEMPERATURES))
+    for name in NAMES:
+        assert {*OTHER_CANVASES, CANVAS} <= {case.gen_length for case in CASES if case.policy == name}
+
+
+def policy_of(case, model, prompts):
+    """The policy of a case; the oracle knows the answers to its prompts."""
+    if case.policy == "oracle":
+        return oracle(model, prompts, case.gen_length)
+    return policies(max(case.gen_length, 2))[case.policy]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_row_ends_within_the_bound_fills_its_canvas_and_equals_itself_alone(case, make_prompts, request):
+    """Rows of one batch are in different phases: one refreshes its cache while another reuses it or has long ended."""
+    model = request.getfixturevalue(case.family)
+    prompts = make_prompts(list(case.lengths), seed=case.seed)
+    policy = policy_of(case, model, prompts)
+    parts = {
+        "stop": STOPS[case.stop],
+        "scheduler": SCHEDULERS[case.scheduler],
+        "cache": CACHES[case.cache],
+        "temperature": case.temperature,
+        "gen_length": case.gen_length,
+    }
+    state = run(model, prompts, policy, **parts)
     assert not state.masked.any()
     assert (state.canvas != model.spec.mask_id).all()
-    assert ((state.forwards >= 1) & (state.forwards <= GEN)).all()
-    together = outcome(state, model)
-    for number, prompt in enumerate(prompts):
-        alone = outcome(run(model, [prompt], chosen, index=[number], **parts), model)
-        assert {key: [rows[number]] for key, rows in together.items()} == alone
+    assert ((state.forwards >= 1) & (state.forwards <= case.gen_length)).all()
+    alone = outcome(run(model, [prompts[case.row]], policy, index=[case.row], **parts), model)
+    assert {key: [rows[case.row]] for key, rows in outcome(state, model).items()} == alone
 
 
-@settings(max_examples=60)
-@given(
-    combination=st.sampled_from(COMBINATIONS),
-    stop=st.sampled_from(list(STOPS)),
-    family=st.sampled_from(MODELS),
-    lengths=st.lists(st.integers(1, 40), min_size=2, max_size=5),
-    seed=st.integers(0, 1000),
-)
-def test_any_batch_of_any_lengths_equals_its_rows_alone(combination, stop, family, lengths, seed, make_prompts, request):
-    """Rows of different lengths are in different phases: one refreshes its cache while another reuses it, some have long finished."""
-    model, prompts = request.getfixturevalue(family), make_prompts(lengths, seed)
-    policy, scheduler, cache = combination
-    chosen = oracle(model, prompts) if policy == "oracle" else policies()[policy]
-    parts = {"stop": STOPS[stop], "scheduler": SCHEDULERS[scheduler], "cache": CACHES[cache]}
-    together = outcome(run(model, prompts, chosen, **parts), model)
-    for number, prompt in enumerate(prompts):
-        alone = outcome(run(model, [prompt], chosen, index=[number], **parts), model)
-        assert {key: [rows[number]] for key, rows in together.items()} == alone
+@pytest.mark.parametrize("stop", ["none", "paper"])
+def test_the_order_of_the_rows_does_not_matter(stop, tiny_model, make_prompts):
+    prompts = make_prompts([5, 30, 12, 1])
+    parts = {"stop": STOPS[stop], "temperature": 0.7}
+    forward = outcome(run(tiny_model, prompts, policies()["filter"], **parts), tiny_model)
+    backward = outcome(run(tiny_model, prompts[::-1], policies()["filter"], index=[3, 2, 1, 0], **parts), tiny_model)
+    assert {key: rows[::-1] for key, rows in backward.items()} == forward
 
 
 @pytest.mark.parametrize(("scheduler", "cache"), [("blocks", "dual"), ("blocks", "none"), ("dsb_greedy", "dsb"), ("lookahead", "lookahead")])

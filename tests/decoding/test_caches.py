@@ -5,7 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from learn2pd import BlockCache, DSBCache, DSBScheduler, EotStop, FixedPolicy, LookaheadCache, LookaheadScheduler, NoCache, ThresholdPolicy
+from learn2pd import (
+    Cache,
+    DSBCache,
+    DSBScheduler,
+    DualCache,
+    EotStop,
+    FixedPolicy,
+    LookaheadCache,
+    LookaheadScheduler,
+    NoCache,
+    Observer,
+    PrefixCache,
+    ThresholdPolicy,
+)
 from tests.contract.helpers import BLOCK, CACHES, GEN, MODELS, SCHEDULERS, fits, outcome, run
 
 LENGTHS = [3, 21, 12]
@@ -26,7 +39,7 @@ def test_a_cache_that_refreshes_after_every_token_changes_nothing(scheduler, mod
 
 
 def test_a_single_step_a_block_needs_nothing_of_what_is_kept(model, make_prompts):
-    for cache in (BlockCache("prefix"), BlockCache("dual")):
+    for cache in (PrefixCache(), DualCache()):
         plain, cached = (outcome(run(model, make_prompts(LENGTHS), ThresholdPolicy(0.0), cache=kind), model) for kind in (NoCache(), cache))
         assert plain == cached
 
@@ -39,28 +52,25 @@ def test_a_lookahead_that_freezes_nothing_changes_nothing(model, make_prompts):
     assert plain == cached
 
 
-class Counting:
+class Counting(Cache):
     """A cache that notes how many columns each forward recomputed."""
 
     def __init__(self, cache):
         self.cache, self.name, self.keeps, self.slides = cache, cache.name, cache.keeps, cache.slides
         self.columns = []
 
-    def start(self, state, shifted_logits):
-        return self.cache.start(state, shifted_logits)
+    def start(self, state, spec):
+        return self.cache.start(state, spec)
 
     def plan(self, state, score, memory):
-        plans = self.cache.plan(state, score, memory)
+        plans, memory = self.cache.plan(state, score, memory)
         self.columns.append([(plan.rows.tolist(), plan.query.shape[1]) for plan in plans])
-        return plans
-
-    def finish(self, state, memory):
-        return self.cache.finish(state, memory)
+        return plans, memory
 
 
 @pytest.mark.parametrize(
     ("cache", "later"),
-    [(BlockCache("dual"), BLOCK), (BlockCache("prefix"), GEN), (DSBCache(BLOCK, prefix_window=4), BLOCK + 4)],
+    [(DualCache(), BLOCK), (PrefixCache(), GEN), (DSBCache(BLOCK, prefix_window=4), BLOCK + 4)],
     ids=["dual", "prefix", "dsb"],
 )
 def test_after_a_refresh_only_the_window_is_recomputed(cache, later, model, make_prompts):
@@ -73,27 +83,25 @@ def test_after_a_refresh_only_the_window_is_recomputed(cache, later, model, make
     assert widths.count(12 + GEN) == 3  # one a block of 8, 8 and 4 tokens
 
 
-class Commits:
+class Commits(Observer):
     """Notes how many tokens every step committed, those it closed itself not counted."""
-
-    needs, scores_committed, looks_ahead = frozenset(), False, False
 
     def __init__(self):
         self.states = []
 
-    def record(self, state, prediction, commit):
-        self.states.append(state)
+    def observe(self, step):
+        self.states.append(step.state)
 
     def made(self):
         pairs = zip(self.states, self.states[1:], strict=False)
-        return [int((after.committed_at == before.step).sum()) for before, after in pairs]
+        return [int((after.committed_at == before.step[:, None]).sum()) for before, after in pairs]
 
 
 def test_commits_count_towards_a_refresh_though_an_end_of_text_closes_them_later(model, make_prompts):
     closed = 0
     for number in range(12):
         watched, commits = Counting(DSBCache(6, prefix_window=2)), Commits()
-        parts = {"scheduler": DSBScheduler(BLOCK), "cache": watched, "stop": EotStop(0.0), "recorder": commits}
+        parts = {"scheduler": DSBScheduler(BLOCK), "cache": watched, "stop": EotStop(0.0), "observer": commits}
         state = run(model, make_prompts([12], seed=number), ThresholdPolicy(0.8), gen_length=40, **parts)
         since, made = 6, [*commits.made(), 0]
         for step, columns in enumerate(watched.columns):

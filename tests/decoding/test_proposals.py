@@ -5,11 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learn2pd.loop.proposals import gumbel
 from learn2pd.loop.proposals import propose as propose_drawn
+from learn2pd.loop.proposals import restrict_ids, row_noise
 from learn2pd.types import Draw, Sampling, restrict
 
 EVERYTHING = frozenset({"margin", "entropy"})
+
+
+def noise_of(positions, seed, vocab_size):
+    """The noise of one row's positions."""
+    return row_noise(torch.zeros(positions, dtype=torch.long), [torch.Generator().manual_seed(seed)], vocab_size)
 
 
 def logits(seed, rows=20, vocabulary=50, spread=6.0):
@@ -26,7 +31,7 @@ def propose(values, mask_id, needs):
 def sample(values, temperature, mask_id, seed=0, **restriction):
     values = values.clone()
     values[:, mask_id] = -torch.inf
-    noise = gumbel([len(values)], [torch.Generator().manual_seed(seed)], values.shape[1])
+    noise = noise_of(len(values), seed, values.shape[1])
     return propose_drawn(values, Draw(Sampling(temperature, **restriction), noise), frozenset())[:2]
 
 
@@ -112,10 +117,10 @@ def test_the_most_likely_token_always_stays():
 
 def test_one_draw_chooses_the_same_token_from_the_same_distribution():
     """What APD couples draft and target by."""
-    values, noise = logits(2, spread=1.0), gumbel([20], [torch.Generator().manual_seed(1)], 50)
+    values, noise = logits(2, spread=1.0), noise_of(20, 1, 50)
     draw = Draw(Sampling(0.8, top_p=0.9), noise)
     assert draw(values).equal(draw(values + 5.0))
-    assert not draw(values).equal(Draw(Sampling(0.8), gumbel([20], [torch.Generator().manual_seed(2)], 50))(values))
+    assert not draw(values).equal(Draw(Sampling(0.8), noise_of(20, 2, 50))(values))
 
 
 @pytest.mark.parametrize(
@@ -131,3 +136,16 @@ def test_one_draw_chooses_the_same_token_from_the_same_distribution():
 def test_a_sampling_that_makes_no_sense_is_refused(options, word):
     with pytest.raises(ValueError, match=word):
         Sampling(**options)
+
+
+@given(
+    seed=st.integers(0, 20),
+    allowed=st.lists(st.lists(st.integers(-1, 19), min_size=3, max_size=3), min_size=1, max_size=6),
+)
+def test_a_position_holds_one_of_its_allowed_ids_and_any_where_none_is_named(seed, allowed):
+    values = torch.randn(len(allowed), 20, generator=torch.Generator().manual_seed(seed))
+    restricted = restrict_ids(values.clone(), torch.tensor(allowed))
+    for row, ids in enumerate(allowed):
+        named = {token for token in ids if token >= 0} or set(range(20))
+        assert {token for token in range(20) if restricted[row, token].isfinite()} == named
+        assert all(restricted[row, token] == values[row, token] for token in named)

@@ -11,16 +11,18 @@ from learn2pd.stops.anywhere import AnywhereStop
 from learn2pd.stops.eot import EotStop
 from learn2pd.stops.eotp import EotpPaperStop
 from learn2pd.stops.none import NoStop
-from learn2pd.types import Commit, DecodeState, Prediction
+from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction
+
+SPEC = ModelSpec(name="hand-made", mask_id=1, eot_ids=(9, 8), pad_id=0, vocab_size=400, max_length=512, shifted_logits=False, fingerprint="")
 
 
 def end(stop, proposed, confidence, committed, forced=(), before=6, tokens=None):
-    state = DecodeState.start([[5, 5]], [0], 6, 1, 0, torch.device("cpu"))
+    state = DecodeState.start([[5, 5]], 6, SPEC)
     state = replace(state, end=torch.tensor([before]), masked=state.masked & (torch.arange(6) < before))
     ids = torch.tensor([proposed])
     mask, held = (torch.isin(torch.arange(6), torch.tensor(positions, dtype=torch.long))[None] for positions in (list(committed), list(forced)))
     commit = Commit(mask, tokens=None if tokens is None else torch.tensor([tokens]), forced=held if forced else None)
-    return int(stop.ends(state, Prediction(ids, torch.tensor([confidence]), ids >= 0), commit, (9, 8)))
+    return int(stop.ends(state, Prediction(ids, torch.tensor([confidence]), ids >= 0), commit, stop.start(state, SPEC)))
 
 
 FOUND = [4, 4, 9, 4, 8, 9]
@@ -73,5 +75,5 @@ def test_anywhere_cuts_before_the_first_mask_behind_an_end_of_text_and_never_bef
 
 @pytest.mark.parametrize("floor", [-0.1, 1.5, float("nan")])
 def test_a_floor_that_is_no_confidence_is_refused(floor):
-    with pytest.raises(ValueError, match=r"stop\.floor"):
+    with pytest.raises(ValueError, match="floor="):
         EotStop(floor)

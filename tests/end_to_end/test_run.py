@@ -13,7 +13,7 @@ import torch
 from filelock import FileLock
 
 from learn2pd import load_policy, save_policy
-from learn2pd.cli import main as cli
+from learn2pd.cli.main import main as cli
 from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.predictors.networks import MLP
 from learn2pd.predictors.saving import Contract, Predictor
@@ -82,9 +82,9 @@ def test_a_filter_is_fine_tuned_for_a_domain_and_its_adapter_fits_the_base_alone
     merged, adapted = load_policy(output / "policy"), load_policy(base, adapter=output / "adapter")
     assert adapted.threshold == merged.threshold
     assert adapted.contract == merged.contract
-    for name, tensor in merged.signal.network.state_dict().items():
-        assert torch.allclose(tensor, adapted.signal.network.state_dict()[name], atol=1e-6), name
-    assert merged.signal.fingerprint != load_policy(base).signal.fingerprint
+    for name, tensor in merged.predictor.network.state_dict().items():
+        assert torch.allclose(tensor, adapted.predictor.network.state_dict()[name], atol=1e-6), name
+    assert merged.predictor.fingerprint != load_policy(base).predictor.fingerprint
     assert {name.split("/")[0] for name in Recording.load(output / "records").references["prompt_id"]} == {"json"}
     other = tmp_path / "other"
     assert cli.run([*arguments, f"output_dir={other}", *tuning[:1], "train.start=full", *tuning[2:]]) == 0
@@ -94,7 +94,7 @@ def test_a_fine_tuned_policy_learns_from_the_states_that_its_base_leads_into(arg
     output, base = tmp_path / "tuned", finished / "policy"
     tuning = ["data.domain=json", "train.start=lora", f"policy={base}", "train.rounds=1", "stages=[record,train]"]
     assert cli.run([*arguments, f"output_dir={output}", *tuning]) == 0
-    assert Recording.load(output / "rounds" / "1").manifest["policy_fingerprint"] == load_policy(base).signal.fingerprint
+    assert Recording.load(output / "rounds" / "1").manifest["policy_fingerprint"] == load_policy(base).predictor.fingerprint
     assert [path.name for path in (output / "train").iterdir()] == ["round-1"]
 
 

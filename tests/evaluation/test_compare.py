@@ -2,18 +2,19 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from learn2pd import UserError
 from learn2pd.cli.config import MethodConfig, load_config
-from learn2pd.cli.stages.comparison import _outcome_key, expand_sweeps, stage_compare
-from learn2pd.cli.stages.components import components_of
+from learn2pd.cli.stages.comparison import expand_sweeps, outcome_key, stage_compare
+from learn2pd.cli.stages.components import method_of
 from learn2pd.evaluation import plots as report
 from learn2pd.evaluation.compare import agreement, build_rows, measure
-from learn2pd.evaluation.outcomes import cached, code_digest, merge
-from learn2pd.policies.fixed import FixedPolicy
+from learn2pd.evaluation.outcomes import cached, merge
 from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.statistics.bootstrap import Bootstrap, better, interval, point
 from learn2pd.statistics.curves import compare_families
+from tests.contract.helpers import tiny_verifier
 from tests.evaluation.synthetic import outcome
 
 
@@ -103,35 +104,31 @@ def test_a_group_of_different_recipes_is_refused():
 
 def test_an_outcome_is_not_taken_over_where_the_verifier_was_trained_again(tiny_model, tmp_path):
     config = load_config("tiny_compare")
-    components = components_of(config, tiny_model, tmp_path, MethodConfig("vanilla", "fixed"), "eot")
+    tiny_verifier().network.save_pretrained(tmp_path)
+    tiny_model.tokenizer.save_pretrained(tmp_path)
 
-    def key(**method):
-        method = MethodConfig(**{"name": "apd", "policy": "apd", "options": {"verifier": str(tmp_path)}} | method)
-        return _outcome_key(tiny_model, [], method, config, components, {})
+    def key(**changes):
+        described = {"name": "apd", "policy": "apd", "options": {"verifier": str(tmp_path)}, "scheduler": "lookahead", "cache": "lookahead"}
+        method = method_of(config, tiny_model, tmp_path, MethodConfig(**described | changes), "eot")
+        return outcome_key(tiny_model, [], config, method)
 
-    (tmp_path / "model.safetensors").write_bytes(b"first")
     first = key()
     assert key() == first == key(name="renamed", group="mine")
-    assert key(cache="dual") != first
-    (tmp_path / "model.safetensors").write_bytes(b"again")
+    assert key(cache="none") != first
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(iter(weights))
+    save_file(weights | {name: weights[name] + 1}, tmp_path / "model.safetensors", {"format": "pt"})
     assert key() != first
 
 
-def test_an_outcome_is_not_taken_over_where_the_code_of_its_method_changed(tmp_path, monkeypatch):
-    """A user's own policy, and what it imports, included; the code of other methods is not part of it."""
-    assert code_digest([ThresholdPolicy(0.9)]) == code_digest([ThresholdPolicy(0.5)]) != code_digest([FixedPolicy()])
-    package = tmp_path / "own_policies"
-    digests = []
-    for rule, helper in (("a = 1", "b = 1"), ("a = 2", "b = 1"), ("a = 2", "b = 2")):
-        package = tmp_path / f"own{len(digests)}"
-        package.mkdir()
-        (package / "__init__.py").write_text("")
-        (package / "helper.py").write_text(helper)
-        (package / "mine.py").write_text(f"from {package.name} import helper\n{rule}\nclass Mine: pass")
-        monkeypatch.syspath_prepend(tmp_path)
-        mine = __import__(f"{package.name}.mine").mine.Mine()
-        digests.append(code_digest([mine]))
-    assert len(set(digests)) == 3
+def test_an_outcome_is_not_taken_over_where_the_code_of_ones_own_policy_changed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    fingerprints = []
+    for number, rule in enumerate(("a = 1", "a = 2")):
+        (tmp_path / f"own{number}.py").write_text(f"from learn2pd import Policy\n{rule}\nclass Mine(Policy):\n    name = 'mine'\n")
+        fingerprints.append(__import__(f"own{number}").Mine().fingerprint)
+    assert len(set(fingerprints)) == 2
+    assert ThresholdPolicy(0.9).fingerprint == ThresholdPolicy(0.9).fingerprint != ThresholdPolicy(0.5).fingerprint
 
 
 def test_a_stored_outcome_comes_back_whole_and_under_its_new_names(tmp_path):

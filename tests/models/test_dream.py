@@ -15,7 +15,7 @@ from learn2pd import NoStop, ThresholdPolicy, decode
 from learn2pd.models.dream import DreamConfig, DreamModel
 from learn2pd.models.loading import load_model
 from learn2pd.policies.verifier import load_verifier
-from tests.models.test_loading import edit_json, edit_weights, refusal
+from tests.models.helpers import YARN, edit_json, edit_weights, refusal
 
 WORDS = 290  # of the vocabulary files; the added tokens follow
 END_OF_TEXT, START, END_OF_TURN, BEGIN_OF_TEXT, MASK = range(WORDS, WORDS + 5)
@@ -292,9 +292,6 @@ def test_a_tensor_too_many_is_named(folder):
 def test_fewer_layers_than_the_weights_have_are_refused(folder):
     edit_json(folder / "config.json", num_hidden_layers=1)
     assert "12 unknown tensors, first model.layers.1." in refusal(folder)
-
-
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 
 
 @pytest.mark.parametrize(

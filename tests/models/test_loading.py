@@ -5,39 +5,17 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from learn2pd.embedded.tokenizer import MASK
-from learn2pd.errors import UserError
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
 from learn2pd.models.loading import load_model
+from tests.models.helpers import edit_json, edit_weights, refusal
 
 
 @pytest.fixture
 def folder(tiny_model_folder, tmp_path):
     return shutil.copytree(tiny_model_folder, tmp_path / "model")
-
-
-def edit_json(path, **changes):
-    fields = json.loads(path.read_text())
-    fields.update(changes)
-    path.write_text(json.dumps({key: value for key, value in fields.items() if value is not ...}))
-
-
-def edit_weights(folder, change):
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def refusal(path, **options) -> str:
-    """The one line that a failed load shows."""
-    with pytest.raises(UserError) as error:
-        load_model(str(path), **({"device": "cpu"} | options))
-    line = str(error.value)
-    assert "\n" not in line
-    assert line
-    return line
 
 
 def test_a_loaded_model_is_the_saved_one(tiny_model, tiny_model_folder):

@@ -14,10 +14,9 @@ import torch
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, XLoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from learn2pd import BlockCache, NoCache, ThresholdPolicy, UserError, decode, load_model, load_verifier
-from learn2pd.cli import main as cli
-from tests.models.test_illada import write_checkpoint
-from tests.models.test_loading import edit_json, refusal
+from learn2pd import DualCache, NoCache, PrefixCache, ThresholdPolicy, UserError, decode, load_model, load_verifier
+from learn2pd.cli.main import main as cli
+from tests.models.helpers import edit_json, refusal, write_checkpoint
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -117,7 +116,7 @@ def test_an_adapter_of_the_authors_classes_is_added_as_lora_says(family, tmp_pat
         assert torch.allclose(value, expected.get(name, plain[name]), atol=1e-5), name
 
 
-@pytest.mark.parametrize("cache", [NoCache(), BlockCache("prefix"), BlockCache("dual")], ids=lambda cache: cache.name)
+@pytest.mark.parametrize("cache", [NoCache(), PrefixCache(), DualCache()], ids=lambda cache: cache.name)
 def test_the_adapter_changes_the_decode_and_costs_it_no_forwards(family, lora, make_prompts, cache):
     prompts = make_prompts([4, 11, 7])
     plain = load_model(str(family.folder), device="cpu")

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from learn2pd import BlockCache, NoCache, ThresholdPolicy, decode, load_model
+from learn2pd import DualCache, NoCache, PrefixCache, ThresholdPolicy, decode, load_model
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 
@@ -16,7 +16,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.c
 def test_a_compiled_model_decodes_the_same(tiny_model_folder, make_prompts):
     uncompiled, compiled = (load_model(str(tiny_model_folder), device="cpu", compile=compile) for compile in (False, True))
     plain, fused = (
-        decode(model, make_prompts([4, 11]), policy=ThresholdPolicy(0.6), cache=BlockCache("dual"), gen_length=4) for model in (uncompiled, compiled)
+        decode(model, make_prompts([4, 11]), policy=ThresholdPolicy(0.6), cache=DualCache(), gen_length=4) for model in (uncompiled, compiled)
     )
     assert fused.tokens.equal(plain.tokens)
     assert fused.forwards.equal(plain.forwards)
@@ -31,7 +31,7 @@ def test_half_precision_logits_are_those_of_full_precision_within_its_rounding(t
     assert ((full - half).abs().mean() / full.abs().mean()) < 0.03
 
 
-@pytest.mark.parametrize("cache", [NoCache(), BlockCache("prefix"), BlockCache("dual")], ids=lambda cache: cache.name)
+@pytest.mark.parametrize("cache", [NoCache(), PrefixCache(), DualCache()], ids=lambda cache: cache.name)
 def test_half_precision_decodes_with_every_cache(cache, tiny_model_folder, make_prompts):
     halved = load_model(str(tiny_model_folder), device="cpu", dtype="bfloat16")
     result = decode(halved, make_prompts([4, 11]), policy=ThresholdPolicy(0.6), cache=cache, gen_length=12)

@@ -1,13 +1,15 @@
 """The authors' own implementations, on tiny models: the same logits, the same tokens, the same number of forwards.
 
-Traces are read from wherever LEARN2PD_GOLDEN points; whatever lies there is run, and methods that do not exist here are skipped by name.
+A part of the traces ships with the repository (golden/README.md). LEARN2PD_GOLDEN adds roots with more of them,
+separated as in PATH. Every trace of every root is run; one of a method or a model family that the package does not have
+is skipped by name.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass
+import os
 from pathlib import Path
 
 import pytest
@@ -15,15 +17,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from learn2pd.caches.dsb import DSBCache
-from learn2pd.caches.fast_dllm import BlockCache
+from learn2pd.caches.fast_dllm import DualCache, PrefixCache
 from learn2pd.caches.lookahead import LookaheadCache
 from learn2pd.caches.none import NoCache
 from learn2pd.loop.loop import decode_batch
+from learn2pd.loop.observing import Observer
+from learn2pd.method import Method
 from learn2pd.models.adapter import ModelAdapter
 from learn2pd.models.loading import FAMILIES
 from learn2pd.policies.apd import APDPolicy, LeftToRightPolicy
-from learn2pd.policies.factor import FactorPolicy
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.localleap import LocalLeapPolicy
 from learn2pd.policies.oracle import OraclePolicy
@@ -34,18 +36,30 @@ from learn2pd.predictors.networks import MLP
 from learn2pd.predictors.saving import Contract, Predictor
 from learn2pd.schedulers.adablock import AdaBlockScheduler
 from learn2pd.schedulers.blocks import BlocksScheduler
-from learn2pd.schedulers.dsb import DSBScheduler
 from learn2pd.schedulers.lookahead import LookaheadScheduler
 from learn2pd.stops.anywhere import AnywhereStop
 from learn2pd.stops.eotp import EotpPaperStop
 from learn2pd.stops.none import NoStop
 from learn2pd.types import DecodeState, ForwardPlan, ModelSpec
-from tests.conftest import golden_root
+from tests.parity.quirks import CutBlindDual, ForwardsABlock, LastRankFactor, LeakingDSB, LeakingDSBCache
+from tests.parity.traces import ORACLE, VARIABLE, Trace, all_roots, collect, collect_models, unsupported_family, weights
 
-ROOT = golden_root()
-TRACES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("traces/*/*.json")) if ROOT else []
-MODELS = sorted({path.parent.name for path in ROOT.glob("*/golden_logits.safetensors")}) if ROOT else []
-needs_traces = pytest.mark.skipif(ROOT is None, reason="no stored traces: set LEARN2PD_GOLDEN to their folder")
+ROOTS = all_roots(os.environ.get(VARIABLE))
+TRACES = collect(ROOTS)
+DECODES = [trace for trace in TRACES if trace.method != ORACLE]
+LABELS = [trace for trace in TRACES if trace.method == ORACLE]
+MODELS = collect_models(ROOTS)  # none of the shipped models comes with its logits
+
+
+def by_name(traces: list[Trace]) -> list:
+    """The traces as parameters of a test, with their names as ids."""
+    return [pytest.param(trace, id=trace.identity) for trace in traces]
+
+
+def skip_unsupported(reason: str | None) -> None:
+    """Skip the test where the package lacks a method or a family; the reason names it."""
+    if reason is not None:
+        pytest.skip(reason)
 
 
 @functools.cache
@@ -57,7 +71,7 @@ def network_of(folder: Path):
         network = family.network(family.config.from_dict(fields))
     else:
         network = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
-    missing, unexpected = network.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    missing, unexpected = network.load_state_dict(weights(folder), strict=False)
     assert not unexpected
     assert all(name in ("lm_head.weight",) for name in missing)
     return network.eval()
@@ -77,68 +91,73 @@ def adapter(folder: Path) -> ModelAdapter:
 @functools.cache
 def golden_filter(folder: Path) -> MLP:
     network = MLP(32, 32)
-    network.load_state_dict(load_file(folder / "model.safetensors"))
+    network.load_state_dict(weights(folder))
     return network
 
 
-@dataclass
-class Parts:
-    """What a trace is decoded with."""
-
-    policy: object
-    scheduler: object
-    cache: object
-    stop: object
-
-
-def build(method: str, params: dict, run: dict, root: Path) -> Parts:
-    """The components of a trace. Unknown functions of the authors' code fail here, so that no trace is passed over."""
+def build(trace: Trace, stored: dict, run: dict) -> Method:
+    """The components that repeat a run of a trace."""
+    method, params = stored["method"], stored["params"]
     function, gen_length, block_length = params.get("fn", params.get("alg")), run["gen_length"], run.get("block_length")
-    # fastdllm_thr* and vanilla* come from NVlabs' first code, fastdllm_v1_* and the caches of AdaBlock from the later one
-    quirks = "fastdllm" if method.startswith(("fastdllm_thr", "vanilla")) else "learn2pd" if "accept_thres" in params else None
     scheduler, stop = BlocksScheduler(block_length or gen_length), NoStop()
     cache = NoCache()
-    if function.endswith("prefix_cache") or function.endswith("dual_cache"):
-        cache = BlockCache("dual" if function.endswith("dual_cache") else "prefix", reference_quirks=quirks)
+    if function.endswith("prefix_cache"):
+        cache = PrefixCache()
+    if function.endswith("dual_cache"):
+        cache = CutBlindDual() if "accept_thres" in params else DualCache()
     if function in ("apd", "leftright"):
         policy = LeftToRightPolicy(params["tokens_per_step"]) if function == "leftright" else APDPolicy(
-            Verifier(network_of(root / "qwen2_verifier_tiny")), params["apd_mixture_weight"]
+            Verifier(network_of(trace.folder("qwen2_verifier_tiny"))), params["apd_mixture_weight"]
         )  # fmt: skip
-        return Parts(policy, LookaheadScheduler(params.get("max_lookahead")), LookaheadCache(params.get("kv_window")), AnywhereStop())
+        return Method(policy, LookaheadScheduler(params.get("max_lookahead")), LookaheadCache(params.get("kv_window")), AnywhereStop())
     if "adablock" in function:
         scheduler = AdaBlockScheduler(params["delimiter_ids"], block_length, params["delimiter_threshold"])
     if "dsb" in function:
         mode, suffix = ("greedy" if params["max_block_length"] == -1 else "const"), params.get("suffix_window", 0)
-        scheduler = DSBScheduler(block_length, mode, leak=suffix)
+        scheduler = LeakingDSB(block_length, mode, suffix)
         if "cache" in function:
-            cache = DSBCache(block_length, params["prefix_window"], suffix, reference_quirks=True)
+            cache = LeakingDSBCache(block_length, params["prefix_window"], suffix)
     if "accept_thres" in params:
-        policy = FilterPolicy(Predictor("filter", golden_filter(root / params["filter"]), params["accept_thres"], Contract(0, 0, ())))
+        policy = FilterPolicy(Predictor("filter", golden_filter(trace.folder(params["filter"])), params["accept_thres"], Contract(0, 0, ())))
         stop = EotpPaperStop() if "eot" in method else NoStop()
     elif "relaxed_threshold" in params:
         policy = LocalLeapPolicy(params["threshold"], params["relaxed_threshold"], params["radius"])
     elif params.get("factor") is not None:
-        policy = FactorPolicy(params["factor"], reference_quirks=True)
+        policy = LastRankFactor(params["factor"])
     elif params.get("threshold") is not None:
         policy = ThresholdPolicy(params["threshold"])
     else:
         policy = FixedPolicy(gen_length // int((params["steps"] + "/1").split("/")[1]))
         stop = EotpPaperStop(accepted=False) if "eot_id" in params else NoStop()
-    return Parts(policy, scheduler, cache, stop)
+    return Method(policy, scheduler, cache, stop)
 
 
-def decode_run(model: ModelAdapter, runs: list[dict], parts: Parts, recorder=None):
+def owes(stored: dict) -> bool:
+    """Whether the trace comes from NVlabs' first cached code, which makes forwards that commit nothing (ForwardsABlock)."""
+    return stored["method"].startswith(("fastdllm_thr", "vanilla")) and str(stored["params"].get("fn")).endswith("_cache")
+
+
+def decode_run(model: ModelAdapter, runs: list[dict], method: Method, observer=None):
     """The final state of runs of one geometry, decoded as a batch."""
     gen_length = runs[0]["gen_length"]
-    state = DecodeState.start([run["prompt"] for run in runs], range(len(runs)), gen_length, model.spec.mask_id, model.spec.pad_id, model.device)
-    return decode_batch(model, state, scheduler=parts.scheduler, policy=parts.policy, cache=parts.cache, stop=parts.stop, recorder=recorder)
+    state = DecodeState.start([run["prompt"] for run in runs], gen_length, model.spec)
+    return decode_batch(model, state, method, observer=observer)
 
 
-@needs_traces
-@pytest.mark.parametrize("name", MODELS)
-def test_logits_equal_the_authors(name):
-    network = network_of(ROOT / name)
-    stored = load_file(ROOT / name / "golden_logits.safetensors")
+MODEL_PARAMETERS = [pytest.param(folder, id=name) for name, folder in MODELS]
+
+
+def skip_unknown_network(folder: Path) -> None:
+    """Skip what is neither a dLLM of the package nor the verifier, which transformers computes."""
+    if json.loads((folder / "config.json").read_text()).get("model_type") != "qwen2":
+        skip_unsupported(unsupported_family(folder))
+
+
+@pytest.mark.parametrize("folder", MODEL_PARAMETERS)
+def test_logits_equal_the_authors(folder):
+    skip_unknown_network(folder)
+    network = network_of(folder)
+    stored = load_file(folder / "golden_logits.safetensors")
     cases = [key.removeprefix("ids_") for key in stored if key.startswith("ids_")]
     assert cases
     for case in cases:
@@ -149,17 +168,17 @@ def test_logits_equal_the_authors(name):
 
 def partial_plan(first: int, stop: int, columns: int) -> ForwardPlan:
     query = torch.arange(first, stop)[None]
-    return ForwardPlan(torch.tensor([0]), query, query, None, query >= 0, (0, columns))
+    return ForwardPlan(torch.tensor([0]), query, query, None, query >= 0, torch.tensor([stop - first]), (0, columns))
 
 
-@needs_traces
-@pytest.mark.parametrize("name", MODELS)
-def test_logits_over_kept_keys_and_values_equal_the_authors(name):
+@pytest.mark.parametrize("folder", MODEL_PARAMETERS)
+def test_logits_over_kept_keys_and_values_equal_the_authors(folder):
     """A full pass, then columns of the changed sequence replaced in what it kept, step upon step."""
-    stored = load_file(ROOT / name / "golden_logits.safetensors")
+    skip_unknown_network(folder)
+    stored = load_file(folder / "golden_logits.safetensors")
     if "cache_ids_full" not in stored:
         pytest.skip("no cached logits are stored for this model")
-    model = adapter(ROOT / name)
+    model = adapter(folder)
     full, new = stored["cache_ids_full"].reshape(1, -1).long(), stored["cache_ids_new"].reshape(1, -1).long()
     columns = full.shape[1]
 
@@ -168,64 +187,64 @@ def test_logits_over_kept_keys_and_values_equal_the_authors(name):
         with torch.inference_mode():
             model.forward(full, partial_plan(0, columns, columns), store)
             for first, stop in parts:
-                logits = model.score(model.forward(new[:, first:stop], partial_plan(first, stop, columns), store))
+                logits = model.score(model.forward(new, partial_plan(first, stop, columns), store))
         return logits
 
     for key, parts in {"prefix": [(12, 44)], "dual": [(12, 28)], "dsb1": [(8, 20)], "dsb2": [(8, 20), (16, 30)]}.items():
         assert (after_full_pass(*parts) - stored[f"cache_{key}_logits"]).abs().max() < 1e-4, key
 
 
-@needs_traces
-@pytest.mark.parametrize("trace", [trace for trace in TRACES if not trace.endswith("oracle.json")])
+@pytest.mark.parametrize("trace", by_name(DECODES))
 def test_a_decode_equals_the_authors(trace):
-    stored = json.loads((ROOT / trace).read_text())
-    model = adapter(ROOT / Path(trace).parent.name)
+    skip_unsupported(trace.unsupported())
+    stored = trace.stored
+    model = adapter(trace.model)
     assert stored["mask_id"] == model.spec.mask_id
     geometries: dict = {}
     for run in stored["runs"]:
         if run["robust"]:
             geometries.setdefault((run["gen_length"], run.get("block_length")), []).append(run)
     for geometry, runs in geometries.items():
-        state = decode_run(model, runs, build(stored["method"], stored["params"], runs[0], ROOT))
+        blocks = ForwardsABlock()
+        state = decode_run(model, runs, build(trace, stored, runs[0]), blocks)
         for row, run in enumerate(runs):
             answer = run["output"][len(run["prompt"]) :]
             while answer[-1] == model.spec.mask_id:  # APD leaves the masks behind its end of text, here they are cut
                 answer.pop()
             assert int(state.visible[row]) == len(answer), (geometry, row)
             assert state.canvas[row, : len(answer)].tolist() == answer, (geometry, row)
-            assert int(state.forwards[row]) == run["nfe"], (geometry, row)
+            assert int(state.forwards[row]) + blocks.owed(row) * owes(stored) == run["nfe"], (geometry, row)
             if len(answer) == run["gen_length"] and "pos" in run["steps"][0]:  # a cut drops commits from the stored steps
-                ours = [(state.committed_at[row] == step).nonzero()[:, 0] + len(run["prompt"]) for step in range(int(state.step))]
+                ours = [(state.committed_at[row] == step).nonzero()[:, 0] + len(run["prompt"]) for step in range(int(state.step[row]))]
                 theirs = [step["pos"] for step in run["steps"] if step["pos"]]
                 assert [positions.tolist() for positions in ours if len(positions)] == theirs, (geometry, row)
 
 
-class OracleLabels:
+class OracleLabels(Observer):
     """The labels of every step, as the authors record them: the window's confidences and which proposals are right."""
 
-    needs, scores_committed, looks_ahead = frozenset(), True, False
+    scores_committed = True
 
     def __init__(self):
         self.steps = []
 
-    def record(self, state, prediction, commit):
-        self.steps.append((state, prediction))
+    def observe(self, step):
+        self.steps.append((step.state, step.prediction))
 
 
-@needs_traces
-@pytest.mark.parametrize("trace", [trace for trace in TRACES if trace.endswith("l2p_oracle.json")])
+@pytest.mark.parametrize("trace", by_name(LABELS))
 def test_the_oracle_records_what_the_authors_record(trace):
     """Their loop calls the model a second time before it notices that nothing changes; the fill here comes at once, one forward earlier."""
-    stored = json.loads((ROOT / trace).read_text())
-    model = adapter(ROOT / Path(trace).parent.name)
-    for run in stored["runs"]:
+    skip_unsupported(trace.unsupported())
+    model = adapter(trace.model)
+    for run in trace.stored["runs"]:
         if not run["robust"]:
             continue
         length, start = run["block_length"], len(run["prompt"])
         reference = torch.tensor([run["correct_answer"][-run["gen_length"] :]])
         watcher, blocks = OracleLabels(), BlocksScheduler(length)
-        assert decode_run(model, [run], Parts(FixedPolicy(), blocks, NoCache(), NoStop())).canvas.equal(reference)
-        state = decode_run(model, [run], Parts(OraclePolicy(reference), blocks, NoCache(), NoStop()), watcher)
+        assert decode_run(model, [run], Method(FixedPolicy(), blocks, NoCache(), NoStop())).canvas.equal(reference)
+        state = decode_run(model, [run], Method(OraclePolicy(reference), blocks, NoCache(), NoStop()), watcher)
         assert state.tokens[0].tolist() == run["output"], start
         ours = []
         for before, prediction in watcher.steps:

@@ -83,7 +83,7 @@ def other_tokenizer(tokenizer, changed):
 
 def test_a_verifier_with_another_tokenizer_is_refused(tiny_model, tokenizer):
     network = LlamaForCausalLM(LlamaConfig(vocab_size=400, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8))
-    APDPolicy(Verifier(network, tokenizer)).check_model(tiny_model)
+    Verifier(network, tokenizer).check(tiny_model.spec)
     with pytest.raises(UserError, match=r"another vocabulary.*same tokenizer"):
         decode(tiny_model, [[5]], policy=APDPolicy(Verifier(network, other_tokenizer(tokenizer, ("a", "b")))), scheduler=LookaheadScheduler())
 
@@ -95,15 +95,16 @@ def test_a_verifier_with_a_larger_vocabulary_is_refused(tiny_model):
 
 def test_a_verifier_on_another_device_is_refused(tiny_model, tokenizer):
     network = LlamaForCausalLM(LlamaConfig(vocab_size=400, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8))
+    policy = APDPolicy(Verifier(network.to("meta"), tokenizer))
     with pytest.raises(UserError, match=r"on meta.*on cpu"):
-        APDPolicy(Verifier(network.to("meta"), tokenizer)).check_model(tiny_model)
+        decode(tiny_model, [[5]], policy=policy, scheduler=LookaheadScheduler())
 
 
 def test_a_verifier_is_read_from_a_folder(tokenizer, tiny_model, tmp_path):
     tiny_verifier().network.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     verifier = load_verifier(str(tmp_path), device="cpu")
-    verifier.check_model(tiny_model)
+    verifier.check(tiny_model.spec)
     tokens = torch.tensor([[5, 6, 7]])
     assert torch.allclose(verifier.network(tokens).logits, tiny_verifier().network(tokens).logits)
 

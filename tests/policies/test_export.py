@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from learn2pd.decoding import decode
 from learn2pd.errors import UserError
-from learn2pd.loop.decode import decode
 from learn2pd.predictors.filter import FilterPolicy, load_policy, save_policy
 from learn2pd.predictors.lora import add_adapter, merged, save_adapter
 from learn2pd.predictors.networks import MLP, Conv, Transformer
@@ -40,7 +40,12 @@ def folder(tiny_model, tmp_path):
 def test_a_saved_policy_decodes_as_before(tiny_model, predictor, make_prompts, tmp_path):
     prompts = make_prompts([5, 9])
     loaded = load_policy(save_policy(FilterPolicy(predictor), tmp_path / "policy"))
-    assert (loaded.threshold, loaded.contract, loaded.predictor.metrics, loaded.predictor.curve) == (0.4, predictor.contract, {"auroc": 0.5}, CURVE)
+    assert (loaded.threshold, loaded.predictor.contract, loaded.predictor.metrics, loaded.predictor.curve) == (
+        0.4,
+        predictor.contract,
+        {"auroc": 0.5},
+        CURVE,
+    )
     assert loaded.predictor.fingerprint == predictor.fingerprint
     before, after = (
         decode(tiny_model, prompts, policy=policy, scheduler=BlocksScheduler(16), gen_length=40) for policy in (FilterPolicy(predictor), loaded)

@@ -1,64 +1,125 @@
-"""Commit rules against the same rules as one would write them down, row by row."""
+"""Commit rules against the same rules written down, on hand-made confidences with many ties."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learn2pd import FactorPolicy, LeftToRightPolicy, LocalLeapPolicy, ThresholdPolicy
-from learn2pd.types import Prediction
+from learn2pd.loop.loop import at_least_one
+from learn2pd.policies.apd import LeftToRightPolicy
+from learn2pd.policies.factor import FactorPolicy
+from learn2pd.policies.fixed import FixedPolicy
+from learn2pd.policies.localleap import LocalLeapPolicy
+from learn2pd.policies.oracle import OraclePolicy, Reference
+from learn2pd.policies.threshold import ThresholdPolicy
+from learn2pd.types import Commit, Prediction
+from tests.parity.quirks import LastRankFactor
+from tests.reference import rules
 
-levels = st.sampled_from([0.0, 0.25, 0.5, 0.625, 0.75, 0.875, 0.9375, 1.0])  # ties are the rule; all exact in float32
-rows = st.lists(st.tuples(levels, st.booleans()), min_size=1, max_size=10)
+LEVELS = [0.0, 0.25, 0.5, 0.625, 0.75, 0.875, 0.9375, 1.0]  # ties are the rule; all exact in float32
+levels = st.sampled_from(LEVELS)
+positions_drawn = st.tuples(levels, st.booleans())  # the confidence of a position, and whether it is eligible
+rows = st.lists(positions_drawn, min_size=1, max_size=10)
+factors = st.sampled_from([0.2, 0.5, 1.0, 1.5])
+
+
+def prediction_of(row):
+    """What the policies are given: proposals and the positions that are eligible."""
+    confidence, eligible = (torch.tensor([column]) for column in zip(*row, strict=True))
+    return Prediction(torch.zeros_like(eligible, dtype=torch.long), confidence.float(), eligible), eligible
+
+
+def positions(mask):
+    return set(mask[0].nonzero()[:, 0].tolist())
 
 
 def select(policy, row):
-    confidence, eligible = (torch.tensor([column]) for column in zip(*row, strict=True))
-    prediction = Prediction(torch.zeros_like(eligible, dtype=torch.long), confidence.float(), eligible)
-    return set(policy.select(prediction, eligible, None, None).mask[0].nonzero()[:, 0].tolist())
+    prediction, eligible = prediction_of(row)
+    return positions(policy.select(prediction, eligible, None, None).mask)
 
 
-def ranked(row):
-    return sorted((place for place, (_, eligible) in enumerate(row) if eligible), key=lambda place: -row[place][0])
+def candidates_of(row):
+    return {position: confidence for position, (confidence, eligible) in enumerate(row) if eligible}
 
 
-@given(row=rows, factor=st.sampled_from([0.2, 0.5, 1.0, 1.5]))
+@given(row=rows, factor=factors)
 def test_factor_takes_ranks_until_the_first_that_is_not_sure_enough(row, factor):
-    taken = []
-    for rank, place in enumerate(ranked(row), start=1):
-        if rank > 1 and row[place][0] < torch.tensor(1 - factor / (rank + 1)).item():
-            break
-        taken.append(place)
-    assert select(FactorPolicy(factor), row) == set(taken)
+    assert select(FactorPolicy(factor), row) == rules.factor(factor)(candidates_of(row))
 
 
-@given(row=rows, factor=st.sampled_from([0.2, 0.5, 1.0, 1.5]))
+@given(row=rows, factor=factors)
 def test_the_quirk_of_factor_adds_the_last_candidate_and_nothing_else(row, factor):
-    plain, quirky = (select(FactorPolicy(factor, reference_quirks=quirks), row) for quirks in (False, True))
-    candidates = ranked(row)
-    assert quirky == (set(candidates) if len(plain) == len(candidates) - 1 else plain)
+    plain, quirky = (select(policy(factor), row) for policy in (FactorPolicy, LastRankFactor))
+    candidates = set(candidates_of(row))
+    assert quirky == (candidates if len(plain) == len(candidates) - 1 else plain)
 
 
-@given(row=rows, radius=st.integers(0, 4), relaxed=st.sampled_from([0.25, 0.5, 0.75]))
-def test_localleap_relaxes_near_what_is_certain(row, radius, relaxed):
-    anchors = [place for place, (confidence, eligible) in enumerate(row) if eligible and confidence >= 0.875]
-    wanted = {
-        place
-        for place, (confidence, eligible) in enumerate(row)
-        if eligible and (place in anchors or (confidence >= relaxed and any(abs(place - anchor) <= radius for anchor in anchors)))
-    }
-    assert select(LocalLeapPolicy(0.875, relaxed, radius), row) == wanted
+@given(row=rows, radius=st.integers(0, 4), anchor=levels, relaxed=levels)
+def test_localleap_relaxes_near_what_is_certain(row, radius, anchor, relaxed):
+    relaxed = min(anchor, relaxed)
+    wanted = rules.localleap(anchor, relaxed, radius)(candidates_of(row))
+    assert select(LocalLeapPolicy(anchor, relaxed, radius), row) == wanted
 
 
-@given(row=rows, threshold=st.sampled_from([0.5, 0.875]))
+@given(row=rows, threshold=levels)
+def test_threshold_takes_what_reaches_it(row, threshold):
+    assert select(ThresholdPolicy(threshold), row) == rules.threshold(threshold)(candidates_of(row))
+
+
+@given(row=rows, threshold=levels)
 def test_one_more_adds_the_surest_of_those_below_the_threshold(row, threshold):
-    accepted = {place for place in ranked(row) if row[place][0] >= threshold}
-    rest = [place for place in ranked(row) if place not in accepted]
-    assert select(ThresholdPolicy(threshold), row) == accepted
+    candidates = candidates_of(row)
+    accepted = rules.threshold(threshold)(candidates)
+    rest = [position for position in rules.by_confidence(candidates) if position not in accepted]
     assert select(ThresholdPolicy(threshold, one_more=True), row) == accepted | set(rest[:1])
+
+
+@given(row=rows)
+def test_one_token_a_step_is_the_most_confident_and_the_leftmost_among_equals(row):
+    assert select(FixedPolicy(), row) == rules.quota(1)(candidates_of(row))
+
+
+@given(row=rows, rank=st.sampled_from(["margin", "entropy"]))
+def test_one_token_a_step_takes_the_largest_margin_or_the_least_entropy(row, rank):
+    prediction, eligible = prediction_of(row)
+    prediction = replace(prediction, confidence=torch.rand(eligible.shape), extras={rank: prediction.confidence})
+    sign = -1 if rank == "entropy" else 1
+    candidates = {position: sign * value for position, value in candidates_of(row).items()}
+    mask = FixedPolicy(rank=rank).select(prediction, eligible, None, None).mask
+    assert positions(mask) == rules.quota(1)(candidates)
+
+
+@given(row=rows, data=st.data())
+def test_the_oracle_takes_what_is_right_and_else_the_whole_window(row, data):
+    prediction, eligible = prediction_of(row)
+    tokens = st.lists(st.integers(5, 6), min_size=len(row), max_size=len(row))
+    proposed = data.draw(tokens)
+    answer = data.draw(tokens)
+    prediction = replace(prediction, tokens=torch.tensor([proposed]))
+    reference = torch.tensor([answer])
+    commit = OraclePolicy(reference).select(prediction, eligible, None, Reference(reference))
+    candidates = candidates_of(row)
+    right = {position for position in candidates if proposed[position] == answer[position]}
+    assert positions(commit.mask) == (right or set(candidates))
+    assert positions(commit.forced) == (set() if right else set(candidates))
+    assert commit.tokens.equal(reference)
 
 
 @given(row=rows, tokens=st.integers(1, 4))
 def test_left_to_right_takes_the_leftmost(row, tokens):
-    assert select(LeftToRightPolicy(tokens), row) == set(sorted(ranked(row))[:tokens])
+    assert select(LeftToRightPolicy(tokens), row) == rules.leftmost(tokens)(candidates_of(row))
+
+
+@given(row=rows, data=st.data())
+def test_where_a_rule_takes_nothing_eligible_the_most_confident_is_committed(row, data):
+    prediction, eligible = prediction_of(row)
+    candidates = candidates_of(row)
+    taken = data.draw(st.sets(st.integers(0, len(row) - 1))) & set(candidates)
+    mask = torch.tensor([[position in taken for position in range(len(row))]])
+    commit = at_least_one(Commit(mask), prediction, eligible)
+    wanted = rules.at_least_one(taken, candidates)
+    assert positions(commit.mask) == wanted
+    assert positions(commit.forced) == wanted - taken

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from learn2pd.loop.decode import decode
+from learn2pd.decoding import decode
 from learn2pd.models.delimiters import newline_ids
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import OraclePolicy
@@ -16,7 +16,7 @@ from learn2pd.stops.eot import EotStop
 from learn2pd.stops.none import NoStop
 from learn2pd.types import Window
 from tests.recording.helpers import BATCH, BLOCK, GEN
-from tests.reference import proposals
+from tests.reference.network import full_proposals
 
 CANVAS = ("masked", "proposal", "confidence", "margin", "entropy", "unchanged", "end_of_text", "delimiter", "label")
 
@@ -54,7 +54,7 @@ def obvious_reference(network, prompt, spec):
     for start in range(0, GEN, BLOCK):
         block = range(start, min(start + BLOCK, GEN))
         while any(masked[position] for position in block):
-            found = proposals(network, prompt + canvas, spec.mask_id)[len(prompt) :]
+            found = full_proposals(network, prompt + canvas, spec.mask_id)[len(prompt) :]
             best = max((position for position in block if masked[position]), key=lambda position: found[position][1])
             canvas[best], masked[best] = found[best][0], False
             if canvas[best] in spec.eot_ids:
@@ -155,7 +155,7 @@ def test_batches_do_not_matter(tiny_model, prompts):
 
 def test_watching_does_not_change_the_decode(tiny_model, prompts):
     texts, options = [prompt.text for prompt in prompts], {"policy": ThresholdPolicy(0.5), "gen_length": GEN, "scheduler": BlocksScheduler(BLOCK)}
-    watched = decode(tiny_model, texts, **options, recorder=StateRecorder(torch.zeros(len(texts), GEN).long(), tiny_model.spec.eot_ids, ()))
+    watched = decode(tiny_model, texts, **options, observer=StateRecorder(torch.zeros(len(texts), GEN).long(), tiny_model.spec.eot_ids, ()))
     alone = decode(tiny_model, texts, **options)
     assert torch.equal(watched.tokens, alone.tokens)
     assert torch.equal(watched.forwards, alone.forwards)

@@ -2,7 +2,7 @@
 
 import torch
 
-from learn2pd.loop.decode import decode
+from learn2pd.decoding import decode
 from learn2pd.policies.oracle import GuidedPolicy, OraclePolicy
 from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.recording.recorder import rollout_tables

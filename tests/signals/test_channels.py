@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learn2pd.predictors.features import CHANNELS, DECIDED, OBSERVED, VALUES, Seen, cut, observe, stack
+from learn2pd.predictors.features import CHANNELS, DECIDED, OBSERVED, VALUES, cut, observe, stack
 from learn2pd.tensors import canvas_view, window_view
-from learn2pd.types import DecodeState, Prediction, Window
+from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction, Window
 
 GEN = 12
 
@@ -82,20 +84,22 @@ def test_log_odds_tell_sure_from_surer():
 
 
 def test_a_step_is_observed_as_it_is():
-    state = DecodeState.start([[5, 6]], [0], 4, mask_id=1, pad_id=0, device=torch.device("cpu"))
-    state = state.commit(commit_first(state), torch.tensor([[9, 0, 0, 0]]))
+    spec = ModelSpec("hand-made", 1, (9,), 0, 400, 512, False, "")
+    state = DecodeState.start([[5, 6]], 4, spec)
+    state = state.commit(Commit(torch.tensor([[True, False, False, False]])), torch.tensor([[9, 0, 0, 0]]), spec.mask_id)
     prediction = Prediction(torch.tensor([[7, 9, 3, 0]]), torch.tensor([[0.2, 0.3, 0.4, 0.0]]), torch.tensor([[False, True, True, False]]))
-    before = Seen(torch.tensor([[7, 9, 2, 0]]), torch.tensor([[True, True, True, True]]))
-    found = observe(state, prediction, before, eot_ids=(9,), delimiter_ids=(3,))
+    later = replace(state, previous=torch.tensor([[7, 9, 2, 0]]))
+    found = observe(later, prediction, eot_ids=(9,), delimiter_ids=(3,))
     assert found["masked"].tolist() == [[False, True, True, True]]
     assert found["proposal"].tolist() == [[7, 9, 3, 0]]
     assert found["end_of_text"].tolist() == [[True, True, False, False]]  # the committed token, then the proposal
     assert found["delimiter"].tolist() == [[False, False, True, False]]
     assert found["unchanged"].tolist() == [[False, True, False, False]]
-    assert not observe(state, prediction, None, (9,), ())["unchanged"].any()
+    assert not observe(state, prediction, (9,), ())["unchanged"].any()
 
 
-def commit_first(state):
-    from learn2pd.types import Commit
-
-    return Commit(torch.tensor([[True, False, False, False]]))
+@pytest.mark.parametrize("channel", ["margin", "entropy"])
+def test_a_channel_that_the_prediction_lacks_is_an_error_and_not_zeros(channel):
+    shown = {name: values for name, values in columns().items() if name != channel}
+    with pytest.raises(ValueError, match=f"'{channel}'.*needs"):
+        stack(cut(shown, windows(), 8, committed=False), [channel])

@@ -10,9 +10,9 @@ from learn2pd.errors import UserError
 from learn2pd.statistics.bounds import (
     Choice,
     Trial,
-    _log_wealth,
     fastest_within,
     flawless_bound,
+    log_wealth,
     needed,
     upper_bound,
     upper_bound_of_drop,
@@ -51,7 +51,7 @@ def test_wealth_is_expected_to_stay_at_one_where_the_mean_is_the_one_bet_against
     low, high = mean - (mean - far) * (far < mean), mean + (1 - mean) * near  # two losses around the mean, and the chance of the higher
     chance = (mean - low) / (high - low) if high > low else 0.5
     higher = np.array(list(itertools.product((False, True), repeat=4)))
-    wealth = np.array([np.exp(_log_wealth(np.where(sample, high, low), np.array([mean]), delta))[0] for sample in higher])
+    wealth = np.array([np.exp(log_wealth(np.where(sample, high, low), np.array([mean]), delta))[0] for sample in higher])
     assert np.where(higher, chance, 1 - chance).prod(1) @ wealth == pytest.approx(1, abs=1e-6)
 
 

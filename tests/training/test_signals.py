@@ -88,7 +88,7 @@ def test_a_network_sees_the_same_in_training_as_in_a_decode(tiny_model, recordin
     predictor = Predictor("filter", network, 0.5, Contract.of(tiny_model.spec, delimiter_ids=tuple(recording.manifest["delimiter_ids"])))
     prompts = make_prompts([7])
     recorder = StateRecorder(torch.zeros(1, GEN, dtype=torch.long), tiny_model.spec.eot_ids, recording.manifest["delimiter_ids"])
-    run(tiny_model, prompts, FilterPolicy(predictor), scheduler=BlocksScheduler(BLOCK), gen_length=GEN, recorder=recorder)
+    run(tiny_model, prompts, FilterPolicy(predictor), scheduler=BlocksScheduler(BLOCK), gen_length=GEN, observer=recorder)
     columns = recorder.columns()
     columns["length"] = torch.zeros(len(columns["step"]))
     assert len(seen) == len(columns["step"])

@@ -142,7 +142,7 @@ def _compare_outcomes(config: RunConfig, output: Path, model: Model, prompts: li
                     run_method, model, group, checkers, labels, method, progress=bar,
                     gen_length=decoding.gen_length, batch_size=decoding.batch_size, sampling=sampling_of(config), seed=config.seed,
                 )  # fmt: skip
-                key = _outcome_key(model, group, config, method)
+                key = outcome_key(model, group, config, method)
                 before = bar.n
                 outcome = cached(output / "compare" / _file_name(described.name, stop, task), key, labels, produce)
                 bar.update(len(group) - (bar.n - before))
@@ -168,7 +168,7 @@ def _file_name(*names: str) -> str:
     return f"{readable[:120]}-{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]}.safetensors"
 
 
-def _outcome_key(model: Model, prompts: list[Prompt], config: RunConfig, method: Method) -> str:
+def outcome_key(model: Model, prompts: list[Prompt], config: RunConfig, method: Method) -> str:
     """Everything an outcome depends on, hashed: the names of a method are no part of it, the package's version is."""
     decoding = {key: value for key, value in as_dict(config)["decode"].items() if key != "stop_floor"}  # the method's stop rule holds it
     depends = [

@@ -1,0 +1,64 @@
+"""Tokens that the caller gives, and sets of ids that a position may hold: every method respects both."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.contract.helpers import CACHES, COMBINATIONS, GEN, MODELS, SCHEDULERS, STOPS, oracle, outcome, policies, run
+
+LENGTHS = [3, 17, 9]
+CASES = [combination for number, combination in enumerate(COMBINATIONS) if combination[0] != "oracle" and number % 3 == 0]
+
+
+def given_tokens(rows: int, seed: int) -> torch.Tensor:
+    """Some fixed tokens anywhere in the canvas, in every row other ones; the last row has none."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(10, 300, (rows, GEN), generator=generator)
+    fixed = torch.rand(rows, GEN, generator=generator) < 0.4
+    fixed[-1] = False
+    return torch.where(fixed, tokens, -1)
+
+
+@pytest.mark.parametrize(("policy", "scheduler", "cache"), CASES)
+def test_given_tokens_and_allowed_ids_hold_and_rows_stay_independent(policy, scheduler, cache, make_prompts, request):
+    number = CASES.index((policy, scheduler, cache))
+    model = request.getfixturevalue(MODELS[number % len(MODELS)])
+    prompts = make_prompts(LENGTHS, seed=number)
+    given = given_tokens(len(LENGTHS), number)
+    allowed = torch.full((len(LENGTHS), GEN, 3), -1)
+    allowed[:, ::3] = torch.tensor([11, 12, 13])
+    stop = list(STOPS.values())[number % len(STOPS)]
+    parts = {"scheduler": SCHEDULERS[scheduler], "cache": CACHES[cache], "stop": stop}
+    state = run(model, prompts, policies()[policy], given=given, allowed=allowed, **parts)
+    assert (state.canvas == given)[given >= 0].all()
+    assert not state.masked.any()
+    committed = state.committed_at >= 0
+    assert not (committed & (given >= 0)).any()
+    restricted = committed.clone()
+    restricted[:, [column for column in range(GEN) if column % 3]] = False
+    assert torch.isin(state.canvas[restricted], torch.tensor([11, 12, 13])).all()
+    alone = outcome(run(model, [prompts[0]], policies()[policy], index=[0], given=given[:1], allowed=allowed[:1], **parts), model)
+    assert {key: [rows[0]] for key, rows in outcome(state, model).items()} == alone
+
+
+def test_nothing_given_and_nothing_restricted_changes_nothing(tiny_model, make_prompts):
+    prompts = make_prompts(LENGTHS)
+    plain = outcome(run(tiny_model, prompts, policies()["threshold0.6"]), tiny_model)
+    given = torch.full((len(LENGTHS), GEN), -1)
+    allowed = torch.full((len(LENGTHS), GEN, 2), -1)
+    assert outcome(run(tiny_model, prompts, policies()["threshold0.6"], given=given, allowed=allowed), tiny_model) == plain
+
+
+def test_a_canvas_that_is_given_whole_takes_no_forward(tiny_model, make_prompts):
+    given = torch.full((1, GEN), 7)
+    state = run(tiny_model, make_prompts([4]), policies()["fixed"], given=given)
+    assert state.canvas.equal(given)
+    assert state.forwards.tolist() == [0]
+
+
+def test_the_oracle_leaves_given_tokens_alone(tiny_model, make_prompts):
+    prompts = make_prompts(LENGTHS)
+    given = given_tokens(len(LENGTHS), 5)
+    state = run(tiny_model, prompts, oracle(tiny_model, prompts), given=given)
+    assert (state.canvas == given)[given >= 0].all()

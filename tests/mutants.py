@@ -1,0 +1,502 @@
+"""Wrong versions of rules and caches, each of which the tests must notice without any stored trace.
+
+    python tests/mutants.py [--list] [--only WORD ...] [--skip-check]
+
+A mutant is one change of one file. For each one the script copies package and tests to a temporary folder, makes the
+change, and runs the test files that the mutant names. Where those pass, it runs all of the default tests of decoding,
+policies and contract. A mutant is *killed* when a test fails and has *survived* when none does. Before all mutants the
+named test files are run on an unchanged copy, since a failure says nothing of a mutant where the tests fail anyway;
+`--skip-check` leaves that out.
+
+`tests/parity` is never run, neither the shipped traces nor those that LEARN2PD_GOLDEN names. The authors' traces are
+the second net, and this script tests the first.
+
+The exit code is 0 when every mutant is killed. It is 1 when one survives, when the text that a mutant replaces is not
+in its file exactly once, when pytest cannot collect the changed copy, or when the unchanged copy fails. The script is
+not collected by pytest. All mutants take about ten minutes on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = {  # the name of a file in the mutants below -> where it is; the only place to change when modules move
+    "apd": "learn2pd/policies/apd.py",
+    "base": "learn2pd/policies/base.py",
+    "blocks": "learn2pd/decoding/schedulers.py",
+    "adablock": "learn2pd/decoding/schedulers.py",
+    "dsb": "learn2pd/decoding/schedulers.py",
+    "lookahead": "learn2pd/decoding/schedulers.py",
+    "block_cache": "learn2pd/decoding/caches.py",
+    "dsb_cache": "learn2pd/decoding/caches.py",
+    "lookahead_cache": "learn2pd/decoding/caches.py",
+    "plans": "learn2pd/decoding/caches.py",
+    "factor": "learn2pd/policies/factor.py",
+    "filter": "learn2pd/policies/filter.py",
+    "fixed": "learn2pd/policies/fixed.py",
+    "localleap": "learn2pd/policies/localleap.py",
+    "loop": "learn2pd/decoding/loop.py",
+    "oracle": "learn2pd/policies/oracle.py",
+    "predictor": "learn2pd/decoding/predictor.py",
+    "proposals": "learn2pd/decoding/proposals.py",
+    "eot": "learn2pd/decoding/stops.py",
+    "eotp": "learn2pd/decoding/stops.py",
+    "anywhere": "learn2pd/decoding/stops.py",
+    "threshold": "learn2pd/policies/threshold.py",
+}
+WINDOWS = "tests/decoding/test_schedulers.py"
+REFERENCES = "tests/decoding/test_references.py"
+PROPOSALS = "tests/decoding/test_proposals.py"
+STOPS = "tests/decoding/test_stops.py"
+RULES = "tests/policies/test_rules.py"
+APD = "tests/policies/test_apd.py"
+LOOP = "tests/contract/test_loop.py"
+PRODUCT = "tests/contract/test_product.py"
+EVERYTHING = ("tests/decoding", "tests/policies", "tests/contract")
+COPIED = ("learn2pd", "tests", "pyproject.toml")
+LINKED = ("configs", "data", "checkpoints", "docs", "README.md", "train.py", "benchmarks")
+FAILED = 1  # pytest's exit code when a test failed
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One wrong version.
+
+    Attributes:
+        name: What is wrong.
+        file: A key of FILES.
+        old: The text that is replaced; the file has it exactly once.
+        new: The text that replaces it.
+        tests: The test files that are tried first.
+        only: What the ids of the tests that are tried first have, as for pytest's -k; nothing is all of them.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    only: str = ""
+
+
+MUTANTS = (
+    Mutant(
+        "blocks end one position late",
+        "blocks",
+        "return Window(start, torch.minimum(start + self.block_length, state.end))",
+        "return Window(start, torch.minimum(start + self.block_length + 1, state.end))",
+        (WINDOWS,),
+    ),
+    Mutant(
+        "adablock takes the least confident delimiter",
+        "adablock",
+        "confidence, place = prediction.confidence.masked_fill(~delimiter, -1.0).max(1)\n"
+        "        return place + 1, confidence >= self.delimiter_threshold",
+        "confidence, place = prediction.confidence.masked_fill(~delimiter, 2.0).min(1)\n"
+        "        return place + 1, (confidence >= self.delimiter_threshold) & (confidence <= 1)",
+        (WINDOWS,),
+    ),
+    Mutant("adablock searches 60% of the canvas", "adablock", "SEARCH_SHARE = 0.25", "SEARCH_SHARE = 0.6", (WINDOWS,)),
+    Mutant(
+        "adablock ends one position behind the delimiter",
+        "adablock",
+        "return place + 1, confidence >= self.delimiter_threshold",
+        "return place + 2, confidence >= self.delimiter_threshold",
+        (WINDOWS,),
+    ),
+    Mutant(
+        "adablock wants more than the delimiter threshold",
+        "adablock",
+        "return place + 1, confidence >= self.delimiter_threshold",
+        "return place + 1, confidence > self.delimiter_threshold",
+        (WINDOWS,),
+    ),
+    Mutant(
+        "adablock decides again in every step",
+        "adablock",
+        "opens = (state.masked | ~window.mask(state.gen_length)).all(1)",
+        "opens = state.open",
+        (REFERENCES,),
+        "adablock-none",
+    ),
+    Mutant(
+        "dsb opens twice the block length",
+        "dsb",
+        "stop = self.block_length + (state.committed_at >= 0).sum(1)",
+        "stop = 2 * self.block_length + (state.committed_at >= 0).sum(1)",
+        (WINDOWS,),
+    ),
+    Mutant("dsb greedy is const", "dsb", 'if self.mode == "const":', "if self.mode:", (WINDOWS,)),
+    Mutant("dsb const is greedy", "dsb", 'if self.mode == "const":', 'if self.mode == "":', (WINDOWS,)),
+    Mutant(
+        "lookahead sees one position more",
+        "lookahead",
+        "torch.minimum(start + self.max_lookahead, state.end)",
+        "torch.minimum(start + self.max_lookahead + 1, state.end)",
+        (WINDOWS,),
+    ),
+    Mutant(
+        "localleap has a radius of one more",
+        "localleap",
+        "2 * self.radius + 1, stride=1, padding=self.radius)",
+        "2 * self.radius + 3, stride=1, padding=self.radius + 1)",
+        (RULES,),
+    ),
+    Mutant(
+        "localleap relaxes everywhere",
+        "localleap",
+        "(eligible & near & (prediction.confidence >= self.relaxed_threshold))",
+        "(eligible & (prediction.confidence >= self.relaxed_threshold))",
+        (RULES,),
+    ),
+    Mutant(
+        "factor is off by one rank",
+        "factor",
+        "1 - self.factor / (rank + 1)",
+        "1 - self.factor / (rank + 2)",
+        (RULES,),
+    ),
+    Mutant("factor wants more than the bound", "factor", "(ordered >= 1 -", "(ordered > 1 -", (RULES,)),
+    Mutant(
+        "threshold wants more than the threshold",
+        "threshold",
+        "accepted = eligible & (prediction.confidence >= self.threshold)",
+        "accepted = eligible & (prediction.confidence > self.threshold)",
+        (RULES,),
+    ),
+    Mutant(
+        "fixed by entropy takes the most uncertain",
+        "fixed",
+        'certainty = -certainty if self.rank == "entropy" else certainty',
+        'certainty = -certainty if self.rank == "" else certainty',
+        (RULES,),
+    ),
+    Mutant(
+        "fixed gives one step more than its share an extra token",
+        "fixed",
+        "(memory.step < memory.masks % memory.steps)",
+        "(memory.step <= memory.masks % memory.steps)",
+        (LOOP,),
+    ),
+    Mutant(
+        "the most confident is the last among equals",
+        "base",
+        "best = confidence.masked_fill(~eligible, -torch.inf).argmax(1, keepdim=True)",
+        "best = confidence.shape[1] - 1 - confidence.masked_fill(~eligible, -1.0).flip(1).argmax(1, keepdim=True)",
+        (RULES,),
+    ),
+    Mutant(
+        "at least one takes the least confident",
+        "loop",
+        "added = most_confident(prediction.confidence, eligible) & missing",
+        "added = most_confident(-prediction.confidence, eligible) & missing",
+        (RULES,),
+    ),
+    Mutant(
+        "at least one takes the last eligible position",
+        "loop",
+        "added = most_confident(prediction.confidence, eligible) & missing",
+        "added = most_confident(eligible.cumsum(1).float(), eligible) & missing",
+        (RULES,),
+    ),
+    Mutant(
+        "at least one takes one in every step",
+        "loop",
+        "added = most_confident(prediction.confidence, eligible) & missing",
+        "added = most_confident(prediction.confidence, eligible) & ~mask",
+        (RULES,),
+    ),
+    Mutant(
+        "the oracle does not fill a window in which nothing is right",
+        "oracle",
+        "return Commit(right | (eligible & stalled), tokens=memory, forced=eligible & stalled)",
+        "return Commit(right, tokens=memory, forced=right & stalled)",
+        (RULES,),
+    ),
+    Mutant(
+        "the paper's filter forgets the most confident position",
+        "filter",
+        "return Commit(accepted | surest, forced=surest & ~accepted)",
+        "return Commit(accepted)",
+        (LOOP,),
+    ),
+    Mutant(
+        "apd mixes with the weights exchanged",
+        "apd",
+        "self.mixture_weight * prediction.logits[chosen, :width] + (1 - self.mixture_weight) * joint[:, :width]",
+        "(1 - self.mixture_weight) * prediction.logits[chosen, :width] + self.mixture_weight * joint[:, :width]",
+        (APD,),
+    ),
+    Mutant(
+        "block caches never refresh after the first block",
+        "block_cache",
+        "opens = state.open & (start != memory.block)",
+        "opens = state.open & (memory.block < 0)",
+        (REFERENCES,),
+        "blocks-dual",
+    ),
+    Mutant(
+        "block caches refresh one step late",
+        "block_cache",
+        "opens = state.open & (start != memory.block)",
+        "underway = ~(state.masked | ~state.window.mask(state.gen_length)).all(1)\n"
+        "        opens = state.open & (start != memory.block) & ((memory.block < 0) | underway)",
+        (REFERENCES,),
+        "blocks-dual",
+    ),
+    Mutant(
+        "the prefix cache keeps the suffix stale, as the dual cache does",
+        "block_cache",
+        "partial_plan(state, reuses, start, state.visible, score, state.visible, memory.lead)",
+        "partial_plan(state, reuses, start, stop, score, state.visible, memory.lead)",
+        (REFERENCES,),
+        "blocks-prefix",
+    ),
+    Mutant(
+        "the dual cache recomputes one position behind its block",
+        "block_cache",
+        "partial_plan(state, reuses, start, stop, score, seen, memory.lead)",
+        "partial_plan(state, reuses, start, torch.minimum(stop + 1, state.visible), score, seen, memory.lead)",
+        (REFERENCES,),
+        "blocks-dual",
+    ),
+    Mutant(
+        "the dual cache forgets the column that proposes a block's first token",
+        "block_cache",
+        "partial_plan(state, reuses, start, stop, score, seen, memory.lead)",
+        "partial_plan(state, reuses, start, stop, score, seen, 0)",
+        (REFERENCES,),
+        "blocks-dual and dream",
+    ),
+    Mutant(
+        "the dsb cache recomputes one column more before the window",
+        "dsb_cache",
+        "first = torch.maximum(start - before, state.pad - state.prompt_width)",
+        "first = torch.maximum(start - before - 1, state.pad - state.prompt_width)",
+        (REFERENCES,),
+        "dsb_greedy-dsb",
+    ),
+    Mutant(
+        "the dsb cache ignores how far the window moved",
+        "dsb_cache",
+        "before = torch.maximum(start - memory.start, torch.full_like(start, self.prefix_window))",
+        "before = torch.full_like(start, self.prefix_window)",
+        (REFERENCES,),
+        "dsb_greedy-dsb",
+    ),
+    Mutant(
+        "the dsb cache ignores its suffix window",
+        "dsb_cache",
+        "last = torch.minimum(stop + self.suffix_window, state.visible)",
+        "last = torch.minimum(stop, state.visible)",
+        (REFERENCES,),
+        "dsb_greedy-dsb",
+    ),
+    Mutant(
+        "the dsb cache refreshes one token late",
+        "dsb_cache",
+        "refresh = state.open & (since >= self.refresh_tokens)",
+        "refresh = state.open & (since > self.refresh_tokens)",
+        (REFERENCES,),
+        "dsb_greedy-dsb",
+    ),
+    Mutant(
+        "the lookahead cache freezes one column less",
+        "lookahead_cache",
+        "frozen = torch.maximum(memory.start - self.kv_window + 1, everything)",
+        "frozen = torch.maximum(memory.start - self.kv_window, everything)",
+        (REFERENCES,),
+        "lookahead-lookahead",
+    ),
+    Mutant(
+        "the lookahead cache freezes one column more",
+        "lookahead_cache",
+        "frozen = torch.maximum(memory.start - self.kv_window + 1, everything)",
+        "frozen = torch.maximum(memory.start - self.kv_window + 2, everything)",
+        (REFERENCES,),
+        "lookahead-lookahead",
+    ),
+    Mutant(
+        "positions of a cached forward count the padding",
+        "plans",
+        "[ForwardPlan(chosen, column, column - pad[:, None], mask, wanted, (low, high))]",
+        "[ForwardPlan(chosen, column, column, mask, wanted, (low, high))]",
+        (REFERENCES,),
+        "blocks-dual",
+    ),
+    Mutant(
+        "padding is attended to",
+        "plans",
+        "(column >= pad[:, None]) & (column < stop[:, None])",
+        "(column >= 0) & (column < stop[:, None])",
+        (REFERENCES,),
+        "blocks-none",
+    ),
+    Mutant(
+        "the floor of the end-of-text stop is ignored",
+        "eot",
+        "commit.mask & is_among(prediction.tokens, eot_ids) & (prediction.confidence >= self.floor)",
+        "commit.mask & is_among(prediction.tokens, eot_ids)",
+        (STOPS,),
+    ),
+    Mutant(
+        "a stop rule ends before the end of text",
+        "eot",
+        "return torch.where(found.any(1), found.int().argmax(1) + 1, found.shape[1])",
+        "return torch.where(found.any(1), found.int().argmax(1), found.shape[1])",
+        (STOPS,),
+    ),
+    Mutant(
+        "the paper's stop takes a forced commit for an accepted one",
+        "eotp",
+        "accepted = accepted & ~commit.forced",
+        "accepted = accepted & (commit.forced | ~commit.forced)",
+        (STOPS,),
+    ),
+    Mutant(
+        "anywhere looks at proposals that were not committed",
+        "anywhere",
+        "ended = (commit.mask & is_among(written, eot_ids)).cumsum(1) > 0",
+        "ended = is_among(written, eot_ids).cumsum(1) > 0",
+        (STOPS,),
+    ),
+    Mutant(
+        "the temperature is applied twice",
+        "proposals",
+        "restrict(logits.double() / self.sampling.temperature, self.sampling)",
+        "restrict(logits.double() / self.sampling.temperature**2, self.sampling)",
+        (PROPOSALS,),
+    ),
+    Mutant(
+        "all rows of a batch draw from the first row's generator",
+        "proposals",
+        "generator=generator, dtype",
+        "generator=generators[0], dtype",
+        (PRODUCT,),
+    ),
+    Mutant(
+        "the mask token may be proposed",
+        "predictor",
+        "logits[:, self.model.spec.mask_id] = -torch.inf",
+        "logits[:, self.model.spec.mask_id] += 0",
+        (REFERENCES, PRODUCT),
+        "none",
+    ),
+)
+
+
+def path_of(mutant: Mutant, root: Path) -> Path:
+    """The file that a mutant changes, in a copy at `root`."""
+    return root / FILES[mutant.file]
+
+
+def fault_of(mutant: Mutant) -> str | None:
+    """Why a mutant no longer applies, or None where it does."""
+    path = path_of(mutant, ROOT)
+    if not path.is_file():
+        return f"{FILES[mutant.file]} does not exist"
+    count = path.read_text().count(mutant.old)
+    if count != 1:
+        return f"{FILES[mutant.file]} has the text {count} times, expected once: {mutant.old.splitlines()[0]}"
+    return None
+
+
+def make_copy(folder: Path) -> None:
+    """Package and tests as copies, without the stored traces; what they read as links."""
+    ignored = shutil.ignore_patterns("__pycache__", "golden")
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=ignored)
+        else:
+            shutil.copy(source, folder / name)
+    for name in LINKED:
+        if (ROOT / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+
+
+def run_tests(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
+    """The exit code of pytest in a copy, and the end of what it printed; a failing example is not made smaller."""
+    environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment.pop("LEARN2PD_GOLDEN", None)
+    options = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "--ignore=tests/parity", "--hypothesis-profile=plain"]
+    command = [sys.executable, "-m", "pytest", *options, *tests]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def killer(output: str) -> str:
+    """The test that failed, as pytest names it."""
+    named = [line.removeprefix("FAILED ") for line in output.splitlines() if line.startswith("FAILED ")]
+    return named[0].split(" - ")[0] if named else "a test"
+
+
+def judge(mutant: Mutant) -> tuple[bool, str]:
+    """Whether a mutant is killed, and a line that says by what or why not."""
+    fault = fault_of(mutant)
+    if fault is not None:
+        return False, f"does not apply: {fault}"
+    with tempfile.TemporaryDirectory(prefix="mutant-") as name:
+        folder = Path(name)
+        make_copy(folder)
+        path = path_of(mutant, folder)
+        path.write_text(path.read_text().replace(mutant.old, mutant.new))
+        for tests in ((*mutant.tests, "-k", mutant.only), EVERYTHING):
+            code, output = run_tests(folder, tests)
+            if code == FAILED:
+                return True, f"killed by {killer(output)}"
+            if code != 0:
+                return False, f"pytest ends with code {code}:\n{output}"
+    return False, "SURVIVED"
+
+
+def check_unchanged(mutants: Sequence[Mutant]) -> bool:
+    """Whether the named test files pass on an unchanged copy."""
+    tests = sorted({test for mutant in mutants for test in mutant.tests})
+    with tempfile.TemporaryDirectory(prefix="unchanged-") as name:
+        folder = Path(name)
+        make_copy(folder)
+        code, output = run_tests(folder, tests)
+    if code != 0:
+        print(f"the unchanged copy fails:\n{output}")
+    return code == 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the mutants and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="print the names of the mutants and end")
+    parser.add_argument("--only", nargs="+", metavar="WORD", default=[], help="run mutants whose name has one of these")
+    parser.add_argument("--skip-check", action="store_true", help="do not run the tests on an unchanged copy first")
+    options = parser.parse_args(arguments)
+    mutants = [mutant for mutant in MUTANTS if not options.only or any(word in mutant.name for word in options.only)]
+    if options.list:
+        print("\n".join(f"{mutant.name} ({FILES[mutant.file]})" for mutant in mutants))
+        return 0
+    if not mutants:
+        print(f"no mutant has one of these words in its name: {', '.join(options.only)}")
+        return 1
+    if not options.skip_check and not check_unchanged(mutants):
+        return 1
+    killed = 0
+    for mutant in mutants:
+        started = time.perf_counter()
+        dead, line = judge(mutant)
+        killed += dead
+        print(f"{mutant.name}: {line} ({time.perf_counter() - started:.0f} s)", flush=True)
+    print(f"{killed} of {len(mutants)} mutants killed")
+    return 0 if killed == len(mutants) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Bugs of the authors' code, as subclasses: a trace of theirs is met only where they are repeated. The package has none of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from learn2pd.caches.dsb import DSBCache
+from learn2pd.caches.fast_dllm import DualCache
+from learn2pd.loop.observing import Observer
+from learn2pd.loop.plans import full_plan, partial_plan
+from learn2pd.policies.factor import FactorPolicy
+from learn2pd.schedulers.dsb import DSBScheduler
+from learn2pd.types import RowMemory, Step, Window
+
+
+class LastRankFactor(FactorPolicy):
+    """Fast-dLLM: where the first failing rank is the last one, it is committed all the same."""
+
+    def count(self, confidence: Tensor, eligible: Tensor) -> Tensor:
+        count = super().count(confidence, eligible)
+        candidates = eligible.sum(1)
+        return torch.where(count == candidates - 1, candidates, count)
+
+
+@dataclass(frozen=True)
+class Opened(RowMemory):
+    extra: int
+    start: Tensor
+    visible: Tensor  # [B] long, `state.visible` when the block opened
+
+
+class CutBlindDual(DualCache):
+    """Learn2PD's cached code: after a cut, the forwards of a block still attend to what was cut."""
+
+    def start(self, state, spec):
+        return Opened(int(spec.shifted_logits), torch.full_like(state.end, -1), state.visible)
+
+    def plan(self, state, score, memory):
+        start = state.window.start
+        score = score & state.window.mask(state.gen_length)
+        opens = state.open & (start != memory.start)
+        visible = torch.where(opens, state.visible, memory.visible)
+        plans = full_plan(state, opens, score, keep=True)
+        plans += partial_plan(state, state.open & ~opens, start, state.window.stop, score, visible, memory.extra)
+        return plans, Opened(memory.extra, torch.where(opens, start, memory.start), visible)
+
+
+class LeakingDSB(DSBScheduler):
+    """DSB: `leak` positions behind the window may be committed too, and the next window does not jump over them."""
+
+    def __init__(self, block_length: int, mode: str, leak: int) -> None:
+        super().__init__(block_length, mode)
+        self.leak = leak
+
+    def propose(self, state, memory):
+        start = state.leftmost_mask
+        if self.leak:
+            start = torch.minimum(start, (state.window.stop - self.leak).clamp_min(0))
+        stop = self.block_length + state.decided.sum(1)
+        if self.mode == "const":
+            stop = torch.minimum(stop, start + self.block_length)
+        return Window(start, torch.minimum(stop, state.end) + self.leak)
+
+
+class LeakingDSBCache(DSBCache):
+    """DSB Cache: a mask meant for the whole sequence is applied to the slice, so that only columns from window end + slice start on are closed.
+
+    It goes with a `LeakingDSB` whose leak is `suffix_window`.
+    """
+
+    def plan(self, state, score, memory):
+        within = replace(state, window=Window(state.window.start, state.window.stop - self.suffix_window))
+        return super().plan(within, score, memory)
+
+    def scored(self, state, refresh, first, stop):
+        window_stop = state.window.stop
+        last = torch.minimum(window_stop + self.suffix_window, state.visible)
+        sliced = window_stop + first + state.prompt_width - state.pad
+        closed = torch.where(refresh | (self.suffix_window == 0), window_stop, sliced)
+        return torch.arange(state.gen_length, device=stop.device) < torch.minimum(closed, last)[:, None]
+
+
+class ForwardsABlock(Observer):
+    """Counts the forwards of each row's blocks.
+
+    Fast-dLLM's first code makes at least one forward that reuses in every block, even where the opening one has finished the block. That
+    forward commits nothing, so the traces' forwards are ours and one for each block of a single forward.
+    """
+
+    def __init__(self) -> None:
+        self.counts: list[dict[int, int]] = []
+
+    def observe(self, step: Step) -> None:
+        self.counts = self.counts or [{} for _ in step.state.pad]
+        for row, (is_open, start) in enumerate(zip(step.state.open.tolist(), step.state.window.start.tolist(), strict=True)):
+            if is_open:
+                self.counts[row][start] = self.counts[row].get(start, 0) + 1
+
+    def owed(self, row: int) -> int:
+        """Blocks of a row that took a single forward."""
+        return sum(count == 1 for count in self.counts[row].values())

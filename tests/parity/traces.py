@@ -1,0 +1,193 @@
+"""Stored traces of the authors' implementations: where they lie, which of them the package can repeat.
+
+A *root* is a folder with `traces/MODEL/METHOD.json` and, beside `traces`, the folders of the models that the traces
+name. The root that ships with the repository is always read. `LEARN2PD_GOLDEN` may name more roots, separated as in
+PATH. Every trace is collected once, and every model that a trace names is looked for in the trace's own root first and
+then in all the others.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load, load_file
+from torch import Tensor
+
+from learn2pd.models.loading import FAMILIES
+
+SHIPPED = Path(__file__).parent / "golden"
+VARIABLE = "LEARN2PD_GOLDEN"
+FUNCTIONS = (  # the authors' functions, by the name that a trace has as `fn` or `alg`
+    "generate",
+    "generate(local_leap=True)",
+    "generate_with_prefix_cache",
+    "generate_with_dual_cache",
+    "generate_adablock",
+    "generate_adablock_prefix_cache",
+    "generate_adablock_dual_cache",
+    "generate_dsb",
+    "generate_dsb_cache",
+    "generate_predict_eot",
+    "generate_learn2parallel",
+    "generate_l2p_eot",
+    "apd",
+    "leftright",
+)
+# The arguments of those functions, and of the oracle's recording, that `test_golden.py` understands.
+PARAMETERS = frozenset({
+    "fn", "alg", "steps", "threshold", "factor", "init_block_length", "delimiter_ids", "delimiter_threshold",
+    "prefix_window", "suffix_window", "max_block_length", "relaxed_threshold", "radius", "accept_thres", "filter",
+    "eot_id", "apd_mixture_weight", "kv_window", "max_lookahead", "tokens_per_step",
+})  # fmt: skip
+ORACLE = "l2p_oracle"  # the method whose traces are recorded labels, and which names no function
+
+
+class RootError(Exception):
+    """A root that LEARN2PD_GOLDEN names cannot be used."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One stored file.
+
+    Attributes:
+        path: The file.
+        root: The root that it was collected from.
+        identity: Its name in test ids.
+        roots: All roots, the trace's own first; models are looked for in this order.
+    """
+
+    path: Path
+    root: Path
+    identity: str
+    roots: tuple[Path, ...]
+
+    @property
+    def method(self) -> str:
+        """The name of the method and of its settings, which is the name of the file."""
+        return self.path.stem
+
+    @property
+    def stored(self) -> dict:
+        """The content of the file."""
+        return json.loads(self.path.read_text())
+
+    def folder(self, name: str) -> Path:
+        """The folder of a model or filter that the trace names.
+
+        Raises:
+            RootError: No root has it.
+        """
+        for root in self.roots:
+            if (root / name / "config.json").is_file():
+                return root / name
+        searched = ", ".join(str(root) for root in self.roots)
+        raise RootError(f"trace {self.path} needs the model {name}, which is in none of the roots {searched}")
+
+    @property
+    def model(self) -> Path:
+        """The folder of the dLLM that the trace was made with."""
+        return self.folder(self.path.parent.name)
+
+    def unsupported(self) -> str | None:
+        """Why the package cannot repeat the trace, or None where it can."""
+        reason = unsupported_family(self.model)
+        if reason is not None:
+            return reason
+        params = self.stored["params"]
+        function = params.get("fn", params.get("alg"))
+        if function not in FUNCTIONS and self.method != ORACLE:
+            return f"not supported: method {self.method} (function {function})"
+        unknown = sorted(set(params) - PARAMETERS)
+        if unknown:
+            return f"not supported: method {self.method} with the parameter {unknown[0]}"
+        return None
+
+
+def named_roots(value: str | None) -> list[Path]:
+    """The roots of a value of LEARN2PD_GOLDEN, in its order.
+
+    Raises:
+        RootError: One of them does not exist or has no traces.
+    """
+    roots = []
+    for name in (value or "").split(os.pathsep):
+        if not name:
+            continue
+        root = Path(name)
+        if not root.is_dir():
+            raise RootError(f"{VARIABLE} names {name}, which is not a folder")
+        if not any(root.glob("traces/*/*.json")):
+            raise RootError(f"{VARIABLE} names {name}, which has no traces: no file matches traces/*/*.json there")
+        roots.append(root.resolve())
+    return roots
+
+
+def all_roots(value: str | None) -> list[Path]:
+    """The named roots and then the one that ships with the repository, each once."""
+    return list(dict.fromkeys([*named_roots(value), SHIPPED.resolve()]))
+
+
+def collect(roots: Sequence[Path]) -> list[Trace]:
+    """The traces of all roots. A file whose runs were all collected from an earlier root is left out."""
+    traces: list[Trace] = []
+    seen: set[tuple[str, str, str]] = set()
+    identities: set[str] = set()
+    for root in roots:
+        order = (root, *(other for other in roots if other != root))
+        for path in sorted(root.glob("traces/*/*.json")):
+            stored = json.loads(path.read_text())
+            model = path.parent.name
+            params = json.dumps(stored.get("params"), sort_keys=True)
+            runs = {(model, params, json.dumps(run, sort_keys=True)) for run in stored["runs"]}
+            if runs <= seen:
+                continue
+            seen |= runs
+            traces.append(Trace(path, root, unique(path.relative_to(root).as_posix(), root, identities), order))
+    return traces
+
+
+def collect_models(roots: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Name for the test's id and folder of every model that logits are stored for, each folder's content once."""
+    models = []
+    seen: set[tuple[str, bytes, bytes]] = set()
+    identities: set[str] = set()
+    for root in roots:
+        for path in sorted(root.glob("*/golden_logits.safetensors")):
+            content = (path.parent.name, path.read_bytes(), (path.parent / "config.json").read_bytes())
+            if content in seen:
+                continue
+            seen.add(content)
+            models.append((unique(path.parent.name, root, identities), path.parent))
+    return models
+
+
+def unique(name: str, root: Path, taken: set[str]) -> str:
+    """`name`, or `name` with its root where another root has the same name; it is added to `taken`."""
+    candidates = [name, f"{name}@{root.name}", f"{name}@{root}"]
+    identity = next(candidate for candidate in candidates if candidate not in taken)
+    taken.add(identity)
+    return identity
+
+
+def unsupported_family(folder: Path) -> str | None:
+    """Why the package has no network for a stored dLLM, or None where it has one."""
+    fields = json.loads((folder / "config.json").read_text())
+    family = FAMILIES.get(fields.get("model_type"))
+    named = (fields.get("architectures") or [None])[0]
+    if family is None or named != family.network.__name__:  # LLaDA-MoE has LLaDA's model_type and another architecture
+        return f"not supported: family {named} (model_type {fields.get('model_type')})"
+    return None
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a stored model; the shipped ones are compressed."""
+    packed = folder / "model.safetensors.gz"
+    if packed.is_file():
+        return load(gzip.decompress(packed.read_bytes()))
+    return load_file(folder / "model.safetensors")
