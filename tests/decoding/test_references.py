@@ -24,7 +24,8 @@ from tests.reference import caches, rules, windows
 from tests.reference.decoding import decode_row
 from tests.reference.network import Columns, full_proposals
 
-EXAMPLES = 6  # of each method with each model
+# Of each method with each model; more of them where one column matters little.
+EXAMPLES = {"lookahead-lookahead": 12}
 blocks = st.integers(2, 9)
 confidences = st.sampled_from([0.2, 0.35, 0.5, 0.65, 0.8, 0.95])
 
@@ -76,7 +77,7 @@ def dsb_window(draw, mode):
 @st.composite
 def lookahead_window(draw):
     """The leftmost mask and what follows it."""
-    length = draw(st.one_of(st.none(), blocks))
+    length = draw(st.sampled_from([6, 9, 4, None, 2]))
     return LookaheadScheduler(length), lambda: windows.Lookahead(length)
 
 
@@ -92,7 +93,7 @@ def dsb_cache(draw):
 @st.composite
 def lookahead_cache(draw):
     """A cache that freezes what lies far enough left."""
-    window = draw(st.one_of(st.none(), st.integers(0, 8)))
+    window = draw(st.sampled_from([2, 4, 1, 3, 0, 8, None]))
     return LookaheadCache(window), lambda columns: caches.LookaheadCache(columns, window)
 
 
@@ -121,7 +122,7 @@ def test_a_batch_equals_the_method_written_down_row_by_row(method, family, make_
     model = request.getfixturevalue(family)
     window_pairs, cache_pairs = METHODS[method]
 
-    @settings(max_examples=EXAMPLES)
+    @settings(max_examples=EXAMPLES.get(method, 6))
     @given(
         rule_pair=any_rule(),
         window_pair=window_pairs,
