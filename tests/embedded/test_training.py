@@ -283,11 +283,16 @@ def test_an_interrupted_training_ends_as_the_uninterrupted_one(name, uninterrupt
 
 
 def test_a_killed_training_ends_as_the_uninterrupted_one(uninterrupted, tmp_path):
-    """A process that is killed soon after its first checkpoint, at a moment that nobody chooses."""
+    """A process that is killed soon after its first checkpoint, at a moment that nobody chooses.
+
+    What it wrote until then is its progress bar and nothing of its libraries.
+    """
     config = write_config(tmp_path, tiny(tmp_path))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "train.py", config]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    shown = tmp_path / "shown.txt"
+    with shown.open("w") as file:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 120
     while not (tmp_path / "run/pretrain/last.safetensors").exists() and process.poll() is None:
         assert time.monotonic() < deadline
@@ -295,6 +300,9 @@ def test_a_killed_training_ends_as_the_uninterrupted_one(uninterrupted, tmp_path
     time.sleep(random.SystemRandom().uniform(0, 0.1))
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+    assert "Epoch 0" in shown.read_text()
+    lines = shown.read_text().replace("\r", "\n").replace("\x1b[A", "").splitlines()
+    assert all(line.strip().startswith(("Epoch 0", "Training", "Validation")) for line in lines if line.strip())
     assert not (tmp_path / "export" / "model.safetensors").exists()
     run(tiny_config(tmp_path))
     assert exported(tmp_path) == exported(uninterrupted["diffusion"])
