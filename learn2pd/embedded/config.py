@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from learn2pd.embedded.stream import Shape
 from learn2pd.embedded.training import Schedule
 
+ROPE_THETA = 10000.0
 NETWORKS = ("llada", "llama")
 OBJECTIVES = ("masked_diffusion", "next_token")
 SMALLEST_VOCABULARY = 260  # 256 bytes and 4 special tokens
@@ -42,7 +43,7 @@ class NetworkConfig:
     n_heads: int = 4
     mlp_hidden_size: int = 512
     max_sequence_length: int = 512
-    rope_theta: float = 10000.0
+    rope_theta: float = ROPE_THETA  # llada's; llama has this one alone
 
     def __post_init__(self) -> None:
         for name in ("d_model", "n_layers", "n_heads", "mlp_hidden_size", "max_sequence_length", "rope_theta"):
@@ -82,5 +83,7 @@ class EmbeddedConfig:
         if self.shape.length > self.network.max_sequence_length:
             longest = f"network.max_sequence_length={self.network.max_sequence_length}"
             raise ValueError(f"shape.length={self.shape.length}: expected at most {longest}")
+        if self.network.kind == "llama" and self.network.rope_theta != ROPE_THETA:
+            raise ValueError(f"network.rope_theta={self.network.rope_theta}: expected {ROPE_THETA} with network.kind=llama")
         if self.causal_steps and self.objective == "next_token":
             raise ValueError(f"causal_steps={self.causal_steps}: expected 0, since next_token is causal in every step")

@@ -80,6 +80,7 @@ WRONG = {
     "network.n_layers=0": ("network.n_layers=0", "at least 1"),
     "objective=next_tokens": ("objective='next_tokens'", "did you mean 'next_token'"),
     "objective=next_token": ("causal_steps=4", "expected 0"),
+    "network={kind: llama, rope_theta: 500.0}": ("network.rope_theta=500.0", "expected 10000.0"),
     "causal_steps=-1": ("causal_steps=-1", "at least 0"),
     "vocab_size=100": ("vocab_size=100", "at least 260"),
     "threads=0": ("threads=0", "at least 1"),
