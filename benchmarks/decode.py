@@ -24,15 +24,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.arguments import options_of
 from learn2pd import (
     AdaBlockScheduler,
-    DualCache,
-    PrefixCache,
     BlocksScheduler,
     DSBCache,
     DSBScheduler,
+    DualCache,
     FixedPolicy,
     LocalLeapPolicy,
     NoCache,
     NoStop,
+    PrefixCache,
     ThresholdPolicy,
     decode,
     load_model,

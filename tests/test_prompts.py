@@ -74,9 +74,19 @@ def test_an_empty_file_is_an_error(tmp_path, content):
 def test_a_missing_or_binary_file_is_an_error(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         jsonl_records(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match=r"^examples.path='.*none.jsonl': cannot be read"):
+        jsonl_records(tmp_path / "none.jsonl", "examples.path")
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="cannot be read"):
         jsonl_records(tmp_path / "binary.jsonl")
+
+
+def test_a_line_that_is_odd_json_is_a_complaint_and_a_separator_of_lines_inside_a_text_is_text(tmp_path):
+    lines = ['{"question": "a", "question": "b"}', "[" * 100_000, '{"question": "one\u2028two\x85three"}']
+    records, complaints = jsonl_records(write(tmp_path / "p.jsonl", lines))
+    assert [(record["__line__"], record["question"]) for record in records] == [(3, "one\u2028two\x85three")]
+    assert [complaint.split(":")[0] for complaint in complaints] == ["line 1", "line 2"]
+    assert "'question' stands twice" in complaints[0]
 
 
 def test_the_answer_field_gives_the_checker_its_number(tmp_path):

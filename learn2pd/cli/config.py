@@ -234,12 +234,15 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Any:
     _check_tree(OmegaConf.to_container(given), schema, "", str(path), schema)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema(name=path.stem)), given)
-        config = OmegaConf.to_object(cast(DictConfig, merged))
+        config: Any = OmegaConf.to_object(cast(DictConfig, merged))
     except (OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+    if config.job != schema.job:
+        stated = f"{path} is a configuration of job={schema.job}"
+        raise UserError(f"job={config.job!r}: {stated}, which key=value cannot change")
     if isinstance(config, RunConfig):
         _check_values(config)
-    if config.resume and config.overwrite:  # type: ignore[union-attr]
+    if config.resume and config.overwrite:
         raise UserError("resume=true and overwrite=true contradict each other: set one of them")
     return config
 
@@ -251,7 +254,7 @@ def schema_of(written: Any, path: Path) -> Any:
         UserError: its key `job` names none.
     """
     job = written.get("job", "policy") if isinstance(written, dict) else "policy"
-    if job not in SCHEMAS:
+    if not isinstance(job, str) or job not in SCHEMAS:
         raise UserError(f"{path}: job={job!r}: expected one of {', '.join(SCHEMAS)}{suggest(str(job), SCHEMAS)}")
     module, _, name = SCHEMAS[job].partition(":")
     return getattr(importlib.import_module(module), name)

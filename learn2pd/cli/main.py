@@ -22,6 +22,16 @@ from learn2pd.errors import UserError, suggest
 log = logging.getLogger("learn2pd")
 DRY_RUN = "--dry-run"
 STAGE_COMMANDS = ("record", "train", "calibrate", "compare")
+# Lightning sets the levels of its packages when it is imported, which is after `quiet`. The first two are modules of these
+# packages that its messages come from, and their levels stay as they are set here.
+CHATTY_LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.pytorch",
+    "lightning.fabric",
+    "transformers",
+    "datasets",
+)
 USAGE = (
     "usage: learn2pd COMMAND config=NAME [key=value ...]\n"
     "  run                              the stages the configuration lists (as train.py does)\n"
@@ -85,7 +95,7 @@ def quiet() -> None:
     """Our own log on standard error; of the libraries only warnings that a user can act on."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO)
-    for name in ("lightning.pytorch", "lightning.fabric", "transformers", "datasets"):
+    for name in CHATTY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", module=r"(lightning|torch|transformers|datasets)(\..*)?$")

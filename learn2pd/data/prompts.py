@@ -17,6 +17,7 @@ from typing import Any
 
 from learn2pd.data.tasks import SPLITS, TASK_NAMES, build_task, problems
 from learn2pd.data.tasks.final_number import last_number
+from learn2pd.data.tasks.slots import unique_keys
 from learn2pd.errors import UserError, suggest
 
 log = logging.getLogger(__name__)
@@ -56,25 +57,29 @@ def task_prompts(tasks: Sequence[str], counts: dict[str, int], seed: int) -> lis
     return found
 
 
-def jsonl_records(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
+def jsonl_records(path: str | Path, key: str = "data.path") -> tuple[list[dict[str, Any]], list[str]]:
     """The objects of a JSONL file and a complaint for every line that holds none.
+
+    Args:
+        path: of the file.
+        key: what the configuration calls it.
 
     Raises:
         UserError: the file is missing, not text, or empty.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # other separators may stand inside a text
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"data.path={str(path)!r}: cannot be read ({str(error).splitlines()[0]}); expected a JSONL file in UTF-8") from error
+        raise UserError(f"{key}={str(path)!r}: cannot be read ({str(error).splitlines()[0]}); expected a JSONL file in UTF-8") from error
     if not any(line.strip() for line in lines):
-        raise UserError(f"data.path={str(path)!r}: the file is empty; expected one JSON object a line")
+        raise UserError(f"{key}={str(path)!r}: the file is empty; expected one JSON object a line")
     records, complaints = [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except ValueError as error:
+            record = json.loads(line, object_pairs_hook=unique_keys)
+        except (ValueError, RecursionError) as error:
             complaints.append(f"line {number}: not JSON ({error})")
             continue
         if isinstance(record, dict):

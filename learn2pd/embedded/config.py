@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from learn2pd.embedded.stream import Shape
 from learn2pd.embedded.training import Schedule
 
+ROPE_THETA = 10000.0
 NETWORKS = ("llada", "llama")
 OBJECTIVES = ("masked_diffusion", "next_token")
+SMALLEST_VOCABULARY = 260  # 256 bytes and 4 special tokens
+
+
+def check_least(name: str, value: float, least: float) -> None:
+    """Raises ValueError where a number of the configuration is below the least that makes sense."""
+    if not least <= value < math.inf:
+        raise ValueError(f"{name}={value}: expected a number of at least {least}")
 
 
 @dataclass
@@ -20,6 +29,11 @@ class ExamplesConfig:
     swap_share: float = 0.5  # probability that training replaces the value of a slot by another request's
     invent_share: float = 0.2  # probability that the replacing value is made up of words of several values
 
+    def __post_init__(self) -> None:
+        for name in ("swap_share", "invent_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"examples.{name}={getattr(self, name)}: expected a number from 0 to 1")
+
 
 @dataclass
 class NetworkConfig:
@@ -29,7 +43,16 @@ class NetworkConfig:
     n_heads: int = 4
     mlp_hidden_size: int = 512
     max_sequence_length: int = 512
-    rope_theta: float = 10000.0
+    rope_theta: float = ROPE_THETA  # llada's; llama has this one alone
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_layers", "n_heads", "mlp_hidden_size", "max_sequence_length", "rope_theta"):
+            check_least(f"network.{name}", getattr(self, name), 1)
+        if self.d_model % (2 * self.n_heads):
+            raise ValueError(
+                f"network.d_model={self.d_model}: expected a multiple of twice network.n_heads={self.n_heads}, "
+                "since rotary positions turn pairs of channels of every head"
+            )
 
 
 @dataclass
@@ -50,3 +73,17 @@ class EmbeddedConfig:
     causal_steps: int = 0  # steps of block diffusion with blocks of one token before the objective
     shape: Shape = field(default_factory=Shape)
     schedule: Schedule = field(default_factory=Schedule)
+
+    def __post_init__(self) -> None:
+        check_least("threads", self.threads, 1)
+        check_least("vocab_size", self.vocab_size, SMALLEST_VOCABULARY)
+        check_least("causal_steps", self.causal_steps, 0)
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed}: expected a number from 0 to {2**32 - 1}")
+        if self.shape.length > self.network.max_sequence_length:
+            longest = f"network.max_sequence_length={self.network.max_sequence_length}"
+            raise ValueError(f"shape.length={self.shape.length}: expected at most {longest}")
+        if self.network.kind == "llama" and self.network.rope_theta != ROPE_THETA:
+            raise ValueError(f"network.rope_theta={self.network.rope_theta}: expected {ROPE_THETA} with network.kind=llama")
+        if self.causal_steps and self.objective == "next_token":
+            raise ValueError(f"causal_steps={self.causal_steps}: expected 0, since next_token is causal in every step")

@@ -122,13 +122,14 @@ def cut(prompt: str, record: dict[str, Any]) -> tuple[tuple[str, str | None], ..
     """A request as pieces of text, each with the slot whose value it is, or None.
 
     Returns:
-        The pieces in order; empty where a value is no text, or does not stand in the request exactly once as whole words, or overlaps another.
+        The pieces in order; empty where a value is blank or no text, or does not stand in the request exactly once as whole
+        words, or overlaps another.
     """
     spans = []
     for slot, value in record.items():
         if slot == "intent":
             continue
-        first = prompt.find(value) if isinstance(value, str) else -1
+        first = prompt.find(value) if isinstance(value, str) and value.strip() else -1
         if first < 0 or prompt.find(value, first + 1) >= 0:
             return ()
         spans.append((first, first + len(value), slot))

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import platform
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +28,9 @@ from learn2pd.embedded.objectives import BlockDiffusion, MaskedDiffusion, NextTo
 from learn2pd.embedded.stream import BatchStream, Leg, StreamData
 from learn2pd.embedded.tokenizer import save_tokenizer, train_tokenizer
 from learn2pd.embedded.training import CausalTraining, DiffusionTraining, LanguageTraining, train_language_model
-from learn2pd.errors import UserError, suggest
+from learn2pd.errors import UserError, first_line, suggest
 from learn2pd.files import write_json
+from learn2pd.models.files import check_folder
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
 
 log = logging.getLogger(__name__)
@@ -41,27 +43,47 @@ def run(config: EmbeddedConfig) -> None:
     Raises:
         UserError: anything the user can mend.
     """
-    if config.resume:
-        raise UserError("resume=true: the training of an embedded model goes on by itself, and only with the configuration it began with")
+    source = checked_source(config)  # before output_dir is touched: a mistyped command leaves no trace there
     torch.set_num_threads(config.threads)
     lightning.seed_everything(config.seed, verbose=False)
     with claimed(config) as output:
         open_output(config, output)
-        write_metrics(output, "pretrain", pretrain(config, output))
+        write_metrics(output, "pretrain", pretrain(config, source, output))
 
 
-def pretrain(config: EmbeddedConfig, output: Path) -> dict[str, Any]:
-    """Train the embedded model of a configuration in output_dir/pretrain and export it to `export_path`.
+def checked_source(config: EmbeddedConfig) -> ExampleSource:
+    """Where the examples come from, once it is clear that the configuration can be trained and exported.
 
     Raises:
-        UserError: data, tokenizer or an option does not fit, by name.
+        UserError: an option, a file or a folder does not fit, by name.
     """
+    if config.resume:
+        raise UserError("resume=true: this training goes on by itself, and only with the configuration it began with")
     _check_choice("network.kind", config.network.kind, NETWORKS)
     _check_choice("objective", config.objective, OBJECTIVES)
     if (config.network.kind == "llama") != (config.objective == "next_token"):
-        raise UserError(f"objective={config.objective}: network.kind=llama is trained by next_token, and llada by masked_diffusion")
-    folder, export = output / "pretrain", Path(config.export_path)
+        fitting = "network.kind=llama is trained by next_token, and llada by masked_diffusion"
+        raise UserError(f"objective={config.objective}: {fitting}")
     source = example_source(config.examples)
+    if config.tokenizer_from:
+        foreign_tokenizer(config.tokenizer_from, config.objective)
+    try:
+        Path(config.export_path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=config.export_path):
+            pass
+    except OSError as error:
+        reason = f"cannot be written ({error.strerror}); expected a folder for the checkpoint"
+        raise UserError(f"export_path={config.export_path!r}: {reason}") from error
+    return source
+
+
+def pretrain(config: EmbeddedConfig, source: ExampleSource, output: Path) -> dict[str, Any]:
+    """Train the embedded model of a configuration in output_dir/pretrain and export it to `export_path`.
+
+    Raises:
+        UserError: the tokenizer or the checkpoint in output_dir does not fit.
+    """
+    folder, export = output / "pretrain", Path(config.export_path)
     tokenizer = tokenizer_of(config, source, folder)
     stream = functools.partial(BatchStream, source, tokenizer, legs_of(config, tokenizer), seed=config.seed)
     module = network_of(config, tokenizer)
@@ -83,10 +105,18 @@ def example_source(options: ExamplesConfig) -> ExampleSource:
     """
     for name in options.tasks:
         _check_choice("examples.tasks", name, TASK_NAMES)
+    if options.tasks and (options.path or options.validation_path):
+        raise UserError(
+            f"examples.tasks={options.tasks}: expected either tasks or examples.path with examples.validation_path, "
+            "not both; examples.tasks=[] takes the tasks away"
+        )
     if options.tasks:
         return ProblemExamples([build_task(name) for name in options.tasks])
     if not options.path or not options.validation_path:
-        raise UserError("examples.path and examples.validation_path: give a JSONL file each, or name built-in tasks in examples.tasks")
+        raise UserError(
+            f"examples.path={options.path!r} and examples.validation_path={options.validation_path!r}: "
+            "expected a JSONL file each, or names of built-in tasks in examples.tasks"
+        )
     train = _requests("examples.path", options.path, options.digest)
     return RequestExamples(train, _requests("examples.validation_path", options.validation_path, None), options.swap_share, options.invent_share)
 
@@ -97,15 +127,18 @@ def _requests(key: str, path: str, digest: str | None) -> list[tuple[str, dict[s
     Raises:
         UserError: the file cannot be read, is of another version, or no line holds a request.
     """
-    records, complaints = jsonl_records(path)
-    actual = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-    if digest is not None and actual != digest:
-        raise UserError(f"{key}={path!r}: the file's digest is {actual}, the configuration names {digest}: it is cut off or of another version")
+    if digest is not None and Path(path).is_file():
+        actual = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+        if actual != digest:
+            raise UserError(
+                f"{key}={path!r}: the file's digest is {actual}, the configuration names {digest}: "
+                "it is cut off or of another version; examples.digest=null takes any file"
+            )
+    records, complaints = jsonl_records(path, key)
     requests = []
     for entry in records:
-        prompt = str(entry.get("prompt", ""))
         try:
-            requests.append((prompt, SlotsTask().facts(prompt, str(entry.get("answer", "")))["record"]))
+            requests.append(_request(entry))
         except ValueError as error:
             complaints.append(f"line {entry['__line__']}: {error}")
     if not requests:
@@ -115,6 +148,45 @@ def _requests(key: str, path: str, digest: str | None) -> list[tuple[str, dict[s
     return requests
 
 
+def _request(entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Prompt and record of one line.
+
+    Raises:
+        ValueError: it holds no request that can be learnt.
+    """
+    for name in ("prompt", "answer"):
+        if not isinstance(entry.get(name), str) or not entry[name].strip():
+            raise ValueError(f"there is no text in the field {name!r}")
+    record = SlotsTask().facts(entry["prompt"], entry["answer"])["record"]
+    try:
+        json.dumps([entry["prompt"], record], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("half of a surrogate pair is no text") from error
+    return entry["prompt"], record
+
+
+def foreign_tokenizer(path: str, objective: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in the folder of another model.
+
+    Raises:
+        UserError: there is none, or it lacks something that the training needs.
+    """
+    expected = "a folder with tokenizer.json and tokenizer_config.json"
+    check_folder("tokenizer_from", path, expected, "tokenizer.json")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        reason = f"the tokenizer could not be loaded ({first_line(error)}); expected {expected}"
+        raise UserError(f"tokenizer_from={path!r}: {reason}") from error
+    needed = {"end-of-text token": tokenizer.eos_token_id, "chat template": tokenizer.chat_template}
+    if objective == "masked_diffusion":
+        needed["mask token"] = tokenizer.mask_token_id
+    for name, value in needed.items():
+        if value is None:
+            raise UserError(f"tokenizer_from={path!r}: the tokenizer has no {name}; expected an embedded model's")
+    return tokenizer
+
+
 def tokenizer_of(config: EmbeddedConfig, source: ExampleSource, folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer a training began with; a new one where it has not begun.
 
@@ -122,7 +194,7 @@ def tokenizer_of(config: EmbeddedConfig, source: ExampleSource, folder: Path) ->
         UserError: the training began with a tokenizer of other texts.
     """
     if config.tokenizer_from:
-        return AutoTokenizer.from_pretrained(config.tokenizer_from)
+        return foreign_tokenizer(config.tokenizer_from, config.objective)
     corpus = list(source.corpus())
     digest = hashlib.sha256(json.dumps([config.vocab_size, corpus]).encode()).hexdigest()[:16]
     home = folder / "tokenizer"
@@ -192,7 +264,7 @@ def _export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: 
     """Weights, tokenizer, loss plot and the losses that identify the training."""
     model.save_pretrained(export)
     save_tokenizer(tokenizer, export)
-    logs = sorted((folder / "logs").glob("*/metrics.csv"), key=lambda path: path.stat().st_mtime)
+    logs = sorted((folder / "logs").glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
     train = read_losses(logs, "train_loss")
     write_losses(train, export / "losses.csv")
     plot_losses(train, read_losses(logs, "val_loss"), export / "loss.png", f"Training of {export.name}")

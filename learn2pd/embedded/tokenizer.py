@@ -59,5 +59,6 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     path = folder / "tokenizer_config.json"
     described = json.loads(path.read_text())
     described["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name every transformers version knows
-    described.pop("backend", None)
+    for name in ("backend", "is_local", "local_files_only"):  # of this process, and not of the tokenizer
+        described.pop(name, None)
     path.write_text(json.dumps(described, indent=2) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch.nn import functional
 
 from learn2pd.embedded.objectives import MicroBatch
 from learn2pd.embedded.stream import Batch, StreamData
+from learn2pd.errors import UserError
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
 from learn2pd.training.lightning_setup import fit, loggers
 
@@ -60,8 +62,8 @@ class Schedule:
                 raise ValueError(f"schedule.{name}={getattr(self, name)}: expected a number between 0 and 1")
         if not 0 <= self.decay_share <= 1:
             raise ValueError(f"schedule.decay_share={self.decay_share}: expected a number from 0 to 1")
-        if self.weight_decay < 0:
-            raise ValueError(f"schedule.weight_decay={self.weight_decay}: expected at least 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"schedule.weight_decay={self.weight_decay}: expected a number of at least 0")
 
     def rate(self, step: int) -> float:
         """Learning rate as a share of its plateau."""
@@ -80,7 +82,7 @@ class LanguageTraining(lightning.LightningModule):
 
     def __init__(self, model: nn.Module, blocks: nn.Module, schedule: Schedule) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.schedule = schedule
         self.matrices = {name: parameter for name, parameter in blocks.named_parameters() if parameter.ndim == 2}
         self.automatic_optimization = False  # two optimizers that both step on every batch
@@ -113,18 +115,20 @@ class LanguageTraining(lightning.LightningModule):
         torch.nn.utils.clip_grad_norm_([parameter for group in adam.param_groups for parameter in group["params"]], 1.0)
         muon.step()
         adam.optimizer.step()  # past Lightning's wrapper, which would count a second step
-        self._log("train", batch, loss, right, prog_bar=True)
+        figures = _figures("train", batch, loss, right)
+        self.log_dict(figures, prog_bar=True, logger=False)
+        for logger in self.loggers:  # before a checkpoint of this step is saved; Lightning would log after it
+            logger.log_metrics({name: float(value) for name, value in figures.items()}, step=self.global_step - 1)
 
     def validation_step(self, batch: Batch, _: int) -> None:
         parts = list(self.losses(batch))
         loss = sum((loss for loss, _ in parts), torch.zeros(()))
-        self._log("val", batch, loss, sum((right for _, right in parts), torch.zeros(())), batch_size=sum(len(part.inputs) for part in batch))
-
-    def _log(self, split: str, batch: Batch, loss: Tensor, right: Tensor, **options: Any) -> None:
-        scored = sum(len(part.targets) for part in batch)
-        self.log_dict({f"{split}_loss": loss, f"{split}_token_accuracy": right / max(scored, 1)}, **options)
+        right = sum((right for _, right in parts), torch.zeros(()))
+        self.log_dict(_figures("val", batch, loss, right), batch_size=sum(len(part.inputs) for part in batch))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for logger in self.loggers:  # a resumed training logs what comes after this checkpoint, and nothing before it
+            logger.save()
         now = time.process_time()
         self.cpu_seconds += now - self._counted
         self._counted = now
@@ -143,6 +147,12 @@ class LanguageTraining(lightning.LightningModule):
         ]
         muon = torch.optim.Muon(groups, lr=self.schedule.muon_lr)
         return [muon, torch.optim.AdamW(others, lr=self.schedule.adam_lr, weight_decay=0.0, betas=(0.9, 0.98))]
+
+
+def _figures(split: str, batch: Batch, loss: Tensor, right: Tensor) -> dict[str, Tensor]:
+    """What is logged of a batch."""
+    scored = sum(len(part.targets) for part in batch)
+    return {f"{split}_loss": loss, f"{split}_token_accuracy": right / max(scored, 1)}
 
 
 def _members(parameters: Iterable[nn.Parameter], identities: set[int]) -> Sequence[nn.Parameter]:
@@ -165,16 +175,41 @@ class CausalTraining(LanguageTraining):
         return self.model.lm_head(hidden[batch.scored])
 
 
+def check_checkpoint(path: Path, module: LanguageTraining) -> None:
+    """Make sure that a training can go on from a checkpoint.
+
+    Raises:
+        UserError: the file is damaged, or holds a checkpoint of something else.
+    """
+    try:
+        checkpoint = SafetensorsCheckpointIO().load_checkpoint(path)
+    except (ValueError, OSError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+    saved = {name: tensor.shape for name, tensor in checkpoint.get("state_dict", {}).items()}
+    if "cpu_seconds" not in checkpoint or saved != {name: tensor.shape for name, tensor in module.state_dict().items()}:
+        raise UserError(
+            f"checkpoint {path} was not written by this configuration (its weights have other names or shapes): "
+            "delete it to start again, or give another output_dir"
+        )
+
+
 def train_language_model(module: LanguageTraining, data: StreamData, folder: Path) -> dict[str, float]:
     """Train, going on from the last checkpoint in `folder`.
 
     Returns:
         The last validation figures, the number of steps, and the hours of one processor core that the training took.
+
+    Raises:
+        UserError: the last checkpoint is damaged, or was written by another configuration.
     """
     schedule = module.schedule
+    last = folder / "last.safetensors"
+    if last.exists():
+        check_checkpoint(last, module)
     saver = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=schedule.checkpoint_every_steps, enable_version_counter=False)
     saver.FILE_EXTENSION = ".safetensors"
     trainer = lightning.Trainer(
+        accelerator="cpu",  # also where there is a GPU: the weights are those of a CPU, and of `threads`
         max_steps=schedule.total_steps,
         logger=loggers(folder),
         callbacks=[saver, TQDMProgressBar(refresh_rate=10)],
@@ -185,7 +220,7 @@ def train_language_model(module: LanguageTraining, data: StreamData, folder: Pat
         log_every_n_steps=1,  # the first losses identify a training
         enable_model_summary=False,
     )
-    fit(trainer, module, data, folder / "last.safetensors")
+    fit(trainer, module, data, last)
     figures = trainer.validate(module, data, verbose=False)[0]
     hours = (module.cpu_seconds + time.process_time() - module._counted) / 3600
     return {name: float(value) for name, value in figures.items()} | {"steps": float(schedule.total_steps), "core_hours": round(hours, 2)}

@@ -1,195 +1,329 @@
 from __future__ import annotations
 
-import functools
 import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 
-import lightning
 import pytest
 import torch
-from learn2pd.training.canvases import BATCHES_PER_ROUND, CanvasBatch, CanvasData, CanvasStream
-from learn2pd.training.causal import CausalTraining
-from learn2pd.training.dllm import SMALLEST_RATIO, DiffusionTraining, mask_canvas
-from learn2pd.training.running import Schedule
-from lightning.pytorch.callbacks import ModelCheckpoint
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from learn2pd.data.prompts import jsonl_records
 from learn2pd.data.tasks import TASK_NAMES, build_task
+from learn2pd.data.tasks.slots import SlotsTask
+from learn2pd.embedded.examples import ProblemExamples, RequestExamples
+from learn2pd.embedded.objectives import BlockDiffusion, MaskedDiffusion, NextToken
+from learn2pd.embedded.pretraining import network_of, run
+from learn2pd.embedded.stream import LARGEST_TAIL, BatchStream, Leg, Shape
+from learn2pd.embedded.training import LanguageTraining, Schedule
 from learn2pd.errors import UserError
-from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
-from learn2pd.training import canvases
-from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
+from tests.embedded.helpers import KINDS, REQUESTS, ROOT, exported, metrics, tiny, tiny_config, write_config
 
-LENGTH, MASK_ID, EOT_ID = 320, 1, 0
-
-
-@pytest.fixture
-def small_rounds(monkeypatch):
-    monkeypatch.setattr(canvases, "PROBLEMS_PER_ROUND", 48)
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's
+CAUSAL_STEPS = 3
 
 
-def stream(tokenizer, **options):
-    return CanvasStream([build_task(name) for name in TASK_NAMES], tokenizer, LENGTH, 0.2, 0.4, 7, **options)
+def requests(first, last):
+    entries = jsonl_records(REQUESTS)[0][first:last]
+    return [(entry["prompt"], SlotsTask().facts(entry["prompt"], entry["answer"])["record"]) for entry in entries]
 
 
-def take(source, count):
-    return list(itertools.islice(source, count))
+SOURCES = {
+    "problems": ProblemExamples([build_task(name) for name in TASK_NAMES]),
+    "requests": RequestExamples(requests(0, 300), requests(300, 420), 0.5, 0.2),
+}
 
 
-def equal(one: CanvasBatch, other: CanvasBatch) -> bool:
-    return one.tokens.equal(other.tokens) and one.prompt_mask.equal(other.prompt_mask) and one.seed == other.seed
+def objectives(tokenizer):
+    mask_id, eot_id = tokenizer.mask_token_id, tokenizer.eos_token_id
+    return {
+        "masked": MaskedDiffusion(mask_id, eot_id),
+        "blocks": BlockDiffusion(mask_id, eot_id, 1, "prompt"),
+        "next": NextToken(eot_id),
+    }
 
 
-@pytest.mark.parametrize("start", [0, 3, BATCHES_PER_ROUND, BATCHES_PER_ROUND + 5])
-def test_a_stream_started_later_goes_on_where_the_first_would_be(start, tokenizer, small_rounds):
-    whole = take(stream(tokenizer), start + 4)[start:]
-    later = take(stream(tokenizer, start=start), 4)
+def stream(tokenizer, source="problems", seed=7, split="train", start=0, shape=None):
+    """A stream with a causal leg first, as the embedded dLLM's."""
+    named = objectives(tokenizer)
+    shape = shape or Shape(batch_examples=12, micro_tokens=1500, length=320, long_share=0.1, prefix_share=0.5)
+    legs = [Leg(CAUSAL_STEPS, named["blocks"], shape), Leg(10, named["masked"], shape)]
+    return BatchStream(SOURCES[source], tokenizer, legs, seed, split, start)
+
+
+def batch_of(tokenizer, objective, number=0, **options):
+    """One batch of problems by an objective alone."""
+    shape = Shape(**{"batch_examples": 12, "micro_tokens": 1500, "length": 320} | options)
+    leg = Leg(1, objectives(tokenizer)[objective], shape)
+    return BatchStream(SOURCES["problems"], tokenizer, [leg], 7).batch(number, leg)
+
+
+def equal(one, other):
+    """Whether two batches hold the same numbers in the same micro-batches."""
+    if len(one) != len(other):
+        return False
+    for left, right in zip(one, other, strict=True):
+        for before, after in zip(left, right, strict=True):
+            same = torch.equal(before, after) if isinstance(before, torch.Tensor) else before == after
+            if not same:
+                return False
+    return True
+
+
+def written(part):
+    """The rows of a micro-batch of masked diffusion with the masked tokens put back."""
+    tokens = part.inputs.clone()
+    tokens[part.scored] = part.targets
+    return tokens
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("start", [0, 1, CAUSAL_STEPS - 1, CAUSAL_STEPS, CAUSAL_STEPS + 2])
+def test_a_stream_started_later_goes_on_where_the_first_would_be(start, source, tokenizer):
+    whole = list(itertools.islice(stream(tokenizer, source), start + 3))[start:]
+    later = list(itertools.islice(stream(tokenizer, source, start=start), 3))
     assert all(map(equal, whole, later))
-    assert len(whole) == len(later)
+    assert not equal(whole[0], whole[1])
 
 
-def test_every_round_has_the_same_number_of_batches(tokenizer):
-    """The number of the first batch of a round is computed from it."""
-    assert [len(stream(tokenizer).round(number)) for number in range(3)] == [BATCHES_PER_ROUND] * 3
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_batch_depends_on_its_number_and_the_seed_and_on_nothing_drawn_before(source, tokenizer):
+    numbers = [5, 0, 4, 0, 5]
+    streams = [stream(tokenizer, source, seed) for seed in (7, 7, 8)]
+    drawn = [[one.batch(number, one.legs[1]) for number in numbers] for one in streams]
+    torch.rand(3)
+    random.random()
+    assert all(map(equal, drawn[0], drawn[1]))
+    assert equal(drawn[0][0], drawn[0][4])
+    assert not equal(drawn[0][0], drawn[0][2])
+    assert not any(map(equal, drawn[0], drawn[2]))
 
 
-def test_batches_differ_and_hold_prompt_then_answer_then_end_of_text(tokenizer, small_rounds):
-    batches = take(stream(tokenizer), 2 * BATCHES_PER_ROUND)
-    assert len({batch.seed for batch in batches}) == len(batches)
-    for batch in batches:
-        assert batch.tokens.shape[1] <= LENGTH
-        assert (batch.prompt_mask.long().diff(dim=1) <= 0).all()  # a prompt comes first and in one piece
-        assert (batch.tokens != MASK_ID).all()
-        ended = (batch.tokens == EOT_ID).long().cummax(1).values
-        assert ((batch.tokens == EOT_ID) == ended.bool()).all()  # nothing follows the first end of text
+def test_every_leg_has_its_objective_for_as_many_batches_as_it_has_steps(tokenizer):
+    """The causal leg puts two copies side by side and says who sees whom; masked diffusion does not."""
+    batches = itertools.islice(stream(tokenizer), CAUSAL_STEPS + 12)
+    copies = [batch[0].attention is not None for batch in batches]
+    assert copies == [True] * CAUSAL_STEPS + [False] * 12
 
 
-def test_no_problem_of_the_training_stream_is_in_the_validation_stream(tokenizer, small_rounds):
-    def texts(split):
-        batches = take(stream(tokenizer, split=split), 16)
-        return {tokenizer.decode(row[prompt]) for batch in batches for row, prompt in zip(batch.tokens, batch.prompt_mask, strict=True)}
-
-    assert not texts("train") & texts("validation")
-
-
-def canvas(rows=64, length=50, prompt=10, seed=5):
-    prompt_mask = torch.zeros(rows, length, dtype=torch.bool)
-    prompt_mask[:, :prompt] = True
-    return CanvasBatch(torch.full((rows, length), 9), prompt_mask, seed)
+@pytest.mark.parametrize("source", SOURCES)
+def test_no_training_example_is_a_validation_example(source, tokenizer):
+    drawn = {split: SOURCES[source].draw(split, 300, random.Random(0)) for split in ("train", "validation")}
+    prompts = {split: {example.prompt for example in examples} for split, examples in drawn.items()}
+    assert len(prompts["validation"]) > 50
+    assert not prompts["train"] & prompts["validation"]
 
 
-def test_the_prompt_is_never_masked_and_the_rest_is_left_as_it_is():
-    batch = canvas()
-    inputs, masked, _ = mask_canvas(batch, MASK_ID)
-    assert not (masked & batch.prompt_mask).any()
-    assert (inputs[masked] == MASK_ID).all()
-    assert (inputs[~masked] == batch.tokens[~masked]).all()
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("number", [0, 4])
+def test_a_batch_holds_every_example_that_was_drawn_once(number, source, tokenizer):
+    one = stream(tokenizer, source, shape=Shape(batch_examples=13, micro_tokens=900, length=320))
+    drawn = one.source.draw("train", 13, random.Random(f"7/train/{number}"))
+    wanted = [f"<|user|>{example.prompt.strip()}<|assistant|>{example.answer}" for example in drawn]
+    rows = [row for part in one.batch(number, one.legs[1]) for row in written(part)]
+    texts = [tokenizer.decode(row).split("<|endoftext|>")[0] for row in rows]
+    assert sorted(texts) == sorted(wanted)
 
 
-def test_the_weight_is_one_over_the_share_that_is_masked():
-    batch = canvas(rows=40, length=4000, prompt=0)
-    _, masked, weight = mask_canvas(batch, MASK_ID)
-    share = masked.float().mean(1)
-    assert ((1 / weight[:, 0] - share).abs() < 0.04).all()
-    assert ((weight >= 1) & (weight <= 1 / SMALLEST_RATIO + 1e-3)).all()
+@pytest.mark.parametrize("micro_tokens", [1, 400, 1500, 10**6])
+def test_micro_batches_are_small_or_a_single_row_and_no_smaller_than_they_must_be(micro_tokens, tokenizer):
+    batch = batch_of(tokenizer, "masked", micro_tokens=micro_tokens)
+    for part in batch:
+        assert len(part.inputs) == 1 or part.inputs.numel() <= micro_tokens
+    for part, following in itertools.pairwise(batch):
+        assert (len(part.inputs) + 1) * following.inputs.shape[1] > micro_tokens
+    assert sum(len(part.inputs) for part in batch) == 12
 
 
-def test_mask_ratios_are_spread_evenly_over_a_batch():
-    ratio = 1 / mask_canvas(canvas(rows=50, prompt=0), MASK_ID)[2][:, 0]
-    assert ((ratio * 50).long().bincount(minlength=50) - 1).abs().max() <= 1
-    assert ratio.min() < 0.03
-    assert ratio.max() > 0.97
+def test_long_rows_are_padded_to_the_full_length_and_the_others_get_a_short_tail(tokenizer):
+    for part in batch_of(tokenizer, "masked", long_share=1.0, prefix_share=0.0):
+        assert part.inputs.shape[1] == 320
+    for number, share in itertools.product(range(3), (0.0, 1.0)):
+        for part in batch_of(tokenizer, "masked", number, micro_tokens=1, long_share=share):
+            tokens = written(part)[0]
+            ended = (tokens == tokenizer.eos_token_id).long()
+            assert ended.sum() >= 1
+            assert torch.equal(ended, ended.cummax(0).values)  # nothing follows the first end-of-text
+            assert len(tokens) == 320 if share else ended.sum() <= LARGEST_TAIL + 1
 
 
-def test_masking_is_a_function_of_the_batch_seed():
-    first, again, other = (mask_canvas(canvas(seed=seed), MASK_ID)[1] for seed in (1, 1, 2))
-    assert first.equal(again)
-    assert not first.equal(other)
+def test_as_many_answers_are_begun_as_the_share_says(tokenizer):
+    """A row whose answer is given in part has a prompt that goes on after the turn of the assistant."""
+    assistant = tokenizer.convert_tokens_to_ids("<|assistant|>")
+    for share in (0.0, 1.0):
+        longer = []
+        options = {"micro_tokens": 1, "long_share": 0.0, "prefix_share": share, "batch_examples": 40}
+        for part in batch_of(tokenizer, "blocks", **options):
+            length = int(part.positions.max()) + 1
+            prompt = length - (part.inputs.shape[1] - length)
+            longer.append(int(part.inputs[0, prompt - 1]) != assistant)
+        assert sum(longer) >= 35 if share else not any(longer)
 
 
-def tiny_training(total_steps=6):
+def test_a_length_that_no_example_fits_is_refused_by_name(tokenizer):
+    with pytest.raises(UserError, match=r"shape.length=8: none of 12 examples"):
+        batch_of(tokenizer, "masked", length=8)
+
+
+def module_of(tokenizer, tmp_path, kind):
+    """An untrained model of a kind with its optimizers, for the tokenizer of the tests."""
     torch.manual_seed(3)
-    config = LLaDAConfig(d_model=16, n_layers=1, n_heads=2, mlp_hidden_size=16, vocab_size=400, mask_token_id=MASK_ID, eos_token_id=EOT_ID)
-    return DiffusionTraining(LLaDAModelLM(config), schedule(total_steps))
+    return network_of(tiny_config(tmp_path, kind), tokenizer)
 
 
-def schedule(total_steps):
-    return Schedule(
-        total_steps, 2, 0.5, muon_lr=0.02, adam_lr=0.003, weight_decay=0.1, precision="32", checkpoint_every_steps=1, validate_every_steps=1
-    )
+@pytest.mark.parametrize(("kind", "objective"), [("diffusion", "masked"), ("diffusion", "blocks"), ("causal", "next")])
+def test_the_losses_of_the_micro_batches_add_up_to_the_loss_of_one_big_one(kind, objective, tokenizer, tmp_path):
+    """Rows are of one length here; elsewhere a larger micro-batch pads more of them, and the padding is scored."""
+    module = module_of(tokenizer, tmp_path, kind).double()
+    losses, gradients = [], []
+    for micro_tokens in (700, 10**6):
+        batch = batch_of(tokenizer, objective, micro_tokens=micro_tokens, long_share=1.0, batch_examples=6)
+        module.zero_grad()
+        parts = [loss for loss, _ in module.losses(batch)]
+        sum(parts).backward()
+        losses.append((len(parts), float(sum(parts).detach())))
+        gradients.append([parameter.grad.clone() for parameter in module.parameters() if parameter.grad is not None])
+    assert losses[0][0] > losses[1][0] == 1
+    assert losses[0][1] == pytest.approx(losses[1][1], rel=1e-6)  # the entropies themselves are taken in float32
+    for one, other in zip(*gradients, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
 
 
-def tiny_verifier_training():
-    torch.manual_seed(3)
-    config = LlamaConfig(vocab_size=400, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, eos_token_id=EOT_ID)
-    return CausalTraining(LlamaForCausalLM(config), schedule(6))
-
-
-def train(tokenizer, folder, steps, resume=None):
-    """Weights after `steps` batches in all, and the checkpoint of the last."""
-    training = tiny_training()
-    keep = ModelCheckpoint(dirpath=folder, filename="last", every_n_train_steps=1, save_top_k=1, enable_version_counter=False)
-    trainer = lightning.Trainer(
-        max_steps=steps, accelerator="cpu", plugins=[SafetensorsCheckpointIO()], callbacks=[keep], logger=False, default_root_dir=folder,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, use_distributed_sampler=False,
-    )  # fmt: skip
-    trainer.fit(training, CanvasData(functools.partial(stream, tokenizer)), ckpt_path=resume)
-    trainer.save_checkpoint(folder / "end.ckpt")
-    return {name: value.clone() for name, value in training.state_dict().items()}
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(tokenizer, small_rounds, tmp_path):
-    for folder in ("whole", "part", "rest"):
-        (tmp_path / folder).mkdir()
-    whole = train(tokenizer, tmp_path / "whole", 6)
-    part = train(tokenizer, tmp_path / "part", 3)
-    rest = train(tokenizer, tmp_path / "rest", 6, resume=tmp_path / "part" / "end.ckpt")
-    assert any(not whole[name].equal(part[name]) for name in whole)
-    assert all(whole[name].equal(rest[name]) for name in whole)
-
-
-@pytest.mark.parametrize("build", [tiny_training, tiny_verifier_training])
-def test_training_lowers_the_loss(build, tokenizer, small_rounds):
-    training = build()
-    batch = take(stream(tokenizer), 1)[0]
-    optimizer = torch.optim.AdamW(training.parameters(), lr=0.01)
+@pytest.mark.parametrize(("kind", "objective"), [("diffusion", "masked"), ("diffusion", "blocks"), ("causal", "next")])
+def test_training_lowers_the_loss(kind, objective, tokenizer, tmp_path):
+    module = module_of(tokenizer, tmp_path, kind)
+    batch = batch_of(tokenizer, objective, batch_examples=4)
+    optimizers = module.configure_optimizers()
     losses = []
-    for _ in range(15):
-        loss, _ = training.loss(batch)
-        optimizer.zero_grad()
+    for _ in range(25):
+        loss = sum(loss for loss, _ in module.losses(batch))
+        module.zero_grad()
         loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+        for optimizer in optimizers:
+            optimizer.step()
+        losses.append(float(loss.detach()))
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_the_learning_rate_warms_up_stays_and_falls_to_nothing():
-    training = tiny_training(total_steps=100)
-    rates = [training.schedule.rate(step) for step in range(101)]
-    assert rates[0] < rates[1] == 1.0
-    assert rates[49] == 1.0
-    assert rates[50:] == sorted(rates[50:], reverse=True)
+@pytest.mark.parametrize("decay_share", [0.0, 0.3, 1.0])
+def test_the_learning_rate_warms_up_stays_and_falls_to_nothing(decay_share):
+    schedule = Schedule(total_steps=100, warmup_steps=10, decay_share=decay_share)
+    rates = [schedule.rate(step) for step in range(101)]
+    last_full = 100 - round(100 * decay_share)
+    assert rates[:9] == sorted(rates[:9])
+    assert all(rate == 1.0 for rate in rates[9:last_full])
+    assert rates[max(last_full, 10) :] == sorted(rates[max(last_full, 10) :], reverse=True)
+    assert min(rates[:100]) > 0
     assert rates[100] == 0.0
 
 
-@pytest.mark.parametrize("build", [tiny_training, tiny_verifier_training])
-def test_every_parameter_is_trained_by_exactly_one_optimizer(build):
-    training = build()
-    groups = [parameter for optimizer in training.configure_optimizers() for group in optimizer.param_groups for parameter in group["params"]]
-    assert sorted(map(id, groups)) == sorted(map(id, training.parameters()))
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_is_trained_by_exactly_one_optimizer(kind, tokenizer, tmp_path):
+    module = module_of(tokenizer, tmp_path, kind)
+    muon, adam = module.configure_optimizers()
+    trained = [parameter for one in (muon, adam) for group in one.param_groups for parameter in group["params"]]
+    assert sorted(map(id, trained)) == sorted(map(id, module.parameters()))
+    assert all(parameter.ndim == 2 for group in muon.param_groups for parameter in group["params"])
+    sharp = {id(parameter) for name, parameter in module.named_parameters() if "q_proj" in name or "k_proj" in name}
+    assert {id(parameter) for parameter in muon.param_groups[1]["params"]} == sharp != set()
 
 
-def test_a_verifier_is_trained_on_the_answer_and_its_end_and_on_nothing_else():
-    """Whatever stands in the prompt's targets or after the end of text leaves the loss as it is."""
-    training = tiny_verifier_training()
-    tokens = torch.tensor([[5, 6, 7, 8, EOT_ID, EOT_ID, EOT_ID]])
-    prompt_mask = torch.tensor([[True, True, False, False, False, False, False]])
-    loss, _ = training.loss(CanvasBatch(tokens, prompt_mask, 0))
-    logits = training.model(tokens).logits[0]
-    wanted = torch.nn.functional.cross_entropy(logits[1:4], tokens[0, 2:5])
-    assert torch.allclose(loss, wanted)
+def interrupt(monkeypatch, step, moment):
+    """Ctrl-C at a step: before or after its update, or in the validation that follows it."""
+    training_step, validation_step = LanguageTraining.training_step, LanguageTraining.validation_step
+
+    def train(self, batch, index):
+        if moment == "before" and self.global_step == step:
+            raise KeyboardInterrupt
+        training_step(self, batch, index)
+        if moment == "after" and self.global_step == step + 1:
+            raise KeyboardInterrupt
+
+    def validate(self, batch, index):
+        if moment == "validation" and self.global_step == step + 1 and index == 2:
+            raise KeyboardInterrupt
+        validation_step(self, batch, index)
+
+    monkeypatch.setattr(LanguageTraining, "training_step", train)
+    monkeypatch.setattr(LanguageTraining, "validation_step", validate)
 
 
-def test_a_length_that_no_problem_fits_is_refused(tokenizer, small_rounds):
-    with pytest.raises(UserError, match="train_length=8"):
-        CanvasStream([build_task("math")], tokenizer, 8, 0.2, 0.4, 7).round(0)
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A folder of a finished training of each kind."""
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
+    for kind, folder in folders.items():
+        run(tiny_config(folder, kind))
+    return folders
+
+
+VALIDATIONS = [(4, "validation"), (9, "validation")]
+INTERRUPTIONS = {
+    "again and again": ("diffusion", [(0, "after"), (2, "after"), (4, "before"), *VALIDATIONS, (11, "after")]),
+    "of the other kind": ("causal", [(5, "after")]),
+}
+
+
+@pytest.mark.parametrize("name", INTERRUPTIONS)
+def test_an_interrupted_training_ends_as_the_uninterrupted_one(name, uninterrupted, tmp_path, monkeypatch):
+    kind, moments = INTERRUPTIONS[name]
+    config = tiny_config(tmp_path, kind)
+    for step, moment in moments:
+        with monkeypatch.context() as patched:
+            interrupt(patched, step, moment)
+            with pytest.raises(KeyboardInterrupt):
+                run(config)
+        assert not (tmp_path / "export" / "model.safetensors").exists()
+    run(config)
+    assert exported(tmp_path) == exported(uninterrupted[kind])
+    assert metrics(tmp_path) == metrics(uninterrupted[kind])
+
+
+def test_a_killed_training_ends_as_the_uninterrupted_one(uninterrupted, tmp_path):
+    """A process that is killed soon after its first checkpoint, at a moment that nobody chooses.
+
+    What it wrote until then is its progress bar and nothing of its libraries.
+    """
+    config = write_config(tmp_path, tiny(tmp_path))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "train.py", config]
+    shown = tmp_path / "shown.txt"
+    with shown.open("w") as file:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run/pretrain/last.safetensors").exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(random.SystemRandom().uniform(0, 0.1))
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert "Epoch 0" in shown.read_text()
+    lines = shown.read_text().replace("\r", "\n").replace("\x1b[A", "").splitlines()
+    assert all(line.strip().startswith(("Epoch 0", "Training", "Validation")) for line in lines if line.strip())
+    assert not (tmp_path / "export" / "model.safetensors").exists()
+    run(tiny_config(tmp_path))
+    assert exported(tmp_path) == exported(uninterrupted["diffusion"])
+
+
+def test_a_finished_training_started_again_changes_nothing(uninterrupted):
+    folder = uninterrupted["diffusion"]
+    before = exported(folder), metrics(folder)
+    run(tiny_config(folder))
+    assert (exported(folder), metrics(folder)) == before
+
+
+def losses(folder):
+    return (folder / "export" / "losses.csv").read_text().splitlines()
+
+
+def test_the_first_losses_identify_a_training(uninterrupted, tmp_path):
+    """How often a checkpoint is saved makes no difference to them; the seed does, to every single one."""
+    seldom = "schedule.checkpoint_every_steps=100"
+    run(tiny_config(tmp_path / "again", overrides=(seldom,)))
+    run(tiny_config(tmp_path / "other", overrides=(seldom, "seed=1")))
+    assert losses(tmp_path / "again") == losses(uninterrupted["diffusion"])
+    assert len(losses(tmp_path / "again")) == 13
+    assert not set(losses(tmp_path / "again")[1:]) & set(losses(tmp_path / "other"))

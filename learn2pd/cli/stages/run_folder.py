@@ -57,9 +57,9 @@ def open_output(config: Any, output: Path) -> None:
         changed = differences(json.loads(path.read_text()), described)
         if changed:
             shown = "; ".join(changed[:4]) + ("; ..." if len(changed) > 4 else "")
-            raise UserError(
-                f"output_dir={config.output_dir} holds a run of another configuration ({shown}): choose another, or set resume=true or overwrite=true"
-            )
+            ways = "overwrite=true to start again" if config.job == "embedded" else "resume=true or overwrite=true"
+            held = f"output_dir={config.output_dir} holds a run of another configuration ({shown})"
+            raise UserError(f"{held}: choose another, or set {ways}")
     try:
         write_json(path, described)
     except OSError as error:

@@ -24,7 +24,7 @@ def parse_record(text: str) -> Record:
         ValueError: it is not JSON, not an object, has a key twice, no intent, or a value that is neither a text nor a list of texts.
     """
     try:
-        record = json.loads(text, object_pairs_hook=_unique)
+        record = json.loads(text, object_pairs_hook=unique_keys)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(record, dict):
@@ -37,12 +37,17 @@ def parse_record(text: str) -> Record:
     return record
 
 
-def _unique(pairs: Sequence[tuple[str, Any]]) -> Record:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands twice")
+def unique_keys(pairs: Sequence[tuple[str, Any]]) -> Record:
+    """A JSON object out of its keys and values.
+
+    Raises:
+        ValueError: a key stands twice.
+    """
+    record: Record = {}
+    for key, value in pairs:
+        if key in record:
+            raise ValueError(f"the key {key!r} stands twice")
+        record[key] = value
     return record
 
 
