@@ -119,6 +119,9 @@ def _row(entry: Measured, fixed: Measured | None, threshold: Measured | None) ->
     row |= {
         "forwards_mean": point(entry.forwards),
         "forwards_interval": interval(entry.forwards),
+        "columns_per_forward": float(outcome.columns.sum() / outcome.forwards.sum()),
+        "revoked_mean": float(outcome.revoked.mean()),
+        "edited_mean": float(outcome.edited.mean()),
         "auxiliary_forwards_mean": float(outcome.auxiliary_forwards.mean()),
         "failed": int(outcome.failed.sum()),
         "answer_tokens_mean": float(outcome.lengths.mean()),

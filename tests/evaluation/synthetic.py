@@ -13,15 +13,20 @@ def outcome(
 ):  # fmt: skip
     """An outcome of as many prompts as `forwards` has; shorter columns are repeated."""
     count = len(forwards)
+    trained = policy == "filter" or scheduler == "adablock_learned"
+    kind = "oracle" if policy == "oracle" else "learned" if trained else "training-free"
     return Outcome(
-        labels=Labels(f"{family} {setting}".strip(), family, setting, group, scheduler, policy, "none", stop, task),
+        labels=Labels(f"{family} {setting}".strip(), family, setting, group, scheduler, policy, "none", stop, task, kind),
         correct=np.resize(np.array(correct, np.float32), count),
         reasons=[""] * count,
         tokens=np.resize(np.array(tokens, np.int32), (count, 4)),
         committed_at=np.zeros((count, 4), np.int32),
         lengths=np.resize(np.array(lengths, np.int32), count),
         forwards=np.array(forwards, np.int32),
+        columns=np.array(forwards, np.int64) * 30,
         auxiliary_forwards=np.full(count, auxiliary, np.int32),
+        revoked=np.zeros(count, np.int32),
+        edited=np.zeros(count, np.int32),
         failed=np.zeros(count, bool),
         wall_s=wall_s,
         model_s=wall_s / 2,
