@@ -171,7 +171,7 @@ def test_the_bootstrap_is_seeded_and_brackets_the_mean():
 
 
 def test_every_resample_draws_as_many_prompts_and_the_same_for_every_column(monkeypatch):
-    monkeypatch.setattr("learn2pd.evaluation.bootstrap.COUNTS_AT_ONCE", 70)  # in pieces
+    monkeypatch.setattr("learn2pd.statistics.bootstrap.COUNTS_AT_ONCE", 70)  # in pieces
     values = np.random.default_rng(1).normal(size=20)
     ones, first, second = Bootstrap(50, 3).sums(np.stack((np.ones(20), values, 2 * values + 1), axis=1)).T
     assert ones.shape == (51,)

@@ -47,7 +47,7 @@ def test_an_attack_ends_in_an_error_and_leaves_nothing_behind(attack, sandbox, t
 
 
 def test_an_endless_loop_ends_at_the_time_limit(sandbox, monkeypatch):
-    monkeypatch.setattr("learn2pd.evaluation.sandbox.CPU_SECONDS", 1)
+    monkeypatch.setattr("learn2pd.data.sandbox.CPU_SECONDS", 1)
     assert CPU_SECONDS <= 5
     assert sandbox.call("def f(x):\n    while True:\n        x = x + 1", [1]).error
 

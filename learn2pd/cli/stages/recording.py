@@ -105,7 +105,7 @@ def dry_run(config: RunConfig) -> str:
 
 def _described(config: RunConfig, model: Model, prompts: Sequence[Prompt], **more: Any) -> dict[str, Any]:
     return describe_recording(
-        model, prompts, gen_length=config.decode.gen_length, block_length=config.decode.block_length, alignment=BlocksScheduler.alignment,
+        model, prompts, gen_length=config.decode.gen_length, block_length=config.decode.block_length, alignment="prompt",
         confidence=CONFIDENCE, delimiter_ids=newline_ids(model.tokenizer), shard_prompts=config.record.shard_prompts, seed=config.seed,
         config=identity(config), **more,
     )  # fmt: skip
