@@ -315,15 +315,22 @@ class _RenamedControlTokens:
             model["vocab"] = {self.names.get(token, token): number for token, number in model["vocab"].items()}
         elif isinstance(model.get("vocab"), list):
             model["vocab"] = [[self.names.get(token, token), score] for token, score in model["vocab"]]
+        if isinstance(model.get("merges"), list):
+            model["merges"] = [merge for merge in model["merges"] if not self._makes_control(merge)]
         if model.get("unk_token") in self.names:
             model["unk_token"] = self.names[model["unk_token"]]
         self.tokenizer = Tokenizer.from_str(json.dumps(state))
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
 
+    def _makes_control(self, merge: Any) -> bool:
+        """Whether a merge, written as a pair or with a space, makes a control token or goes on from one."""
+        first, second = merge.split(" ") if isinstance(merge, str) else merge
+        return not self.names.keys().isdisjoint({first, second, first + second})
+
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, control: Mapping[str, Any]) -> _RenamedControlTokens | None:
-        """The copy for a tokenizer as it is now; None where its control tokens cannot be renamed, as where merges make them."""
+        """The copy for a tokenizer as it is now; None where its control tokens cannot be renamed."""
         version = (len(tokenizer), tuple(control))
         if tokenizer not in _RENAMED or _RENAMED[tokenizer][0] != version:
             _RENAMED[tokenizer] = (version, cls._made(tokenizer, control))
