@@ -80,13 +80,16 @@ class SomeObject:
     pass
 
 
+NOW = datetime.datetime(2024, 1, 2)
+
+
 @pytest.mark.parametrize(
     "prompt",
     [
-        None, 7, 3.5, True, 1j, b"text", bytearray(b"text"), memoryview(b"text"), datetime.date(2024, 1, 2), datetime.datetime(2024, 1, 2), decimal.Decimal(1),
-        SomeObject(), {"prompt": "text"}, {}, {1, 2}, frozenset([1]), iter([1, 2]), (i for i in (1, 2)), {"a": 1}.keys(), [1, True], [False], [1.0, 2.0],
-        [1, 2.5], [None], [b"x"], ["a", "b"], [[1, 2], [3]], [{"role": "user", "content": "x"}, 3], [3, {"role": "user", "content": "x"}],
-        np.array([1.0]), np.array([True]), np.array([[1, 2]]), np.array(3), np.array(["a"]), np.array([datetime.datetime(2024, 1, 2)], dtype="datetime64[s]"),
+        None, 7, 3.5, True, 1j, b"text", bytearray(b"text"), memoryview(b"text"), datetime.date(2024, 1, 2), NOW, decimal.Decimal(1),
+        SomeObject(), {"prompt": "text"}, {}, {1, 2}, frozenset([1]), iter([1, 2]), (i for i in (1, 2)), {"a": 1}.keys(), [1, True], [False],
+        [1.0, 2.0], [1, 2.5], [None], [b"x"], ["a", "b"], [[1, 2], [3]], [{"role": "user", "content": "x"}, 3], [3, {"role": "user", "content": "x"}],
+        np.array([1.0]), np.array([True]), np.array([[1, 2]]), np.array(3), np.array(["a"]), np.array([NOW], dtype="datetime64[s]"),
         torch.tensor([1.0]), torch.tensor([True]), torch.tensor([[1]]), torch.tensor(3), pd.Series([1, 2]), pd.Timestamp(0),
     ],
     ids=lambda prompt: f"{type(prompt).__name__} {str(prompt)[:30]}",
@@ -234,10 +237,12 @@ def test_a_mask_that_does_not_fit_is_refused(mask):
     [
         ("text", "[text]"), (np.str_("text"), "[text]"), ([1, 2], "[ids]"), ((1, 2), "[ids]"), (range(4), "[ids]"), (iter([1, 2]), "[ids]"),
         (np.array([1, 2]), "[ids]"), (torch.tensor([1, 2]), "[ids]"), (pd.Series([1, 2]), "[ids]"), (CHAT, "[messages]"), (tuple(CHAT), "[messages]"),
-        (None, "NoneType"), (7, "int"), (2.5, "float"), (True, "bool"), (b"ab", "bytes"), (bytearray(b"ab"), "bytearray"), (SomeObject(), "SomeObject"),
+        (None, "NoneType"), (7, "int"), (2.5, "float"), (True, "bool"), (b"ab", "bytes"), (bytearray(b"ab"), "bytearray"),
+        (SomeObject(), "SomeObject"),
         (datetime.date(2024, 1, 2), "date"), ({1, 2}, "set"), (frozenset("ab"), "frozenset"), ({"prompt": TEXTS}, "prompts['prompt']"),
         ({}, "none"), ({"input_ids": 7}, "input_ids"), ({"input_ids": "text"}, "input_ids"), ({"input_ids": [["a"], "b"]}, "input_ids"),
-        (pd.DataFrame({"prompt": TEXTS}), "DataFrame"), (datasets.Dataset.from_dict({"prompt": TEXTS}), "Dataset"), (pa.table({"prompt": TEXTS}), "Table"),
+        (pd.DataFrame({"prompt": TEXTS}), "DataFrame"), (datasets.Dataset.from_dict({"prompt": TEXTS}), "Dataset"),
+        (pa.table({"prompt": TEXTS}), "Table"),
         (datasets.DatasetDict({"test": datasets.Dataset.from_dict({"prompt": TEXTS})}), "DatasetDict"), (np.array([[1.0]]), "float64"),
         (np.array([1.5]), "float64"), (np.array([True]), "bool"), (torch.zeros(2, 2), "float32"), (torch.ones(2, 2, dtype=torch.bool), "bool"),
         (np.zeros((1, 2, 3), dtype=int), "(1, 2, 3)"), (torch.tensor(3), "()"), (np.array(3), "()"),
