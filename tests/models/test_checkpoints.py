@@ -428,8 +428,9 @@ def test_a_tokenizer_alone_speaks_of_the_argument_it_belongs_to(folder):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (KeyError("metadata"), "'metadata' is missing"), (KeyError(), "key is missing"), (ValueError(), "ValueError"), (ValueError("x"), "ValueError: x"),
-        (ValueError("first\nsecond"), "ValueError: first"), (RuntimeError("a long\tline\n\nwith more"), "a long line"),
+        (KeyError("metadata"), "'metadata' is missing"), (KeyError(), "key is missing"), (ValueError(), "ValueError"),
+        (ValueError("x"), "ValueError: x"),
+        (ValueError("first\nsecond"), "ValueError: first"), (RuntimeError("a long\tline\n\nmore"), "a long line"),
         (FileNotFoundError(2, "No such file or directory", "a.json"), "No such file or directory: a.json"), (OSError("all\nof it"), "OSError: all"),
         (PermissionError(13, "Permission denied"), "Permission denied"), (MemoryError(), "memory"), (torch.OutOfMemoryError("CUDA"), "memory"),
         (RecursionError("maximum"), "nested"), (RuntimeError("x " * 1000), "x x"),
