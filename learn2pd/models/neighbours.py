@@ -33,7 +33,7 @@ def _system(error: Any) -> str:
 
 def _status(error: Any) -> str:
     """The answer of the hub, by its number."""
-    return f"the hub answered {error.response.status_code}"
+    return _one_line(error) if error.response is None else f"the hub answered {error.response.status_code}"
 
 
 CAUSES: tuple[tuple[type[BaseException], Callable[[Any], str]], ...] = (
@@ -101,7 +101,8 @@ def cause(error: BaseException) -> str:
     for _ in range(8):  # a chain that leads back to itself ends here
         if inner is None:
             break
-        if isinstance(inner, (hub.HfHubHTTPError, hub.OfflineModeIsEnabled, jinja2.TemplateError)):
+        telling = isinstance(inner, (hub.HfHubHTTPError, hub.OfflineModeIsEnabled, jinja2.TemplateError))
+        if telling and not isinstance(inner, hub.LocalEntryNotFoundError):  # which old versions derive from HfHubHTTPError
             error = inner
             break
         inner = inner.__cause__ or (None if inner.__suppress_context__ else inner.__context__)
