@@ -1,7 +1,8 @@
 """Hub names and folders, for dLLMs, verifiers and adapters: whatever is wrong with their files becomes one line.
 
-A hub name is turned into the folder of its snapshot in the local cache once, by `local_folder`; everything after that reads a folder. The
-hub is asked whether it answers before anything else is asked of it, so that a missing network costs seconds.
+A hub name is turned into the folder of its snapshot in the local cache once, by `local_folder`; everything after that
+reads a folder. The hub is asked whether it answers before anything else is asked of it, so that a missing network costs
+seconds.
 """
 
 from __future__ import annotations
@@ -82,12 +83,14 @@ def local_folder(key: str, path: str | os.PathLike[str], revision: str | None = 
 
     Args:
         key: the argument's name, for messages.
-        path: a folder, or a hub name whose files are downloaded, or taken from the local cache where the hub does not answer.
+        path: a folder, or a hub name whose files are downloaded, or taken from the local cache where the hub does not
+            answer.
         revision: of the hub repository.
         patterns: the files to download.
 
     Raises:
-        UserError: the hub does not answer within seconds and the cache does not hold the repository, or the repository cannot be read.
+        UserError: the hub does not answer within seconds and the cache does not hold the repository, or the repository
+            cannot be read.
     """
     path = path_text(key, path)
     if Path(path).is_dir():
@@ -175,7 +178,9 @@ def read_object(
 
 
 def refuse_adapter(key: str, path: str | os.PathLike[str], revision: str | None = None) -> None:
-    """Refuse a model with an adapter beside it: transformers would take other weights than those, or pickled ones, without a word.
+    """Refuse a model with an adapter beside it.
+
+    transformers would take other weights than the model's, or pickled ones, without a word.
 
     Raises:
         UserError: saying where the adapter belongs.

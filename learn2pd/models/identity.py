@@ -1,11 +1,12 @@
 """Which model it is: 16 hex digits of every byte of every weight and of the configuration.
 
-Recordings, policies and compared outcomes belong to a model by this fingerprint, so that a model with one changed value is another one.
+Recordings, policies and compared outcomes belong to a model by this fingerprint, so that a model with one changed value
+is another one.
 
-The cost: SHA-256 reads about 1.25 GB a second on one core of a server's processor that has instructions for it (measured; 0.4 without
-them), and the tensors are read and hashed side by side on up to 8 cores. LLaDA-8B in bfloat16 (16 GB) takes 13 seconds of one core. Only
-the first load of a checkpoint pays. Its digest is then kept in the user's cache folder, under the names, sizes, times and inodes of the
-files, and nothing is written beside the checkpoint.
+The cost: SHA-256 reads about 1.25 GB a second on one core of a server's processor that has instructions for it
+(measured; 0.4 without them), and the tensors are read and hashed side by side on up to 8 cores. LLaDA-8B in bfloat16
+(16 GB) takes 13 seconds of one core. Only the first load of a checkpoint pays. Its digest is then kept in the user's
+cache folder, under the names, sizes, times and inodes of the files, and nothing is written beside the checkpoint.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from transformers import PretrainedConfig
 SCHEME = "1"  # of the digest of weights; another scheme does not read the digests that this one kept
 DIGITS = 16
 SETTLED_SECONDS = 2.0  # a file changed more recently may change again without a new time, as some file systems count
-# Fields of a configuration that change no output of a loaded model: where it comes from, how it was initialised and trained, and how its
-# outputs are packed.
+# Fields of a configuration that change no output of a loaded model: where it comes from, how it was initialised and
+# trained, and how its outputs are packed.
 CANNOT_MATTER = frozenset(
     {
         *("architectures", "auto_map", "_name_or_path", "name_or_path", "transformers_version", "_commit_hash"),
@@ -106,7 +107,9 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 class KeptDigest:
-    """The digest of weights in files, in the user's cache folder. A cache that cannot be read or written only costs time.
+    """The digest of weights in files, in the user's cache folder.
+
+    A cache that cannot be read or written only costs the time to digest the weights again.
 
     Args:
         files: the files that hold the weights; how they are is noted here, so make this before they are read.

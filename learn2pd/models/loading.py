@@ -52,7 +52,8 @@ NOT_READ = (
     "dtype",
     "torch_dtype",
 )  # fields of config.json: no remote code is run, and the type of the weights is the caller's choice
-# The families' defaults of these fields are ids of the published models, which mean something else in another vocabulary.
+# The families' defaults of these fields are ids of the published models, which mean something else in another
+# vocabulary.
 IDS = ("mask_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
 # Fields of config.json by which transformers, MLX and older tools say that weights are quantised.
 QUANTISATION = ("quantization_config", "quantization", "quant_config", "compression_config", "quantize_config")
@@ -86,9 +87,9 @@ class Model:
         """Token ids of one prompt.
 
         Args:
-            prompt: a text, which becomes a user's turn where the tokenizer has a chat template; chat messages, a list of
-                `{"role": ..., "content": ...}` of which the last one is the user's; or token ids, which are taken as they are. Control
-                tokens that a text or a message spells out, such as `<|endoftext|>`, stay text.
+            prompt: a text, which becomes a user's turn where the tokenizer has a chat template; chat messages, a list
+                of `{"role": ..., "content": ...}` of which the last one is the user's; or token ids, which are taken as
+                they are. Control tokens that a text or a message spells out, such as `<|endoftext|>`, stay text.
 
         Raises:
             UserError: it is of another type, it is empty, an id is outside the vocabulary, or the chat template fails.
@@ -140,11 +141,12 @@ def load_model(
 ) -> Model:
     """Load weights, configuration and tokenizer. No remote code is run.
 
-    The first load of a checkpoint reads every byte of its weights into the fingerprint; see identity.py for what this costs.
+    The first load of a checkpoint reads every byte of its weights into the fingerprint; see identity.py for what this
+    costs.
 
     Args:
-        path: a hub name such as `GSAI-ML/LLaDA-8B-Instruct`, or a folder in the hub's layout. A hub name is downloaded once; where the hub
-            does not answer within seconds, its local cache is used.
+        path: a hub name such as `GSAI-ML/LLaDA-8B-Instruct`, or a folder in the hub's layout. A hub name is downloaded
+            once; where the hub does not answer within seconds, its local cache is used.
         dtype: `float32`, `bfloat16` or `float16`, or the same as a torch.dtype.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         revision: of the hub repository.
@@ -152,8 +154,8 @@ def load_model(
         adapter: a hub name or folder of a peft adapter of this dLLM, which is added into the weights.
 
     Raises:
-        UserError: the folder is missing or is not a dLLM, weights are damaged or do not fit, there is no mask token, the adapter is of another
-            dLLM. The line starts with the name of the argument that is wrong.
+        UserError: the folder is missing or is not a dLLM, weights are damaged or do not fit, there is no mask token,
+            the adapter is of another dLLM. The line starts with the name of the argument that is wrong.
     """
     path = path_text("path", path)
     if adapter is not None:
@@ -268,12 +270,14 @@ def _load_weights(
 def load_tokenizer(path: str | os.PathLike[str], config: PretrainedConfig, revision: str | None = None, key: str = "path") -> PreTrainedTokenizerBase:
     """The tokenizer beside the weights. No remote code is run, and nobody is asked whether to.
 
-    What it decodes is not altered: `clean_up_tokenization_spaces` is off whatever the files say, since it removes spaces before punctuation,
-    which programs and formulas need. `split_special_tokens` is off too, since with it a chat template's control tokens would be text.
+    What it decodes is not altered: `clean_up_tokenization_spaces` is off whatever the files say, since it removes
+    spaces before punctuation, which programs and formulas need. `split_special_tokens` is off too, since with it a chat
+    template's control tokens would be text.
 
     Args:
         path: as for `load_model`.
-        config: of the model, as loaded: transformers would read it again, and ask on the terminal about the code that its auto_map names.
+        config: of the model, as loaded: transformers would read it again, and ask on the terminal about the code that
+            its auto_map names.
         revision: of the hub repository.
         key: the argument's name, for messages.
 

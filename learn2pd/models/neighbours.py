@@ -1,8 +1,8 @@
 """What transformers, safetensors, huggingface_hub, jinja2, tokenizers and the file system raise, told in one line.
 
-Every call of the models' room into one of these libraries runs inside `told_in_one_line`, so that a user reads one line with the real
-cause instead of a traceback of somebody else's code. `CAUSES` is the table: one row for each kind of exception whose own text is missing,
-misleading or longer than a line.
+Every call of the models' room into one of these libraries runs inside `told_in_one_line`, so that a user reads one line
+with the real cause instead of a traceback of somebody else's code. `CAUSES` is the table: one row for each kind of
+exception whose own text is missing, misleading or longer than a line.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def cause(error: BaseException) -> str:
         error: whatever a neighbour raised.
 
     Returns:
-        The text of the first row of `CAUSES` that fits, else the first line of the error's own text. An error that only wraps another
-        one of the hub or of jinja2 gives the cause of that one.
+        The text of the first row of `CAUSES` that fits, else the first line of the error's own text. An error that only
+        wraps another one of the hub or of jinja2 gives the cause of that one.
     """
     inner: BaseException | None = error
     for _ in range(8):  # a chain that leads back to itself ends here

@@ -1,10 +1,12 @@
 """From what a caller calls a prompt to token ids, by type, and with the caller's text kept as text.
 
-A prompt is a text, token ids, or chat messages. `prompt_list` checks the whole argument of `decode` and makes a list of it; `prompt_ids`
-encodes one prompt. Whatever is no prompt is refused by a line that names its type: a mapping iterates over its keys, bytes over numbers
-and a table over its column names, so that each of them would be decoded as something that nobody asked for.
+A prompt is a text, token ids, or chat messages. `prompt_list` checks the whole argument of `decode` and makes a list of
+it; `prompt_ids` encodes one prompt. Whatever is no prompt is refused by a line that names its type: a mapping iterates
+over its keys, bytes over numbers and a table over its column names, so that each of them would be decoded as something
+that nobody asked for.
 
-Control tokens that a text spells out, such as `<|endoftext|>`, stay text; those that the chat template writes become control tokens.
+Control tokens that a text spells out, such as `<|endoftext|>`, stay text; those that the chat template writes become
+control tokens.
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ def prompt_list(prompts: object) -> list[Any]:
     """Make a list of what a caller gave as prompts. The prompts themselves are checked where they are encoded.
 
     Args:
-        prompts: a list, tuple, generator, column of a table, one-dimensional array of texts or two-dimensional array of token ids; or what
-            a tokenizer returns, a mapping with `input_ids` and perhaps `attention_mask`, whose rows are taken without their padding.
+        prompts: a list, tuple, generator, column of a table, one-dimensional array of texts or two-dimensional array of
+            token ids; or what a tokenizer returns, a mapping with `input_ids` and perhaps `attention_mask`, whose rows
+            are taken without their padding.
 
     Returns:
         One entry for each prompt, in order.
@@ -66,8 +69,9 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: object, control_ids: 
 
     Args:
         tokenizer: the model's.
-        prompt: a text, which becomes a user's turn where the tokenizer has a chat template; token ids, which are taken as they are
-            (a list, tuple, range, integer array or integer tensor of one dimension); or a list of chat messages, the last one from the user.
+        prompt: a text, which becomes a user's turn where the tokenizer has a chat template; token ids, which are taken
+            as they are (a list, tuple, range, integer array or integer tensor of one dimension); or a list of chat
+            messages, the last one from the user.
         control_ids: ids that are control tokens whatever the tokenizer says of them, such as the model's mask.
 
     Raises:
@@ -260,8 +264,8 @@ def _tokenize_apart(
 ) -> list[int]:
     """Ids where text and control tokens of the same spelling meet.
 
-    The template sees a stand-in for every control token that the user spelt out. What it writes itself is then a control token for
-    certain, and the stand-ins become the user's spelling again.
+    The template sees a stand-in for every control token that the user spelt out. What it writes itself is then a
+    control token for certain, and the stand-ins become the user's spelling again.
     """
     renamed = _RenamedControlTokens.of(tokenizer, control) if tokenizer.is_fast else None
     if messages is None:
@@ -295,8 +299,8 @@ def _tokenize_apart(
 class _RenamedControlTokens:
     """A copy of a fast tokenizer in which every control token has a name that nobody can guess, and the same id.
 
-    In the copy a text that spells out a control token is text, in its context: neither are merges broken up nor is a space put in front of
-    a piece, as happens where pieces are encoded apart.
+    In the copy a text that spells out a control token is text, in its context: neither are merges broken up nor is a
+    space put in front of a piece, as happens where pieces are encoded apart.
     """
 
     def __init__(self, state: dict[str, Any], control: Collection[str]) -> None:

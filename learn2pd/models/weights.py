@@ -1,7 +1,7 @@
 """Weights from *.safetensors, checked by their headers before a value is read: which tensors, of which type and shape.
 
-transformers' own reader is not used: it initialises what is missing, casts integers without their scales, prints a report of dozens of
-lines before anybody can refuse, and fails on an index without metadata.
+transformers' own reader is not used: it initialises what is missing, casts integers without their scales, prints a
+report of dozens of lines before anybody can refuse, and fails on an index without metadata.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def find_tensors(subject: str, folder: Path) -> tuple[dict[str, Stored], list[Pa
         The tensors by name, and the files.
 
     Raises:
-        UserError: a file is missing, empty, cut short or no safetensors file, or the index is wrong; the message names the file.
+        UserError: a file is missing, empty, cut short or no safetensors file, or the index is wrong; the message names
+            the file.
     """
     if not (folder / SINGLE).is_file() and not (folder / INDEX).is_file():
         raise UserError(f"{subject}: there are no weights in {SINGLE} or {INDEX}{_instead(folder)}; expected whole *.safetensors files")
@@ -99,7 +100,7 @@ def find_tensors(subject: str, folder: Path) -> tuple[dict[str, Stored], list[Pa
 
 
 def fit(subject: str, tensors: Mapping[str, Stored], expected: Mapping[str, Tensor]) -> dict[str, Stored]:
-    """The tensors under the network's names, once it is clear that they are all there, of the right shape, and plain numbers.
+    """The tensors under the network's names, once it is clear that each of them exists, fits and is plain numbers.
 
     Args:
         subject: the model, for messages.
@@ -134,7 +135,9 @@ def read(
     device: torch.device,
     inspect: Callable[[str, Tensor], object] | None = None,
 ) -> dict[str, Tensor]:
-    """Every tensor on the device, in the wanted type. The processor's memory holds a few tensors at a time beside those of the result.
+    """Every tensor on the device, in the wanted type.
+
+    The processor's memory holds a few tensors at a time beside those of the result.
 
     Args:
         subject: the model, for messages.
