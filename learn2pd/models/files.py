@@ -1,73 +1,203 @@
-"""Hub names and folders, for dLLMs, verifiers and adapters: whatever is wrong with their files becomes one line."""
+"""Hub names and folders, for dLLMs, verifiers and adapters: whatever is wrong with their files becomes one line.
+
+A hub name is turned into the folder of its snapshot in the local cache once, by `local_folder`; everything after that
+reads a folder. The hub is asked whether it answers before anything else is asked of it, so that a missing network costs
+seconds.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers.utils import cached_file
+from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+from safetensors import SafetensorError
 
-from learn2pd.errors import UserError, first_line
+from learn2pd.errors import UserError
+from learn2pd.models.neighbours import cause, told_in_one_line
 
 ADAPTER_CONFIG = "adapter_config.json"
-UNREADABLE = (OSError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError)
+# SafetensorError is here for weights that are read lazily, long after their file was opened
+UNREADABLE = (OSError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, SafetensorError)
+DESCRIPTIONS = (
+    "*.json",
+    "*.txt",
+    "*.jinja",
+    "*.model",
+    "*.tiktoken",
+)  # every file of a repository but weights, code and pictures
+PROBE_SECONDS = 5.0
+LFS_POINTER = b"version https://git-lfs.github.com"
+
+
+def path_text(key: str, path: object) -> str:
+    """A folder or a hub name as text, with `~` as the home folder.
+
+    Args:
+        key: the argument's name, for messages.
+        path: a text or a Path.
+
+    Raises:
+        UserError: it is neither, or it is empty.
+    """
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise UserError(f"{key}={path!r} is of type {type(path).__name__}: expected a folder or a hub name such as 'owner/name'")
+    if not text.strip() or "\0" in text:
+        raise UserError(f"{key}={text!r}: expected a folder or a hub name such as 'owner/name'")
+    return os.path.expanduser(text)
 
 
 def shown_name(path: str) -> str:
     """A folder's last part, a hub name as it is."""
-    return Path(path).name if Path(path).exists() else path
+    return Path(os.path.abspath(path)).name if Path(path).exists() else path
 
 
-def check_folder(key: str, path: str, expected: str, file: str = "config.json") -> None:
+def check_folder(key: str, path: str | os.PathLike[str], expected: str, file: str = "config.json") -> None:
     """Refuse a path that cannot be a hub's name and holds no `file`, before the hub is asked for it.
 
     Raises:
         UserError: saying what was `expected`.
     """
+    path = path_text(key, path)
     folder = Path(path)
     looks_local = folder.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1 or path.split("/")[0] in ("checkpoints", "outputs")
     if looks_local and not (folder / file).is_file():
-        state = f"holds no {file}" if folder.is_dir() else "does not exist"
-        raise UserError(f"{key}={path!r}: the folder {state}; expected {expected}")
+        if folder.is_dir():
+            state = f"the folder holds no {file}"
+        elif folder.exists():
+            state = "this is a file"
+        else:
+            state = "the folder does not exist"
+        raise UserError(f"{key}={path!r}: {state}; expected {expected}")
 
 
-def read_object(key: str, path: str, file: str, expected: str, revision: str | None = None) -> dict[str, Any]:
+def local_folder(key: str, path: str | os.PathLike[str], revision: str | None = None, patterns: Iterable[str] = DESCRIPTIONS) -> Path:
+    """The folder with the files of a hub name or folder; a folder is itself.
+
+    Args:
+        key: the argument's name, for messages.
+        path: a folder, or a hub name whose files are downloaded, or taken from the local cache where the hub does not
+            answer.
+        revision: of the hub repository.
+        patterns: the files to download.
+
+    Raises:
+        UserError: the hub does not answer within seconds and the cache does not hold the repository, or the repository
+            cannot be read.
+    """
+    path = path_text(key, path)
+    if Path(path).is_dir():
+        return Path(path)
+    unreachable = _why_unreachable()
+    try:
+        return Path(
+            snapshot_download(
+                path,
+                revision=revision,
+                allow_patterns=list(patterns),
+                ignore_patterns=["*/*"],
+                local_files_only=unreachable is not None,
+            )
+        )
+    except Exception as error:  # huggingface_hub and its HTTP client raise almost every kind
+        partial = getattr(error, "snapshot_path", None)
+        if partial is not None:  # some file of the patterns was never downloaded; whoever needs it names it
+            return Path(partial)
+        advice = f"give a local folder instead, downloaded elsewhere with `hf download {path} --local-dir FOLDER`"
+        if unreachable is not None and not isinstance(error, HFValidationError):
+            known = f"revision {revision!r} of it" if revision else "it"
+            raise UserError(
+                f"{key}={path!r}: no folder has this name, {constants.ENDPOINT} could not be reached ({unreachable}), "
+                f"and the hub's local cache does not hold {known}; {advice}"
+            ) from error
+        at = f" at revision {revision!r}" if revision else ""
+        raise UserError(f"{key}={path!r}{at} could not be read from {constants.ENDPOINT} ({cause(error)}); check the name, or {advice}") from error
+
+
+def _why_unreachable() -> str | None:
+    """Why the hub does not answer; None where it does. The question is asked in a thread, since a name server may take its time."""
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    answer: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)
+            answer.append(None)
+        except Exception as error:  # noqa: BLE001  of two HTTP clients, by the version of huggingface_hub
+            answer.append(cause(error))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS + 1)
+    return answer[0] if answer else f"no answer within {PROBE_SECONDS + 1:.0f} seconds"
+
+
+def check_file(subject: str, file: Path) -> None:
+    """Refuse a file that is empty, or that stands for another one which was not downloaded.
+
+    Raises:
+        UserError: naming the file and what to do.
+    """
+    with told_in_one_line(f"{subject}: {file.name} could not be read"), file.open("rb") as opened:
+        start = opened.read(len(LFS_POINTER))
+    if not start:
+        raise UserError(f"{subject}: {file.name} is empty (0 bytes); download it again")
+    if start == LFS_POINTER:
+        raise UserError(f"{subject}: {file.name} is a Git LFS pointer and not the file itself; run `git lfs pull` in the repository")
+
+
+def read_object(
+    key: str,
+    path: str | os.PathLike[str],
+    file: str,
+    expected: str,
+    revision: str | None = None,
+    patterns: Iterable[str] = DESCRIPTIONS,
+) -> dict[str, Any]:
     """The JSON object in a file of a hub name or folder.
 
     Raises:
         UserError: it cannot be read, or holds something else; `expected` ends that line.
     """
-    try:
-        fields = json.loads(Path(cached_file(path, file, revision=revision)).read_text(encoding="utf-8"))
-    except (*UNREADABLE, ValueError) as error:
-        raise UserError(f"{key}={path!r}: {file} could not be read ({first_line(error)})") from error
+    described = local_folder(key, path, revision, patterns) / file
+    subject = f"{key}={os.fspath(path)!r}"
+    check_file(subject, described)
+    with told_in_one_line(f"{subject}: {file} could not be read", f"expected {expected}"):
+        fields = json.loads(described.read_text(encoding="utf-8-sig"))
     if not isinstance(fields, dict):
-        raise UserError(f"{key}={path!r}: {file} holds no JSON object; expected {expected}")
+        raise UserError(f"{subject}: {file} holds no JSON object; expected {expected}")
     return fields
 
 
-def refuse_adapter(key: str, path: str, revision: str | None = None) -> None:
-    """Refuse a model with an adapter beside it: transformers would take other weights than those, or pickled ones, without a word.
+def refuse_adapter(key: str, path: str | os.PathLike[str], revision: str | None = None) -> None:
+    """Refuse a model with an adapter beside it.
+
+    transformers would take other weights than the model's, or pickled ones, without a word.
 
     Raises:
         UserError: saying where the adapter belongs.
     """
-    try:
-        cached_file(path, ADAPTER_CONFIG, revision=revision)
-    except UNREADABLE:  # there is none
-        return
-    raise UserError(f"{key}={path!r} holds {ADAPTER_CONFIG} beside config.json: expected a model alone; a dLLM's adapter goes to model.adapter")
+    if (local_folder(key, path, revision) / ADAPTER_CONFIG).exists():
+        raise UserError(
+            f"{key}={os.fspath(path)!r} holds {ADAPTER_CONFIG} beside config.json: expected a model alone; "
+            "a dLLM's adapter is given apart, as adapter=FOLDER"
+        )
 
 
-def refuse_tensors(subject: str, cause: str, **wrong: Iterable[str]) -> None:
+def refuse_tensors(subject: str, why: str, **wrong: Iterable[str]) -> None:
     """Refuse names of tensors by kind: `missing`, `unknown`, `misshapen`.
 
     Raises:
         UserError: for the first kind that has any.
     """
-    for kind, found in wrong.items():
-        if names := sorted(found):
-            raise UserError(f"{subject}: {len(names)} {kind} tensors, first {names[0]}; {cause}")
+    for kind, tensors in wrong.items():
+        if names := sorted(tensors):
+            raise UserError(f"{subject}: {len(names)} {kind} tensors, first {names[0]}; {why}")

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
-from transformers.utils import cached_file
 
-from learn2pd.errors import UserError, first_line
+from learn2pd.errors import UserError
+from learn2pd.models import identity, weights
 from learn2pd.models.adapter import ModelAdapter
 from learn2pd.models.dream import DreamConfig, DreamModel, DreamTokenizer
-from learn2pd.models.files import UNREADABLE, check_folder, read_object, refuse_adapter, refuse_tensors, shown_name
+from learn2pd.models.files import (
+    check_file,
+    check_folder,
+    local_folder,
+    path_text,
+    read_object,
+    refuse_adapter,
+    shown_name,
+)
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
+from learn2pd.models.neighbours import cause, told_in_one_line
 from learn2pd.models.network import DiffusionNetwork
+from learn2pd.models.prompts import prompt_ids
 from learn2pd.types import ModelSpec
 
 
@@ -32,9 +42,33 @@ class Family:
 
 
 FAMILIES = {"llada": Family(LLaDAConfig, LLaDAModelLM, False), "Dream": Family(DreamConfig, DreamModel, True)}
-END_OF_TURN_TOKENS = ("<|eot_id|>", "<|im_end|>")  # LLaDA and Dream end an answer with this and pad with end-of-text; either ends it
+END_OF_TURN_TOKENS = (
+    "<|eot_id|>",
+    "<|im_end|>",
+)  # LLaDA and Dream end an answer with this and pad with end-of-text; either ends it
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-NOT_READ = ("auto_map", "dtype", "torch_dtype")  # fields of config.json: no remote code is run, and the type of the weights is the caller's choice
+NOT_READ = (
+    "auto_map",
+    "dtype",
+    "torch_dtype",
+)  # fields of config.json: no remote code is run, and the type of the weights is the caller's choice
+# The families' defaults of these fields are ids of the published models, which mean something else in another
+# vocabulary.
+IDS = ("mask_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
+# Fields of config.json by which transformers, MLX and older tools say that weights are quantised.
+QUANTISATION = ("quantization_config", "quantization", "quant_config", "compression_config", "quantize_config")
+EXPERTS = (
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "n_experts",
+    "num_experts_per_tok",
+    "moe_num_experts",
+)
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,152 +80,254 @@ class Model:
 
     @property
     def spec(self) -> ModelSpec:
+        """What the loop knows of the model."""
         return self.adapter.spec
 
-    def encode(self, prompt: str) -> list[int]:
-        """Ids of a user's turn, by the chat template where the tokenizer has one.
+    def encode(self, prompt: object) -> list[int]:
+        """Token ids of one prompt.
+
+        Args:
+            prompt: a text, which becomes a user's turn where the tokenizer has a chat template; chat messages, a list
+                of `{"role": ..., "content": ...}` of which the last one is the user's; or token ids, which are taken as
+                they are. Control tokens that a text or a message spells out, such as `<|endoftext|>`, stay text.
 
         Raises:
-            UserError: for an empty prompt.
+            UserError: it is of another type, it is empty, an id is outside the vocabulary, or the chat template fails.
         """
-        if not prompt.strip():
-            raise UserError("the prompt is empty: expected at least one character that is not white space")
-        if self.tokenizer.chat_template is None:
-            return list(self.tokenizer.encode(prompt))
-        text = self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        ids = prompt_ids(self.tokenizer, prompt, (self.spec.mask_id, *self.spec.eot_ids))
+        wrong = next((token for token in ids if not 0 <= token < self.spec.vocab_size), None)
+        if wrong is not None:
+            raise UserError(f"token id {wrong}, {self.spec.name} has ids 0 to {self.spec.vocab_size - 1}")
+        return ids
 
 
-def resolve_device(device: str) -> torch.device:
+def resolve_device(device: str | torch.device) -> torch.device:
     """`auto` is the GPU where there is one.
 
     Raises:
         UserError: for a device this machine lacks.
     """
-    if device == "auto":
+    if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not isinstance(device, str | torch.device):
+        raise UserError(f"device={device!r} is of type {type(device).__name__}: expected auto, cpu, cuda or a torch.device")
     try:
         torch.empty(1, device=device).tolist()  # not on `meta`, which holds no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"model.device={device!r} is not usable here ({str(error).splitlines()[0]}): use auto, cpu or cuda") from error
+        raise UserError(f"device={str(device)!r} is not usable here ({cause(error)}): use auto, cpu or cuda") from error
     return torch.device(device)
 
 
+def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """A type of weights by its name, or as it is.
+
+    Raises:
+        UserError: for a type that is not one of `DTYPES`.
+    """
+    if isinstance(dtype, str) and dtype in DTYPES:
+        return DTYPES[dtype]
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
+        return dtype
+    raise UserError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}, as a name or as torch.float32 and so on")
+
+
 def load_model(
-    path: str, dtype: str = "float32", device: str = "auto", revision: str | None = None, compile: bool = False, adapter: str | None = None
+    path: str | os.PathLike[str],
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "auto",
+    revision: str | None = None,
+    compile: bool = False,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Load weights, configuration and tokenizer. No remote code is run.
 
+    The first load of a checkpoint reads every byte of its weights into the fingerprint; see identity.py for what this
+    costs.
+
     Args:
-        path: a hub name such as `GSAI-ML/LLaDA-8B-Instruct`, or a folder in the hub's layout.
-        dtype: `float32`, `bfloat16` or `float16`.
+        path: a hub name such as `GSAI-ML/LLaDA-8B-Instruct`, or a folder in the hub's layout. A hub name is downloaded
+            once; where the hub does not answer within seconds, its local cache is used.
+        dtype: `float32`, `bfloat16` or `float16`, or the same as a torch.dtype.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         revision: of the hub repository.
         compile: let torch.compile fuse the layers; the first forwards of every new shape take much longer.
         adapter: a hub name or folder of a peft adapter of this dLLM, which is added into the weights.
 
     Raises:
-        UserError: the folder is missing or is not a dLLM, weights are damaged or do not fit, there is no mask token, the adapter is of another
-            dLLM.
+        UserError: the folder is missing or is not a dLLM, weights are damaged or do not fit, there is no mask token,
+            the adapter is of another dLLM. The line starts with the name of the argument that is wrong.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"model.dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
+    path = path_text("path", path)
+    if adapter is not None:
+        adapter = path_text("adapter", adapter)
+    if revision is not None and (not isinstance(revision, str) or not revision.strip()):
+        raise UserError(f"revision={revision!r}: expected a branch, tag or commit of the hub repository, or None")
+    kind = resolve_dtype(dtype)
     target = resolve_device(device)
     fields = read_config(path, revision)
     family = FAMILIES[fields["model_type"]]
-    try:
-        config = family.config.from_dict({key: value for key, value in fields.items() if key not in NOT_READ})
-    except Exception as error:  # also what transformers' own checks of the fields raise, of many kinds
-        raise UserError(f"model {path}: {' '.join(str(error).split())}") from error
-    network = _load_weights(path, family.network, config, DTYPES[dtype], revision).eval().to(target)
+    with told_in_one_line(f"path={path!r}"):  # what transformers' own checks of the fields raise is of many kinds
+        described = dict.fromkeys(IDS) | {name: value for name, value in fields.items() if name not in NOT_READ}
+        config = family.config.from_dict(described)
+    network, digest = _load_weights(path, family.network, config, kind, target, revision)
     tokenizer = load_tokenizer(path, network.config, revision)
-    spec = _spec(path, network, tokenizer, family.shifted_logits)
+    spec = _spec(path, network, tokenizer, family.shifted_logits, digest)
     if adapter is not None:
         from learn2pd.models.merging import merge_adapter
 
-        network, digest = merge_adapter(network, adapter, path)
+        network, of_adapter = merge_adapter(network, adapter, path)
         # of base and adapter, and not of their sum: that is rounded differently on every device
-        both = hashlib.sha256(f"{spec.fingerprint}{digest}".encode()).hexdigest()[:16]
+        both = hashlib.sha256(f"{spec.fingerprint}{of_adapter}".encode()).hexdigest()[: identity.DIGITS]
         spec = replace(spec, name=f"{spec.name}+{shown_name(adapter)}", fingerprint=both)
     return Model(ModelAdapter(network, spec, compile), tokenizer)
 
 
-def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
+def read_config(path: str | os.PathLike[str], revision: str | None = None) -> dict[str, Any]:
     """The fields of config.json, once it is clear that they describe a dLLM this toolkit runs.
 
     Raises:
-        UserError: naming what was looked for.
+        UserError: naming what was looked for, or what the checkpoint is instead.
     """
+    path = path_text("path", path)
     known = ", ".join(FAMILIES)
-    check_folder("model.path", path, f"config.json (model_type {known}), *.safetensors and tokenizer.json")
-    refuse_adapter("model.path", path, revision)
-    fields = read_object("model.path", path, "config.json", f"one with model_type {known}", revision)
+    check_folder("path", path, f"config.json (model_type {known}), *.safetensors and tokenizer.json")
+    refuse_adapter("path", path, revision)
+    fields = read_object("path", path, "config.json", f"one with model_type {known}", revision)
+    experts = _experts(fields)
+    if experts:
+        raise UserError(f"path={path!r}: config.json describes a mixture of experts ({experts}), which is not implemented; expected {known}")
     if str(fields.get("model_type")) not in FAMILIES:
-        raise UserError(
-            f"model.path={path!r}: config.json says model_type {fields.get('model_type')!r}, which is no dLLM known here; expected {known}"
-        )
-    if fields.pop("quantization_config", None) is not None:
-        raise UserError(f"model.path={path!r}: config.json has a quantization_config; quantised weights are not read, expected the plain checkpoint")
+        raise UserError(f"path={path!r}: config.json says model_type {fields.get('model_type')!r}, which is no dLLM known here; expected {known}")
+    for name in QUANTISATION:
+        settings = fields.pop(name, None)
+        if settings is not None:
+            raise UserError(
+                f"path={path!r}: config.json has a {name}{_tool(settings)}; quantised weights are not read, expected the plain checkpoint"
+            )
     return fields
 
 
-def _load_weights(path: str, model_class: Any, config: LLaDAConfig | DreamConfig, dtype: torch.dtype, revision: str | None) -> DiffusionNetwork:
-    try:
-        network, report = model_class.from_pretrained(
-            path, config=config, dtype=dtype, revision=revision, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
-        )  # mismatched sizes are refused below, by name
-    except (SafetensorError, RuntimeError, ValueError, *UNREADABLE) as error:
-        raise UserError(f"model {path}: the weights could not be loaded ({first_line(error)}); expected whole *.safetensors files") from error
-    misshapen = [name[0] if isinstance(name, tuple) else name for name in report["mismatched_keys"]]
-    refuse_tensors(
-        f"model {path}", "the checkpoint does not fit its config.json",
-        missing=report["missing_keys"], unknown=report["unexpected_keys"], misshapen=misshapen,
-    )  # fmt: skip
-    return cast(DiffusionNetwork, network)
+def _tool(settings: Any) -> str:
+    """Whose quantisation it is, as the settings tell."""
+    if not isinstance(settings, dict):
+        return ""
+    if isinstance(settings.get("quant_method"), str):
+        return f" of {settings['quant_method']}"
+    if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
+        return " of bitsandbytes"
+    return " of MLX" if {"bits", "group_size"} <= settings.keys() else ""
 
 
-def load_tokenizer(path: str, config: PretrainedConfig, revision: str | None = None) -> PreTrainedTokenizerBase:
+def _experts(fields: dict[str, Any]) -> str:
+    """The fields by which a configuration says that it is a mixture of experts; empty where it is none."""
+    told = [f"{name}={fields[name]}" for name in EXPERTS if type(fields.get(name)) is int and fields[name] > 1]
+    classes = fields.get("architectures")
+    named = [name for name in classes if isinstance(name, str) and "moe" in name.lower()] if isinstance(classes, list) else []
+    if "moe" in str(fields.get("model_type")).lower():
+        named.append(f"model_type {fields['model_type']}")
+    return ", ".join([*named, *told])
+
+
+def _load_weights(
+    path: str,
+    network_class: type[DiffusionNetwork],
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    revision: str | None,
+) -> tuple[DiffusionNetwork, str]:
+    """The network on its device, and the digest of its weights.
+
+    Raises:
+        UserError: a file of weights is missing or damaged, or a tensor does not fit; the message names it.
+    """
+    subject = f"path={path!r}"
+    folder = local_folder("path", path, revision)
+    if not Path(path).is_dir():
+        folder = local_folder("path", path, revision, weights.files_to_fetch(subject, folder))
+    tensors, files = weights.find_tensors(subject, folder)
+    config._name_or_path = path
+    with told_in_one_line(subject), torch.device("meta"):
+        network = network_class(config)
+    fitting = weights.fit(subject, tensors, network.state_dict())
+    kept = identity.KeptDigest(files, dtype)
+    known = kept.read()
+    digest = identity.WeightsDigest()
+    state = weights.read(subject, fitting, dtype, device, digest.add if known is None else None)
+    network.load_state_dict(state, assign=True)
+    network.config.dtype = dtype
+    if known is None:
+        known = digest.hexdigest()
+        kept.write(known)
+    elif not kept.unchanged:  # somebody writes to the files at this moment
+        known = identity.weights_digest(state)
+    return network.eval(), known
+
+
+def load_tokenizer(path: str | os.PathLike[str], config: PretrainedConfig, revision: str | None = None, key: str = "path") -> PreTrainedTokenizerBase:
     """The tokenizer beside the weights. No remote code is run, and nobody is asked whether to.
+
+    What it decodes is not altered: `clean_up_tokenization_spaces` is off whatever the files say, since it removes
+    spaces before punctuation, which programs and formulas need. `split_special_tokens` is off too, since with it a chat
+    template's control tokens would be text.
 
     Args:
         path: as for `load_model`.
-        config: of the model, as loaded: transformers would read it again, and ask on the terminal about the code that its auto_map names.
+        config: of the model, as loaded: transformers would read it again, and ask on the terminal about the code that
+            its auto_map names.
         revision: of the hub repository.
+        key: the argument's name, for messages.
 
     Raises:
         UserError: there is none, or it is damaged.
     """
-    try:
-        described = json.loads(Path(cached_file(path, "tokenizer_config.json", revision=revision)).read_text(encoding="utf-8"))
-        options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    path = path_text(key, path)
+    folder = local_folder(key, path, revision)
+    for name in TOKENIZER_FILES:
+        if (folder / name).exists():
+            check_file(f"{key}={path!r}: the tokenizer could not be loaded", folder / name)
+    with told_in_one_line(
+        f"{key}={path!r}: the tokenizer could not be loaded",
+        "expected tokenizer_config.json and tokenizer.json, or vocab.json and merges.txt",
+    ):
+        described = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        options: dict[str, Any] = {"trust_remote_code": False}
         named = described.get("extra_special_tokens")
         if isinstance(named, list):  # as transformers 5 writes them; version 4 fails on a list of that name
             options["extra_special_tokens"] = {}
         if described.get("tokenizer_class") == DreamTokenizer.__name__:
-            tokenizer = DreamTokenizer.from_pretrained(path, **options)
+            tokenizer = DreamTokenizer.from_pretrained(folder, **options)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(path, config=config, **options)
+            tokenizer = AutoTokenizer.from_pretrained(folder, config=config, **options)
         if isinstance(named, list):
             tokenizer.add_special_tokens({"additional_special_tokens": named})
+        tokenizer.clean_up_tokenization_spaces = False
+        tokenizer.split_special_tokens = False
         return cast(PreTrainedTokenizerBase, tokenizer)
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        raise UserError(
-            f"model {path}: the tokenizer could not be loaded ({first_line(error)}); "
-            "expected tokenizer_config.json and tokenizer.json, or vocab.json and merges.txt"
-        ) from error
 
 
-def _spec(path: str, network: DiffusionNetwork, tokenizer: PreTrainedTokenizerBase, shifted_logits: bool) -> ModelSpec:
+def _spec(path: str, network: DiffusionNetwork, tokenizer: PreTrainedTokenizerBase, shifted_logits: bool, digest: str) -> ModelSpec:
     config = network.config
-    mask_id = config.mask_token_id if config.mask_token_id is not None else tokenizer.mask_token_id
+    named = tokenizer.special_tokens_map
+    mask_id = config.mask_token_id
+    if mask_id is None and "mask_token" in named:
+        mask_id = tokenizer.convert_tokens_to_ids(named["mask_token"])
+    if mask_id is None:
+        raise UserError(f"path={path!r}: no mask token: config.json names no mask_token_id, and the tokenizer has no mask_token")
     if not _is_id(mask_id, config.vocab_size):
-        raise UserError(f"model {path}: no mask token (config.json mask_token_id={mask_id!r}, tokenizer mask_token={tokenizer.mask_token!r})")
+        raise UserError(f"path={path!r}: no mask token: {_stated(config.mask_token_id, 'mask', mask_id)}, expected {_range(config)}")
     if tokenizer.convert_ids_to_tokens(mask_id) is None:
-        raise UserError(f"model {path}: the tokenizer has no mask token: config.json says id {mask_id}, the tokenizer ends at {len(tokenizer) - 1}")
-    stated = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
+        last = len(tokenizer) - 1
+        raise UserError(f"path={path!r}: the tokenizer has no mask token: config.json says id {mask_id}, the tokenizer ends at {last}")
+    config.mask_token_id = mask_id
+    stated = config.eos_token_id
+    if stated is None and "eos_token" in named:
+        stated = tokenizer.convert_tokens_to_ids(named["eos_token"])
+    if stated is None:
+        raise UserError(f"path={path!r}: no end-of-text token: config.json names no eos_token_id, and the tokenizer has no eos_token")
     ends = [*stated] if isinstance(stated, list) else [stated]
     if not ends or not all(_is_id(end, config.vocab_size) for end in ends):
-        raise UserError(f"model {path}: no end-of-text token (config.json eos_token_id={stated!r}, tokenizer eos_token={tokenizer.eos_token!r})")
+        raise UserError(f"path={path!r}: no end-of-text token: {_stated(config.eos_token_id, 'eos', stated)}, expected {_range(config)}")
     ends += [tokenizer.convert_tokens_to_ids(token) for token in END_OF_TURN_TOKENS if token in tokenizer.get_vocab()]
     return ModelSpec(
         name=shown_name(path),
@@ -201,9 +337,18 @@ def _spec(path: str, network: DiffusionNetwork, tokenizer: PreTrainedTokenizerBa
         vocab_size=int(config.vocab_size),
         max_length=int(config.max_position_embeddings),
         shifted_logits=shifted_logits,
-        fingerprint=fingerprint(network),
+        fingerprint=identity.fingerprint(config, digest),
         vocabulary=tokenizer.get_vocab(),
     )
+
+
+def _stated(in_config: Any, name: str, value: Any) -> str:
+    """Which file says what the id of a token is."""
+    return f"the tokenizer's {name}_token has the id {value!r}" if in_config is None else f"config.json says {name}_token_id={value!r}"
+
+
+def _range(config: PretrainedConfig) -> str:
+    return f"an id from 0 to {config.vocab_size - 1}"
 
 
 def _is_id(value: Any, vocab_size: int) -> bool:
@@ -211,15 +356,5 @@ def _is_id(value: Any, vocab_size: int) -> bool:
 
 
 def fingerprint(network: DiffusionNetwork) -> str:
-    """16 hex digits of the configuration and of the first values of every tensor: quick at 8B, and any training changes it."""
-    digest = hashlib.sha256(json.dumps({key: str(value) for key, value in sorted(vars(network.config).items()) if key in _FINGERPRINTED}).encode())
-    for name, tensor in network.state_dict().items():
-        head = tensor.detach().flatten()[:64].float().cpu()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + head.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-_FINGERPRINTED = {
-    *("d_model", "n_layers", "n_heads", "n_kv_heads", "mlp_hidden_size", "vocab_size", "rope_theta", "rms_norm_eps", "mask_token_id"),
-    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "eos_token_id"),
-}
+    """The identity of a network as it is in memory: the same as `ModelSpec.fingerprint` of a freshly loaded one."""
+    return identity.fingerprint(network.config, identity.weights_digest(network.state_dict()))

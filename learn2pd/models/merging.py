@@ -13,21 +13,28 @@ from typing import Any, cast
 
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers.utils import cached_file
 
-from learn2pd.errors import UserError, first_line
-from learn2pd.models.files import ADAPTER_CONFIG, UNREADABLE, check_folder, read_object, refuse_tensors
+from learn2pd.errors import UserError
+from learn2pd.models.files import ADAPTER_CONFIG, check_file, check_folder, local_folder, read_object, refuse_tensors
+from learn2pd.models.neighbours import told_in_one_line
 from learn2pd.models.network import DiffusionNetwork
 
 log = logging.getLogger(__name__)
 
-KEY = "model.adapter"
+KEY = "adapter"
 WEIGHTS = "adapter_model.safetensors"
+FILES = (ADAPTER_CONFIG, WEIGHTS)
 EXPECTED = f"{ADAPTER_CONFIG} and {WEIGHTS}, as peft saves them"
-PROVENANCE = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"}  # change no value
+PROVENANCE = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_version",
+    "revision",
+    "task_type",
+}  # change no value
 MIXTURE = "XLORA"  # loads further adapters, of any format, and weighs them anew for every input
 
 
@@ -46,42 +53,44 @@ def merge_adapter(network: DiffusionNetwork, adapter: str, base: str) -> tuple[D
         UserError: the adapter is missing, damaged, not safetensors, of a kind that cannot be merged, or of another dLLM.
     """
     check_folder(KEY, adapter, EXPECTED, ADAPTER_CONFIG)
-    fields = read_object(KEY, adapter, ADAPTER_CONFIG, "peft's settings")
+    fields = read_object(KEY, adapter, ADAPTER_CONFIG, "peft's settings", patterns=FILES)
     tensors, digest = _read_weights(adapter)
     _warn_of_another_base(adapter, fields.get("base_model_name_or_path"), base)
-    try:
-        config = PeftConfig.from_pretrained(str(Path(cached_file(adapter, ADAPTER_CONFIG)).parent))
+    with told_in_one_line(f"{KEY}={adapter!r} could not be merged into {base}", f"expected {EXPECTED}"):
+        config = PeftConfig.from_pretrained(str(local_folder(KEY, adapter, patterns=FILES)))
         if config.is_prompt_learning or config.peft_type == MIXTURE:
             raise UserError(f"{KEY}={adapter!r}: peft_type {fields['peft_type']} changes no weights and cannot be merged; expected LORA or its like")
         wrapped = PeftModel(network, config)  # not peft's class for the task, which looks for methods that a dLLM does not have
         _check(wrapped, tensors, adapter, base)
         set_peft_model_state_dict(wrapped, tensors)
         merged = cast(DiffusionNetwork, wrapped.merge_and_unload(safe_merge=True))  # refuses a sum that is not finite
-    except UserError:
-        raise
-    except Exception as error:  # peft raises almost every kind
-        raise UserError(f"{KEY}={adapter!r} could not be merged into {base} ({first_line(error)}); expected {EXPECTED}") from error
     settings = json.dumps({key: value for key, value in sorted(fields.items()) if key not in PROVENANCE})
     return merged.eval(), hashlib.sha256(f"{digest}{settings}".encode()).hexdigest()
 
 
 def _read_weights(adapter: str) -> tuple[dict[str, Tensor], str]:
     """The tensors on the CPU, and the SHA-256 of their file."""
-    try:
-        path = cached_file(adapter, WEIGHTS)
-        with open(path, "rb") as file:
+    path = local_folder(KEY, adapter, patterns=FILES) / WEIGHTS
+    subject = f"{KEY}={adapter!r}"
+    pickled = "expected a whole file (adapter_model.bin is pickle, never loaded)"
+    if path.is_file():
+        check_file(subject, path)
+    with told_in_one_line(f"{subject}: {WEIGHTS} could not be read", pickled):
+        with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return load_file(path), digest
-    except (SafetensorError, *UNREADABLE) as error:
-        raise UserError(
-            f"{KEY}={adapter!r}: {WEIGHTS} could not be read ({first_line(error)}); expected a whole file (adapter_model.bin is pickle, never loaded)"
-        ) from error
 
 
 def _warn_of_another_base(adapter: str, stated: Any, base: str) -> None:
     """Only a warning: the same model goes by many names."""
     if isinstance(stated, str) and stated and Path(stated).name.lower() != Path(base).name.lower():
-        log.warning("%s=%r was trained on %s, and model.path is %s: its tensors are added all the same where they fit", KEY, adapter, stated, base)
+        log.warning(
+            "%s=%r was trained on %s, and the model is %s: its tensors are added all the same where they fit",
+            KEY,
+            adapter,
+            stated,
+            base,
+        )
 
 
 def _check(wrapped: Any, tensors: dict[str, Tensor], adapter: str, base: str) -> None:

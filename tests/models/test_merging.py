@@ -197,7 +197,7 @@ def test_another_name_of_the_base_is_only_a_warning(family, lora, caplog):
 
 def refused(family: Family, folder: Path | str) -> str:
     line = refusal(family.folder, adapter=str(folder))
-    assert line.startswith("model.adapter=")
+    assert line.startswith("adapter=")
     assert str(folder) in line
     return line
 
