@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from learn2pd.loop.stopwatch import Stopwatch
 from learn2pd.method import Method
 from learn2pd.models.delimiters import newline_ids
 from learn2pd.models.loading import Model
+from learn2pd.models.prompts import prompt_list
 from learn2pd.registry import Provided, build
 from learn2pd.roles import Cache, Policy, Scheduler, StopRule
 from learn2pd.tensors import is_among
@@ -28,7 +29,7 @@ BLOCK_LENGTH = 32
 
 def decode(
     model: Model,
-    prompts: Sequence[str] | Sequence[Sequence[int]],
+    prompts: Any,
     method: Method | None = None,
     *,
     policy: Policy | str | None = None,
@@ -51,7 +52,8 @@ def decode(
 
     Args:
         model: from `load_model`.
-        prompts: texts (the chat template is applied) or token ids (taken as they are).
+        prompts: a list of texts (the chat template is applied), chat messages (`[{"role": ..., "content": ...}]`, system and several turns)
+            or token ids (taken as they are); or what a tokenizer returns.
         method: policy, scheduler, cache and stop rule in one; or give them one by one.
         policy: a rule such as `ThresholdPolicy(0.9)`, a trained policy from `load_policy`, or a registered name such as `"threshold"`.
         scheduler: a component or a name; default blocks of 32 tokens, or of the block length that a trained policy needs.
@@ -76,11 +78,10 @@ def decode(
     """
     if gen_length < 1 or batch_size < 1:
         raise UserError(f"gen_length={gen_length}, batch_size={batch_size}: both must be at least 1")
-    if isinstance(prompts, str):
-        raise UserError("prompts is one text: expected a list of them, such as [text]")
+    rows = prompt_list(prompts)
     method = _method(model, method, policy, scheduler, cache, stop)
     method.check(model.spec)
-    ids = [encode_checked(model, cast(str | Sequence[int], prompt), number, gen_length) for number, prompt in enumerate(prompts)]
+    ids = [encode_checked(model, prompt, number, gen_length) for number, prompt in enumerate(rows)]
     _check_fixed(model, len(ids), gen_length, given, allowed)
     watcher = observer or (CallbackObserver(on_step) if on_step else None)
     states: list[DecodeState] = []
@@ -145,14 +146,14 @@ def _check_fixed(model: Model, rows: int, gen_length: int, given: Tensor | None,
             )
 
 
-def encode_checked(model: Model, prompt: str | Sequence[int], number: int | str, gen_length: int) -> list[int]:
+def encode_checked(model: Model, prompt: Any, number: int | str, gen_length: int) -> list[int]:
     """Ids of a prompt that fits.
 
     Raises:
         UserError: with the prompt's number (from 0) or name.
     """
     try:
-        ids = model.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        ids = model.encode(prompt)
     except UserError as error:
         raise UserError(f"prompt {number}: {error}") from error
     if not ids:

@@ -9,7 +9,6 @@ from learn2pd.data.prompts import task_prompts
 from learn2pd.models.delimiters import newline_ids
 from learn2pd.recording.recorder import oracle_tables, record
 from learn2pd.recording.schema import describe_recording, open_recording
-from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.types import CONFIDENCE
 
 GEN, BLOCK, SHARD, BATCH = 40, 16, 3, 2  # the last block is shorter
