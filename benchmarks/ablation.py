@@ -24,8 +24,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.arguments import options_of
+from learn2pd.predictors.filter import Final
 from learn2pd.predictors.networks import DEFAULT_CHANNELS, MLP, Conv, PredictorNetwork, Transformer
-from learn2pd.predictors.questions import Columns, Final
+from learn2pd.predictors.questions import Columns
 from learn2pd.recording.reading import Recording
 from learn2pd.training.fit import PredictorData, Recipe, StateStream, train_predictor
 

@@ -5,19 +5,64 @@ A block ends at the first position where the network says that a step of the ans
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from learn2pd.errors import check_at_least
 from learn2pd.predictors.apply import NetworkMemory, check_contract, needs_of, on_device, probability
+from learn2pd.predictors.networks import Conv, PredictorNetwork
+from learn2pd.predictors.questions import Columns, positions
 from learn2pd.predictors.saving import Predictor, load_predictor, saved_folder
-from learn2pd.schedulers.adablock import SemanticBlocks
+from learn2pd.schedulers.adablock import SEARCH_SHARE, SemanticBlocks
 from learn2pd.types import DecodeState, ModelSpec, Prediction, Window
 
 if TYPE_CHECKING:
     from learn2pd.method import Method
+
+CHANNELS = ("log_odds", "masked", "valid", "position", "end_of_text", "delimiter")
+
+
+@dataclass(frozen=True)
+class StepEnd:
+    """The question of the scheduler `adablock_learned`: does a step of the answer, such as a line, end at this position?
+
+    Args:
+        delimiter_ids: tokens that end a step.
+        reach: tokens ahead of the first mask that are looked at.
+    """
+
+    delimiter_ids: tuple[int, ...]
+    reach: int
+    kind: ClassVar[str] = "boundary"
+    columns: ClassVar[tuple[str, ...]] = ("reference", "length")
+
+    def window(self, columns: Columns) -> Window:
+        start = columns["masked"].int().argmax(1)
+        return Window(start, (start + self.reach).clamp_max(columns["masked"].shape[1]))
+
+    def label(self, columns: Columns) -> Tensor:
+        return torch.isin(columns["reference"], torch.tensor(self.delimiter_ids)) & (positions(columns) < columns["length"][:, None])
+
+    def counted(self, columns: Columns) -> Tensor:
+        return columns["masked"]
+
+    def judged(self, columns: Columns) -> Tensor:
+        return columns["masked"]
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any], loss_on: str) -> StepEnd:
+        reach = max(1, int(manifest["gen_length"] * SEARCH_SHARE))  # as far as AdaBlock looks
+        return cls(tuple(manifest["delimiter_ids"]), reach)
+
+    @staticmethod
+    def network() -> PredictorNetwork:
+        """An untrained network."""
+        return Conv(CHANNELS, hidden=16)
 
 
 class LearnedAdaBlockScheduler(SemanticBlocks):

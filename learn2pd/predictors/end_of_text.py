@@ -7,14 +7,17 @@ calibrated to cut no answer short on held-out prompts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from learn2pd.predictors.apply import NetworkMemory, check_contract, needs_of, on_device, probability
+from learn2pd.predictors.networks import Conv, PredictorNetwork
+from learn2pd.predictors.questions import Columns, positions
 from learn2pd.predictors.saving import Predictor, load_predictor, saved_folder
 from learn2pd.stops.eot import EotStop
 from learn2pd.tensors import is_among
@@ -22,6 +25,38 @@ from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction, Window
 
 if TYPE_CHECKING:
     from learn2pd.method import Method
+
+CHANNELS = ("log_odds", "masked", "end_of_text")  # a stop rule sees these without asking the model for more, at any canvas length
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The question of the stop rule `learned`, over the whole canvas: has the answer ended before this position?"""
+
+    kind: ClassVar[str] = "end_of_text"
+    columns: ClassVar[tuple[str, ...]] = ("length",)
+
+    def window(self, columns: Columns) -> Window:
+        zeros = torch.zeros(len(columns["masked"]), dtype=torch.long)
+        return Window(zeros, zeros + columns["masked"].shape[1])
+
+    def label(self, columns: Columns) -> Tensor:
+        return positions(columns) >= columns["length"][:, None]
+
+    def counted(self, columns: Columns) -> Tensor:
+        return columns["masked"]
+
+    def judged(self, columns: Columns) -> Tensor:
+        return columns["masked"]
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any], loss_on: str) -> Ended:
+        return cls()
+
+    @staticmethod
+    def network() -> PredictorNetwork:
+        """An untrained network."""
+        return Conv(CHANNELS, hidden=16)
 
 
 @dataclass(frozen=True)

@@ -9,22 +9,61 @@ Deviations from the authors' code: none in the rule. A block shorter than the ML
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from learn2pd.errors import UserError
 from learn2pd.predictors.apply import NetworkMemory, check_contract, needs_of, on_device, probability
 from learn2pd.predictors.lora import with_adapter
+from learn2pd.predictors.questions import Columns, positions
 from learn2pd.predictors.saving import Predictor, load_predictor, save_predictor, saved_folder
 from learn2pd.roles import Policy
 from learn2pd.tensors import most_confident
-from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction
+from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction, Window
 
 if TYPE_CHECKING:
     from learn2pd.method import Method
+
+
+@dataclass(frozen=True)
+class Final:
+    """The filter's question, of the window that was decoded: is this proposal final?
+
+    Args:
+        loss_on: `masked` counts what is still to decode. `answer` leaves out the padding behind the answer's end-of-text; such a filter is
+            better at answers and slow without a stop rule, since it does not accept padding. The paper's `all` also rewards the network for
+            recognising positions that are decided.
+    """
+
+    loss_on: str = "masked"
+    kind: ClassVar[str] = "filter"
+    columns: ClassVar[tuple[str, ...]] = ("start", "stop", "label", "length")
+
+    def window(self, columns: Columns) -> Window:
+        return Window(columns["start"].long(), columns["stop"].long())
+
+    def label(self, columns: Columns) -> Tensor:
+        return columns["label"]
+
+    def counted(self, columns: Columns) -> Tensor:
+        if self.loss_on == "answer":
+            return self._answer(columns)
+        return columns["masked"] if self.loss_on == "masked" else torch.ones_like(columns["masked"])
+
+    def judged(self, columns: Columns) -> Tensor:
+        return self._answer(columns)
+
+    def _answer(self, columns: Columns) -> Tensor:
+        return columns["masked"] & (positions(columns) <= columns["length"][:, None])
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any], loss_on: str) -> Final:
+        return cls(loss_on)
 
 
 class FilterPolicy(Policy):

@@ -169,8 +169,8 @@ def calibrate_end(predictor: Predictor, data: PredictorData, false_stops: float,
     return replace(predictor, threshold=threshold), {"threshold": threshold, "false_stops_bound": bound, "prompts": float(len(held_out))}
 
 
-def calibrate_boundary(predictor: Predictor, data: PredictorData) -> tuple[Predictor, dict[str, float]]:
-    """The boundary predictor with the threshold of the best F1 on the states of validation prompts."""
+def calibrate_boundary(predictor: Predictor, data: PredictorData, false_stops: float, confidence: float) -> tuple[Predictor, dict[str, float]]:
+    """The boundary predictor with the threshold of the best F1 on the states of validation prompts; nothing is promised of it."""
     probability, label = probabilities(predictor.network, data.stream("validation", batch_rows=4096))
     order = probability.argsort(descending=True)
     right = label[order].cumsum(0).double()
@@ -179,3 +179,7 @@ def calibrate_boundary(predictor: Predictor, data: PredictorData) -> tuple[Predi
     below = float(probability[order[best + 1]]) if best + 1 < len(order) else 0.0
     threshold = (float(probability[order[best]]) + below) / 2
     return replace(predictor, threshold=threshold), {"threshold": threshold, "f1": float(f1[best])} | metrics_at(probability, label, threshold)
+
+
+Calibration = Callable[[Predictor, PredictorData, float, float], tuple[Predictor, dict[str, float]]]
+CALIBRATIONS: dict[str, Calibration] = {"end_of_text": calibrate_end, "boundary": calibrate_boundary}  # those that need no decode

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from learn2pd.errors import UserError
+from learn2pd.predictors.end_of_text import Ended
 from learn2pd.predictors.networks import Conv
-from learn2pd.predictors.questions import Ended
 from learn2pd.predictors.saving import Contract, Predictor
 from learn2pd.statistics.bounds import upper_bound
 from learn2pd.training.calibration import Measured, calibrate_boundary, calibrate_end, calibrate_filter, check_enough, metrics_at, surest_false_stops
@@ -168,7 +168,7 @@ def test_the_boundary_threshold_has_the_best_f1():
     data = Made(columns, network)
     label = odds + torch.randn(20, 6, generator=torch.Generator().manual_seed(1)) > 0.5
     data.question = replace_label(label)
-    chosen, figures = calibrate_boundary(replace(SIGNAL, kind="boundary", network=network), data)
+    chosen, figures = calibrate_boundary(replace(SIGNAL, kind="boundary", network=network), data, 0.05, 0.9)
 
     def f1(threshold):
         said = odds.sigmoid() > threshold

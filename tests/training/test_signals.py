@@ -11,9 +11,11 @@ import torch
 from learn2pd.data.prompts import task_prompts
 from learn2pd.errors import UserError
 from learn2pd.models.delimiters import newline_ids
-from learn2pd.predictors.filter import FilterPolicy
+from learn2pd.predictors.boundary import StepEnd
+from learn2pd.predictors.end_of_text import Ended
+from learn2pd.predictors.filter import FilterPolicy, Final
 from learn2pd.predictors.networks import MLP, Conv, Transformer
-from learn2pd.predictors.questions import Ended, Final, StepEnd, make_batch
+from learn2pd.predictors.questions import make_batch
 from learn2pd.predictors.saving import Contract, Predictor
 from learn2pd.recording.reading import Recording
 from learn2pd.recording.recorder import oracle_tables, record

@@ -17,7 +17,7 @@ from learn2pd.evaluation import plots as report
 from learn2pd.predictors.lora import merged, save_adapter
 from learn2pd.predictors.saving import Predictor, save_predictor
 from learn2pd.recording.reading import Recording
-from learn2pd.training.calibration import calibrate_boundary, calibrate_end, calibrate_filter, check_enough, metrics_at, probabilities
+from learn2pd.training.calibration import CALIBRATIONS, calibrate_filter, check_enough, metrics_at, probabilities
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +33,7 @@ def stage_calibrate(config: RunConfig, output: Path) -> dict[str, Any]:
         network = trained(config, output, kind, recordings[0].manifest).network
         predictor = Predictor(kind, network, 0.5, contract_of(recordings[0].manifest, network))
         data = data_of(config, recordings, kind, network)
-        if kind == "end_of_text":
-            predictor, figures[kind] = calibrate_end(predictor, data, config.calibrate.false_stops, config.calibrate.confidence)
-        else:
-            predictor, figures[kind] = calibrate_boundary(predictor, data)
+        predictor, figures[kind] = CALIBRATIONS[kind](predictor, data, config.calibrate.false_stops, config.calibrate.confidence)
         save_predictor(predictor, output / "policy" / kind)
     return figures
 

@@ -21,9 +21,9 @@ from learn2pd.cli.stages.validation import measure_on
 from learn2pd.errors import UserError, suggest
 from learn2pd.files import write_json
 from learn2pd.predictors.filter import FilterPolicy
+from learn2pd.predictors.kinds import BESIDE_THE_FILTER, QUESTIONS
 from learn2pd.predictors.lora import add_adapter
-from learn2pd.predictors.networks import Conv, PredictorNetwork
-from learn2pd.predictors.questions import Ended, Final, Question, StepEnd
+from learn2pd.predictors.networks import PredictorNetwork
 from learn2pd.predictors.saving import Contract, Predictor, build_network, load_predictor, network_json
 from learn2pd.recording.reading import Recording
 from learn2pd.training.calibration import Measured
@@ -31,9 +31,6 @@ from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
 from learn2pd.training.fit import PredictorData, Recipe, train_predictor
 
 log = logging.getLogger(__name__)
-END_CHANNELS = ("log_odds", "masked", "end_of_text")  # what a stop rule sees without asking the model for more, at any canvas length
-BOUNDARY_CHANNELS = ("log_odds", "masked", "valid", "position", "end_of_text", "delimiter")
-EXTRA_PREDICTORS = ("end_of_text", "boundary")
 
 
 @dataclass(frozen=True)
@@ -85,22 +82,22 @@ def check_training(config: RunConfig) -> None:
     if config.train.start != "scratch":
         base_of(config)
     for name in config.train.predictors:
-        if name not in EXTRA_PREDICTORS:
+        if name not in BESIDE_THE_FILTER:
             raise UserError(
-                f"train.predictors: unknown predictor {name!r}{suggest(name, EXTRA_PREDICTORS)}; expected some of {', '.join(EXTRA_PREDICTORS)}"
+                f"train.predictors: unknown predictor {name!r}{suggest(name, BESIDE_THE_FILTER)}; expected some of {', '.join(BESIDE_THE_FILTER)}"
             )
 
 
 def network_of(config: RunConfig, kind: str) -> PredictorNetwork:
-    """An untrained network for a kind of predictor.
+    """An untrained network for a kind of predictor; the filter's is configured.
 
     Raises:
         UserError: `filter_options` that the network does not take.
     """
-    if kind == "filter":
-        width = {"width": config.decode.block_length} if config.filter == "mlp" else {}
-        return build_network(config.filter, width | config.filter_options)
-    return Conv(END_CHANNELS if kind == "end_of_text" else BOUNDARY_CHANNELS, hidden=16)
+    if kind in BESIDE_THE_FILTER:
+        return BESIDE_THE_FILTER[kind]()
+    width = {"width": config.decode.block_length} if config.filter == "mlp" else {}
+    return build_network(config.filter, width | config.filter_options)
 
 
 def check_trained(output: Path) -> None:
@@ -145,17 +142,9 @@ def check_same(base: Predictor, manifest: dict[str, Any]) -> None:
             )
 
 
-def question_of(config: RunConfig, kind: str, manifest: dict[str, Any]) -> Question:
-    if kind == "filter":
-        return Final(config.train.loss_on)
-    if kind == "end_of_text":
-        return Ended()
-    return StepEnd(tuple(manifest["delimiter_ids"]), reach=max(1, manifest["gen_length"] // 4))  # as far as AdaBlock looks
-
-
 def data_of(config: RunConfig, recordings: Sequence[Recording], kind: str, network: PredictorNetwork) -> PredictorData:
     """What a predictor is trained and judged on."""
-    return PredictorData(recordings, question_of(config, kind, recordings[0].manifest), network, config.train.batch_rows, config.seed)
+    return PredictorData(recordings, QUESTIONS[kind].of(recordings[0].manifest, config.train.loss_on), network, config.train.batch_rows, config.seed)
 
 
 def contract_of(manifest: dict[str, Any], network: PredictorNetwork) -> Contract:
