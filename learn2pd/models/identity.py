@@ -4,9 +4,10 @@ Recordings, policies and compared outcomes belong to a model by this fingerprint
 is another one.
 
 The cost: SHA-256 reads about 1.25 GB a second on one core of a server's processor that has instructions for it
-(measured; 0.4 without them), and the tensors are read and hashed side by side on up to 8 cores. LLaDA-8B in bfloat16
-(16 GB) takes 13 seconds of one core. Only the first load of a checkpoint pays. Its digest is then kept in the user's
-cache folder, under the names, sizes, times and inodes of the files, and nothing is written beside the checkpoint.
+(measured; 0.4 without them). The weights are hashed in the type in which they are loaded, side by side on up to 8
+cores: LLaDA-8B takes 13 seconds of one core in bfloat16 (16 GB), and twice as long in float32. Only the first load of a
+checkpoint in a type pays. The digest is then kept in the user's cache folder, under the names, sizes, times and inodes
+of the files, and nothing is written beside the checkpoint.
 """
 
 from __future__ import annotations
