@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizer
 
 from learn2pd.errors import UserError, first_line
 from learn2pd.models.files import UNREADABLE, check_folder, refuse_adapter
-from learn2pd.models.loading import DTYPES, load_tokenizer, resolve_device
+from learn2pd.models.loading import load_tokenizer, resolve_device, resolve_dtype
 from learn2pd.types import DecodeState, ModelSpec, RowMemory
 
 
@@ -144,13 +144,15 @@ def load_verifier(path: str, dtype: str = "float32", device: str = "auto") -> Ve
     Raises:
         UserError: it cannot be read.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"verifier dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
+    try:
+        values = resolve_dtype(dtype)
+    except UserError as error:
+        raise UserError(f"verifier {error}") from error
     check_folder("verifier", path, "config.json, *.safetensors and tokenizer.json of a causal language model")
     refuse_adapter("verifier", path)
     try:
         # False and not the default: the default asks on the terminal whether to run a checkpoint's own code
-        network = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False)
+        network = AutoModelForCausalLM.from_pretrained(path, dtype=values, use_safetensors=True, trust_remote_code=False)
     except (SafetensorError, ValueError, KeyError, RuntimeError, *UNREADABLE) as error:
         raise UserError(f"verifier {path!r} could not be loaded ({first_line(error)}); expected a causal language model of transformers") from error
-    return Verifier(network.to(resolve_device(device)), load_tokenizer(path, network.config), str(path))
+    return Verifier(network.to(resolve_device(device)), load_tokenizer(path, network.config, key="verifier"), str(path))

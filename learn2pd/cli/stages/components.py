@@ -22,7 +22,10 @@ from learn2pd.types import Sampling
 
 @functools.lru_cache(maxsize=2)
 def _model(**options: Any) -> Model:
-    return load_model(**options)
+    try:
+        return load_model(**options)
+    except UserError as error:
+        raise UserError(f"model.{error}") from error
 
 
 def model_of(config: RunConfig) -> Model:
