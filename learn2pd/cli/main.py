@@ -123,9 +123,9 @@ def run_command(command: str, arguments: Sequence[str]) -> None:
     if config.job == "embedded":
         if command != "run" or dry:
             raise UserError(f"config={name} trains an embedded model: start it with python train.py config={name}")
-        from learn2pd.embedded.pretraining import run
+        from learn2pd.cli.stages.pretraining import run_pretraining
 
-        run(config)
+        run_pretraining(config)
     elif dry:
         sys.stdout.write(stages.dry_run(config) + "\n")
     elif command == "decode":

@@ -13,11 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from learn2pd.cli.stages.run_folder import claimed, open_output, write_metrics
 from learn2pd.data.prompts import jsonl_records
 from learn2pd.data.tasks import TASK_NAMES, build_task
 from learn2pd.data.tasks.slots import SlotsTask
@@ -35,20 +33,6 @@ from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
 
 log = logging.getLogger(__name__)
 TOKENIZER_FILE = "corpus.json"
-
-
-def run(config: EmbeddedConfig) -> None:
-    """Train in the output_dir of a configuration, from where an interrupted run stopped; the figures go to metrics.json there.
-
-    Raises:
-        UserError: anything the user can mend.
-    """
-    source = checked_source(config)  # before output_dir is touched: a mistyped command leaves no trace there
-    torch.set_num_threads(config.threads)
-    lightning.seed_everything(config.seed, verbose=False)
-    with claimed(config) as output:
-        open_output(config, output)
-        write_metrics(output, "pretrain", pretrain(config, source, output))
 
 
 def checked_source(config: EmbeddedConfig) -> ExampleSource:

@@ -43,8 +43,9 @@ class Measured:
         return bool(self.outcome.auxiliary_forwards.any())
 
 
-def first_of(policy: str, field: Sequence[Measured]) -> Measured | None:
-    return next((entry for entry in field if entry.labels.policy == policy), None)
+def first_marked(mark: str, field: Sequence[Measured]) -> Measured | None:
+    """The first method of a field that has a mark: `reference`, `baseline` or `oracle`."""
+    return next((entry for entry in field if entry.labels.mark == mark), None)
 
 
 def agreement(tokens: NDArray[Any], reference: NDArray[Any], reference_lengths: NDArray[Any]) -> NDArray[np.float64]:
@@ -66,7 +67,7 @@ def measure(outcomes: Sequence[Outcome], bootstrap: Bootstrap) -> list[list[Meas
 
 
 def _measured(field: Sequence[Outcome], bootstrap: Bootstrap) -> list[Measured]:
-    reference = next((outcome for outcome in field if outcome.labels.policy == "fixed"), None)
+    reference = next((outcome for outcome in field if outcome.labels.mark == "reference"), None)
     columns = []
     for outcome in field:
         share = np.zeros(len(outcome.lengths)) if reference is None else agreement(outcome.tokens, reference.tokens, reference.lengths)
@@ -92,7 +93,7 @@ def build_rows(fields: Sequence[Sequence[Measured]]) -> list[dict[str, Any]]:
     """
     whole = {(entry.labels.method, entry.labels.task): entry.outcome for field in fields for entry in field if entry.labels.stop == "none"}
     return [
-        _row(entry, first_of("fixed", field), first_of("threshold", field)) | {"cut_short": _cut_short(entry, whole)}
+        _row(entry, first_marked("reference", field), first_marked("baseline", field)) | {"cut_short": _cut_short(entry, whole)}
         for field in fields
         for entry in field
     ]

@@ -49,6 +49,7 @@ class Labels:
     cache: str
     stop: str
     task: str
+    mark: str  # `reference`: one token a step; `baseline`: what speed-ups are also held against; `oracle`; or nothing
     kind: str  # `oracle` where the answer was known beforehand, `learned` where a component was trained, else `training-free`
 
 

@@ -78,7 +78,7 @@ def _draw_panel(
 ) -> None:
     measure = "accuracy" if all(row["accuracy"] is not None for row in rows) else "agreement"
     rows = [row for row in rows if row[measure] is not None]
-    plain = next((row for row in rows if row["policy"] == "fixed"), None)
+    plain = next((row for row in rows if row["mark"] == "reference"), None)
     families: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         families.setdefault(row["family"], []).append(row)

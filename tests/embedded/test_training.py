@@ -11,12 +11,13 @@ import time
 import pytest
 import torch
 
+from learn2pd.cli.stages.pretraining import run_pretraining as run
 from learn2pd.data.prompts import jsonl_records
 from learn2pd.data.tasks import TASK_NAMES, build_task
 from learn2pd.data.tasks.slots import SlotsTask
 from learn2pd.embedded.examples import ProblemExamples, RequestExamples
 from learn2pd.embedded.objectives import BlockDiffusion, MaskedDiffusion, NextToken
-from learn2pd.embedded.pretraining import network_of, run
+from learn2pd.embedded.pretraining import network_of
 from learn2pd.embedded.stream import LARGEST_TAIL, BatchStream, Leg, Shape
 from learn2pd.embedded.training import LanguageTraining, Schedule
 from learn2pd.errors import UserError

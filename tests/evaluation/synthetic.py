@@ -14,9 +14,10 @@ def outcome(
     """An outcome of as many prompts as `forwards` has; shorter columns are repeated."""
     count = len(forwards)
     trained = policy == "filter" or scheduler == "adablock_learned"
+    mark = {"fixed": "reference", "threshold": "baseline", "oracle": "oracle"}.get(policy, "")
     kind = "oracle" if policy == "oracle" else "learned" if trained else "training-free"
     return Outcome(
-        labels=Labels(f"{family} {setting}".strip(), family, setting, group, scheduler, policy, "none", stop, task, kind),
+        labels=Labels(f"{family} {setting}".strip(), family, setting, group, scheduler, policy, "none", stop, task, mark, kind),
         correct=np.resize(np.array(correct, np.float32), count),
         reasons=[""] * count,
         tokens=np.resize(np.array(tokens, np.int32), (count, 4)),

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from learn2pd.evaluation import plots as report
 from learn2pd.evaluation import tables
 from learn2pd.evaluation.compare import build_rows, measure
+from learn2pd.evaluation.curves import compare_families, curve
 from learn2pd.statistics.bootstrap import Bootstrap
-from learn2pd.statistics.curves import compare_families, curve
 from tests.evaluation.synthetic import exact, outcome
 
 PLAIN, ORACLE = exact("vanilla", "fixed", 1, 0.8), exact("oracle", "oracle", 5, 0.8)

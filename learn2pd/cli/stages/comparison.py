@@ -26,14 +26,15 @@ from learn2pd.errors import UserError
 from learn2pd.evaluation import plots as report
 from learn2pd.evaluation import tables
 from learn2pd.evaluation.compare import build_rows, measure
+from learn2pd.evaluation.curves import compare_families
 from learn2pd.evaluation.outcomes import Labels, Outcome, cached, group_by_task, merge, run_method
 from learn2pd.files import write_json
 from learn2pd.method import Method
 from learn2pd.models.loading import Model
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import OraclePolicy
+from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.statistics.bootstrap import Bootstrap
-from learn2pd.statistics.curves import compare_families
 
 log = logging.getLogger(__name__)
 
@@ -156,9 +157,11 @@ def _compare_outcomes(config: RunConfig, output: Path, model: Model, prompts: li
 def _labels(described: MethodConfig, family: str, method: Method, task: str) -> Labels:
     """Where an outcome belongs."""
     kind = "oracle" if method.policy.knows_answer else "learned" if method.learned else "training-free"
+    marks = ((OraclePolicy, "oracle"), (FixedPolicy, "reference"), (ThresholdPolicy, "baseline"))
+    mark = next((mark for policy, mark in marks if isinstance(method.policy, policy)), "")
     return Labels(
         described.name, family, described.name.removeprefix(family).strip(), described.group,
-        method.scheduler.name, method.policy.name, method.cache.name, method.stop.name, task, kind,
+        method.scheduler.name, method.policy.name, method.cache.name, method.stop.name, task, mark, kind,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from learn2pd.evaluation.compare import Measured, first_of
+from learn2pd.evaluation.compare import Measured, first_marked
 from learn2pd.statistics.bootstrap import Values, better, interval, point
 
 ROUNDING = 1e-9  # an accuracy at the margin itself is within it
@@ -127,7 +127,7 @@ def compare_families(fields: Sequence[Sequence[Measured]], margin: float) -> dic
 
 def build_field(measured: Sequence[Measured]) -> Field | None:
     """The families of a field, None where it has no one-token-a-step decode."""
-    plain, oracle = first_of("fixed", measured), first_of("oracle", measured)
+    plain, oracle = first_marked("reference", measured), first_marked("oracle", measured)
     if plain is None:
         return None
     judged = all(entry.accuracy is not None for entry in measured)
