@@ -28,6 +28,7 @@ from learn2pd.models.loading import Model
 from learn2pd.recording.reading import Recording
 from learn2pd.recording.recorder import oracle_tables, record
 from learn2pd.recording.schema import describe_recording, open_recording
+from learn2pd.registry import GENERATED_TASKS, build_task
 from learn2pd.types import CONFIDENCE
 from tests.reference import decode_reference, fixed_rule, proposals
 
@@ -73,7 +74,7 @@ def labels_of(recording: Recording) -> int:
 
 
 def some_prompts(count: int) -> list[Prompt]:
-    return task_prompts(["math", "json", "code"], {"train": count}, seed=0)
+    return task_prompts([build_task(name) for name in GENERATED_TASKS], {"train": count}, seed=0)
 
 
 def worker(options: dict[str, str], folder: Path, leads: bool) -> None:

@@ -164,3 +164,43 @@ def _import(kind: str, target: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{kind}={target!r}: cannot be imported ({error}); expected package.module:Class on the Python path") from error
+
+
+# ---- tasks by name. They are imported when they are used: data/ and embedded/ must not know the registry.
+
+TASKS = {
+    "math": "learn2pd.embedded.tasks.math_problems:MathTask",
+    "json": "learn2pd.embedded.tasks.json_records:JsonTask",
+    "code": "learn2pd.embedded.tasks.python_functions:CodeTask",
+    "final_number": "learn2pd.data.tasks.final_number:FinalNumberTask",
+    "slots": "learn2pd.data.tasks.slots:SlotsTask",
+}
+GENERATED_TASKS = ("math", "json", "code")  # these also generate their problems
+
+
+def build_task(name: str, run_generated_code: bool = False, key: str = "task") -> Any:
+    """The task of a name.
+
+    Args:
+        name: one of `TASKS`, or `package.module:Class`.
+        run_generated_code: allows a task that judges programs to run model output in a limited subprocess.
+        key: what the caller's user knows the name as, for messages.
+
+    Raises:
+        UserError: the name is unknown, or it names nothing that judges answers.
+    """
+    from learn2pd.data.sandbox import Sandbox
+
+    target = TASKS.get(name, name)
+    if ":" not in target:
+        raise UserError(f"{key}={name!r}: unknown task{suggest(name, TASKS)}; expected one of {', '.join(TASKS)} or package.module:Class")
+    task_class = _import(key, target)
+    try:
+        takes_sandbox = "sandbox" in inspect.signature(task_class).parameters
+        task = task_class(Sandbox(run_generated_code)) if takes_sandbox else task_class()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{key}={name!r}: it cannot be built without arguments ({error})") from error
+    lacking = [part for part in ("name", "facts", "check") if not hasattr(task, part)]
+    if lacking:
+        raise UserError(f"{key}={name!r}: it has no {', '.join(lacking)}, so it judges no answers")
+    return task

@@ -37,14 +37,18 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    source: str = "tasks"  # tasks (built in), jsonl (path=FILE), hub (path=NAME)
+    source: str = "tasks"  # tasks (built in), jsonl (path=FILE, also CSV, TSV, Parquet), hub (path=NAME)
     tasks: list[str] = field(default_factory=lambda: ["math", "json", "code"])
     domain: str | None = None  # a built-in task or a JSONL file: the only source of train and validation prompts; null is all of the above
     path: str | None = None
+    validation_path: str | None = None  # a file that holds the validation prompts; null takes them from path
+    test_path: str | None = None  # a file that holds the test prompts, such as an official test split; null takes them from path
     subset: str | None = None  # of a hub data set
     hub_split: str = "train"
-    prompt_field: str = "question"
-    answer_field: str | None = None  # where its last number is the right one; without it no accuracy is reported
+    prompt_field: str = "question"  # a text, or a list of messages with role and content
+    answer_field: str | None = None  # field with the right answer; without it no accuracy is reported
+    task: str = "final_number"  # checker that compares an answer with the right one: final_number, slots, json, or package.module:Class
+    skip_long: bool = False  # leave prompts out that are too long for the model; false refuses them before anything is recorded
     train_prompts: int = 192  # built-in tasks: over all tasks together
     validation_prompts: int = 48
     test_prompts: int = 96

@@ -1,9 +1,10 @@
 """Run one generated Python function on given arguments, in a subprocess with limits, and only where that was allowed.
 
-Three fences, each of which a generated function must pass: the source may use no import, attribute starting with an underscore, or name
-outside a short list (checked on the syntax tree before anything runs); the process is isolated (`-I -S`, empty environment, a temporary
-folder) and its builtins are that short list and nothing more, because a name that is local in one scope is a builtin in another; CPU
-seconds, memory, file size and processes are limited by the operating system.
+Three fences, each of which a generated function must pass: the source may use no import, attribute starting with an
+    underscore, or name
+outside a short list (checked on the syntax tree before anything runs); the process is isolated (`-I -S`, empty
+environment, a temporary folder) and its builtins are that short list and nothing more, because a name that is local in
+one scope is a builtin in another; CPU seconds, memory, file size and processes are limited by the operating system.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ ALLOWED_METHODS = frozenset(
     ]
 )
 FORBIDDEN = (
-    ast.Import, ast.ImportFrom, ast.ClassDef, ast.Global, ast.Nonlocal, ast.Try, ast.TryStar, ast.With, ast.Raise, ast.AsyncFunctionDef, ast.Await,
+    ast.Import, ast.ImportFrom, ast.ClassDef, ast.Global, ast.Nonlocal, ast.Try, ast.TryStar, ast.With, ast.Raise,
+    ast.AsyncFunctionDef, ast.Await,
     ast.Match,  # a class pattern reads any attribute: case str(__class__=c)
 )  # fmt: skip
 CPU_SECONDS, WALL_SECONDS, MEMORY_BYTES = 2, 5.0, 512 * 2**20
@@ -75,7 +77,8 @@ CPU_SECONDS, WALL_SECONDS, MEMORY_BYTES = 2, 5.0, 512 * 2**20
 RUNNER = """
 import builtins, json, resource, sys
 cpu, memory, names = json.loads(sys.argv[1])
-for limit, value in ((resource.RLIMIT_CPU, cpu), (resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_NPROC, 0)):
+limits = {resource.RLIMIT_CPU: cpu, resource.RLIMIT_AS: memory, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_NPROC: 0}
+for limit, value in limits.items():
     resource.setrlimit(limit, (value, value))
 job = json.loads(sys.stdin.read())
 scope = {"__builtins__": {name: getattr(builtins, name) for name in names}}
@@ -115,11 +118,16 @@ class Sandbox:
         Raises:
             SandboxRefused: when running generated code was not allowed.
         """
+        self.check_allowed()
+        return _call(source, json.dumps(list(arguments)))
+
+    def check_allowed(self) -> None:
+        """Raises SandboxRefused when running generated code was not allowed."""
         if not self.allowed:
             raise SandboxRefused(
-                "checking the task 'code' runs generated Python: set data.run_generated_code=true to allow it, or leave the task out"
+                "judging programs runs generated Python: "
+                "set data.run_generated_code=true to allow it, or leave the task out"
             )
-        return _call(source, json.dumps(list(arguments)))
 
 
 @functools.lru_cache(maxsize=4096)  # methods that agree produce the same program again and again
@@ -130,9 +138,25 @@ def _call(source: str, arguments: str) -> Outcome:
         return Outcome(error=f"rejected: {error}")
     job = json.dumps({"source": source, "function": function, "arguments": json.loads(arguments)})
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-I", "-S", "-c", RUNNER, json.dumps([CPU_SECONDS, MEMORY_BYTES, sorted(ALLOWED_NAMES)])]
+        command = [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            RUNNER,
+            json.dumps([CPU_SECONDS, MEMORY_BYTES, sorted(ALLOWED_NAMES)]),
+        ]
         try:
-            done = subprocess.run(command, input=job, capture_output=True, text=True, timeout=WALL_SECONDS, env={}, cwd=folder, check=False)
+            done = subprocess.run(
+                command,
+                input=job,
+                capture_output=True,
+                encoding="utf-8",
+                timeout=WALL_SECONDS,
+                env={},
+                cwd=folder,
+                check=False,
+            )
             outcome = json.loads(done.stdout)
         except subprocess.TimeoutExpired:
             return Outcome(error=f"no result within {WALL_SECONDS:g} seconds")
@@ -157,7 +181,9 @@ def _checked_function(source: str) -> str:
             raise ValueError(f"{type(node).__name__} is not allowed")
         if isinstance(node, ast.Attribute) and node.attr not in ALLOWED_METHODS:
             raise ValueError(f"attribute {node.attr!r} is not allowed")
-        if isinstance(node, ast.Name | ast.arg) and (node.id if isinstance(node, ast.Name) else node.arg).startswith("__"):
+        if isinstance(node, ast.Name | ast.arg) and (node.id if isinstance(node, ast.Name) else node.arg).startswith(
+            "__"
+        ):
             raise ValueError("names that start with two underscores are not allowed")
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id not in ALLOWED_NAMES | own:
             raise ValueError(f"name {node.id!r} is not defined")

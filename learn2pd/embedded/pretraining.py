@@ -17,8 +17,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from learn2pd.cli.stages.run_folder import claimed, open_output, write_metrics
-from learn2pd.data.prompts import jsonl_records
-from learn2pd.data.tasks import TASK_NAMES, build_task
+from learn2pd.data.reading import read_records
 from learn2pd.data.tasks.slots import SlotsTask
 from learn2pd.embedded.config import NETWORKS, OBJECTIVES, EmbeddedConfig, ExamplesConfig
 from learn2pd.embedded.examples import ExampleSource, ProblemExamples, RequestExamples
@@ -30,6 +29,7 @@ from learn2pd.embedded.training import CausalTraining, DiffusionTraining, Langua
 from learn2pd.errors import UserError, suggest
 from learn2pd.files import write_json
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
+from learn2pd.registry import GENERATED_TASKS, build_task
 
 log = logging.getLogger(__name__)
 TOKENIZER_FILE = "corpus.json"
@@ -82,7 +82,7 @@ def example_source(options: ExamplesConfig) -> ExampleSource:
         UserError: an unknown task; a file that is missing, damaged or of another version.
     """
     for name in options.tasks:
-        _check_choice("examples.tasks", name, TASK_NAMES)
+        _check_choice("examples.tasks", name, GENERATED_TASKS)
     if options.tasks:
         return ProblemExamples([build_task(name) for name in options.tasks])
     if not options.path or not options.validation_path:
@@ -97,17 +97,17 @@ def _requests(key: str, path: str, digest: str | None) -> list[tuple[str, dict[s
     Raises:
         UserError: the file cannot be read, is of another version, or no line holds a request.
     """
-    records, complaints = jsonl_records(path)
-    actual = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    records = read_records(path, key)
+    complaints, actual = records.complaints, records.digest[:16]
     if digest is not None and actual != digest:
         raise UserError(f"{key}={path!r}: the file's digest is {actual}, the configuration names {digest}: it is cut off or of another version")
     requests = []
-    for entry in records:
-        prompt = str(entry.get("prompt", ""))
+    for row in records.rows:
+        prompt = str(row.fields.get("prompt", ""))
         try:
-            requests.append((prompt, SlotsTask().facts(prompt, str(entry.get("answer", "")))["record"]))
+            requests.append((prompt, SlotsTask().facts(prompt, str(row.fields.get("answer", "")))["record"]))
         except ValueError as error:
-            complaints.append(f"line {entry['__line__']}: {error}")
+            complaints.append(f"{row.place}: {error}")
     if not requests:
         raise UserError(f"{key}={path!r}: no line holds a request; the first: {complaints[0]}")
     if complaints:

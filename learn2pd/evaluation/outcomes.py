@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
-from learn2pd.data.prompts import Prompt
+from learn2pd.data.prompts import Prompt, encoded
 from learn2pd.data.tasks import Checker
 from learn2pd.loop.decode import decode
 from learn2pd.models.loading import Model
@@ -90,7 +90,7 @@ def run_method(
 ) -> Outcome:
     """Decode the prompts of one task and judge them; the checking is not part of the wall time."""
     result = decode(
-        model, [prompt.text for prompt in prompts], policy=policy, scheduler=scheduler, cache=cache, stop=stop, gen_length=gen_length,
+        model, encoded(model, prompts), policy=policy, scheduler=scheduler, cache=cache, stop=stop, gen_length=gen_length,
         batch_size=batch_size, sampling=sampling, seed=seed, progress=progress.update if progress is not None else None,
     )  # fmt: skip
     verdicts = [checkers[prompt.task].check(prompt.facts, text) if prompt.task else None for prompt, text in zip(prompts, result.texts, strict=True)]

@@ -18,7 +18,7 @@ from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from learn2pd.data.prompts import Prompt
+from learn2pd.data.prompts import Prompt, encoded
 from learn2pd.errors import UserError
 from learn2pd.files import sha256
 from learn2pd.loop.decode import decode
@@ -81,7 +81,7 @@ def oracle_tables(
 ) -> Tables:
     """One token a step for the references, then the oracle, in blocks."""
     run = functools.partial(
-        decode, model, [prompt.text for prompt in prompts], scheduler=BlocksScheduler(block_length), gen_length=gen_length, batch_size=batch_size
+        decode, model, encoded(model, prompts), scheduler=BlocksScheduler(block_length), gen_length=gen_length, batch_size=batch_size
     )
     reference = run(policy=FixedPolicy(), stop=EotStop(0.0))
     recorder = StateRecorder(reference.tokens, model.spec.eot_ids, delimiter_ids)
@@ -110,7 +110,7 @@ def rollout_tables(
     tokens, length, forwards = (torch.as_tensor(known[name][:]) for name in ("tokens", "length", "forwards"))
     recorder = StateRecorder(tokens, model.spec.eot_ids, delimiter_ids)
     decoded = decode(
-        model, [prompt.text for prompt in prompts], policy=GuidedPolicy(policy, tokens), scheduler=scheduler, stop=stop or EotStop(),
+        model, encoded(model, prompts), policy=GuidedPolicy(policy, tokens), scheduler=scheduler, stop=stop or EotStop(),
         gen_length=tokens.shape[1], batch_size=batch_size, recorder=recorder,
     )  # fmt: skip
     return _tables(prompts, recorder, tokens, length, forwards, decoded.forwards)

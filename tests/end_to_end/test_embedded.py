@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from learn2pd import APDPolicy, FixedPolicy, LookaheadCache, LookaheadScheduler, decode, load_model, load_policy, load_verifier
-from learn2pd.data.tasks import TASK_NAMES, build_task, problems
+from learn2pd.data.tasks import problems
+from learn2pd.registry import GENERATED_TASKS, build_task
 
 ROOT = Path(__file__).parents[2]
 MODEL, POLICY = ROOT / "checkpoints" / "tiny-llada", ROOT / "checkpoints" / "tiny-llada-filter"
@@ -27,7 +28,7 @@ def test_the_files_are_the_hubs_and_small():
 
 def test_the_model_knows_answers(embedded):
     """Far below the model card's figures, far above chance: catches a checkpoint that does not belong to this code."""
-    tasks = {name: build_task(name, run_generated_code=True) for name in TASK_NAMES}
+    tasks = {name: build_task(name, run_generated_code=True) for name in GENERATED_TASKS}
     drawn = [problem for task in tasks.values() for problem in itertools.islice(problems(task, "validation", 5), 4)]
     result = decode(embedded, [problem.prompt for problem in drawn], policy=FixedPolicy(), gen_length=96)
     right = [tasks[problem.task].check(problem.facts, text).correct for problem, text in zip(drawn, result.texts, strict=True)]
@@ -36,7 +37,7 @@ def test_the_model_knows_answers(embedded):
 
 @pytest.fixture(scope="module")
 def prompts():
-    return [problem.prompt for name in TASK_NAMES for problem in itertools.islice(problems(build_task(name), "validation", 5), 2)]
+    return [problem.prompt for name in GENERATED_TASKS for problem in itertools.islice(problems(build_task(name), "validation", 5), 2)]
 
 
 def test_the_shipped_filter_fits_the_shipped_model_and_is_faster(embedded, prompts):

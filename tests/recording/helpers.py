@@ -9,6 +9,7 @@ from learn2pd.data.prompts import task_prompts
 from learn2pd.models.delimiters import newline_ids
 from learn2pd.recording.recorder import oracle_tables, record
 from learn2pd.recording.schema import describe_recording, open_recording
+from learn2pd.registry import GENERATED_TASKS, build_task
 from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.types import CONFIDENCE
 
@@ -16,7 +17,7 @@ GEN, BLOCK, SHARD, BATCH = 40, 16, 3, 2  # the last block is shorter
 
 
 def some_prompts(train=5, validation=3):
-    return task_prompts(["math", "json", "code"], {"train": train, "validation": validation}, seed=0)
+    return task_prompts([build_task(name) for name in GENERATED_TASKS], {"train": train, "validation": validation}, seed=0)
 
 
 def described(model, prompts, gen_length=GEN, block_length=BLOCK, shard_prompts=SHARD, **more):

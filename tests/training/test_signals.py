@@ -18,6 +18,7 @@ from learn2pd.predictors.saving import Contract, Predictor
 from learn2pd.recording.reading import Recording
 from learn2pd.recording.recorder import oracle_tables, record
 from learn2pd.recording.schema import describe_recording, open_recording
+from learn2pd.registry import GENERATED_TASKS, build_task
 from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.training import fit as predictors
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
@@ -32,7 +33,7 @@ RECIPE = {"learning_rate": 1e-2, "weight_decay": 0.0, "patience_epochs": 100}
 @pytest.fixture(scope="module")
 def recording(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("recorded") / "records"
-    prompts = task_prompts(["math", "json", "code"], {"train": 9, "validation": 6}, seed=0)
+    prompts = task_prompts([build_task(name) for name in GENERATED_TASKS], {"train": 9, "validation": 6}, seed=0)
     delimiters = newline_ids(tiny_model.tokenizer)
     described = describe_recording(
         tiny_model, prompts, gen_length=GEN, block_length=BLOCK, alignment="prompt", confidence="", delimiter_ids=delimiters, shard_prompts=4,

@@ -18,9 +18,9 @@ import torch
 from tqdm.auto import tqdm
 
 from learn2pd.cli.config import MethodConfig, RunConfig, as_dict
-from learn2pd.cli.stages.components import check_prompts, components_of, model_of, prompts_of, sampling_of
+from learn2pd.cli.stages.components import checkers_of, components_of, model_of, sampling_of, usable_prompts
 from learn2pd.data.prompts import Prompt, prompts_digest
-from learn2pd.data.tasks import Checker, build_checkers
+from learn2pd.data.tasks import Checker
 from learn2pd.errors import UserError
 from learn2pd.evaluation import plots as report
 from learn2pd.evaluation import tables
@@ -42,8 +42,7 @@ def stage_compare(config: RunConfig, output: Path) -> dict[str, Any]:
     if not config.compare.stops:
         raise UserError("compare.stops is empty: list at least one stop rule, such as eot")
     model = model_of(config)
-    prompts = [prompt for prompt in prompts_of(config) if prompt.split == "test"]
-    check_prompts(model, prompts, config.decode.gen_length)
+    prompts = [prompt for prompt in usable_prompts(config, model) if prompt.split == "test"]
     outcomes = _compare_outcomes(config, output, model, prompts)
     fields = measure(outcomes, Bootstrap(config.compare.bootstrap_samples, config.seed))
     found = {"rows": build_rows(fields)} | compare_families(fields, config.compare.accuracy_margin)
@@ -116,7 +115,7 @@ def _check_groups(methods: list[MethodConfig]) -> None:
 
 
 def _compare_outcomes(config: RunConfig, output: Path, model: Model, prompts: list[Prompt]) -> list[Outcome]:
-    decoding, checkers = config.decode, build_checkers(config.data.run_generated_code)
+    decoding, checkers = config.decode, checkers_of(config, prompts)
     groups = group_by_task(prompts)
     folder = Path(config.compare.policy) if config.compare.policy else output / "policy"
     methods = expand_sweeps(config.compare.methods)
@@ -166,7 +165,8 @@ def _outcome_key(
     trained = [[part.predictor.fingerprint, part.predictor.threshold] for part in components.values() if hasattr(part, "predictor")]
     code = code_digest([*components.values(), model.adapter, *(checkers[prompt.task] for prompt in prompts[:1] if prompt.task)])
     decoding = [as_dict(config)["decode"], config.seed, components["stop"].name]
-    digest = hashlib.sha256(json.dumps([model.spec.fingerprint, prompts_digest(prompts), chosen, decoding, trained, code]).encode())
+    judging = [[prompt.task, prompt.facts] for prompt in prompts]
+    digest = hashlib.sha256(json.dumps([model.spec.fingerprint, prompts_digest(prompts), judging, chosen, decoding, trained, code]).encode())
     if method.policy == "oracle":
         digest.update(components["policy"].reference.numpy().tobytes())
     folders = [Path(value) for value in method.options.values() if isinstance(value, str)]  # of a verifier, or of a user's own policy

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from learn2pd.cli.config import RunConfig, identity
-from learn2pd.cli.stages.components import check_prompts, model_of, prompts_of
+from learn2pd.cli.stages.components import model_of, usable_prompts
 from learn2pd.cli.stages.run_folder import read_metrics
 from learn2pd.data.prompts import Prompt
 from learn2pd.models.delimiters import newline_ids
@@ -33,10 +33,12 @@ def processes_of(config: RunConfig) -> Processes:
 
 
 def recorded_prompts(config: RunConfig, model: Model) -> list[Prompt]:
-    """Raises UserError for one that the model does not take."""
-    prompts = [prompt for prompt in prompts_of(config) if prompt.split != "test"]
-    check_prompts(model, prompts, config.decode.gen_length)
-    return prompts
+    """The train and validation prompts; test prompts are checked with them, since hours later they must fit too.
+
+    Raises:
+        UserError: one that the model does not take, of any split.
+    """
+    return [prompt for prompt in usable_prompts(config, model) if prompt.split != "test"]
 
 
 def stage_record(config: RunConfig, output: Path) -> dict[str, Any] | None:

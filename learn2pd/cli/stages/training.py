@@ -14,7 +14,7 @@ from typing import Any
 from peft import PeftModel
 
 from learn2pd.cli.config import RunConfig
-from learn2pd.cli.stages.components import model_of, prompts_of
+from learn2pd.cli.stages.components import model_of, usable_prompts
 from learn2pd.cli.stages.recording import record_round
 from learn2pd.cli.stages.run_folder import read_metrics
 from learn2pd.cli.stages.validation import measure_on
@@ -54,8 +54,9 @@ def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
     if {"rounds", *config.train.predictors} <= read_metrics(output).get("train", {}).keys():
         log.info("already trained: %s", output / "train")
         return None
-    oracle, validation = Recording.load(output / "records"), [prompt for prompt in prompts_of(config) if prompt.split == "validation"]
-    measure = measure_on(config, model_of(config), validation, oracle)
+    oracle, model = Recording.load(output / "records"), model_of(config)
+    validation = [prompt for prompt in usable_prompts(config, model) if prompt.split == "validation"]
+    measure = measure_on(config, model, validation, oracle)
     visited: list[Recording] = []
     rounds: list[dict[str, Any]] = []
     for number in range(config.train.rounds + 1):

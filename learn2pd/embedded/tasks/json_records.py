@@ -82,6 +82,17 @@ class JsonTask:
             return {key: self._shuffled(value[key], rng) for key in rng.sample(list(value), len(value))}
         return rng.sample(value, len(value)) if isinstance(value, list) else value
 
+    def facts(self, prompt: str, answer: str) -> dict[str, Any]:
+        """The record of a reference answer in JSON.
+
+        Raises:
+            ValueError: it is not JSON, or nested too deeply.
+        """
+        try:
+            return {"record": json.loads(answer)}
+        except RecursionError as error:
+            raise ValueError("the answer is nested too deeply") from error
+
     def check(self, facts: dict[str, Any], text: str) -> Verdict:
         text = text.strip()
         try:

@@ -163,6 +163,10 @@ class CodeTask:
             source = result
         return [*lines, f"return {result}"]
 
+    def facts(self, prompt: str, answer: str) -> dict[str, Any]:
+        """Raises ValueError: what makes an answer right is known to the generator of the problem alone."""
+        raise ValueError("the task 'code' judges the problems of its own generator only")
+
     def check(self, facts: dict[str, Any], text: str) -> Verdict:
         meanings: dict[str, Callable[..., Any]] = {"number": _number_result, "text": _text_result, "list": _list_result}
         meaning = meanings[facts["kind"]]
