@@ -91,7 +91,7 @@ class PeakMemory:
 
     @staticmethod
     def _resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
+        return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * PAGE_BYTES
 
 
 def methods(spec: ModelSpec) -> dict[str, tuple[Any, Any, Any]]:

@@ -223,7 +223,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Any:
     if not path.is_file():
         raise UserError(f"config={name}: no such configuration{suggest(name, config_names())}; there are {', '.join(config_names())}")
     try:
-        written = yaml.safe_load(path.read_text()) or {}
+        written = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
     schema = schema_of(written, path)

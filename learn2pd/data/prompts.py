@@ -143,7 +143,8 @@ def record_prompts(
 def _no_field(key: str, name: str, records: Records) -> str:
     fields = records.columns()
     near = suggest(name, fields)
-    return f"{key}={name!r}: no {records.unit} of {records.source} has this field{near}; the fields are {', '.join(fields)}"
+    columns = ", ".join(fields)
+    return f"{key}={name!r}: no {records.unit} of {records.source} has this field{near}; the fields are {columns}"
 
 
 def _counted(count: int, unit: str) -> str:

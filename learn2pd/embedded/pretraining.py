@@ -127,7 +127,7 @@ def tokenizer_of(config: EmbeddedConfig, source: ExampleSource, folder: Path) ->
     digest = hashlib.sha256(json.dumps([config.vocab_size, corpus]).encode()).hexdigest()[:16]
     home = folder / "tokenizer"
     if (home / TOKENIZER_FILE).is_file():
-        began_with = json.loads((home / TOKENIZER_FILE).read_text())["digest"]
+        began_with = json.loads((home / TOKENIZER_FILE).read_text(encoding="utf-8"))["digest"]
         if began_with != digest:
             raise UserError(
                 f"{home}: the tokenizer was learnt from other texts ({began_with}) than the configuration names ({digest}): "

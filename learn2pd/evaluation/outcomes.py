@@ -159,7 +159,7 @@ def _source(name: str) -> tuple[str, list[str]]:
     file = getattr(sys.modules.get(name), "__file__", None)
     if not file or not file.endswith(".py"):
         return "", []
-    source, imported = Path(file).read_text(), []
+    source, imported = Path(file).read_text(encoding="utf-8"), []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module:
             imported += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]

@@ -140,7 +140,7 @@ def save_predictor(predictor: Predictor, folder: str | Path) -> Path:
         "contract": asdict(predictor.contract),
         "metrics": predictor.metrics,
     }
-    (folder / "policy.json").write_text(json.dumps(described, indent=2) + "\n")
+    (folder / "policy.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
@@ -155,7 +155,7 @@ def load_predictor(folder: str | Path, kind: str) -> Predictor:
     if not path.is_file():
         raise UserError(f"policy {str(folder)!r}: no policy.json there; expected a folder with policy.json and model.safetensors")
     try:
-        described = json.loads(path.read_text())
+        described = json.loads(path.read_text(encoding="utf-8"))
         if described["schema"] != SCHEMA_VERSION:
             raise UserError(f"policy {str(folder)!r}: schema {described['schema']!r}, this version reads {SCHEMA_VERSION}: train and export it again")
         if described["kind"] != kind:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import gzip
 import json
@@ -267,3 +268,15 @@ def test_reading_does_not_depend_on_the_locale(tmp_path):
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
     assert done.stdout.decode().strip() == ascii({"question": "0 Äpfel — 李"})
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "learn2pd").rglob("*.py")), ids=lambda path: path.stem)
+def test_no_file_is_read_or_written_in_the_encoding_of_the_surroundings(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        texts = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+        binary = any(isinstance(text, str) and "b" in text for text in texts)
+        if name in ("read_text", "write_text") or (name == "open" and not binary):
+            assert any(keyword.arg == "encoding" for keyword in node.keywords), f"{path.name}, line {node.lineno}"

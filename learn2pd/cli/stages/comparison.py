@@ -62,7 +62,7 @@ def stage_compare(config: RunConfig, output: Path) -> dict[str, Any]:
         "dtype": config.model.dtype,
     }
     write_json(output / "compare.json", {"meta": meta} | found)
-    (output / "compare.md").write_text(tables.markdown(found, meta))
+    (output / "compare.md").write_text(tables.markdown(found, meta), encoding="utf-8")
     plots = output / "plots"
     plots.mkdir(exist_ok=True)
     report.plot_tradeoff(found, plots / "tradeoff.png", config.compare.accuracy_margin)

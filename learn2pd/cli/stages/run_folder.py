@@ -54,7 +54,7 @@ def open_output(config: Any, output: Path) -> None:
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
     path = output / RUN_FILE
     if path.is_file() and not config.resume:
-        changed = differences(json.loads(path.read_text()), described)
+        changed = differences(json.loads(path.read_text(encoding="utf-8")), described)
         if changed:
             shown = "; ".join(changed[:4]) + ("; ..." if len(changed) > 4 else "")
             raise UserError(
@@ -68,7 +68,7 @@ def open_output(config: Any, output: Path) -> None:
 
 def read_metrics(output: Path) -> dict[str, Any]:
     path = output / METRICS_FILE
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def write_metrics(output: Path, stage: str, figures: dict[str, Any]) -> None:

@@ -196,7 +196,7 @@ def _trained(config: RunConfig, recordings: Sequence[Recording], output: Path, k
     done = folder / "done.json"
     if done.is_file():
         _load(network, folder)
-        return network, json.loads(done.read_text())
+        return network, json.loads(done.read_text(encoding="utf-8"))
     data, started = data_of(config, recordings, kind, network), time.perf_counter()
     data.prepare(normalise=begun.base is None)
     figures = train_predictor(network, data, folder, Recipe(options.learning_rate, options.weight_decay, options.max_epochs, options.patience_epochs))
