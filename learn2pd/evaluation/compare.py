@@ -7,13 +7,14 @@ stop rule, its end-of-text included, that hold the same token. Intervals are 95%
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from learn2pd.data.tasks import Checker, ScoringChecker
 from learn2pd.evaluation.outcomes import Labels, Outcome
 from learn2pd.statistics.bootstrap import Bootstrap, Values, interval, point
 
@@ -138,6 +139,34 @@ def _row(entry: Measured, fixed: Measured | None, threshold: Measured | None) ->
     with np.errstate(divide="ignore", invalid="ignore"):  # a resample may hold empty answers only
         compared = entry.tokens_per_forward / threshold.tokens_per_forward if threshold else None
     return row | _described("tokens_per_forward_ratio_threshold", compared)
+
+
+def score_rows(outcomes: Sequence[Outcome], checkers: Mapping[str, Checker], bootstrap: Bootstrap) -> list[dict[str, Any]]:
+    """The scores of every outcome whose checker has some: a row per method, stop rule and task, each score with its interval.
+
+    Args:
+        outcomes: of all methods and tasks.
+        checkers: by the name of the task.
+        bootstrap: its resamples are those of the table of methods.
+    """
+    rows = []
+    for outcome in outcomes:
+        checker = checkers.get(outcome.labels.task)
+        if not isinstance(checker, ScoringChecker) or not outcome.counts or not all(outcome.counts):
+            continue
+        names = list(outcome.counts[0])
+        sums = bootstrap.sums(np.array([[counts[name] for name in names] for counts in outcome.counts]))
+        totals = dict(zip(names, sums.T, strict=True))
+        scores = checker.shares(totals, len(outcome.counts))
+        rows.append(asdict(outcome.labels) | {"prompts": len(outcome.counts), "scores": list(scores)} | _all_described(scores))
+    return rows
+
+
+def _all_described(scores: Mapping[str, Values]) -> dict[str, Any]:
+    described: dict[str, Any] = {}
+    for name, values in scores.items():
+        described |= _described(name, values)
+    return described
 
 
 def _described(name: str, values: Values | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class Outcome:
     failed: NDArray[np.bool_]  # [N]
     wall_s: float
     model_s: float
+    counts: list[dict[str, int]] = field(default_factory=list)  # of the verdicts: how near each answer comes, where the checker says so
 
 
 def group_by_task(prompts: Sequence[Prompt]) -> dict[str, list[Prompt]]:
@@ -99,6 +100,7 @@ def run_method(
         labels=labels,
         correct=np.array([verdict.correct if verdict else np.nan for verdict in verdicts], np.float32),
         reasons=[verdict.reason if verdict else "" for verdict in verdicts],
+        counts=[verdict.counts if verdict else {} for verdict in verdicts],
         wall_s=result.wall_s,
         model_s=result.model_s,
         **arrays,
@@ -120,7 +122,7 @@ def cached(path: Path, key: str, labels: Labels, produce: Callable[[], Outcome])
     outcome = produce()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    plain = {"reasons": outcome.reasons, "wall_s": outcome.wall_s, "model_s": outcome.model_s}
+    plain = {"reasons": outcome.reasons, "counts": outcome.counts, "wall_s": outcome.wall_s, "model_s": outcome.model_s}
     save_file({name: getattr(outcome, name) for name in ARRAYS}, partial, {"key": key, "plain": json.dumps(plain)})
     os.replace(partial, path)
     return outcome
@@ -132,6 +134,7 @@ def merge(outcomes: Sequence[Outcome]) -> Outcome:
     return Outcome(
         labels=replace(outcomes[0].labels, task="all"),
         reasons=[reason for outcome in outcomes for reason in outcome.reasons],
+        counts=[counts for outcome in outcomes for counts in outcome.counts],
         wall_s=sum(outcome.wall_s for outcome in outcomes),
         model_s=sum(outcome.model_s for outcome in outcomes),
         **arrays,

@@ -16,6 +16,9 @@ def markdown(found: dict[str, Any], meta: dict[str, Any]) -> str:
         "Speedup is in forwards, against vanilla and against threshold with the same stop rule."
     )
     parts = [f"# Comparison: {meta['model']}", head, methods_table(found["rows"])]
+    scores = score_tables(found.get("scores", ()))
+    if scores:
+        parts += ["## How near the answers come", "Shares over the answers of a task, as its checker counts them.", *scores]
     seeds = found["seeds"]
     if found["fastest"]:
         parts += [
@@ -52,10 +55,20 @@ def markdown(found: dict[str, Any], meta: dict[str, Any]) -> str:
 def summary(found: dict[str, Any], meta: dict[str, Any]) -> str:
     """What is over all tasks, for the terminal."""
     parts = [methods_table([row for row in found["rows"] if row["task"] == "all"])]
+    parts += score_tables(found.get("scores", ()))
     fastest = [line for line in found["fastest"] if line["task"] == "all"]
     if fastest:
         parts += [f"fastest setting within {_margin(meta)} of one token a step:", fastest_table(fastest)]
     return "\n\n".join(parts)
+
+
+def score_tables(rows: Sequence[Line]) -> list[str]:
+    """A table for each set of scores; none where no checker has any."""
+    tables = []
+    for names in dict.fromkeys(tuple(row["scores"]) for row in rows):
+        columns = SCORED | {f"{name} %": _number(name, **PERCENT) for name in names}
+        tables.append(_table(columns, [row for row in rows if tuple(row["scores"]) == names]))
+    return tables
 
 
 def methods_table(rows: Sequence[Line]) -> str:
@@ -124,6 +137,7 @@ METHODS = {
     "vs threshold": _number("speedup_forwards_threshold", "{:.2f}x"),
     "cut short": _number("cut_short", "{:d}"),
 }
+SCORED = PLACE | {"method": _text("method"), "prompts": _text("prompts")}
 WITHIN = {
     "tokens/forward": _number("tokens_per_forward"),
     "ratio": _number("ratio", "{:.2f}x"),

@@ -24,7 +24,7 @@ from learn2pd.data.tasks import Checker
 from learn2pd.errors import UserError
 from learn2pd.evaluation import plots as report
 from learn2pd.evaluation import tables
-from learn2pd.evaluation.compare import build_rows, measure
+from learn2pd.evaluation.compare import build_rows, measure, score_rows
 from learn2pd.evaluation.outcomes import Labels, Outcome, cached, code_digest, group_by_task, merge, run_method
 from learn2pd.files import write_json
 from learn2pd.models.loading import Model
@@ -43,9 +43,12 @@ def stage_compare(config: RunConfig, output: Path) -> dict[str, Any]:
         raise UserError("compare.stops is empty: list at least one stop rule, such as eot")
     model = model_of(config)
     prompts = [prompt for prompt in usable_prompts(config, model) if prompt.split == "test"]
-    outcomes = _compare_outcomes(config, output, model, prompts)
-    fields = measure(outcomes, Bootstrap(config.compare.bootstrap_samples, config.seed))
-    found = {"rows": build_rows(fields)} | compare_families(fields, config.compare.accuracy_margin)
+    checkers = checkers_of(config, prompts)
+    outcomes = _compare_outcomes(config, output, model, prompts, checkers)
+    bootstrap = Bootstrap(config.compare.bootstrap_samples, config.seed)
+    fields = measure(outcomes, bootstrap)
+    found = {"rows": build_rows(fields), "scores": score_rows(outcomes, checkers, bootstrap)}
+    found |= compare_families(fields, config.compare.accuracy_margin)
     meta: dict[str, Any] = {
         "model": model.spec.name,
         "model_fingerprint": model.spec.fingerprint,
@@ -114,8 +117,8 @@ def _check_groups(methods: list[MethodConfig]) -> None:
                 )
 
 
-def _compare_outcomes(config: RunConfig, output: Path, model: Model, prompts: list[Prompt]) -> list[Outcome]:
-    decoding, checkers = config.decode, checkers_of(config, prompts)
+def _compare_outcomes(config: RunConfig, output: Path, model: Model, prompts: list[Prompt], checkers: dict[str, Checker]) -> list[Outcome]:
+    decoding = config.decode
     groups = group_by_task(prompts)
     folder = Path(config.compare.policy) if config.compare.policy else output / "policy"
     methods = expand_sweeps(config.compare.methods)
