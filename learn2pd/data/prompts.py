@@ -104,7 +104,10 @@ def record_prompts(
     """
     if answer_field is not None and records.rows and not any(answer_field in row.fields for row in records.rows):
         raise UserError(_no_field("data.answer_field", answer_field, records))
-    complaints, unjudged, conflicts = list(records.complaints), [], []
+    complaints = list(records.complaints)
+    unjudged: list[str] = []
+    repeated: list[str] = []
+    conflicts: list[str] = []
     prompts: dict[str, Prompt] = {}
     contested: set[str] = set()
     for row in records.rows:
@@ -114,6 +117,8 @@ def record_prompts(
             complaints.append(f"{row.place}: {error}")
             continue
         earlier = prompts.get(prompt.id)
+        if earlier is not None:
+            repeated.append(row.place)
         if earlier is None or not earlier.facts:
             prompts[prompt.id] = prompt if earlier is None else replace(earlier, task=prompt.task, facts=prompt.facts)
         elif prompt.facts and prompt.facts != earlier.facts:
@@ -133,6 +138,7 @@ def record_prompts(
     for lines, what in (
         (complaints, f"skipped, {len(prompts)} prompts left"),
         (unjudged, "without an answer that can be judged; their prompts are decoded and count in no accuracy"),
+        (repeated, "with a prompt that stands before; each prompt is used once"),
         (conflicts, "repeated with different answers; their prompts are decoded and count in no accuracy"),
     ):
         if lines:
