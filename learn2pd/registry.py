@@ -174,6 +174,7 @@ TASKS = {
     "code": "learn2pd.embedded.tasks.python_functions:CodeTask",
     "final_number": "learn2pd.data.tasks.final_number:FinalNumberTask",
     "slots": "learn2pd.data.tasks.slots:SlotsTask",
+    "humaneval": "learn2pd.data.humaneval:HumanEvalTask",
 }
 GENERATED_TASKS = ("math", "json", "code")  # these also generate their problems
 

@@ -37,7 +37,7 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    source: str = "tasks"  # tasks (built in), jsonl (path=FILE, also CSV, TSV, Parquet), hub (path=NAME)
+    source: str = "tasks"  # tasks (built in), jsonl (path=FILE, also CSV, TSV, Parquet), hub (path=NAME), humaneval
     tasks: list[str] = field(default_factory=lambda: ["math", "json", "code"])
     domain: str | None = None  # a built-in task or a JSONL file: the only source of train and validation prompts; null is all of the above
     path: str | None = None
@@ -52,7 +52,7 @@ class DataConfig:
     train_prompts: int = 192  # built-in tasks: over all tasks together
     validation_prompts: int = 48
     test_prompts: int = 96
-    run_generated_code: bool = False  # lets the task `code` run model output in a limited subprocess
+    run_generated_code: bool = False  # lets the tasks `code` and `humaneval` run model output in a limited subprocess
 
 
 @dataclass
@@ -171,7 +171,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
 }
 CHOICES: dict[str, tuple[str, ...]] = {
-    "data.source": ("tasks", "jsonl", "hub"),
+    "data.source": ("tasks", "jsonl", "hub", "humaneval"),
     "filter": ("mlp", "conv", "transformer"),
     "train.start": ("scratch", "lora", "full"),
     "train.loss_on": ("answer", "masked", "all"),

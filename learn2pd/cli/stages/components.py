@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from learn2pd.cli.config import DataConfig, MethodConfig, RunConfig
+from learn2pd.data.humaneval import humaneval_prompts
 from learn2pd.data.prompts import Prompt, deal, record_prompts, task_prompts
 from learn2pd.data.reading import Records, hub_records, read_records
 from learn2pd.data.tasks import SPLITS, Checker, ProgramChecker, Task
@@ -74,6 +75,11 @@ def _prompts(described: str, seed: int, stamps: tuple[tuple[int, ...], ...]) -> 
             return learnt
         learnt = [prompt for prompt in learnt if prompt.split != "test"]
         return learnt + task_prompts(_generators(data.tasks, "data.tasks"), {"test": counts["test"]}, seed)
+    if data.source == "humaneval" and data.domain is None:
+        for key in ("path", "validation_path", "test_path"):
+            if getattr(data, key) is not None:
+                raise UserError(f"data.{key}={getattr(data, key)!r}: data.source=humaneval brings its own problems; set data.source=jsonl")
+        return deal(humaneval_prompts(data.run_generated_code), {}, counts, seed)
     checker = build_task(data.task, data.run_generated_code, "data.task")
     read = functools.partial(record_prompts, prompt_field=data.prompt_field, answer_field=data.answer_field, task=data.task, checker=checker)
     own = {
@@ -118,7 +124,8 @@ def usable_prompts(config: RunConfig, model: Model) -> list[Prompt]:
         UserError: as `prompts_of` and `check_prompts`.
     """
     prompts, gen_length, skip_long = prompts_of(config), config.decode.gen_length, config.data.skip_long
-    key = json.dumps([model.spec.fingerprint, gen_length, skip_long, [[prompt.id, prompt.split, prompt.origin] for prompt in prompts]])
+    described = [[prompt.id, prompt.split, prompt.origin, prompt.task, prompt.facts] for prompt in prompts]
+    key = json.dumps([model.spec.fingerprint, gen_length, skip_long, described])
     if key not in _usable:
         _usable.clear()
         _usable[key] = check_prompts(model, prompts, gen_length, skip_long)
