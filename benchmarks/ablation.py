@@ -61,7 +61,9 @@ class ElsewhereData(PredictorData):
 class LeakingStream(StateStream):
     def states(self, more: Sequence[str] = ()) -> Iterator[Columns]:
         for owner in ("train", "validation"):
-            for number, columns in enumerate(StateStream(self.recordings, owner, self.question, self.network, self.batch_rows, None).states(more)):
+            for number, columns in enumerate(
+                StateStream(self.recordings, owner, self.question, self.network, self.batch_rows, None).states(more)
+            ):
                 draw = torch.rand(len(columns["masked"]), generator=torch.Generator().manual_seed(number))
                 mine = (draw < 1 / ROW_SHARE) == (self.split == "validation")
                 yield {name: values[mine] for name, values in columns.items()}
@@ -86,7 +88,10 @@ def variants(block_length: int, quick: bool) -> list[Variant]:
     ]
     if quick:
         return found
-    found += [Variant(f"without {name}", transformer([other for other in DEFAULT_CHANNELS if other != name])) for name in DEFAULT_CHANNELS]
+    found += [
+        Variant(f"without {name}", transformer([other for other in DEFAULT_CHANNELS if other != name]))
+        for name in DEFAULT_CHANNELS
+    ]
     found.append(Variant("log-odds alone", transformer(["log_odds"])))
     found.append(Variant("log-odds and masked", transformer(["log_odds", "masked"])))
     found.append(Variant("confidence for log-odds", transformer(["confidence", *DEFAULT_CHANNELS[1:]])))
@@ -103,7 +108,10 @@ def trained(variant: Variant, recordings: Sequence[Recording], seed: int, epochs
     patience = epochs if variant.name.startswith("mlp") else 6
     with tempfile.TemporaryDirectory() as folder:
         return train_predictor(
-            network, data, Path(folder), Recipe(max_epochs=epochs * (5 if variant.name.startswith("mlp") else 1), patience_epochs=patience)
+            network,
+            data,
+            Path(folder),
+            Recipe(max_epochs=epochs * (5 if variant.name.startswith("mlp") else 1), patience_epochs=patience),
         )
 
 
@@ -116,7 +124,14 @@ def main(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore")
     recordings = [Recording.load(Path(folder)) for folder in options["records"].split(",")]
     oracle = [Recording.load(Path(options["oracle"]))] if options["oracle"] else []
-    print("| variant | " + " | ".join(name.removeprefix("val_") for name in FIGURES) + " |\n" + "|---" * (len(FIGURES) + 1) + "|", flush=True)
+    print(
+        "| variant | "
+        + " | ".join(name.removeprefix("val_") for name in FIGURES)
+        + " |\n"
+        + "|---" * (len(FIGURES) + 1)
+        + "|",
+        flush=True,
+    )
     for variant in variants(recordings[0].manifest["block_length"], options["rows"] == "quick"):
         if variant.elsewhere and not oracle:
             continue

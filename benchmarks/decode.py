@@ -57,7 +57,16 @@ def random_llada(dtype: torch.dtype, device: str) -> Model:
     network = LLaDAModelLM(config)
     with torch.no_grad():
         network.model.transformer.ff_out.weight *= 40.0
-    spec = ModelSpec("random LLaDA", config.mask_token_id, (config.eos_token_id,), config.eos_token_id, config.vocab_size, 2048, False, "")
+    spec = ModelSpec(
+        "random LLaDA",
+        config.mask_token_id,
+        (config.eos_token_id,),
+        config.eos_token_id,
+        config.vocab_size,
+        2048,
+        False,
+        "",
+    )
     tokenizer: Any = SimpleNamespace(decode=lambda *_, **__: "")
     return Model(ModelAdapter(network.eval().to(device, dtype), spec), tokenizer)
 
@@ -92,14 +101,16 @@ class PeakMemory:
 
     @staticmethod
     def _resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
+        return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * PAGE_BYTES
 
 
 def methods(spec: ModelSpec) -> dict[str, tuple[Any, Any, Any]]:
     """Name -> policy, scheduler, cache."""
     blocks, sure = BlocksScheduler(BLOCK), ThresholdPolicy(0.9)
     delimiters = tuple(range(0, spec.vocab_size, spec.vocab_size // 20))
-    mlp, transformer = (FilterPolicy(Predictor("filter", network, 0.9, Contract.of(spec))) for network in (MLP(BLOCK), Transformer()))
+    mlp, transformer = (
+        FilterPolicy(Predictor("filter", network, 0.9, Contract.of(spec))) for network in (MLP(BLOCK), Transformer())
+    )
     return {
         "one token a step": (FixedPolicy(), blocks, NoCache()),
         "one token a step, prefix": (FixedPolicy(), blocks, PrefixCache()),
@@ -118,10 +129,22 @@ def methods(spec: ModelSpec) -> dict[str, tuple[Any, Any, Any]]:
 
 
 def main(arguments: list[str]) -> None:
-    options = {"model": "", "gen_length": "64", "prompt_length": "64", "batches": "1,4,16", "threads": "0", "dtype": "float32", "compile": "false"}
+    options = {
+        "model": "",
+        "gen_length": "64",
+        "prompt_length": "64",
+        "batches": "1,4,16",
+        "threads": "0",
+        "dtype": "float32",
+        "compile": "false",
+    }
     options = options_of(arguments, options)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(options["model"], options["dtype"]) if options["model"] else random_llada(getattr(torch, options["dtype"]), device)
+    model = (
+        load_model(options["model"], options["dtype"])
+        if options["model"]
+        else random_llada(getattr(torch, options["dtype"]), device)
+    )
     if options["compile"] == "true":
         model.adapter.compile()
     network: Any = model.adapter.network
@@ -143,7 +166,14 @@ def main(arguments: list[str]) -> None:
     print(f"{titles} {'forwards':>8} {'tokens/s':>9} {'ratio':>6} {'MiB':>5}")
     for name, (policy, scheduler, cache) in methods(model.spec).items():
         for batch in batches:
-            run = {"policy": policy, "scheduler": scheduler, "cache": cache, "stop": NoStop(), "gen_length": gen_length, "batch_size": batch}
+            run = {
+                "policy": policy,
+                "scheduler": scheduler,
+                "cache": cache,
+                "stop": NoStop(),
+                "gen_length": gen_length,
+                "batch_size": batch,
+            }
             decode(model, prompts[:1], **run)  # warm-up
             with PeakMemory(model.adapter.device) as memory:
                 result = decode(model, prompts[:batch], **run)

@@ -28,6 +28,7 @@ from learn2pd.models.loading import Model
 from learn2pd.recording.reading import Recording
 from learn2pd.recording.recorder import oracle_tables, record
 from learn2pd.recording.schema import describe_recording, open_recording
+from learn2pd.registry import GENERATED_TASKS, build_task
 from learn2pd.types import CONFIDENCE
 from tests.reference.decoding import decode_blocks, even_quota
 from tests.reference.network import full_proposals
@@ -53,14 +54,18 @@ def obvious_recorder(network: Any, prompt: list[int], gen_length: int, mask_id: 
     return rows
 
 
-def record_all(model: Model, prompts: Sequence[Prompt], folder: Path, gen_length: int, batch: int, leads: bool = True) -> None:
+def record_all(
+    model: Model, prompts: Sequence[Prompt], folder: Path, gen_length: int, batch: int, leads: bool = True
+) -> None:
     delimiters = newline_ids(model.tokenizer)
     described = describe_recording(
         model, prompts, gen_length=gen_length, block_length=BLOCK, alignment="prompt", confidence=CONFIDENCE, delimiter_ids=delimiters,
         shard_prompts=batch, seed=0, config={},
     )  # fmt: skip
     open_recording(folder, described)
-    produce = functools.partial(oracle_tables, gen_length=gen_length, block_length=BLOCK, batch_size=batch, delimiter_ids=delimiters)
+    produce = functools.partial(
+        oracle_tables, gen_length=gen_length, block_length=BLOCK, batch_size=batch, delimiter_ids=delimiters
+    )
     record(model, prompts, folder, produce, shard_prompts=batch, leads=leads)
 
 
@@ -69,12 +74,14 @@ def labels_of(recording: Recording) -> int:
     for shard in range(len(recording)):
         found = recording.columns(shard, ["masked", "start", "stop"], "train")
         position = torch.arange(recording.gen_length)
-        total += int((found["masked"] & (position >= found["start"][:, None]) & (position < found["stop"][:, None])).sum())
+        total += int(
+            (found["masked"] & (position >= found["start"][:, None]) & (position < found["stop"][:, None])).sum()
+        )
     return total
 
 
 def some_prompts(count: int) -> list[Prompt]:
-    return task_prompts(["math", "json", "code"], {"train": count}, seed=0)
+    return task_prompts([build_task(name) for name in GENERATED_TASKS], {"train": count}, seed=0)
 
 
 def worker(options: dict[str, str], folder: Path, leads: bool) -> None:
@@ -91,10 +98,22 @@ def worker(options: dict[str, str], folder: Path, leads: bool) -> None:
 
 def seconds_of(options: dict[str, str], processes: int, folder: Path) -> float:
     """Wall-clock seconds of a recording by several processes, one thread each, from the first step to the last."""
-    command = [sys.executable, __file__, *(f"{key}={value}" for key, value in options.items()), "threads=1", f"worker={folder}"]
+    command = [
+        sys.executable,
+        __file__,
+        *(f"{key}={value}" for key, value in options.items()),
+        "threads=1",
+        f"worker={folder}",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     crew = [
-        subprocess.Popen([*command, f"leads={number == 0}"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        subprocess.Popen(
+            [*command, f"leads={number == 0}"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
         for number in range(processes)
     ]
     for process in crew:
@@ -122,12 +141,20 @@ def compare(options: dict[str, str]) -> None:
     """Everything in turn."""
     gen_length, batch = int(options["gen_length"]), int(options["batch"])
     model, prompts = load_model(options["model"]), some_prompts(int(options["prompts"]))
-    chosen = prompts[:: max(1, len(prompts) // int(options["obvious_prompts"]))][: int(options["obvious_prompts"])]  # of every task
-    print(f"{model.spec.name}, canvas {gen_length}, batch {batch}, {torch.get_num_threads()} threads, {model.adapter.device}")
+    chosen = prompts[:: max(1, len(prompts) // int(options["obvious_prompts"]))][
+        : int(options["obvious_prompts"])
+    ]  # of every task
+    print(
+        f"{model.spec.name}, canvas {gen_length}, batch {batch}, {torch.get_num_threads()} threads, {model.adapter.device}"
+    )
     network: Any = model.adapter.network
     full_proposals(network, [1, 2, 3], model.spec.mask_id)
     started = time.perf_counter()
-    rows = [row for prompt in chosen for row in obvious_recorder(network, model.encode(prompt.text), gen_length, model.spec.mask_id)]
+    rows = [
+        row
+        for prompt in chosen
+        for row in obvious_recorder(network, model.encode(prompt.text), gen_length, model.spec.mask_id)
+    ]
     obvious_s, obvious_labels = time.perf_counter() - started, sum(sum(masked) for _, masked, _ in rows)
     report("obvious recorder, batch 1", len(chosen), obvious_labels, obvious_s)
     with tempfile.TemporaryDirectory() as scratch:
@@ -137,7 +164,10 @@ def compare(options: dict[str, str]) -> None:
         ours_s = time.perf_counter() - started
         labels = labels_of(Recording.load(root / "ours"))
         report(f"this repository, batch {batch}", len(prompts), labels, ours_s)
-        by_labels, by_prompts = labels / ours_s * obvious_s / obvious_labels, len(prompts) / ours_s * obvious_s / len(chosen)
+        by_labels, by_prompts = (
+            labels / ours_s * obvious_s / obvious_labels,
+            len(prompts) / ours_s * obvious_s / len(chosen),
+        )
         print(f"ratio: {by_labels:.1f} by labels, {by_prompts:.1f} by prompts (bar: 5)")
         took = []
         for processes in (1, 2):

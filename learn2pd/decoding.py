@@ -105,7 +105,12 @@ def decode(
     result = _collect(model, states, gen_length, time.perf_counter() - started, watch.seconds)
     if result.failed.any():
         numbers = result.failed.nonzero()[:, 0].tolist()
-        log.warning("%s gave logits that are not finite: %d prompts stopped early, first prompt %d", model.spec.name, len(numbers), numbers[0])
+        log.warning(
+            "%s gave logits that are not finite: %d prompts stopped early, first prompt %d",
+            model.spec.name,
+            len(numbers),
+            numbers[0],
+        )
     return result
 
 
@@ -129,7 +134,9 @@ def _method(model: Model, method: Method | None, policy: Any, scheduler: Any, ca
     if policy is None:
         raise UserError("policy is not given: expected a policy such as ThresholdPolicy(0.9), or a method")
     provided = provided_by(model)
-    return Method(**{role: build(role, part, {}, provided) if isinstance(part, str) else part for role, part in given.items()})
+    return Method(
+        **{role: build(role, part, {}, provided) if isinstance(part, str) else part for role, part in given.items()}
+    )
 
 
 def _check_fixed(model: Model, rows: int, gen_length: int, given: Tensor | None, allowed: Tensor | None) -> None:
@@ -138,7 +145,9 @@ def _check_fixed(model: Model, rows: int, gen_length: int, given: Tensor | None,
         if values is None:
             continue
         if values.ndim != len(shape) or values.shape[:2] != shape[:2]:
-            raise UserError(f"{name} has the shape {tuple(values.shape)}: expected {shape} for {rows} prompts and gen_length={gen_length}")
+            raise UserError(
+                f"{name} has the shape {tuple(values.shape)}: expected {shape} for {rows} prompts and gen_length={gen_length}"
+            )
         if values.numel() and not -1 <= int(values.min()) <= int(values.max()) < model.spec.vocab_size:
             raise UserError(
                 f"{name} holds ids from {int(values.min())} to {int(values.max())}: {model.spec.name} has ids 0 to {model.spec.vocab_size - 1}, "
@@ -160,7 +169,9 @@ def encode_checked(model: Model, prompt: Any, number: int | str, gen_length: int
         raise UserError(f"prompt {number}: it has no tokens")
     if not 0 <= min(ids) <= max(ids) < model.spec.vocab_size:
         outside = next(token for token in ids if not 0 <= token < model.spec.vocab_size)
-        raise UserError(f"prompt {number}: token id {outside}, {model.spec.name} has ids 0 to {model.spec.vocab_size - 1}")
+        raise UserError(
+            f"prompt {number}: token id {outside}, {model.spec.name} has ids 0 to {model.spec.vocab_size - 1}"
+        )
     if len(ids) + gen_length > model.spec.max_length:
         raise UserError(
             f"prompt {number}: {len(ids)} tokens and gen_length={gen_length} make {len(ids) + gen_length}, "
@@ -175,15 +186,24 @@ def answer_lengths(tokens: Tensor, eot_ids: tuple[int, ...]) -> Tensor:
     return torch.where(ended.any(1), ended.int().argmax(1), tokens.shape[1])
 
 
-def _collect(model: Model, states: list[DecodeState], gen_length: int, wall_s: float, seconds: Mapping[str, float]) -> DecodeResult:
+def _collect(
+    model: Model, states: list[DecodeState], gen_length: int, wall_s: float, seconds: Mapping[str, float]
+) -> DecodeResult:
     names = ("canvas", "committed_at", "forwards", "columns", "auxiliary_forwards", "revoked", "edited", "failed")
     if states:
         order = torch.cat([state.index for state in states]).argsort().cpu()
         values = {name: torch.cat([getattr(state, name) for state in states]).cpu()[order] for name in names}
     else:
         none = torch.zeros(0, dtype=torch.long)
-        values = dict.fromkeys(names, none) | {name: none.view(0, gen_length) for name in ("canvas", "committed_at")} | {"failed": none > 0}
+        values = (
+            dict.fromkeys(names, none)
+            | {name: none.view(0, gen_length) for name in ("canvas", "committed_at")}
+            | {"failed": none > 0}
+        )
     tokens = values.pop("canvas")
     lengths = answer_lengths(tokens, model.spec.eot_ids)
-    texts = [model.tokenizer.decode(row[:length], skip_special_tokens=True) for row, length in zip(tokens, lengths.tolist(), strict=True)]
+    texts = [
+        model.tokenizer.decode(row[:length], skip_special_tokens=True)
+        for row, length in zip(tokens, lengths.tolist(), strict=True)
+    ]
     return DecodeResult(tokens=tokens, lengths=lengths, texts=texts, wall_s=wall_s, seconds=dict(seconds), **values)

@@ -21,7 +21,9 @@ def check_options(owner: str, options: Iterable[Any], known: Collection[str]) ->
     """Raises UserError for the first of `options` that `owner` does not take."""
     for option in options:
         if option not in known:
-            raise UserError(f"{owner}: unknown option {option!r}{suggest(str(option), known)}; it takes {', '.join(known) or 'none'}")
+            raise UserError(
+                f"{owner}: unknown option {option!r}{suggest(str(option), known)}; it takes {', '.join(known) or 'none'}"
+            )
 
 
 def check_at_least(least: int, name: str, value: int) -> int:

@@ -75,15 +75,21 @@ def build(role: str, name: str, options: Mapping[str, Any], provided: Provided) 
     try:
         parameters = inspect.signature(factory).parameters
     except (TypeError, ValueError) as error:
-        raise UserError(f"{role}={name!r}: it is not a class that can be built ({error}); expected package.module:Class") from error
+        raise UserError(
+            f"{role}={name!r}: it is not a class that can be built ({error}); expected package.module:Class"
+        ) from error
     check_options(f"{role} {name!r}", options, parameters)
     kinds = _annotations(factory)
     for option, value in options.items():
         if not matches(value, kinds.get(option, Any)):
-            raise UserError(f"{role} {name!r}: {option}={value!r}: expected {type_name(kinds[option])}, got {type(value).__name__}")
+            raise UserError(
+                f"{role} {name!r}: {option}={value!r}: expected {type_name(kinds[option])}, got {type(value).__name__}"
+            )
         if isinstance(value, int) and abs(value) > LARGEST:
             raise UserError(f"{role} {name!r}: {option}={value}: expected at most {LARGEST}")
-    arguments = dict(options) | {key: give() for key, give in provided.items() if key in parameters and key not in options}
+    arguments = dict(options) | {
+        key: give() for key, give in provided.items() if key in parameters and key not in options
+    }
     missing = [key for key, value in parameters.items() if value.default is value.empty and key not in arguments]
     if missing:
         raise UserError(f"{role} {name!r} needs {', '.join(missing)}")
@@ -115,7 +121,9 @@ def is_known(role: str, name: str) -> bool:
 def _factory(role: str, name: str) -> Callable[..., Any]:
     table = COMPONENTS[role]
     if not is_known(role, name):
-        raise UserError(f"{role}={name!r}: unknown{suggest(name, table)}; expected one of {', '.join(table)} or package.module:Class")
+        raise UserError(
+            f"{role}={name!r}: unknown{suggest(name, table)}; expected one of {', '.join(table)} or package.module:Class"
+        )
     target: Callable[..., Any] = _import(role, table.get(name, name))
     return target
 
@@ -130,9 +138,56 @@ def _annotations(factory: Callable[..., Any]) -> dict[str, Any]:
 
 def _import(role: str, target: str) -> Any:
     module, _, attribute = target.partition(":")
-    if os.getcwd() not in sys.path:  # a console script does not look into the working directory, where the user's file is
+    if (
+        os.getcwd() not in sys.path
+    ):  # a console script does not look into the working directory, where the user's file is
         sys.path.insert(0, os.getcwd())
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{role}={target!r}: cannot be imported ({error}); expected package.module:Class on the Python path") from error
+        raise UserError(
+            f"{role}={target!r}: cannot be imported ({error}); expected package.module:Class on the Python path"
+        ) from error
+
+
+# ---- tasks by name. They are imported when they are used: data/ and embedded/ must not know the registry.
+
+TASKS = {
+    "math": "learn2pd.embedded.tasks.math_problems:MathTask",
+    "json": "learn2pd.embedded.tasks.json_records:JsonTask",
+    "code": "learn2pd.embedded.tasks.python_functions:CodeTask",
+    "final_number": "learn2pd.data.tasks.final_number:FinalNumberTask",
+    "slots": "learn2pd.data.tasks.slots:SlotsTask",
+    "humaneval": "learn2pd.data.humaneval:HumanEvalTask",
+}
+GENERATED_TASKS = ("math", "json", "code")  # these also generate their problems
+
+
+def build_task(name: str, run_generated_code: bool = False, key: str = "task") -> Any:
+    """The task of a name.
+
+    Args:
+        name: one of `TASKS`, or `package.module:Class`.
+        run_generated_code: allows a task that judges programs to run model output in a limited subprocess.
+        key: what the caller's user knows the name as, for messages.
+
+    Raises:
+        UserError: the name is unknown, or it names nothing that judges answers.
+    """
+    from learn2pd.data.sandbox import Sandbox
+
+    target = TASKS.get(name, name)
+    if ":" not in target:
+        raise UserError(
+            f"{key}={name!r}: unknown task{suggest(name, TASKS)}; expected one of {', '.join(TASKS)} or package.module:Class"
+        )
+    task_class = _import(key, target)
+    try:
+        takes_sandbox = "sandbox" in inspect.signature(task_class).parameters
+        task = task_class(Sandbox(run_generated_code)) if takes_sandbox else task_class()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{key}={name!r}: it cannot be built without arguments ({error})") from error
+    lacking = [part for part in ("name", "facts", "check") if not hasattr(task, part)]
+    if lacking:
+        raise UserError(f"{key}={name!r}: it has no {', '.join(lacking)}, so it judges no answers")
+    return task

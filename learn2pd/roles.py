@@ -61,7 +61,9 @@ class Role:
         """
         for name, value in self.options().items():
             if not isinstance(value, bool | int | float | str | list | tuple | dict | None):
-                raise UserError(f"{type(self).__name__}: its option {name} is a {type(value).__name__}, which has no name to be saved by")
+                raise UserError(
+                    f"{type(self).__name__}: its option {name} is a {type(value).__name__}, which has no name to be saved by"
+                )
         return self.options()
 
     @property

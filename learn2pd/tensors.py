@@ -28,7 +28,9 @@ def most_confident(confidence: Tensor, eligible: Tensor, count: Tensor | int = 1
         best = confidence.masked_fill(~eligible, -torch.inf).argmax(1, keepdim=True)
         return torch.zeros_like(eligible).scatter_(1, best, True) & eligible
     order = confidence.masked_fill(~eligible, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
     limit = count if isinstance(count, int) else count[:, None]
     return (rank < limit) & eligible
 

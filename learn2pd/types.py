@@ -29,7 +29,10 @@ class RowMemory:
     @classmethod
     def stack(cls, memories: Sequence[Self]) -> Self:
         """The memory of the rows of several runs, one after another."""
-        return replace(memories[0], **{name: _stacked([getattr(memory, name) for memory in memories]) for name in vars(memories[0])})
+        return replace(
+            memories[0],
+            **{name: _stacked([getattr(memory, name) for memory in memories]) for name in vars(memories[0])},
+        )
 
 
 def _rows(value: Any, index: Tensor) -> Any:
@@ -57,8 +60,12 @@ class ModelSpec:
     max_length: int  # prompt and canvas together, tokens
     shifted_logits: bool  # True where output i predicts token i+1 (Dream)
     fingerprint: str  # of configuration and weights
-    causal_block: int | None = None  # tokens of a block that sees itself and what lies before it; None: every token sees every other
-    vocabulary: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)  # token -> id; empty where there is no tokenizer
+    causal_block: int | None = (
+        None  # tokens of a block that sees itself and what lies before it; None: every token sees every other
+    )
+    vocabulary: Mapping[str, int] = field(
+        default_factory=dict, compare=False, repr=False
+    )  # token -> id; empty where there is no tokenizer
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,9 @@ class DecodeState(RowMemory):
     pad: Tensor  # [B] long, columns of left padding
     masked: Tensor  # [B, G] bool, still to decode
     given: Tensor  # [B, G] bool, tokens that the caller fixed; no policy touches them
-    allowed: Tensor | None  # [B, G, A] long, ids a position may hold, filled with `UNRESTRICTED`; all of them so: any id. None: any everywhere
+    allowed: (
+        Tensor | None
+    )  # [B, G, A] long, ids a position may hold, filled with `UNRESTRICTED`; all of them so: any id. None: any everywhere
     end: Tensor  # [B] long, positions from here on are closed
     visible: Tensor  # [B] long, positions from here on are out of the sequence (cut), <= G
     committed_at: Tensor  # [B, G] long, step of the last commit, -1 where none
@@ -128,9 +137,13 @@ class DecodeState(RowMemory):
         rows = [[spec.pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
         fixed = torch.full((count, gen_length), -1, device=device) if given is None else given.to(device)
         with device:
-            tokens = torch.cat((torch.tensor(rows, dtype=torch.long), torch.where(fixed < 0, spec.mask_id, fixed)), dim=1)
+            tokens = torch.cat(
+                (torch.tensor(rows, dtype=torch.long), torch.where(fixed < 0, spec.mask_id, fixed)), dim=1
+            )
             pad = torch.tensor([width - len(prompt) for prompt in prompts])
-            state = cls._at(tokens, pad, fixed < 0, torch.tensor(numbers), torch.tensor(list(numbers if seed is None else seed)))
+            state = cls._at(
+                tokens, pad, fixed < 0, torch.tensor(numbers), torch.tensor(list(numbers if seed is None else seed))
+            )
         return replace(state, allowed=None if allowed is None else allowed.to(device))
 
     @classmethod
@@ -192,7 +205,11 @@ class DecodeState(RowMemory):
         """The state after writing a commit: what is taken back becomes a mask again."""
         written = proposals if commit.tokens is None else commit.tokens
         canvas = torch.where(commit.mask, written, self.canvas)
-        masked, committed_at, revoked = self.masked & ~commit.mask, torch.where(commit.mask, self.step[:, None], self.committed_at), self.revoked
+        masked, committed_at, revoked = (
+            self.masked & ~commit.mask,
+            torch.where(commit.mask, self.step[:, None], self.committed_at),
+            self.revoked,
+        )
         if commit.revoke is not None:
             canvas = canvas.masked_fill(commit.revoke, mask_id)
             masked = masked | commit.revoke
@@ -205,7 +222,9 @@ class DecodeState(RowMemory):
             committed_at=committed_at,
             revoked=revoked,
             edited=self.edited + (commit.mask & ~self.masked).sum(1),
-            auxiliary_forwards=self.auxiliary_forwards if commit.auxiliary is None else self.auxiliary_forwards + commit.auxiliary,
+            auxiliary_forwards=self.auxiliary_forwards
+            if commit.auxiliary is None
+            else self.auxiliary_forwards + commit.auxiliary,
         )
 
     def close(self, end: Tensor, fill_id: int, cut: bool) -> DecodeState:
@@ -267,7 +286,9 @@ class Prediction:
             ValueError: nobody asked for it; a component asks by its attribute `needs`.
         """
         if name not in self.extras:
-            raise ValueError(f"the prediction has no {name!r}: the component that reads it must name it in its attribute 'needs'")
+            raise ValueError(
+                f"the prediction has no {name!r}: the component that reads it must name it in its attribute 'needs'"
+            )
         return self.extras[name]
 
 

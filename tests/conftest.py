@@ -11,17 +11,24 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
-from learn2pd.data.tasks import TASK_NAMES, build_task, problems
+from learn2pd.data.tasks import problems
 from learn2pd.embedded.tokenizer import MASK, train_tokenizer
 from learn2pd.models.dream import DreamConfig, DreamModel
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
 from learn2pd.models.loading import Model, load_model
+from learn2pd.registry import GENERATED_TASKS, build_task
 
 torch.set_num_threads(1)
 settings.register_profile(  # derandomised: a rounding tie that one draw in a million meets must not fail somebody else's change
-    "suite", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    "suite",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-settings.register_profile("plain", settings.get_profile("suite"), phases=[Phase.explicit, Phase.generate])  # for tests/mutants.py
+settings.register_profile(
+    "plain", settings.get_profile("suite"), phases=[Phase.explicit, Phase.generate]
+)  # for tests/mutants.py
 settings.load_profile("suite")
 
 MAX_LENGTH = 512
@@ -47,8 +54,12 @@ def save_tiny_model(folder: Path, tokenizer, n_kv_heads: int = 4) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    drawn = (itertools.islice(problems(build_task(name), "train", 0), 100) for name in TASK_NAMES)
-    return train_tokenizer((text for stream in drawn for p in stream for text in (p.prompt, p.answer)), vocab_size=400, max_length=MAX_LENGTH)
+    drawn = (itertools.islice(problems(build_task(name), "train", 0), 100) for name in GENERATED_TASKS)
+    return train_tokenizer(
+        (text for stream in drawn for p in stream for text in (p.prompt, p.answer)),
+        vocab_size=400,
+        max_length=MAX_LENGTH,
+    )
 
 
 @pytest.fixture(scope="session")

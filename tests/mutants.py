@@ -54,15 +54,15 @@ FILES = {  # the name of a file in the mutants below -> where it is; the only pl
     "anywhere": "learn2pd/decoding/stops.py",
     "threshold": "learn2pd/policies/threshold.py",
 }
-WINDOWS = "tests/decoding/test_schedulers.py"
-REFERENCES = "tests/decoding/test_references.py"
-PROPOSALS = "tests/decoding/test_proposals.py"
-STOPS = "tests/decoding/test_stops.py"
+WINDOWS = "tests/loop/test_schedulers.py"
+REFERENCES = "tests/loop/test_references.py"
+PROPOSALS = "tests/loop/test_proposals.py"
+STOPS = "tests/loop/test_stops.py"
 RULES = "tests/policies/test_rules.py"
 APD = "tests/policies/test_apd.py"
 LOOP = "tests/contract/test_loop.py"
 PRODUCT = "tests/contract/test_product.py"
-EVERYTHING = ("tests/decoding", "tests/policies", "tests/contract")
+EVERYTHING = ("tests/loop", "tests/policies", "tests/contract")
 COPIED = ("learn2pd", "tests", "pyproject.toml")
 LINKED = ("configs", "data", "checkpoints", "docs", "README.md", "train.py", "benchmarks")
 FAILED = 1  # pytest's exit code when a test failed

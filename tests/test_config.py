@@ -6,7 +6,12 @@ import yaml
 from learn2pd.cli.config import config_folder, config_names, differences, load_config, parse_arguments
 from learn2pd.errors import UserError
 
-SIZE_KEYS = {"model", "data", "decode", "record"}  # what "model, data and size" means in the head comment of the filter configurations
+SIZE_KEYS = {
+    "model",
+    "data",
+    "decode",
+    "record",
+}  # what "model, data and size" means in the head comment of the filter configurations
 
 
 @pytest.mark.parametrize("path", sorted(config_folder().rglob("*.yaml")), ids=lambda path: path.stem)
@@ -28,8 +33,15 @@ def test_the_filter_configurations_differ_only_in_model_data_and_size():
 
 
 def test_overrides_reach_the_configuration():
-    config = load_config("tiny_filter", ["decode.gen_length=100", "data.tasks=[math]", "compare.stops=[eot]", "model.revision=main"])
-    assert (config.decode.gen_length, config.data.tasks, config.compare.stops, config.model.revision) == (100, ["math"], ["eot"], "main")
+    config = load_config(
+        "tiny_filter", ["decode.gen_length=100", "data.tasks=[math]", "compare.stops=[eot]", "model.revision=main"]
+    )
+    assert (config.decode.gen_length, config.data.tasks, config.compare.stops, config.model.revision) == (
+        100,
+        ["math"],
+        ["eot"],
+        "main",
+    )
 
 
 def test_an_option_of_a_component_can_be_overridden_alone():

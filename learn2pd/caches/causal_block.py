@@ -38,7 +38,9 @@ class CausalBlockCache(Cache):
     def check(self, spec: ModelSpec, method: Method) -> None:
         super().check(spec, method)
         if spec.causal_block is None:
-            raise UserError(f"cache {self.name!r} is for block-causal models, in {spec.name} every token sees every other: use another cache")
+            raise UserError(
+                f"cache {self.name!r} is for block-causal models, in {spec.name} every token sees every other: use another cache"
+            )
 
     def start(self, state: DecodeState, spec: ModelSpec) -> FinalBefore:
         assert spec.causal_block is not None

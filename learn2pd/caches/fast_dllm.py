@@ -42,7 +42,9 @@ class BlockCache(Cache):
         score = score & state.window.mask(state.gen_length)
         opens = state.open & (start != memory.start)
         plans = full_plan(state, opens, score, keep=True)
-        plans += partial_plan(state, state.open & ~opens, start, self.recomputed_stop(state), score, state.visible, memory.extra)
+        plans += partial_plan(
+            state, state.open & ~opens, start, self.recomputed_stop(state), score, state.visible, memory.extra
+        )
         return plans, OpenBlock(memory.extra, torch.where(opens, start, memory.start))
 
 

@@ -22,7 +22,10 @@ from learn2pd.errors import UserError, suggest
 from learn2pd.kinds import matches, type_name
 
 STAGES = ("record", "train", "calibrate", "compare")
-SCHEMAS = {"policy": "learn2pd.cli.config:RunConfig", "embedded": "learn2pd.embedded.config:EmbeddedConfig"}  # by the key `job` of a file
+SCHEMAS = {
+    "policy": "learn2pd.cli.config:RunConfig",
+    "embedded": "learn2pd.embedded.config:EmbeddedConfig",
+}  # by the key `job` of a file
 
 
 @dataclass
@@ -37,18 +40,28 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    source: str = "tasks"  # tasks (built in), jsonl (path=FILE), hub (path=NAME)
+    source: str = "tasks"  # tasks (built in), jsonl (path=FILE, also CSV, TSV, Parquet), hub (path=NAME), humaneval
     tasks: list[str] = field(default_factory=lambda: ["math", "json", "code"])
-    domain: str | None = None  # a built-in task or a JSONL file: the only source of train and validation prompts; null is all of the above
+    domain: str | None = (
+        None  # a built-in task or a JSONL file: the only source of train and validation prompts; null is all of the above
+    )
     path: str | None = None
+    validation_path: str | None = None  # a file that holds the validation prompts; null takes them from path
+    test_path: str | None = (
+        None  # a file that holds the test prompts, such as an official test split; null takes them from path
+    )
     subset: str | None = None  # of a hub data set
     hub_split: str = "train"
-    prompt_field: str = "question"
-    answer_field: str | None = None  # where its last number is the right one; without it no accuracy is reported
+    prompt_field: str = "question"  # a text, or a list of messages with role and content
+    answer_field: str | None = None  # field with the right answer; without it no accuracy is reported
+    task: str = "final_number"  # checker that compares an answer with the right one: final_number, slots, json, or package.module:Class
+    skip_long: bool = (
+        False  # leave prompts out that are too long for the model; false refuses them before anything is recorded
+    )
     train_prompts: int = 192  # built-in tasks: over all tasks together
     validation_prompts: int = 48
     test_prompts: int = 96
-    run_generated_code: bool = False  # lets the task `code` run model output in a limited subprocess
+    run_generated_code: bool = False  # lets the tasks `code` and `humaneval` run model output in a limited subprocess
 
 
 @dataclass
@@ -65,7 +78,9 @@ class DecodeConfig:
 @dataclass
 class RecordConfig:
     shard_prompts: int = 32  # prompts a shard: what an interruption costs at most
-    devices: int | str = 1  # processes on a node, each with a GPU of its own; auto: one a GPU; torchrun's numbers go first
+    devices: int | str = (
+        1  # processes on a node, each with a GPU of its own; auto: one a GPU; torchrun's numbers go first
+    )
     num_nodes: int = 1
     strategy: str = "auto"  # how Lightning Fabric starts them
 
@@ -78,7 +93,9 @@ class TrainConfig:
     batch_rows: int = 256  # recorded states (one prompt at one step) an optimizer step
     max_epochs: int = 60
     patience_epochs: int = 8
-    start: str = "scratch"  # scratch; from the filter in `policy`: lora trains an adapter on it, full all of its weights
+    start: str = (
+        "scratch"  # scratch; from the filter in `policy`: lora trains an adapter on it, full all of its weights
+    )
     lora_rank: int = 4
     rounds: int = 0  # times the filter decodes the recorded prompts, and trains again with the states it met
     rollout_threshold: float = 0.9  # of the filter in those decodes
@@ -90,9 +107,13 @@ class CalibrateConfig:
     """What may be lost, in decodes of the validation prompts against one token a step; exactly one of the two."""
 
     target_agreement: float | None = 0.9  # share of the answer's tokens that stay the same
-    max_accuracy_drop: float | None = None  # share of the answers that become wrong, less those that become right; needs a checker
+    max_accuracy_drop: float | None = (
+        None  # share of the answers that become wrong, less those that become right; needs a checker
+    )
     confidence: float = 0.9  # of the bound that must meet it
-    thresholds: list[float] = field(default_factory=lambda: [0.99, 0.97, 0.95, 0.9, 0.8, 0.65, 0.5])  # tried, from the strictest
+    thresholds: list[float] = field(
+        default_factory=lambda: [0.99, 0.97, 0.95, 0.9, 0.8, 0.65, 0.5]
+    )  # tried, from the strictest
     false_stops: float = 0.05  # the end-of-text predictor's: share of the answers that may be cut short, its bound with the same confidence
 
 
@@ -105,8 +126,12 @@ class MethodConfig:
     scheduler_options: dict[str, Any] = field(default_factory=dict)
     cache: str = "none"
     cache_options: dict[str, Any] = field(default_factory=dict)
-    sweep: dict[str, Any] = field(default_factory=dict)  # one option of the policy and its values: a method for each, joined to a curve
-    group: str | None = None  # methods of one group differ in the seed of their training only: the tables give their mean and spread
+    sweep: dict[str, Any] = field(
+        default_factory=dict
+    )  # one option of the policy and its values: a method for each, joined to a curve
+    group: str | None = (
+        None  # methods of one group differ in the seed of their training only: the tables give their mean and spread
+    )
 
 
 @dataclass
@@ -167,7 +192,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
 }
 CHOICES: dict[str, tuple[str, ...]] = {
-    "data.source": ("tasks", "jsonl", "hub"),
+    "data.source": ("tasks", "jsonl", "hub", "humaneval"),
     "filter": ("mlp", "conv", "transformer"),
     "train.start": ("scratch", "lora", "full"),
     "train.loss_on": ("answer", "masked", "all"),
@@ -217,9 +242,11 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Any:
     """
     path = Path(name) if name.endswith(".yaml") else config_folder() / f"{name}.yaml"
     if not path.is_file():
-        raise UserError(f"config={name}: no such configuration{suggest(name, config_names())}; there are {', '.join(config_names())}")
+        raise UserError(
+            f"config={name}: no such configuration{suggest(name, config_names())}; there are {', '.join(config_names())}"
+        )
     try:
-        written = yaml.safe_load(path.read_text()) or {}
+        written = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
     schema = schema_of(written, path)
@@ -302,7 +329,9 @@ def _keys(owner: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _check_key(key: str, where: str, schema: type) -> None:
     known = dict(_keys(schema))
-    free = (f"{name}." for name, kind in known.items() if typing.get_origin(kind) is dict)  # options of a component, which checks them itself
+    free = (
+        f"{name}." for name, kind in known.items() if typing.get_origin(kind) is dict
+    )  # options of a component, which checks them itself
     if key not in known and not key.startswith(tuple(free)):
         last = [other for other in known if other.split(".")[-1] == key.split(".")[-1]]
         hint = f"; did you mean {last[0]!r}" if last else suggest(key, known)
@@ -317,12 +346,18 @@ def _check_tree(tree: Any, owner: type, prefix: str, where: str, schema: type) -
     for key, value in tree.items():
         if key not in names:
             if owner is MethodConfig:
-                raise UserError(f"{where}: {prefix}{key}: unknown key{suggest(str(key), names)} ; expected {', '.join(names)}")
+                raise UserError(
+                    f"{where}: {prefix}{key}: unknown key{suggest(str(key), names)} ; expected {', '.join(names)}"
+                )
             _check_key(f"{prefix}{key}", f"{where}: ", schema)
         kind = _field_type(owner, key)
         if dataclasses.is_dataclass(kind):
             _check_tree(value, cast(type, kind), f"{prefix}{key}.", where, schema)
-        elif typing.get_origin(kind) is list and isinstance(value, list) and dataclasses.is_dataclass(typing.get_args(kind)[0]):
+        elif (
+            typing.get_origin(kind) is list
+            and isinstance(value, list)
+            and dataclasses.is_dataclass(typing.get_args(kind)[0])
+        ):
             for number, entry in enumerate(value):
                 _check_tree(entry, typing.get_args(kind)[0], f"{prefix}{key}[{number}].", where, schema)
         elif not matches(value, kind):
@@ -341,7 +376,11 @@ def _check_values(config: RunConfig) -> None:
             raise UserError(f"{key}={value_of(key)}: expected a value from {least:g} to {largest:g}")
     for key, allowed in CHOICES.items():
         if value_of(key) not in allowed:
-            raise UserError(f"{key}={value_of(key)!r}: expected one of {', '.join(allowed)}{suggest(str(value_of(key)), allowed)}")
+            raise UserError(
+                f"{key}={value_of(key)!r}: expected one of {', '.join(allowed)}{suggest(str(value_of(key)), allowed)}"
+            )
     unknown = [stage for stage in config.stages if stage not in STAGES]
     if unknown:
-        raise UserError(f"stages: unknown stage {unknown[0]!r}{suggest(unknown[0], STAGES)}; expected some of {', '.join(STAGES)}")
+        raise UserError(
+            f"stages: unknown stage {unknown[0]!r}{suggest(unknown[0], STAGES)}; expected some of {', '.join(STAGES)}"
+        )

@@ -193,8 +193,20 @@ def decode_one(config: Any, own: DecodeOptions) -> None:
     built = method_of(config, model, folder, method, own.stop)
     with LiveCanvas(model, shown=own.live) as canvas:
         result = decode(
-            model, [own.prompt], built, gen_length=config.decode.gen_length, sampling=sampling_of(config), seed=config.seed, observer=canvas
+            model,
+            [own.prompt],
+            built,
+            gen_length=config.decode.gen_length,
+            sampling=sampling_of(config),
+            seed=config.seed,
+            observer=canvas,
         )
     sys.stdout.write(result.texts[0] + "\n")
     tokens, forwards = int(result.lengths[0]), int(result.forwards[0])
-    log.info("%d tokens, %d forwards, %.2f tokens per forward, %.2f s", tokens, forwards, tokens / max(forwards, 1), result.wall_s)
+    log.info(
+        "%d tokens, %d forwards, %.2f tokens per forward, %.2f s",
+        tokens,
+        forwards,
+        tokens / max(forwards, 1),
+        result.wall_s,
+    )

@@ -1,6 +1,8 @@
-"""Where prompts come from: built-in tasks, a JSONL file, a data set of the hub. All become the same list.
+"""Prompts: what every stage of a run decodes, out of built-in tasks or of the records of files and data sets.
 
-Splits are by prompt. Built-in tasks bring their own; other prompts are shuffled by the seed and dealt out in order.
+Splits are by prompt. Built-in tasks bring their own; other prompts are shuffled by the seed and dealt out, unless
+validation or test have a file of their own. Two prompts are one if their texts are one after white space at both ends
+is cut off, and no prompt is in two splits.
 """
 
 from __future__ import annotations
@@ -10,157 +12,336 @@ import itertools
 import json
 import logging
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
-from learn2pd.data.tasks import SPLITS, TASK_NAMES, build_task, problems
-from learn2pd.data.tasks.final_number import last_number
-from learn2pd.data.tasks.slots import unique_keys
+from learn2pd.data.reading import Record, Records
+from learn2pd.data.tasks import SPLITS, Checker, Task, problems
 from learn2pd.errors import UserError, suggest
 
 log = logging.getLogger(__name__)
 LINES_SHOWN = 10
+CHARACTERS_SHOWN = 60
+Messages = tuple[tuple[str, str], ...]  # role and content of each turn of a conversation
 
 
 @dataclass(frozen=True)
 class Prompt:
+    """What a model is asked, and what judges its answer.
+
+    Attributes:
+        id: equal for equal texts; what a recording calls the prompt.
+        text: of a conversation, its turns for people to read.
+        split: train, validation or test.
+        task: name of the checker that judges an answer; None where none can.
+        facts: what the checker needs.
+        held_out: whether the prompt shows a combination that training never saw.
+        messages: the turns of a conversation; empty for plain text.
+        origin: where the prompt comes from, such as "questions.jsonl, line 12"; no part of what the prompt is.
+    """
+
     id: str
     text: str
     split: str
-    task: str | None = None  # which checker judges an answer; None where none can
+    task: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    held_out: bool = False  # shows a combination that training never saw
+    held_out: bool = False
+    messages: Messages = ()
+    origin: str = field(default="", compare=False)
+
+    @property
+    def content(self) -> Any:
+        """What `decode` and `Model.encode` take: the text, or the conversation as dictionaries with role and
+        content.
+        """
+        return [{"role": role, "content": content} for role, content in self.messages] if self.messages else self.text
+
+    @property
+    def place(self) -> str:
+        """The prompt in messages: its origin and the beginning of its text."""
+        shown = self.text if len(self.text) <= CHARACTERS_SHOWN else f"{self.text[:CHARACTERS_SHOWN]}..."
+        return f"{self.origin or self.id} ({shown!r})"
 
 
-def task_prompts(tasks: Sequence[str], counts: dict[str, int], seed: int) -> list[Prompt]:
-    """Problems of the built-in tasks.
+def task_prompts(tasks: Sequence[Task], counts: Mapping[str, int], seed: int) -> list[Prompt]:
+    """Problems of tasks that generate them.
 
     Args:
-        tasks: names.
+        tasks: `registry.build_task` gives them by name.
         counts: split -> number of prompts over all tasks together, shared out as evenly as possible.
         seed: of the streams.
-
-    Raises:
-        UserError: unknown task.
     """
-    found = []
-    for place, name in enumerate(tasks):
-        if name not in TASK_NAMES:
-            raise UserError(f"data.tasks: unknown task {name!r}{suggest(name, TASK_NAMES)}; expected some of {', '.join(TASK_NAMES)}")
-        task = build_task(name)
+    prompts = []
+    for place, task in enumerate(tasks):
         for split, count in counts.items():
             share = count // len(tasks) + (place < count % len(tasks))
             for problem in itertools.islice(problems(task, split, seed), share):
-                found.append(Prompt(problem.id, problem.prompt, split, name, problem.facts, problem.held_out))
-    return found
+                prompts.append(Prompt(problem.id, problem.prompt, split, task.name, problem.facts, problem.held_out))
+    return prompts
 
 
-def jsonl_records(path: str | Path, key: str = "data.path") -> tuple[list[dict[str, Any]], list[str]]:
-    """The objects of a JSONL file and a complaint for every line that holds none.
-
-    Args:
-        path: of the file.
-        key: what the configuration calls it.
-
-    Raises:
-        UserError: the file is missing, not text, or empty.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")  # other separators may stand inside a text
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{key}={str(path)!r}: cannot be read ({str(error).splitlines()[0]}); expected a JSONL file in UTF-8") from error
-    if not any(line.strip() for line in lines):
-        raise UserError(f"{key}={str(path)!r}: the file is empty; expected one JSON object a line")
-    records, complaints = [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line, object_pairs_hook=unique_keys)
-        except (ValueError, RecursionError) as error:
-            complaints.append(f"line {number}: not JSON ({error})")
-            continue
-        if isinstance(record, dict):
-            records.append({"__line__": number} | record)
-        else:
-            complaints.append(f"line {number}: not an object but {type(record).__name__}")
-    return records, complaints
+# ---- records to prompts
 
 
-def hub_records(name: str, subset: str | None, split: str) -> list[dict[str, Any]]:
-    """The rows of a data set of the hub.
-
-    Raises:
-        UserError: it cannot be had.
-    """
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(name, subset, split=split)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"data.path={name!r}: the hub data set could not be loaded ({str(error).splitlines()[0]}); data.source=jsonl reads a local file"
-        ) from error
-    return [{"__line__": number} | row for number, row in enumerate(rows, 1)]
-
-
-def field_prompts(
-    records: Iterable[dict[str, Any]], complaints: list[str], prompt_field: str, answer_field: str | None, counts: dict[str, int], seed: int
+def record_prompts(
+    records: Records, prompt_field: str, answer_field: str | None, task: str, checker: Checker
 ) -> list[Prompt]:
-    """Prompts out of records; a record that lacks the field is skipped and counted.
+    """The different prompts of a file, in its order and without a split; what cannot be used is counted and logged.
+
+    A prompt is not judged, and counted, where its record has no answer, the checker can do nothing with the answer, or
+    the same prompt stands elsewhere with an answer that means something else.
 
     Args:
-        records: with `__line__` where each came from.
-        complaints: about lines that are no records; extended, logged, and fatal only if nothing is left.
-        prompt_field, answer_field: names; the last number of the answer field is the right answer.
-        counts: split -> how many prompts it gets.
+        records: of the file or data set.
+        prompt_field: name of the field with the prompt: a text, or a list of messages with role and content.
+        answer_field: name of the field with the right answer; None where nothing judges.
+        task: name of the checker.
+        checker: makes facts out of answers.
 
     Raises:
-        UserError: no usable prompt, or fewer than the counts ask for.
+        UserError: no record holds a prompt, or none has the answer field.
     """
-    usable: dict[str, tuple[str, dict[str, Any]]] = {}
-    for record in records:
-        text = record.get(prompt_field)
-        if not isinstance(text, str) or not text.strip():
-            fields = ", ".join(key for key in record if key != "__line__") or "none"
-            complaints.append(f"line {record['__line__']}: no text in the field {prompt_field!r} (its fields: {fields})")
+    if answer_field is not None and records.rows and not any(answer_field in row.fields for row in records.rows):
+        raise UserError(_no_field("data.answer_field", answer_field, records))
+    complaints = list(records.complaints)
+    unjudged: list[str] = []
+    repeated: list[str] = []
+    conflicts: list[str] = []
+    prompts: dict[str, Prompt] = {}
+    contested: set[str] = set()
+    for row in records.rows:
+        try:
+            prompt, reason = _prompt_of(records, row, prompt_field, answer_field, task, checker)
+        except ValueError as error:
+            complaints.append(f"{row.place}: {error}")
             continue
-        number = last_number(str(record.get(answer_field, ""))) if answer_field else None
-        identifier = hashlib.sha256(text.encode()).hexdigest()[:16]
-        usable[identifier] = (text, {} if number is None else {"number": number})
-    if complaints:
-        shown = "; ".join(complaints[:LINES_SHOWN]) + ("; ..." if len(complaints) > LINES_SHOWN else "")
-        if not usable:
-            raise UserError(f"none of the {len(complaints)} lines holds a prompt: {shown}")
-        log.warning("%d lines skipped, %d prompts left: %s", len(complaints), len(usable), shown)
-    if len(usable) < len(SPLITS):
-        raise UserError(f"{len(usable)} different prompts are too few for train, validation and test: expected at least {len(SPLITS)}")
-    order = sorted(usable)
-    random.Random(seed).shuffle(order)
-    return _deal(order, usable, _scaled(counts, len(order)))
+        earlier = prompts.get(prompt.id)
+        if earlier is not None:
+            repeated.append(row.place)
+        if earlier is None or not earlier.facts:
+            prompts[prompt.id] = prompt if earlier is None else replace(earlier, task=prompt.task, facts=prompt.facts)
+        elif prompt.facts and prompt.facts != earlier.facts:
+            conflicts.append(f"{earlier.origin.removeprefix(f'{records.name}, ')} and {row.place}")
+            contested.add(prompt.id)
+        if reason:
+            unjudged.append(f"{row.place}: {reason}")
+    for identifier in contested:
+        prompts[identifier] = replace(prompts[identifier], task=None, facts={})
+    if not prompts:
+        fields = records.columns()
+        near = suggest(prompt_field, fields) if prompt_field not in fields else ""
+        raise UserError(
+            f"{records.source}: none of the {_counted(len(complaints), records.unit)} holds a prompt: "
+            f"{_listed(complaints)}{near} (data.prompt_field)"
+        )
+    for lines, what in (
+        (complaints, f"skipped, {len(prompts)} prompts left"),
+        (unjudged, "without an answer that can be judged; their prompts are decoded and count in no accuracy"),
+        (repeated, "with a prompt that stands before; each prompt is used once"),
+        (conflicts, "repeated with different answers; their prompts are decoded and count in no accuracy"),
+    ):
+        if lines:
+            log.warning("%s %s in %s: %s", _counted(len(lines), records.unit), what, records.source, _listed(lines))
+    return list(prompts.values())
 
 
-def _scaled(counts: dict[str, int], available: int) -> dict[str, int]:
+def _no_field(key: str, name: str, records: Records) -> str:
+    fields = records.columns()
+    near = suggest(name, fields)
+    columns = ", ".join(fields)
+    return f"{key}={name!r}: no {records.unit} of {records.source} has this field{near}; the fields are {columns}"
+
+
+def _counted(count: int, unit: str) -> str:
+    return f"{count} {unit}" if count == 1 else f"{count} {unit[:-1] + 'ies' if unit.endswith('y') else unit + 's'}"
+
+
+def _listed(lines: Sequence[str]) -> str:
+    return "; ".join(lines[:LINES_SHOWN]) + ("; ..." if len(lines) > LINES_SHOWN else "")
+
+
+def _prompt_of(
+    records: Records, row: Record, prompt_field: str, answer_field: str | None, task: str, checker: Checker
+) -> tuple[Prompt, str]:
+    """A prompt, and why it is not judged although the run has an answer field.
+
+    Raises:
+        ValueError: the record holds no prompt, or an answer that the checker refuses.
+    """
+    text, messages = _content_of(row.fields, prompt_field)
+    identifier = hashlib.sha256(json.dumps(messages).encode() if messages else text.strip().encode()).hexdigest()[:16]
+    facts: dict[str, Any] = {}
+    reason = ""
+    if answer_field is not None:
+        answer = _answer_of(row.fields.get(answer_field), answer_field)
+        if answer is None:
+            reason = f"no answer in the field {answer_field!r}"
+        else:
+            facts = checker.facts(text, answer)
+            reason = (
+                ""
+                if facts
+                else f"the answer {answer[-CHARACTERS_SHOWN:]!r} has no value that the task {task!r} can judge"
+            )
+    prompt = Prompt(
+        identifier, text, "", task if facts else None, facts, messages=messages, origin=f"{records.name}, {row.place}"
+    )
+    return prompt, reason
+
+
+def _content_of(fields: Mapping[str, Any], name: str) -> tuple[str, Messages]:
+    """The text of a prompt and its turns. One message of the user alone is the same as its text, and has no turns.
+
+    Raises:
+        ValueError: the field is missing, or neither a text nor messages.
+    """
+    value = fields.get(name)
+    if isinstance(value, list) and value and all(isinstance(message, dict) and "role" in message for message in value):
+        messages = _messages_of(value)
+        if [role for role, _ in messages] == ["user"]:
+            return messages[0][1], ()
+        return "\n".join(f"{role}: {content}" for role, content in messages), messages
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"no text in the field {name!r} (its fields: {', '.join(fields) or 'none'})")
+    _check_characters(value, name)
+    return value, ()
+
+
+def _messages_of(value: Sequence[dict[str, Any]]) -> Messages:
+    """Turns up to the user's last one; what the assistant says after it is an answer and no part of the prompt.
+
+    Raises:
+        ValueError: a turn lacks its role or its content, or none is the user's.
+    """
+    for number, message in enumerate(value, 1):
+        if not isinstance(message["role"], str) or not isinstance(message.get("content"), str):
+            raise ValueError(f"message {number} has no role or no content that is text")
+        _check_characters(message["role"] + message["content"], f"message {number}")
+    turns = [(message["role"], message["content"]) for message in value]
+    while turns and turns[-1][0] == "assistant":
+        turns.pop()
+    if not any(role == "user" and content.strip() for role, content in turns):
+        raise ValueError("no message of the user holds any text")
+    return tuple(turns)
+
+
+def _check_characters(text: str, name: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half a character ({text[error.start]!a}) in the field {name!r}") from None
+
+
+def _answer_of(value: Any, name: str) -> str | None:
+    """An answer as text: numbers and objects in JSON. None where there is none."""
+    if isinstance(value, str):
+        _check_characters(value, name)
+        return value if value.strip() else None
+    if isinstance(value, bool) or not isinstance(value, int | float | dict):
+        return None
+    return json.dumps(value, default=str)
+
+
+# ---- prompts to splits
+
+
+def deal(
+    common: Sequence[Prompt], own: Mapping[str, Sequence[Prompt]], counts: Mapping[str, int], seed: int
+) -> list[Prompt]:
+    """Prompts with their splits, each in one.
+
+    Args:
+        common: prompts that are dealt out to the splits without prompts of their own.
+        own: split -> all prompts of a file that holds this split alone. Whatever stands there is left out of `common`,
+            also where the counts take a part of the file only; of a prompt that two such files hold, the test split
+            keeps its one.
+        counts: split -> how many prompts it gets, or fewer in the same proportions.
+        seed: of the shuffling; the order of the files has no part in it.
+
+    Raises:
+        UserError: too few prompts.
+    """
+    taken: dict[str, str] = {}  # id -> split
+    pools: dict[str, list[Prompt]] = {}
+    for split in ("test", "validation"):
+        pools[split] = _left(own.get(split, ()), taken, f"data.{split}_path")
+        taken |= {prompt.id: split for prompt in pools[split]}
+    common = _left(common, taken, "data.path")
+    shared = [split for split in SPLITS if split not in own]
+    if len(common) < len(shared):
+        raise UserError(
+            f"{len(common)} different prompts are too few for {' and '.join(shared)}: expected at least {len(shared)}"
+        )
+    dealt = _shuffled(common, seed)
+    sizes = _scaled({split: counts[split] for split in shared}, len(common))
+    prompts: list[Prompt] = []
+    for split in SPLITS:
+        if split in own:
+            prompts += _sample(pools[split], split, counts[split], seed)
+        else:
+            prompts += [replace(prompt, split=split) for prompt in dealt[: sizes[split]]]
+            dealt = dealt[sizes[split] :]
+    return prompts
+
+
+def _left(prompts: Sequence[Prompt], taken: Mapping[str, str], key: str) -> list[Prompt]:
+    """The prompts that no other file holds for its split."""
+    left = [prompt for prompt in prompts if prompt.id not in taken]
+    if len(left) < len(prompts):
+        others = sorted({f"data.{taken[prompt.id]}_path" for prompt in prompts if prompt.id in taken})
+        log.warning(
+            "%d of the %d prompts of %s stand in %s too, and are used there only",
+            len(prompts) - len(left),
+            len(prompts),
+            key,
+            " or ".join(others),
+        )
+    return left
+
+
+def _shuffled(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
+    ordered = sorted(prompts, key=lambda prompt: prompt.id)
+    random.Random(seed).shuffle(ordered)
+    return ordered
+
+
+def _sample(prompts: Sequence[Prompt], split: str, count: int, seed: int) -> list[Prompt]:
+    if not prompts:
+        raise UserError(f"data.{split}_path: no prompt is left for the {split} split")
+    if len(prompts) < count:
+        log.warning("%d %s prompts asked for, %d there: using them all", count, split, len(prompts))
+    return [replace(prompt, split=split) for prompt in _shuffled(prompts, seed)[:count]]
+
+
+def _scaled(counts: Mapping[str, int], available: int) -> dict[str, int]:
     """The counts, or where there are too few prompts the same proportions of what there is, at least one each."""
     asked = sum(counts.values())
     if asked <= available:
-        return counts
+        return dict(counts)
     scaled = {split: max(1, count * available // asked) for split, count in counts.items()}
-    scaled["train"] = available - sum(count for split, count in scaled.items() if split != "train")
-    log.warning("%d prompts asked for, %d there: using %s", asked, available, ", ".join(f"{count} {split}" for split, count in scaled.items()))
+    while sum(scaled.values()) > available:
+        scaled[max(scaled, key=lambda split: scaled[split])] -= 1
+    scaled["train"] += available - sum(scaled.values())
+    log.warning(
+        "%d prompts asked for, %d there: using %s",
+        asked,
+        available,
+        ", ".join(f"{count} {split}" for split, count in scaled.items()),
+    )
     return scaled
 
 
-def _deal(order: list[str], usable: dict[str, tuple[str, dict[str, Any]]], counts: dict[str, int]) -> list[Prompt]:
-    rest = iter(order)
-    found = []
-    for split, count in counts.items():
-        for identifier in itertools.islice(rest, count):
-            text, facts = usable[identifier]
-            found.append(Prompt(identifier, text, split, "final_number" if facts else None, facts))
-    return found
+class Encoder(Protocol):
+    """A model as far as prompts need it."""
+
+    def encode(self, prompt: Any) -> list[int]:
+        """The ids of a text, or of a conversation as dictionaries with role and content."""
+
+
+def encoded(model: Encoder, prompts: Sequence[Prompt]) -> list[Any]:
+    """What `decode` takes: the text of a plain prompt, and the ids of a conversation."""
+    return [model.encode(prompt.content) if prompt.messages else prompt.text for prompt in prompts]
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:

@@ -1,84 +1,110 @@
-"""Run one generated Python function on given arguments, in a subprocess with limits, and only where that was allowed.
+"""Run generated Python in a subprocess with limits, and only where that was allowed.
 
-Three fences, each of which a generated function must pass: the source may use no import, attribute starting with an underscore, or name
-outside a short list (checked on the syntax tree before anything runs); the process is isolated (`-I -S`, empty environment, a temporary
-folder) and its builtins are that short list and nothing more, because a name that is local in one scope is a builtin in another; CPU
-seconds, memory, file size and processes are limited by the operating system.
+Two kinds of source are run: one function of one argument on given values (`call`), and a program against the tests of a
+benchmark (`run_tests`), which may import a little of the standard library. Three fences stand around both:
+
+1. The source is checked on its syntax tree before anything runs. It may name only what is on a list, read only
+   attributes that are on a list, and use no statement that gets round the two.
+2. The process is isolated (`-I -S`, empty environment, a temporary folder). Its builtins are those of the list and
+   nothing more, because a name that is local in one scope is a builtin in another. What it imports are not modules but
+   collections of their listed members.
+3. CPU seconds, memory, file size and processes are limited by the operating system.
+
+The tests of a benchmark are not fenced: they come with it, as the package does.
 """
 
 from __future__ import annotations
 
 import ast
+import collections
 import functools
 import json
+import math
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from learn2pd.errors import UserError
 
-ALLOWED_NAMES = frozenset(
-    [
-        "abs",
-        "all",
-        "any",
-        "bool",
-        "enumerate",
-        "float",
-        "int",
-        "len",
-        "list",
-        "map",
-        "max",
-        "min",
-        "range",
-        "reversed",
-        "round",
-        "set",
-        "sorted",
-        "str",
-        "sum",
-        "tuple",
-        "zip",
-    ]
-)
-ALLOWED_METHODS = frozenset(
-    [
-        "append",
-        "count",
-        "extend",
-        "find",
-        "insert",
-        "join",
-        "lower",
-        "pop",
-        "replace",
-        "reverse",
-        "sort",
-        "split",
-        "startswith",
-        "endswith",
-        "strip",
-        "title",
-        "upper",
-    ]
-)
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+ALLOWED_NAMES = _words("""
+    abs all any bool enumerate float int len list map max min range reversed round set sorted str sum tuple zip
+""")
+ALLOWED_METHODS = _words("""
+    append count extend find insert join lower pop replace reverse sort split startswith endswith strip title upper
+""")
 FORBIDDEN = (
-    ast.Import, ast.ImportFrom, ast.ClassDef, ast.Global, ast.Nonlocal, ast.Try, ast.TryStar, ast.With, ast.Raise, ast.AsyncFunctionDef, ast.Await,
+    ast.Import, ast.ImportFrom, ast.ClassDef, ast.Global, ast.Nonlocal, ast.Try, ast.TryStar, ast.With, ast.Raise,
+    ast.AsyncFunctionDef, ast.Await,
     ast.Match,  # a class pattern reads any attribute: case str(__class__=c)
 )  # fmt: skip
+
+PROGRAM_NAMES = ALLOWED_NAMES | _words("""
+    bin bytes callable chr complex dict divmod filter format frozenset hash hex isinstance issubclass iter next oct ord
+    pow repr slice ArithmeticError AssertionError AttributeError Exception IndexError KeyError LookupError
+    NotImplementedError OverflowError RuntimeError StopIteration TypeError ValueError ZeroDivisionError
+""")
+REPLACED_NAMES = _words("print type")  # the runner has its own of these
+PROGRAM_FORBIDDEN = (
+    ast.ClassDef, ast.Global, ast.With, ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith, ast.Await, ast.Match,
+)  # fmt: skip
+MODULES = {  # of each module the members that neither evaluate text nor read attributes by name
+    "bisect": _words("bisect bisect_left bisect_right insort insort_left insort_right"),
+    "collections": _words("Counter OrderedDict defaultdict deque"),
+    "copy": _words("copy deepcopy"),
+    "fractions": _words("Fraction"),
+    "functools": _words("cache cmp_to_key lru_cache reduce"),
+    "hashlib": _words("md5 sha1 sha256"),
+    "heapq": _words("heapify heappop heappush heappushpop heapreplace merge nlargest nsmallest"),
+    "itertools": _words("""
+        accumulate chain combinations combinations_with_replacement compress count cycle dropwhile filterfalse groupby
+        islice pairwise permutations product repeat starmap takewhile tee zip_longest
+    """),
+    "math": frozenset(name for name in dir(math) if not name.startswith("_")),
+    "operator": _words("add and_ eq floordiv ge gt itemgetter le lt mod mul ne neg or_ sub truediv xor"),
+    "random": _words("choice randint random sample seed shuffle uniform"),
+    "re": _words("""
+        DOTALL I IGNORECASE M MULTILINE S compile escape findall finditer fullmatch match search split sub
+    """),
+    "statistics": _words("mean median mode multimode pstdev pvariance stdev variance"),
+    "string": _words("ascii_letters ascii_lowercase ascii_uppercase digits hexdigits punctuation whitespace"),
+    "typing": _words("""
+        Any Callable Deque Dict FrozenSet Generator Iterable Iterator List Mapping Optional Sequence Set Tuple Union
+    """),
+}
+VALUES = (
+    str, bytes, list, tuple, dict, set, frozenset, int, float, complex, re.Pattern, re.Match, collections.deque,
+    collections.Counter,
+)  # fmt: skip
+PROGRAM_ATTRIBUTES = (
+    {name for value in VALUES for name in dir(value) if not name.startswith("_")}
+    | {member for members in MODULES.values() for member in members}
+    | {"digest", "hexdigest", "update", "numerator", "denominator"}
+) - {"format", "format_map"}  # these read attributes by name: "{0.__class__}"
+
 CPU_SECONDS, WALL_SECONDS, MEMORY_BYTES = 2, 5.0, 512 * 2**20
 
-RUNNER = """
-import builtins, json, resource, sys
+LIMITS = """
+import builtins, importlib, json, resource, sys, types
 cpu, memory, names = json.loads(sys.argv[1])
-for limit, value in ((resource.RLIMIT_CPU, cpu), (resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_NPROC, 0)):
+limits = {resource.RLIMIT_CPU: cpu, resource.RLIMIT_AS: memory, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_NPROC: 0}
+for limit, value in limits.items():
     resource.setrlimit(limit, (value, value))
 job = json.loads(sys.stdin.read())
-scope = {"__builtins__": {name: getattr(builtins, name) for name in names}}
+allowed = {name: getattr(builtins, name) for name in names}
+"""
+RUNNER = (
+    LIMITS
+    + """
+scope = {"__builtins__": allowed}
 try:
     exec(job["source"], scope)
     results = [scope[job["function"]](argument) for argument in job["arguments"]]
@@ -87,10 +113,45 @@ try:
 except BaseException as error:
     sys.stdout.write(json.dumps({"error": f"{type(error).__name__}: {error}"}))
 """
+)
+TEST_RUNNER = (
+    LIMITS
+    + """
+collected = {}
+for module, members in job["modules"].items():
+    real = importlib.import_module(module)
+    collected[module] = types.SimpleNamespace(**{member: getattr(real, member) for member in members})
+
+def collect(name, globals=None, locals=None, fromlist=(), level=0):
+    if level or name not in collected:
+        raise ImportError(f"the module {name!r} is not allowed")
+    return collected[name]
+
+def class_of(value):
+    if isinstance(value, type):
+        raise TypeError("the class of a class is not allowed")
+    return type(value)
+
+allowed |= {"__import__": collect, "type": class_of, "print": lambda *values, **options: None}
+scope = {"__name__": "answer", "__builtins__": allowed}
+output, sys.stdout = sys.stdout, None
+error = ""
+try:
+    exec(job["source"], scope)
+    tests = {"__name__": "tests"} | {name: scope[name] for name in job["helpers"]}
+    exec(job["test"], tests)
+    tests["check"](scope[job["function"]])
+except BaseException as problem:
+    error = f"{type(problem).__name__}: {problem}"[:200]
+output.write(json.dumps({"error": error}))
+"""
+)
 
 
 @dataclass(frozen=True)
 class Outcome:
+    """What a run gave: results, or why there are none."""
+
     results: list[Any] = field(default_factory=list)
     error: str = ""
 
@@ -100,10 +161,10 @@ class SandboxRefused(UserError):
 
 
 class Sandbox:
-    """Runs generated functions.
+    """Runs generated code.
 
     Args:
-        allowed: the explicit permission; False makes `call` raise before anything is parsed.
+        allowed: the explicit permission; False makes every run raise before anything is parsed.
     """
 
     def __init__(self, allowed: bool) -> None:
@@ -115,11 +176,31 @@ class Sandbox:
         Raises:
             SandboxRefused: when running generated code was not allowed.
         """
+        self.check_allowed()
+        return _call(source, json.dumps(list(arguments)))
+
+    def run_tests(self, source: str, function: str, test: str, helpers: Sequence[str] = ()) -> Outcome:
+        """Define what is in `source` and give one of its functions to the `check` that `test` defines.
+
+        Args:
+            source: a generated program.
+            function: the name of the function under test.
+            test: Python with a function `check(candidate)`, which raises where the candidate is wrong. It is trusted.
+            helpers: names of functions of the source that the test calls by their names.
+
+        Raises:
+            SandboxRefused: when running generated code was not allowed.
+        """
+        self.check_allowed()
+        return _run_tests(source, function, test, tuple(helpers))
+
+    def check_allowed(self) -> None:
+        """Raises SandboxRefused when running generated code was not allowed."""
         if not self.allowed:
             raise SandboxRefused(
-                "checking the task 'code' runs generated Python: set data.run_generated_code=true to allow it, or leave the task out"
+                "judging programs runs generated Python: "
+                "set data.run_generated_code=true to allow it, or leave the task out"
             )
-        return _call(source, json.dumps(list(arguments)))
 
 
 @functools.lru_cache(maxsize=4096)  # methods that agree produce the same program again and again
@@ -128,11 +209,35 @@ def _call(source: str, arguments: str) -> Outcome:
         function = _checked_function(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return Outcome(error=f"rejected: {error}")
-    job = json.dumps({"source": source, "function": function, "arguments": json.loads(arguments)})
+    return _run(RUNNER, {"source": source, "function": function, "arguments": json.loads(arguments)}, ALLOWED_NAMES)
+
+
+@functools.lru_cache(maxsize=4096)
+def _run_tests(source: str, function: str, test: str, helpers: tuple[str, ...]) -> Outcome:
+    try:
+        _check_program(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return Outcome(error=f"rejected: {error}")
+    job: dict[str, Any] = {"source": source, "function": function, "test": test, "helpers": helpers}
+    job["modules"] = {module: sorted(members) for module, members in MODULES.items()}
+    return _run(TEST_RUNNER, job, PROGRAM_NAMES)
+
+
+def _run(runner: str, job: dict[str, Any], names: Collection[str]) -> Outcome:
+    """Run a job in a process of its own."""
+    limits = json.dumps([CPU_SECONDS, MEMORY_BYTES, sorted(names)])
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-I", "-S", "-c", RUNNER, json.dumps([CPU_SECONDS, MEMORY_BYTES, sorted(ALLOWED_NAMES)])]
         try:
-            done = subprocess.run(command, input=job, capture_output=True, text=True, timeout=WALL_SECONDS, env={}, cwd=folder, check=False)
+            done = subprocess.run(
+                [sys.executable, "-I", "-S", "-c", runner, limits],
+                input=json.dumps(job),
+                capture_output=True,
+                encoding="utf-8",
+                timeout=WALL_SECONDS,
+                env={},
+                cwd=folder,
+                check=False,
+            )
             outcome = json.loads(done.stdout)
         except subprocess.TimeoutExpired:
             return Outcome(error=f"no result within {WALL_SECONDS:g} seconds")
@@ -152,13 +257,46 @@ def _checked_function(source: str) -> str:
         raise ValueError("expected exactly one function of one argument")
     own = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
     own |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    for node in ast.walk(tree):
-        if isinstance(node, FORBIDDEN):
-            raise ValueError(f"{type(node).__name__} is not allowed")
-        if isinstance(node, ast.Attribute) and node.attr not in ALLOWED_METHODS:
-            raise ValueError(f"attribute {node.attr!r} is not allowed")
-        if isinstance(node, ast.Name | ast.arg) and (node.id if isinstance(node, ast.Name) else node.arg).startswith("__"):
-            raise ValueError("names that start with two underscores are not allowed")
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id not in ALLOWED_NAMES | own:
-            raise ValueError(f"name {node.id!r} is not defined")
+    _check_tree(tree, FORBIDDEN, ALLOWED_METHODS, ALLOWED_NAMES | own)
     return tree.body[0].name
+
+
+def _check_program(source: str) -> None:
+    """Raises SyntaxError or ValueError for a program that is not Python, or Python outside the allowed subset."""
+    tree = ast.parse(source)
+    own: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import) and any(alias.name not in MODULES for alias in node.names):
+            raise ValueError(f"the import of {node.names[0].name!r} is not allowed")
+        if isinstance(node, ast.ImportFrom):
+            members = frozenset() if node.level else MODULES.get(node.module or "", frozenset())
+            if any(alias.name not in members for alias in node.names):
+                raise ValueError(f"the import from {node.module!r} is not allowed")
+        if isinstance(node, ast.arg):
+            own.add(node.arg)
+        elif isinstance(node, ast.alias):
+            own.add(node.asname or node.name)
+        elif isinstance(node, ast.FunctionDef) or (isinstance(node, ast.ExceptHandler) and node.name):
+            own.add(str(node.name))
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            own.add(node.id)
+    _check_tree(tree, PROGRAM_FORBIDDEN, PROGRAM_ATTRIBUTES, PROGRAM_NAMES | REPLACED_NAMES | own)
+
+
+def _check_tree(
+    tree: ast.AST, forbidden: tuple[type[ast.AST], ...], attributes: Collection[str], names: Collection[str]
+) -> None:
+    """Raises ValueError for the first statement, attribute or name that is not allowed."""
+    for node in ast.walk(tree):
+        if isinstance(node, forbidden):
+            raise ValueError(f"{type(node).__name__} is not allowed")
+        if isinstance(node, ast.Attribute) and node.attr not in attributes:
+            raise ValueError(f"attribute {node.attr!r} is not allowed")
+        if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
+            raise ValueError(f"the attribute {node.attr!r} is not to be changed")
+        for part in ("id", "arg", "name", "asname", "attr"):
+            word = vars(node).get(part)
+            if isinstance(word, str) and word.startswith("__"):
+                raise ValueError("names that start with two underscores are not allowed")
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id not in names:
+            raise ValueError(f"name {node.id!r} is not defined")

@@ -22,7 +22,9 @@ def check_least(name: str, value: float, least: float) -> None:
 
 @dataclass
 class ExamplesConfig:
-    tasks: list[str] = field(default_factory=list)  # built-in tasks whose problems are learnt; empty: requests from files
+    tasks: list[str] = field(
+        default_factory=list
+    )  # built-in tasks whose problems are learnt; empty: requests from files
     path: str | None = None  # JSONL file of training requests, fields prompt and answer
     validation_path: str | None = None  # the same for validation
     digest: str | None = None  # first 16 hex digits of the sha256 of the file at `path`; null: any file
@@ -84,6 +86,8 @@ class EmbeddedConfig:
             longest = f"network.max_sequence_length={self.network.max_sequence_length}"
             raise ValueError(f"shape.length={self.shape.length}: expected at most {longest}")
         if self.network.kind == "llama" and self.network.rope_theta != ROPE_THETA:
-            raise ValueError(f"network.rope_theta={self.network.rope_theta}: expected {ROPE_THETA} with network.kind=llama")
+            raise ValueError(
+                f"network.rope_theta={self.network.rope_theta}: expected {ROPE_THETA} with network.kind=llama"
+            )
         if self.causal_steps and self.objective == "next_token":
             raise ValueError(f"causal_steps={self.causal_steps}: expected 0, since next_token is causal in every step")

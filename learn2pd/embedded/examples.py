@@ -75,7 +75,11 @@ class RequestExamples:
     MANY_VALUES = 200
 
     def __init__(
-        self, train: Sequence[tuple[str, dict[str, Any]]], validation: Sequence[tuple[str, dict[str, Any]]], swap_share: float, invent_share: float
+        self,
+        train: Sequence[tuple[str, dict[str, Any]]],
+        validation: Sequence[tuple[str, dict[str, Any]]],
+        swap_share: float,
+        invent_share: float,
     ) -> None:
         self.requests = {
             "train": [Request(prompt, record, cut(prompt, record)) for prompt, record in train],

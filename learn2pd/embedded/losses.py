@@ -21,7 +21,7 @@ def read_losses(logs: Sequence[Path], name: str) -> dict[int, float]:
     """One logged figure by step, from the CSV logs of a run and its resumptions in their order; a later log replaces an earlier one."""
     merged: dict[int, float] = {}
     for log in logs:
-        with log.open(newline="") as file:
+        with log.open(newline="", encoding="utf-8") as file:
             logged = {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row.get(name)}
         if logged:
             merged = {step: value for step, value in merged.items() if step < min(logged)} | logged
@@ -31,7 +31,7 @@ def read_losses(logs: Sequence[Path], name: str) -> dict[int, float]:
 def write_losses(losses: dict[int, float], path: Path) -> None:
     """A CSV file of the first losses and a sample of the later ones."""
     kept = [step for step in sorted(losses) if step < FIRST_STEPS or step % LATER_EVERY == 0]
-    path.write_text("step,train_loss\n" + "".join(f"{step},{losses[step]:.8g}\n" for step in kept))
+    path.write_text("step,train_loss\n" + "".join(f"{step},{losses[step]:.8g}\n" for step in kept), encoding="utf-8")
 
 
 def plot_losses(train: dict[int, float], validation: dict[int, float], path: Path, title: str) -> None:
@@ -43,7 +43,14 @@ def plot_losses(train: dict[int, float], validation: dict[int, float], path: Pat
     if len(losses) > SMOOTHED_STEPS:
         smooth = np.convolve(losses, np.ones(SMOOTHED_STEPS) / SMOOTHED_STEPS, mode="valid")
         axes.plot(steps[SMOOTHED_STEPS - 1 :], smooth, color="C0", label=f"training, mean of {SMOOTHED_STEPS} batches")
-    axes.plot(sorted(validation), [validation[step] for step in sorted(validation)], "o-", ms=3, color="C1", label="validation")
+    axes.plot(
+        sorted(validation),
+        [validation[step] for step in sorted(validation)],
+        "o-",
+        ms=3,
+        color="C1",
+        label="validation",
+    )
     axes.set(xlabel="optimizer step", ylabel="loss (nats per token)", yscale="log", title=title)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)

@@ -127,7 +127,9 @@ class BlockDiffusion:
     def _blocks(self, positions: Tensor, prompts: Tensor) -> Tensor:
         if self.alignment == "grid":
             return positions // self.block_length
-        return torch.where(positions < prompts, 0, 1 + (positions - prompts).div(self.block_length, rounding_mode="floor"))
+        return torch.where(
+            positions < prompts, 0, 1 + (positions - prompts).div(self.block_length, rounding_mode="floor")
+        )
 
 
 def two_copies(clean: Tensor, noised: Tensor) -> Tensor:

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from learn2pd.data.prompts import jsonl_records
-from learn2pd.data.tasks import TASK_NAMES, build_task
+from learn2pd.data.reading import read_records
 from learn2pd.data.tasks.slots import SlotsTask
 from learn2pd.embedded.config import NETWORKS, OBJECTIVES, EmbeddedConfig, ExamplesConfig
 from learn2pd.embedded.examples import ExampleSource, ProblemExamples, RequestExamples
@@ -30,6 +29,7 @@ from learn2pd.errors import UserError, first_line, suggest
 from learn2pd.files import write_json
 from learn2pd.models.files import check_folder
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
+from learn2pd.registry import GENERATED_TASKS, build_task
 
 log = logging.getLogger(__name__)
 TOKENIZER_FILE = "corpus.json"
@@ -88,7 +88,7 @@ def example_source(options: ExamplesConfig) -> ExampleSource:
         UserError: an unknown task; a file that is missing, damaged or of another version.
     """
     for name in options.tasks:
-        _check_choice("examples.tasks", name, TASK_NAMES)
+        _check_choice("examples.tasks", name, GENERATED_TASKS)
     if options.tasks and (options.path or options.validation_path):
         raise UserError(
             f"examples.tasks={options.tasks}: expected either tasks or examples.path with examples.validation_path, "
@@ -102,7 +102,12 @@ def example_source(options: ExamplesConfig) -> ExampleSource:
             "expected a JSONL file each, or names of built-in tasks in examples.tasks"
         )
     train = _requests("examples.path", options.path, options.digest)
-    return RequestExamples(train, _requests("examples.validation_path", options.validation_path, None), options.swap_share, options.invent_share)
+    return RequestExamples(
+        train,
+        _requests("examples.validation_path", options.validation_path, None),
+        options.swap_share,
+        options.invent_share,
+    )
 
 
 def _requests(key: str, path: str, digest: str | None) -> list[tuple[str, dict[str, Any]]]:
@@ -111,24 +116,25 @@ def _requests(key: str, path: str, digest: str | None) -> list[tuple[str, dict[s
     Raises:
         UserError: the file cannot be read, is of another version, or no line holds a request.
     """
-    if digest is not None and Path(path).is_file():
-        actual = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-        if actual != digest:
-            raise UserError(
-                f"{key}={path!r}: the file's digest is {actual}, the configuration names {digest}: "
-                "it is cut off or of another version; examples.digest=null takes any file"
-            )
-    records, complaints = jsonl_records(path, key)
+    records = read_records(path, key)
+    complaints, actual = records.complaints, records.digest[:16]
+    if digest is not None and actual != digest:
+        raise UserError(
+            f"{key}={path!r}: the file's digest is {actual}, the configuration names {digest}: "
+            "it is cut off or of another version; examples.digest=null takes any file"
+        )
     requests = []
-    for entry in records:
+    for row in records.rows:
         try:
-            requests.append(_request(entry))
+            requests.append(_request(row.fields))
         except ValueError as error:
-            complaints.append(f"line {entry['__line__']}: {error}")
+            complaints.append(f"{row.place}: {error}")
     if not requests:
         raise UserError(f"{key}={path!r}: no line holds a request; the first: {complaints[0]}")
     if complaints:
-        log.warning("%s: %d lines hold no request and are left out; the first: %s", path, len(complaints), complaints[0])
+        log.warning(
+            "%s: %d lines hold no request and are left out; the first: %s", path, len(complaints), complaints[0]
+        )
     return requests
 
 
@@ -183,7 +189,7 @@ def tokenizer_of(config: EmbeddedConfig, source: ExampleSource, folder: Path) ->
     digest = hashlib.sha256(json.dumps([config.vocab_size, corpus]).encode()).hexdigest()[:16]
     home = folder / "tokenizer"
     if (home / TOKENIZER_FILE).is_file():
-        began_with = json.loads((home / TOKENIZER_FILE).read_text())["digest"]
+        began_with = json.loads((home / TOKENIZER_FILE).read_text(encoding="utf-8"))["digest"]
         if began_with != digest:
             raise UserError(
                 f"{home}: the tokenizer was learnt from other texts ({began_with}) than the configuration names ({digest}): "

@@ -76,7 +76,13 @@ class BatchStream(IterableDataset[Batch]):
     """
 
     def __init__(
-        self, source: ExampleSource, tokenizer: PreTrainedTokenizerBase, legs: Sequence[Leg], seed: int, split: str = "train", start: int = 0
+        self,
+        source: ExampleSource,
+        tokenizer: PreTrainedTokenizerBase,
+        legs: Sequence[Leg],
+        seed: int,
+        split: str = "train",
+        start: int = 0,
     ) -> None:
         self.source = source
         self.tokenizer = tokenizer
@@ -107,9 +113,13 @@ class BatchStream(IterableDataset[Batch]):
         encoded = [self._row(example, leg.shape, rng) for example in examples]
         rows = sorted((row for row in encoded if row is not None), key=lambda row: row.length)
         if not rows:
-            raise UserError(f"shape.length={leg.shape.length}: none of {len(examples)} examples is that short; give a larger length")
+            raise UserError(
+                f"shape.length={leg.shape.length}: none of {len(examples)} examples is that short; give a larger length"
+            )
         generator = torch.Generator().manual_seed(rng.getrandbits(48))
-        quantiles = (torch.rand((), generator=generator) + torch.randperm(len(rows), generator=generator) / len(rows)) % 1.0
+        quantiles = (
+            torch.rand((), generator=generator) + torch.randperm(len(rows), generator=generator) / len(rows)
+        ) % 1.0
         micro_batches, first = [], 0
         for group in _groups(rows, leg.shape.micro_tokens):
             micro_batches.append(leg.objective(group, quantiles[first : first + len(group)], generator))
@@ -139,7 +149,9 @@ def _groups(rows: Sequence[Row], micro_tokens: int) -> Iterator[list[Row]]:
 
 def chat_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """Token ids of a user's turn and the opening of the answer, by the tokenizer's chat template."""
-    text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+    )
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 

@@ -57,8 +57,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """tokenizer.json and tokenizer_config.json with the chat template inside, readable by every transformers version."""
     tokenizer.save_pretrained(folder, save_jinja_files=False)
     path = folder / "tokenizer_config.json"
-    described = json.loads(path.read_text())
+    described = json.loads(path.read_text(encoding="utf-8"))
     described["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name every transformers version knows
     for name in ("backend", "is_local", "local_files_only"):  # of this process, and not of the tokenizer
         described.pop(name, None)
-    path.write_text(json.dumps(described, indent=2) + "\n")
+    path.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")

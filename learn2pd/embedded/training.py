@@ -206,7 +206,13 @@ def train_language_model(module: LanguageTraining, data: StreamData, folder: Pat
     last = folder / "last.safetensors"
     if last.exists():
         check_checkpoint(last, module)
-    saver = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=schedule.checkpoint_every_steps, enable_version_counter=False)
+    saver = ModelCheckpoint(
+        folder,
+        save_last=True,
+        save_top_k=0,
+        every_n_train_steps=schedule.checkpoint_every_steps,
+        enable_version_counter=False,
+    )
     saver.FILE_EXTENSION = ".safetensors"
     trainer = lightning.Trainer(
         accelerator="cpu",  # also where there is a GPU: the weights are those of a CPU, and of `threads`
@@ -223,4 +229,7 @@ def train_language_model(module: LanguageTraining, data: StreamData, folder: Pat
     fit(trainer, module, data, last)
     figures = trainer.validate(module, data, verbose=False)[0]
     hours = (module.cpu_seconds + time.process_time() - module._counted) / 3600
-    return {name: float(value) for name, value in figures.items()} | {"steps": float(schedule.total_steps), "core_hours": round(hours, 2)}
+    return {name: float(value) for name, value in figures.items()} | {
+        "steps": float(schedule.total_steps),
+        "core_hours": round(hours, 2),
+    }

@@ -7,13 +7,14 @@ stop rule, its end-of-text included, that hold the same token. Intervals are 95%
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from learn2pd.data.tasks import Checker, ScoringChecker
 from learn2pd.evaluation.outcomes import Labels, Outcome
 from learn2pd.statistics.bootstrap import Bootstrap, Values, interval, point
 
@@ -70,8 +71,18 @@ def _measured(field: Sequence[Outcome], bootstrap: Bootstrap) -> list[Measured]:
     reference = next((outcome for outcome in field if outcome.labels.mark == "reference"), None)
     columns = []
     for outcome in field:
-        share = np.zeros(len(outcome.lengths)) if reference is None else agreement(outcome.tokens, reference.tokens, reference.lengths)
-        columns += [np.nan_to_num(outcome.correct), ~np.isnan(outcome.correct), share, outcome.lengths, outcome.forwards]
+        share = (
+            np.zeros(len(outcome.lengths))
+            if reference is None
+            else agreement(outcome.tokens, reference.tokens, reference.lengths)
+        )
+        columns += [
+            np.nan_to_num(outcome.correct),
+            ~np.isnan(outcome.correct),
+            share,
+            outcome.lengths,
+            outcome.forwards,
+        ]
     sums = bootstrap.sums(np.stack(columns, axis=1))  # [1 + R, 5 a method]
     found = []
     for number, outcome in enumerate(field):
@@ -91,15 +102,23 @@ def build_rows(fields: Sequence[Sequence[Measured]]) -> list[dict[str, Any]]:
     and the ratio of tokens per forward where that method's answers are empty. `cut_short` counts answers against the same method's under the
     stop rule `none`, null where that is not in the comparison.
     """
-    whole = {(entry.labels.method, entry.labels.task): entry.outcome for field in fields for entry in field if entry.labels.stop == "none"}
+    whole = {
+        (entry.labels.method, entry.labels.task): entry.outcome
+        for field in fields
+        for entry in field
+        if entry.labels.stop == "none"
+    }
     return [
-        _row(entry, first_marked("reference", field), first_marked("baseline", field)) | {"cut_short": _cut_short(entry, whole)}
+        _row(entry, first_marked("reference", field), first_marked("baseline", field))
+        | {"cut_short": _cut_short(entry, whole)}
         for field in fields
         for entry in field
     ]
 
 
-def cut_short(tokens: NDArray[Any], lengths: NDArray[Any], whole: NDArray[Any], whole_lengths: NDArray[Any]) -> NDArray[np.bool_]:
+def cut_short(
+    tokens: NDArray[Any], lengths: NDArray[Any], whole: NDArray[Any], whole_lengths: NDArray[Any]
+) -> NDArray[np.bool_]:
     """[N]: answers (tokens [N, G], lengths [N]) that are the beginning of a longer whole one."""
     behind = np.arange(tokens.shape[1]) >= lengths[:, None]
     shortened: NDArray[np.bool_] = ((tokens == whole) | behind).all(1) & (lengths < whole_lengths)
@@ -140,5 +159,40 @@ def _row(entry: Measured, fixed: Measured | None, threshold: Measured | None) ->
     return row | _described("tokens_per_forward_ratio_threshold", compared)
 
 
+def score_rows(
+    outcomes: Sequence[Outcome], checkers: Mapping[str, Checker], bootstrap: Bootstrap
+) -> list[dict[str, Any]]:
+    """The scores of every outcome whose checker has some: a row per method, stop rule and task, each score with its interval.
+
+    Args:
+        outcomes: of all methods and tasks.
+        checkers: by the name of the task.
+        bootstrap: its resamples are those of the table of methods.
+    """
+    rows = []
+    for outcome in outcomes:
+        checker = checkers.get(outcome.labels.task)
+        if not isinstance(checker, ScoringChecker) or not outcome.counts or not all(outcome.counts):
+            continue
+        names = list(outcome.counts[0])
+        sums = bootstrap.sums(np.array([[counts[name] for name in names] for counts in outcome.counts]))
+        totals = dict(zip(names, sums.T, strict=True))
+        scores = checker.shares(totals, len(outcome.counts))
+        rows.append(
+            asdict(outcome.labels) | {"prompts": len(outcome.counts), "scores": list(scores)} | _all_described(scores)
+        )
+    return rows
+
+
+def _all_described(scores: Mapping[str, Values]) -> dict[str, Any]:
+    described: dict[str, Any] = {}
+    for name, values in scores.items():
+        described |= _described(name, values)
+    return described
+
+
 def _described(name: str, values: Values | None) -> dict[str, Any]:
-    return {name: None if values is None else point(values), f"{name}_interval": None if values is None else interval(values)}
+    return {
+        name: None if values is None else point(values),
+        f"{name}_interval": None if values is None else interval(values),
+    }

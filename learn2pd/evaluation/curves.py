@@ -113,8 +113,12 @@ def compare_families(fields: Sequence[Sequence[Measured]], margin: float) -> dic
             continue
         within = [fastest_within(family, found, margin) for family in found.families]
         areas = {family.name: area(family, found) for family in found.families if len(family.settings) > 1}
-        tables["settings"] += [_setting(family, number) for family in found.families for number in range(len(family.settings))]
-        tables["curves"] += [_curve(family, found, areas[family.name]) for family in found.families if family.name in areas]
+        tables["settings"] += [
+            _setting(family, number) for family in found.families for number in range(len(family.settings))
+        ]
+        tables["curves"] += [
+            _curve(family, found, areas[family.name]) for family in found.families if family.name in areas
+        ]
         tables["fastest"] += [_fastest(entry, within, found) for entry in within]
         tables["pairs"] += [
             _pair(entry, rival, areas)
@@ -141,7 +145,9 @@ def build_field(measured: Sequence[Measured]) -> Field | None:
     for entry in measured:
         groups.setdefault(entry.labels.family, []).append(entry)
     families = [
-        Family(settings, np.stack([s.tokens_per_forward for s in settings], 1), np.stack([quality(s) for s in settings], 1))
+        Family(
+            settings, np.stack([s.tokens_per_forward for s in settings], 1), np.stack([quality(s) for s in settings], 1)
+        )
         for settings in groups.values()
     ]
     return Field(
@@ -212,7 +218,11 @@ def _entry(family: Family, values: dict[str, Values], notes: dict[str, Any], **l
 
 def _setting(family: Family, number: int) -> Entry:
     setting = family.settings[number]
-    values = {"accuracy": setting.accuracy, "agreement": setting.agreement, "tokens_per_forward": setting.tokens_per_forward}
+    values = {
+        "accuracy": setting.accuracy,
+        "agreement": setting.agreement,
+        "tokens_per_forward": setting.tokens_per_forward,
+    }
     kept = {name: value for name, value in values.items() if value is not None}
     return _entry(family, kept, {}, setting=setting.labels.setting)
 
@@ -231,7 +241,9 @@ def _curve(family: Family, found: Field, values: Values) -> Entry:
         for number, setting in enumerate(family.settings)
     ]
     shown = {"measure": found.measure, "range": [float(found.plain_speed[0]), float(found.top_speed[0])]}
-    return _entry(family, {"area": values}, shown | {"points": sorted(points, key=lambda each: each["tokens_per_forward"])})
+    return _entry(
+        family, {"area": values}, shown | {"points": sorted(points, key=lambda each: each["tokens_per_forward"])}
+    )
 
 
 def _fastest(entry: Within, within: Sequence[Within], found: Field) -> Entry:
@@ -248,7 +260,10 @@ def _fastest(entry: Within, within: Sequence[Within], found: Field) -> Entry:
         notes |= {"method": labels.method, "setting": labels.setting}
     rivals = [rival for rival in within if rival.family.kind == "training-free"]
     with np.errstate(divide="ignore", invalid="ignore"):  # answers may all be empty
-        for suffix, chosen in (("", [rival for rival in rivals if not rival.family.second_model]), ("_second_model", rivals)):
+        for suffix, chosen in (
+            ("", [rival for rival in rivals if not rival.family.second_model]),
+            ("_second_model", rivals),
+        ):
             speeds = np.stack([rival.speed for rival in chosen], 1)  # one token a step is always among them
             notes[f"rival{suffix}"] = chosen[int(speeds[0].argmax())].family.name
             values[f"ratio{suffix}"] = entry.speed / speeds.max(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
-from learn2pd.data.prompts import Prompt
+from learn2pd.data.prompts import Prompt, encoded
 from learn2pd.data.tasks import Checker
 from learn2pd.decoding import decode
 from learn2pd.method import Method
@@ -71,6 +71,9 @@ class Outcome:
     failed: NDArray[np.bool_]  # [N]
     wall_s: float
     model_s: float
+    counts: list[dict[str, int]] = field(
+        default_factory=list
+    )  # of the verdicts: how near each answer comes, where the checker says so
 
 
 def group_by_task(prompts: Sequence[Prompt]) -> dict[str, list[Prompt]]:
@@ -96,15 +99,19 @@ def run_method(
 ) -> Outcome:
     """Decode the prompts of one task and judge them; the checking is not part of the wall time."""
     result = decode(
-        model, [prompt.text for prompt in prompts], method, gen_length=gen_length,
+        model, encoded(model, prompts), method, gen_length=gen_length,
         batch_size=batch_size, sampling=sampling, seed=seed, progress=progress.update if progress is not None else None,
     )  # fmt: skip
-    verdicts = [checkers[prompt.task].check(prompt.facts, text) if prompt.task else None for prompt, text in zip(prompts, result.texts, strict=True)]
+    verdicts = [
+        checkers[prompt.task].check(prompt.facts, text) if prompt.task else None
+        for prompt, text in zip(prompts, result.texts, strict=True)
+    ]
     arrays: dict[str, Any] = {name: getattr(result, name).numpy().astype(kind) for name, kind in DECODED.items()}
     return Outcome(
         labels=labels,
         correct=np.array([verdict.correct if verdict else np.nan for verdict in verdicts], np.float32),
         reasons=[verdict.reason if verdict else "" for verdict in verdicts],
+        counts=[verdict.counts if verdict else {} for verdict in verdicts],
         wall_s=result.wall_s,
         model_s=result.model_s,
         **arrays,
@@ -120,13 +127,17 @@ def cached(path: Path, key: str, labels: Labels, produce: Callable[[], Outcome])
         with safe_open(path, "np") as stored:
             described = stored.metadata()
             if described["key"] == key:
-                return Outcome(labels=labels, **json.loads(described["plain"]), **{name: stored.get_tensor(name) for name in ARRAYS})
+                return Outcome(
+                    labels=labels,
+                    **json.loads(described["plain"]),
+                    **{name: stored.get_tensor(name) for name in ARRAYS},
+                )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         pass  # not there, half written, or of another version: produced again
     outcome = produce()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    plain = {"reasons": outcome.reasons, "wall_s": outcome.wall_s, "model_s": outcome.model_s}
+    plain = {"reasons": outcome.reasons, "counts": outcome.counts, "wall_s": outcome.wall_s, "model_s": outcome.model_s}
     save_file({name: getattr(outcome, name) for name in ARRAYS}, partial, {"key": key, "plain": json.dumps(plain)})
     os.replace(partial, path)
     return outcome
@@ -138,6 +149,7 @@ def merge(outcomes: Sequence[Outcome]) -> Outcome:
     return Outcome(
         labels=replace(outcomes[0].labels, task="all"),
         reasons=[reason for outcome in outcomes for reason in outcome.reasons],
+        counts=[counts for outcome in outcomes for counts in outcome.counts],
         wall_s=sum(outcome.wall_s for outcome in outcomes),
         model_s=sum(outcome.model_s for outcome in outcomes),
         **arrays,

@@ -18,7 +18,9 @@ LEARNED = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#e
 MUTED = ("#555555", "#9a9a9a", "#7a8fa6", "#a68f7a", "#8aa68a", "#a68aa0")
 LINES = ("-", "--", ":")
 PANEL = 5.6  # inches
-DEPTH = 0.25  # below one token a step; what lies lower is named at the foot of a plot, so that the others can be told apart
+DEPTH = (
+    0.25  # below one token a step; what lies lower is named at the foot of a plot, so that the others can be told apart
+)
 
 
 def plot_tradeoff(found: dict[str, Any], path: Path, margin: float, by_task: bool = False) -> None:
@@ -34,16 +36,28 @@ def plot_tradeoff(found: dict[str, Any], path: Path, margin: float, by_task: boo
     """
     rows = found["rows"]
     first = rows[0]["stop"]
-    chosen = [row for row in rows if row["task"] != "all" and row["stop"] == first] if by_task else [row for row in rows if row["task"] == "all"]
+    chosen = (
+        [row for row in rows if row["task"] != "all" and row["stop"] == first]
+        if by_task
+        else [row for row in rows if row["task"] == "all"]
+    )
     panels = list(dict.fromkeys(row["task" if by_task else "stop"] for row in chosen))
-    figure, grid = plt.subplots(1, len(panels), figsize=(PANEL * len(panels) + 2.6, PANEL), layout="constrained", squeeze=False)
+    figure, grid = plt.subplots(
+        1, len(panels), figsize=(PANEL * len(panels) + 2.6, PANEL), layout="constrained", squeeze=False
+    )
     style = _styles(rows)
     for name, axes in zip(panels, grid[0], strict=True):
         inside = [row for row in chosen if row["task" if by_task else "stop"] == name]
-        curves = {line["family"]: line for line in found["curves"] if (line["stop"], line["task"]) == (inside[0]["stop"], inside[0]["task"])}
+        curves = {
+            line["family"]: line
+            for line in found["curves"]
+            if (line["stop"], line["task"]) == (inside[0]["stop"], inside[0]["task"])
+        }
         _draw_panel(axes, inside, curves, style, margin)
         axes.set_title(f"task {name}, stop {first}" if by_task else f"all tasks, stop {name}", parse_math=False)
-    handles = {label: handle for axes in grid[0] for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles = {
+        label: handle for axes in grid[0] for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     legend = figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a method's name is the user's
@@ -69,12 +83,23 @@ def _styles(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             found[name] = {"color": "black", "marker": "*", "lw": 1, "ms": 14, "zorder": 5}
         else:
             line = LINES[place // len(MUTED) % len(LINES)]
-            found[name] = {"color": MUTED[place % len(MUTED)], "marker": mark, "ls": line, "lw": 1.1, "ms": 4.5, "zorder": 3}
+            found[name] = {
+                "color": MUTED[place % len(MUTED)],
+                "marker": mark,
+                "ls": line,
+                "lw": 1.1,
+                "ms": 4.5,
+                "zorder": 3,
+            }
     return found
 
 
 def _draw_panel(
-    axes: Any, rows: Sequence[dict[str, Any]], curves: dict[str, dict[str, Any]], style: dict[str, dict[str, Any]], margin: float
+    axes: Any,
+    rows: Sequence[dict[str, Any]],
+    curves: dict[str, dict[str, Any]],
+    style: dict[str, dict[str, Any]],
+    margin: float,
 ) -> None:
     measure = "accuracy" if all(row["accuracy"] is not None for row in rows) else "agreement"
     rows = [row for row in rows if row[measure] is not None]
@@ -88,31 +113,58 @@ def _draw_panel(
         _draw_family(axes, points, curves.get(name), style[_recipe(points[0])], measure)
     if plain is not None:
         level = 100 * plain[measure]
-        axes.plot(plain["tokens_per_forward"], level, "*", color="white", mec="black", ms=14, zorder=6, label=f"{plain['method']} (one token a step)")
+        axes.plot(
+            plain["tokens_per_forward"],
+            level,
+            "*",
+            color="white",
+            mec="black",
+            ms=14,
+            zorder=6,
+            label=f"{plain['method']} (one token a step)",
+        )
         axes.axhspan(level - 100 * margin, level, color="C0", alpha=0.12, lw=0, label=f"within {100 * margin:g} points")
     for row in rows:
         if row["kind"] == "oracle":
             axes.axvline(row["tokens_per_forward"], color="black", lw=0.8, ls=":")
     if plain is not None and (low := [row for row in rows if row[measure] < plain[measure] - DEPTH]):
         axes.set_ylim(100 * (plain[measure] - DEPTH) - 3, min(101, axes.get_ylim()[1]))  # 3: for what is named
-        named = ", ".join(f"{row['method']} ({100 * row[measure]:.0f}% at {row['tokens_per_forward']:.1f})" for row in low)
-        axes.text(0.01, 0.01, textwrap.fill(f"below: {named}", 90), transform=axes.transAxes, fontsize=7, parse_math=False)
+        named = ", ".join(
+            f"{row['method']} ({100 * row[measure]:.0f}% at {row['tokens_per_forward']:.1f})" for row in low
+        )
+        axes.text(
+            0.01, 0.01, textwrap.fill(f"below: {named}", 90), transform=axes.transAxes, fontsize=7, parse_math=False
+        )
     axes.set(xlabel="tokens per forward (answer tokens only)", ylabel=f"{measure}, %")
     axes.grid(alpha=0.25)
 
 
-def _draw_family(axes: Any, points: Sequence[dict[str, Any]], curve: dict[str, Any] | None, style: dict[str, Any], measure: str) -> None:
+def _draw_family(
+    axes: Any, points: Sequence[dict[str, Any]], curve: dict[str, Any] | None, style: dict[str, Any], measure: str
+) -> None:
     dots = {name: value for name, value in style.items() if name not in ("ls", "lw")}
     x, y = np.array([row["tokens_per_forward"] for row in points]), 100 * np.array([row[measure] for row in points])
     label = _recipe(points[0]) + (" (second model)" if points[0]["second_model"] else "")
     if points[0]["kind"] == "learned":
         spread_x = np.abs(np.array([row["tokens_per_forward_interval"] or [np.nan] * 2 for row in points]).T - x)
         spread_y = np.abs(100 * np.array([row[f"{measure}_interval"] or [np.nan] * 2 for row in points]).T - y)
-        axes.errorbar(x, y, xerr=spread_x, yerr=spread_y, fmt="none", ecolor=style["color"], elinewidth=0.8, alpha=0.45, zorder=style["zorder"])
+        axes.errorbar(
+            x,
+            y,
+            xerr=spread_x,
+            yerr=spread_y,
+            fmt="none",
+            ecolor=style["color"],
+            elinewidth=0.8,
+            alpha=0.45,
+            zorder=style["zorder"],
+        )
     axes.plot(x, y, ls="", label="_" if curve else label, **dots)
     if curve:
         hull = [(each["tokens_per_forward"], 100 * each[measure]) for each in curve["points"] if each["on_hull"]]
-        axes.plot(*zip(*hull, strict=True), **{name: value for name, value in style.items() if name not in ("marker", "ms")})
+        axes.plot(
+            *zip(*hull, strict=True), **{name: value for name, value in style.items() if name not in ("marker", "ms")}
+        )
         axes.plot([], [], label=label, **style)
 
 
@@ -124,26 +176,43 @@ def plot_fastest(found: dict[str, Any], path: Path, margin: float) -> None:
     figure, axes = plt.subplots(figsize=(8, 0.34 * len(lines) + 1.4), layout="constrained")
     for place, line in enumerate(lines):
         speed, edges = line["tokens_per_forward"], line["tokens_per_forward_interval"]
-        axes.barh(place, speed, color=style[_recipe(line)]["color"], alpha=0.9 if line["kind"] != "training-free" else 0.55)
+        axes.barh(
+            place, speed, color=style[_recipe(line)]["color"], alpha=0.9 if line["kind"] != "training-free" else 0.55
+        )
         axes.plot(edges, [place, place], color="black", lw=1)
         share = f", {100 * line['oracle_share']:.0f}% of the oracle" if line.get("oracle_share") is not None else ""
-        note = f"{speed:.2f}: {line['setting'] or line['method']}" if line["method"] else f"{speed:.2f}: no setting, one token a step"
+        note = (
+            f"{speed:.2f}: {line['setting'] or line['method']}"
+            if line["method"]
+            else f"{speed:.2f}: no setting, one token a step"
+        )
         axes.text(max(edges[1], speed), place, f"  {note}{share}", va="center", fontsize=7, parse_math=False)
     names = [line["family"] + (" (second model)" if line["second_model"] else "") for line in lines]
     axes.set_yticks(range(len(lines)), names, fontsize=8, parse_math=False)
-    axes.set(xlabel="tokens per forward", title=f"Fastest setting within {100 * margin:g} points of one token a step", ymargin=0.01)
+    axes.set(
+        xlabel="tokens per forward",
+        title=f"Fastest setting within {100 * margin:g} points of one token a step",
+        ymargin=0.01,
+    )
     axes.set_xlim(0, 1.35 * max(line["tokens_per_forward_interval"][1] for line in lines))
     axes.grid(alpha=0.25, axis="x")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
-def reliability(probability: np.ndarray[Any, Any], label: np.ndarray[Any, Any], bins: int = 10) -> list[dict[str, float]]:
+def reliability(
+    probability: np.ndarray[Any, Any], label: np.ndarray[Any, Any], bins: int = 10
+) -> list[dict[str, float]]:
     """Equal-width bins with mean probability, share of right proposals, and count."""
     place = np.minimum((probability * bins).astype(int), bins - 1)
     chosen = [(index, place == index) for index in range(bins)]
     return [
-        {"bin": index, "probability": float(probability[inside].mean()), "right": float(label[inside].mean()), "count": int(inside.sum())}
+        {
+            "bin": index,
+            "probability": float(probability[inside].mean()),
+            "right": float(label[inside].mean()),
+            "count": int(inside.sum()),
+        }
         for index, inside in chosen
         if inside.any()
     ]
@@ -151,7 +220,9 @@ def reliability(probability: np.ndarray[Any, Any], label: np.ndarray[Any, Any], 
 
 def plot_reliability(bins: Sequence[dict[str, float]], threshold: float, path: Path) -> None:
     """The filter's probability against how often the proposal was final, on validation prompts."""
-    figure, (upper, lower) = plt.subplots(2, 1, figsize=(5, 5.5), sharex=True, height_ratios=[3, 1], layout="constrained")
+    figure, (upper, lower) = plt.subplots(
+        2, 1, figsize=(5, 5.5), sharex=True, height_ratios=[3, 1], layout="constrained"
+    )
     upper.plot([0, 1], [0, 1], "--", color="grey", lw=1, label="perfectly calibrated")
     upper.plot([entry["probability"] for entry in bins], [entry["right"] for entry in bins], "o-", label="filter")
     for axes in (upper, lower):
@@ -177,7 +248,17 @@ def plot_commit_steps(lines: Sequence[tuple[str, Sequence[str], Sequence[int]]],
     for number, (_, tokens, _) in enumerate(lines):
         for place, token in enumerate(tokens):
             dark = np.isnan(grid[number, place]) or grid[number, place] < 0.6 * np.nanmax(grid)
-            axes.text(place, number, token, ha="center", va="center", fontsize=6, rotation=90, color="white" if dark else "black", parse_math=False)
+            axes.text(
+                place,
+                number,
+                token,
+                ha="center",
+                va="center",
+                fontsize=6,
+                rotation=90,
+                color="white" if dark else "black",
+                parse_math=False,
+            )
     axes.set_yticks(range(len(lines)), [name for name, _, _ in lines], parse_math=False)
     axes.set(xlabel="position in the answer", title=title)
     figure.colorbar(image, ax=axes, label="forward of the commit")

@@ -16,6 +16,13 @@ def markdown(found: dict[str, Any], meta: dict[str, Any]) -> str:
         "Speedup is in forwards, against vanilla and against threshold with the same stop rule."
     )
     parts = [f"# Comparison: {meta['model']}", head, methods_table(found["rows"])]
+    scores = score_tables(found.get("scores", ()))
+    if scores:
+        parts += [
+            "## How near the answers come",
+            "Shares over the answers of a task, as its checker counts them.",
+            *scores,
+        ]
     seeds = found["seeds"]
     if found["fastest"]:
         parts += [
@@ -52,10 +59,20 @@ def markdown(found: dict[str, Any], meta: dict[str, Any]) -> str:
 def summary(found: dict[str, Any], meta: dict[str, Any]) -> str:
     """What is over all tasks, for the terminal."""
     parts = [methods_table([row for row in found["rows"] if row["task"] == "all"])]
+    parts += score_tables(found.get("scores", ()))
     fastest = [line for line in found["fastest"] if line["task"] == "all"]
     if fastest:
         parts += [f"fastest setting within {_margin(meta)} of one token a step:", fastest_table(fastest)]
     return "\n\n".join(parts)
+
+
+def score_tables(rows: Sequence[Line]) -> list[str]:
+    """A table for each set of scores; none where no checker has any."""
+    tables = []
+    for names in dict.fromkeys(tuple(row["scores"]) for row in rows):
+        columns = SCORED | {f"{name} %": _number(name, **PERCENT) for name in names}
+        tables.append(_table(columns, [row for row in rows if tuple(row["scores"]) == names]))
+    return tables
 
 
 def methods_table(rows: Sequence[Line]) -> str:
@@ -124,6 +141,7 @@ METHODS = {
     "vs threshold": _number("speedup_forwards_threshold", "{:.2f}x"),
     "cut short": _number("cut_short", "{:d}"),
 }
+SCORED = PLACE | {"method": _text("method"), "prompts": _text("prompts")}
 WITHIN = {
     "tokens/forward": _number("tokens_per_forward"),
     "ratio": _number("ratio", "{:.2f}x"),
@@ -133,11 +151,24 @@ WITHIN = {
 }
 FASTEST = (
     PLACE
-    | {"family": _family, "kind": _text("kind"), "setting": lambda line: "none" if line["method"] is None else line["setting"] or line["method"]}
+    | {
+        "family": _family,
+        "kind": _text("kind"),
+        "setting": lambda line: "none" if line["method"] is None else line["setting"] or line["method"],
+    }
     | WITHIN
-    | {"best rule": _text("rival"), "best of all rules": _text("rival_second_model"), "met %": _number("met", "{:.0f}", 100)}
+    | {
+        "best rule": _text("rival"),
+        "best of all rules": _text("rival_second_model"),
+        "met %": _number("met", "{:.0f}", 100),
+    }
 )
-CURVES = PLACE | {"family": _family, "kind": _text("kind"), "settings": lambda line: str(len(line["points"])), "area %": _number("area", **PERCENT)}
+CURVES = PLACE | {
+    "family": _family,
+    "kind": _text("kind"),
+    "settings": lambda line: str(len(line["points"])),
+    "area %": _number("area", **PERCENT),
+}
 BESIDE = {
     "accuracy difference %": _number("difference", "{:+.1f}", 100),
     "better %": _number("difference_better", "{:.0f}", 100),

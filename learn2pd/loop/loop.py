@@ -89,7 +89,9 @@ def _goes_on(state: DecodeState, illegal: Tensor, method: Method) -> bool:
     Every step commits in every open row, and after the policy's revisions nothing is taken back; so there is a last step.
     """
     spent = state.open & (state.step >= state.gen_length + method.policy.revisions)
-    goes_on, stuck, wrong = torch.stack((state.open.any(), spent.any(), illegal.any())).tolist()  # one wait for the device a step
+    goes_on, stuck, wrong = torch.stack(
+        (state.open.any(), spent.any(), illegal.any())
+    ).tolist()  # one wait for the device a step
     if wrong:
         raise UserError(
             f"policy {method.policy.name!r}: it commits positions that are not eligible, or revokes what it may not; "

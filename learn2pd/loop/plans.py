@@ -34,7 +34,9 @@ def full_plan(state: DecodeState, rows: Tensor, score: Tensor, keep: bool) -> li
     return [ForwardPlan(numbers, column, position, mask, wanted, stop - pad, (first, last) if keep else None)]
 
 
-def partial_plan(state: DecodeState, rows: Tensor, first: Tensor, stop: Tensor, score: Tensor, seen: Tensor, extra: int) -> list[ForwardPlan]:
+def partial_plan(
+    state: DecodeState, rows: Tensor, first: Tensor, stop: Tensor, score: Tensor, seen: Tensor, extra: int
+) -> list[ForwardPlan]:
     """A plan that recomputes columns of `rows` [B] bool and reuses what is kept of the others.
 
     Args:
@@ -59,7 +61,9 @@ def partial_plan(state: DecodeState, rows: Tensor, first: Tensor, stop: Tensor, 
 
 def _keys(pad: Tensor, stop: Tensor) -> tuple[int, int, Tensor | None]:
     """The columns that any row attends to, and which of them each does, where that differs."""
-    bounds: Sequence[int] = torch.stack((pad.min(), pad.max(), stop.min(), stop.max())).tolist()  # one host synchronisation
+    bounds: Sequence[int] = torch.stack(
+        (pad.min(), pad.max(), stop.min(), stop.max())
+    ).tolist()  # one host synchronisation
     if bounds[0] == bounds[1] and bounds[2] == bounds[3]:
         return bounds[0], bounds[3], None
     column = torch.arange(bounds[0], bounds[3], device=pad.device)

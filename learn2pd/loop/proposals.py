@@ -43,7 +43,10 @@ def row_noise(rows: Tensor, generators: Sequence[torch.Generator], vocab_size: i
     float64: noise from float32 draws saturates.
     """
     counts = torch.bincount(rows, minlength=len(generators)).tolist()
-    uniform = [torch.rand(count, vocab_size, generator=generator, dtype=torch.float64) for count, generator in zip(counts, generators, strict=True)]
+    uniform = [
+        torch.rand(count, vocab_size, generator=generator, dtype=torch.float64)
+        for count, generator in zip(counts, generators, strict=True)
+    ]
     return -(-torch.cat(uniform).clamp_min(1e-300).log()).log().to(rows.device)
 
 

@@ -41,7 +41,9 @@ class ForwardStep:
         watch: is told how long the parts take.
     """
 
-    def __init__(self, model: ModelAdapter, store: KVStore | None, needs: frozenset[str], sampling: Sampling, watch: Stopwatch) -> None:
+    def __init__(
+        self, model: ModelAdapter, store: KVStore | None, needs: frozenset[str], sampling: Sampling, watch: Stopwatch
+    ) -> None:
         self.model = model
         self.store = store
         self.needs = needs
@@ -83,7 +85,14 @@ class ForwardStep:
             prediction = self._with_logits(prediction, gathered.logits)
         return replace(state, forwards=forwards, columns=columns), prediction, broken
 
-    def _score(self, state: DecodeState, plan: ForwardPlan, hidden: Tensor, gathered: _Gathered, generators: Sequence[torch.Generator]) -> None:
+    def _score(
+        self,
+        state: DecodeState,
+        plan: ForwardPlan,
+        hidden: Tensor,
+        gathered: _Gathered,
+        generators: Sequence[torch.Generator],
+    ) -> None:
         """Proposals of the columns that the plan scores, a few at a time: the logits of all of them may not fit into memory."""
         slot = plan.score.nonzero()  # [N, 2] row of the plan, place in its query
         hidden = hidden[slot[:, 0], slot[:, 1] - int(self.model.spec.shifted_logits)]
@@ -102,7 +111,9 @@ class ForwardStep:
                     gathered.logits.append((at[0] * state.gen_length + at[1], logits, draw.noise))
         gathered.valid[rows, positions] = True
 
-    def _score_shadows(self, state: DecodeState, plan: ForwardPlan, shadow: Tensor, hidden: Tensor, gathered: _Gathered) -> None:
+    def _score_shadows(
+        self, state: DecodeState, plan: ForwardPlan, shadow: Tensor, hidden: Tensor, gathered: _Gathered
+    ) -> None:
         """The probability of each token of the shadow columns, given every token but itself."""
         with self.watch("score"):
             rows = plan.rows[:, None].expand_as(shadow).flatten()
@@ -125,7 +136,9 @@ class ForwardStep:
         order = place.argsort()
         order = order[prediction.valid.flatten()[place[order]]]
         noise = None if parts[0][2] is None else torch.cat([part[2] for part in parts if part[2] is not None])[order]
-        return replace(prediction, logits=torch.cat([part[1] for part in parts])[order], draw=Draw(self.sampling, noise))
+        return replace(
+            prediction, logits=torch.cat([part[1] for part in parts])[order], draw=Draw(self.sampling, noise)
+        )
 
 
 def with_shadows(plan: ForwardPlan, state: DecodeState) -> ForwardPlan:
@@ -134,7 +147,9 @@ def with_shadows(plan: ForwardPlan, state: DecodeState) -> ForwardPlan:
     width = int(committed.sum(1).max())  # one wait for the device
     if not width:
         return plan
-    first = committed.int().argsort(dim=1, descending=True, stable=True)[:, :width]  # [R, S] committed positions, then others
+    first = committed.int().argsort(dim=1, descending=True, stable=True)[
+        :, :width
+    ]  # [R, S] committed positions, then others
     counts = committed.sum(1)
     some = torch.where(counts > 0, first[:, 0], 0)[:, None]
     position = torch.where(torch.arange(width, device=first.device) < counts[:, None], first, some)

@@ -88,7 +88,9 @@ class ModelAdapter:
             of_shadow = of_shadow & _per_query(plan.key_mask)[:, :1]
         if self.spec.causal_block is not None:
             pad, block = self._pad(plan)[..., None], self.spec.causal_block
-            of_shadow = of_shadow & ((keys[:, None] - pad).div(block, rounding_mode="floor") <= (place[..., None] - pad) // block)
+            of_shadow = of_shadow & (
+                (keys[:, None] - pad).div(block, rounding_mode="floor") <= (place[..., None] - pad) // block
+            )
         itself = torch.eye(shadows, dtype=torch.bool, device=keys.device).expand(rows, -1, -1)
         unseen = torch.zeros(rows, queries, shadows, dtype=torch.bool, device=keys.device)
         return torch.cat((torch.cat((originals, unseen), dim=2), torch.cat((of_shadow, itself), dim=2)), dim=1)

@@ -28,7 +28,12 @@ FIXED_FIELDS: dict[str, Any] = {
     "use_mrope": False,
     "tie_word_embeddings": False,
 }
-CARRIED_FIELDS: dict[str, Any] = {"attention_dropout": 0.0, "sliding_window": None, "max_window_layers": 28, "full_attn_mask": True}
+CARRIED_FIELDS: dict[str, Any] = {
+    "attention_dropout": 0.0,
+    "sliding_window": None,
+    "max_window_layers": 28,
+    "full_attn_mask": True,
+}
 
 
 class DreamConfig(PretrainedConfig):
@@ -78,7 +83,9 @@ class DreamConfig(PretrainedConfig):
                 "hidden_size must divide into num_attention_heads even parts and these into num_key_value_heads groups"
             )
         if other.get("layer_types") not in (None, ["full_attention"] * num_hidden_layers):
-            raise ValueError(f"config.json: layer_types={other['layer_types']!r}, only full_attention in every layer is implemented for Dream")
+            raise ValueError(
+                f"config.json: layer_types={other['layer_types']!r}, only full_attention in every layer is implemented for Dream"
+            )
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size
@@ -91,7 +98,13 @@ class DreamConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         self.mask_token_id = mask_token_id
         self.use_cache = use_cache
-        super().__init__(bos_token_id=bos_token_id, eos_token_id=eos_token_id, pad_token_id=pad_token_id, tie_word_embeddings=False, **other)
+        super().__init__(
+            bos_token_id=bos_token_id,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+            tie_word_embeddings=False,
+            **other,
+        )
 
 
 class DreamTokenizer(Qwen2TokenizerFast):
@@ -110,7 +123,9 @@ class DreamAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, kv_width)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int
+    ) -> Tensor:
         return self.o_proj(attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), tables, mask, kept, layer))
 
 
@@ -133,7 +148,9 @@ class DreamDecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int
+    ) -> Tensor:
         """x [R, Q, D]; mask [R, 1, 1 or Q, K] bool, True where attended, or None."""
         x = x + self.self_attn(self.input_layernorm(x), tables, mask, kept, layer)
         return x + self.mlp(self.post_attention_layernorm(x))

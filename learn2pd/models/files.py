@@ -48,7 +48,9 @@ def path_text(key: str, path: object) -> str:
     """
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if not isinstance(text, str):
-        raise UserError(f"{key}={path!r} is of type {type(path).__name__}: expected a folder or a hub name such as 'owner/name'")
+        raise UserError(
+            f"{key}={path!r} is of type {type(path).__name__}: expected a folder or a hub name such as 'owner/name'"
+        )
     if not text.strip() or "\0" in text:
         raise UserError(f"{key}={text!r}: expected a folder or a hub name such as 'owner/name'")
     return os.path.expanduser(text)
@@ -67,7 +69,12 @@ def check_folder(key: str, path: str | os.PathLike[str], expected: str, file: st
     """
     path = path_text(key, path)
     folder = Path(path)
-    looks_local = folder.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1 or path.split("/")[0] in ("checkpoints", "outputs")
+    looks_local = (
+        folder.exists()
+        or path.startswith((".", "/", "~"))
+        or path.count("/") != 1
+        or path.split("/")[0] in ("checkpoints", "outputs")
+    )
     if looks_local and not (folder / file).is_file():
         if folder.is_dir():
             state = f"the folder holds no {file}"
@@ -78,7 +85,9 @@ def check_folder(key: str, path: str | os.PathLike[str], expected: str, file: st
         raise UserError(f"{key}={path!r}: {state}; expected {expected}")
 
 
-def local_folder(key: str, path: str | os.PathLike[str], revision: str | None = None, patterns: Iterable[str] = DESCRIPTIONS) -> Path:
+def local_folder(
+    key: str, path: str | os.PathLike[str], revision: str | None = None, patterns: Iterable[str] = DESCRIPTIONS
+) -> Path:
     """The folder with the files of a hub name or folder; a folder is itself.
 
     Args:
@@ -118,7 +127,9 @@ def local_folder(key: str, path: str | os.PathLike[str], revision: str | None = 
                 f"and the hub's local cache does not hold {known}; {advice}"
             ) from error
         at = f" at revision {revision!r}" if revision else ""
-        raise UserError(f"{key}={path!r}{at} could not be read from {constants.ENDPOINT} ({cause(error)}); check the name, or {advice}") from error
+        raise UserError(
+            f"{key}={path!r}{at} could not be read from {constants.ENDPOINT} ({cause(error)}); check the name, or {advice}"
+        ) from error
 
 
 def _why_unreachable() -> str | None:
@@ -151,7 +162,9 @@ def check_file(subject: str, file: Path) -> None:
     if not start:
         raise UserError(f"{subject}: {file.name} is empty (0 bytes); download it again")
     if start == LFS_POINTER:
-        raise UserError(f"{subject}: {file.name} is a Git LFS pointer and not the file itself; run `git lfs pull` in the repository")
+        raise UserError(
+            f"{subject}: {file.name} is a Git LFS pointer and not the file itself; run `git lfs pull` in the repository"
+        )
 
 
 def read_object(

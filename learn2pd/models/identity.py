@@ -164,7 +164,9 @@ def _state(files: Sequence[Path]) -> list[list[Any]] | None:
         for file in files:
             real = file.resolve(strict=True)
             status = real.stat()
-            states.append([str(real), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_dev, status.st_ino])
+            states.append(
+                [str(real), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_dev, status.st_ino]
+            )
     except OSError:
         return None
     return sorted(states)

@@ -18,9 +18,20 @@ class KVStore:
         layers, rows, columns, heads, head_width: sizes; `heads` are those of keys and values.
     """
 
-    def __init__(self, layers: int, rows: int, columns: int, heads: int, head_width: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        layers: int,
+        rows: int,
+        columns: int,
+        heads: int,
+        head_width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
         self.rows = rows
-        self.keys, self.values = (torch.zeros(layers, rows, columns, heads, head_width, dtype=dtype, device=device) for _ in range(2))
+        self.keys, self.values = (
+            torch.zeros(layers, rows, columns, heads, head_width, dtype=dtype, device=device) for _ in range(2)
+        )
 
     def view(self, plan: ForwardPlan) -> KVView | None:
         """The store as one forward uses it; None where the plan keeps nothing."""

@@ -94,7 +94,9 @@ class LLaDAConfig(PretrainedConfig):
     ) -> None:
         for name, value in FIXED_FIELDS.items():
             if other.pop(name, value) != value:
-                raise ValueError(f"config.json: {name} differs from {value!r}, the only value the llama block of LLaDA computes")
+                raise ValueError(
+                    f"config.json: {name} differs from {value!r}, the only value the llama block of LLaDA computes"
+                )
             setattr(self, name, value)
         for name, value in CARRIED_FIELDS.items():
             setattr(self, name, other.pop(name, value))
@@ -107,7 +109,9 @@ class LLaDAConfig(PretrainedConfig):
         )  # fmt: skip
         check_positive(rope_theta=rope_theta, rms_norm_eps=rms_norm_eps)
         if embedding_size < vocab_size:
-            raise ValueError(f"config.json: embedding_size={embedding_size}, vocab_size={vocab_size}: every token needs an embedding")
+            raise ValueError(
+                f"config.json: embedding_size={embedding_size}, vocab_size={vocab_size}: every token needs an embedding"
+            )
         if d_model % (2 * n_heads) or n_heads % n_kv_heads:
             raise ValueError(
                 f"config.json: d_model={d_model}, n_heads={n_heads}, n_kv_heads={n_kv_heads}: "
@@ -150,10 +154,14 @@ class LLaDABlock(nn.Module):
         self.attn_norm = RMSNorm(config.d_model, config.rms_norm_eps)
         self.ff_norm = RMSNorm(config.d_model, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int
+    ) -> Tensor:
         """x [R, Q, D]; mask [R, 1, 1 or Q, K] bool, True where attended, or None."""
         normed = self.attn_norm(x)
-        x = x + self.attn_out(attend(self.q_proj(normed), self.k_proj(normed), self.v_proj(normed), tables, mask, kept, layer))
+        x = x + self.attn_out(
+            attend(self.q_proj(normed), self.k_proj(normed), self.v_proj(normed), tables, mask, kept, layer)
+        )
         normed = self.ff_norm(x)
         return x + self.ff_out(functional.silu(self.ff_proj(normed)) * self.up_proj(normed))
 

@@ -110,7 +110,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not isinstance(device, str | torch.device):
-        raise UserError(f"device={device!r} is of type {type(device).__name__}: expected auto, cpu, cuda or a torch.device")
+        raise UserError(
+            f"device={device!r} is of type {type(device).__name__}: expected auto, cpu, cuda or a torch.device"
+        )
     try:
         torch.empty(1, device=device).tolist()  # not on `meta`, which holds no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -195,9 +197,13 @@ def read_config(path: str | os.PathLike[str], revision: str | None = None) -> di
     fields = read_object("path", path, "config.json", f"one with model_type {known}", revision)
     experts = _experts(fields)
     if experts:
-        raise UserError(f"path={path!r}: config.json describes a mixture of experts ({experts}), which is not implemented; expected {known}")
+        raise UserError(
+            f"path={path!r}: config.json describes a mixture of experts ({experts}), which is not implemented; expected {known}"
+        )
     if str(fields.get("model_type")) not in FAMILIES:
-        raise UserError(f"path={path!r}: config.json says model_type {fields.get('model_type')!r}, which is no dLLM known here; expected {known}")
+        raise UserError(
+            f"path={path!r}: config.json says model_type {fields.get('model_type')!r}, which is no dLLM known here; expected {known}"
+        )
     for name in QUANTISATION:
         settings = fields.pop(name, None)
         if settings is not None:
@@ -222,7 +228,11 @@ def _experts(fields: dict[str, Any]) -> str:
     """The fields by which a configuration says that it is a mixture of experts; empty where it is none."""
     told = [f"{name}={fields[name]}" for name in EXPERTS if type(fields.get(name)) is int and fields[name] > 1]
     classes = fields.get("architectures")
-    named = [name for name in classes if isinstance(name, str) and "moe" in name.lower()] if isinstance(classes, list) else []
+    named = (
+        [name for name in classes if isinstance(name, str) and "moe" in name.lower()]
+        if isinstance(classes, list)
+        else []
+    )
     if "moe" in str(fields.get("model_type")).lower():
         named.append(f"model_type {fields['model_type']}")
     return ", ".join([*named, *told])
@@ -264,7 +274,9 @@ def _load_weights(
     return network.eval(), known
 
 
-def load_tokenizer(path: str | os.PathLike[str], config: PretrainedConfig, revision: str | None = None, key: str = "path") -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    path: str | os.PathLike[str], config: PretrainedConfig, revision: str | None = None, key: str = "path"
+) -> PreTrainedTokenizerBase:
     """The tokenizer beside the weights. No remote code is run, and nobody is asked whether to.
 
     What it decodes is not altered: `clean_up_tokenization_spaces` is off whatever the files say, since it removes
@@ -306,34 +318,48 @@ def load_tokenizer(path: str | os.PathLike[str], config: PretrainedConfig, revis
         return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def _spec(path: str, network: DiffusionNetwork, tokenizer: PreTrainedTokenizerBase, shifted_logits: bool, digest: str) -> ModelSpec:
+def _spec(
+    path: str, network: DiffusionNetwork, tokenizer: PreTrainedTokenizerBase, shifted_logits: bool, digest: str
+) -> ModelSpec:
     config = network.config
     named = tokenizer.special_tokens_map
     mask_id = config.mask_token_id
     if mask_id is None and "mask_token" in named:
         mask_id = tokenizer.convert_tokens_to_ids(named["mask_token"])
     if mask_id is None:
-        raise UserError(f"path={path!r}: no mask token: config.json names no mask_token_id, and the tokenizer has no mask_token")
+        raise UserError(
+            f"path={path!r}: no mask token: config.json names no mask_token_id, and the tokenizer has no mask_token"
+        )
     if not _is_id(mask_id, config.vocab_size):
-        raise UserError(f"path={path!r}: no mask token: {_stated(config.mask_token_id, 'mask', mask_id)}, expected {_range(config)}")
+        raise UserError(
+            f"path={path!r}: no mask token: {_stated(config.mask_token_id, 'mask', mask_id)}, expected {_range(config)}"
+        )
     if tokenizer.convert_ids_to_tokens(mask_id) is None:
         last = len(tokenizer) - 1
-        raise UserError(f"path={path!r}: the tokenizer has no mask token: config.json says id {mask_id}, the tokenizer ends at {last}")
+        raise UserError(
+            f"path={path!r}: the tokenizer has no mask token: config.json says id {mask_id}, the tokenizer ends at {last}"
+        )
     config.mask_token_id = mask_id
     stated = config.eos_token_id
     if stated is None and "eos_token" in named:
         stated = tokenizer.convert_tokens_to_ids(named["eos_token"])
     if stated is None:
-        raise UserError(f"path={path!r}: no end-of-text token: config.json names no eos_token_id, and the tokenizer has no eos_token")
+        raise UserError(
+            f"path={path!r}: no end-of-text token: config.json names no eos_token_id, and the tokenizer has no eos_token"
+        )
     ends = [*stated] if isinstance(stated, list) else [stated]
     if not ends or not all(_is_id(end, config.vocab_size) for end in ends):
-        raise UserError(f"path={path!r}: no end-of-text token: {_stated(config.eos_token_id, 'eos', stated)}, expected {_range(config)}")
+        raise UserError(
+            f"path={path!r}: no end-of-text token: {_stated(config.eos_token_id, 'eos', stated)}, expected {_range(config)}"
+        )
     ends += [tokenizer.convert_tokens_to_ids(token) for token in END_OF_TURN_TOKENS if token in tokenizer.get_vocab()]
     return ModelSpec(
         name=shown_name(path),
         mask_id=int(mask_id),
         eot_ids=tuple(dict.fromkeys(ends)),
-        pad_id=config.pad_token_id if _is_id(config.pad_token_id, config.vocab_size) else ends[0],  # any token does: padding is never seen
+        pad_id=config.pad_token_id
+        if _is_id(config.pad_token_id, config.vocab_size)
+        else ends[0],  # any token does: padding is never seen
         vocab_size=int(config.vocab_size),
         max_length=int(config.max_position_embeddings),
         shifted_logits=shifted_logits,
@@ -344,7 +370,11 @@ def _spec(path: str, network: DiffusionNetwork, tokenizer: PreTrainedTokenizerBa
 
 def _stated(in_config: Any, name: str, value: Any) -> str:
     """Which file says what the id of a token is."""
-    return f"the tokenizer's {name}_token has the id {value!r}" if in_config is None else f"config.json says {name}_token_id={value!r}"
+    return (
+        f"the tokenizer's {name}_token has the id {value!r}"
+        if in_config is None
+        else f"config.json says {name}_token_id={value!r}"
+    )
 
 
 def _range(config: PretrainedConfig) -> str:

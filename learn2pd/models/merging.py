@@ -59,8 +59,12 @@ def merge_adapter(network: DiffusionNetwork, adapter: str, base: str) -> tuple[D
     with told_in_one_line(f"{KEY}={adapter!r} could not be merged into {base}", f"expected {EXPECTED}"):
         config = PeftConfig.from_pretrained(str(local_folder(KEY, adapter, patterns=FILES)))
         if config.is_prompt_learning or config.peft_type == MIXTURE:
-            raise UserError(f"{KEY}={adapter!r}: peft_type {fields['peft_type']} changes no weights and cannot be merged; expected LORA or its like")
-        wrapped = PeftModel(network, config)  # not peft's class for the task, which looks for methods that a dLLM does not have
+            raise UserError(
+                f"{KEY}={adapter!r}: peft_type {fields['peft_type']} changes no weights and cannot be merged; expected LORA or its like"
+            )
+        wrapped = PeftModel(
+            network, config
+        )  # not peft's class for the task, which looks for methods that a dLLM does not have
         _check(wrapped, tensors, adapter, base)
         set_peft_model_state_dict(wrapped, tensors)
         merged = cast(DiffusionNetwork, wrapped.merge_and_unload(safe_merge=True))  # refuses a sum that is not finite
@@ -104,4 +108,6 @@ def _check(wrapped: Any, tensors: dict[str, Tensor], adapter: str, base: str) ->
     network = wrapped.get_base_model()
     embedding = network.get_input_embeddings()
     if isinstance(embedding, BaseTunerLayer) and embedding is network.get_output_embeddings():
-        raise UserError(f"{KEY}={adapter!r} adapts the embedding of {base}, which is also its head: merged, it would change both")
+        raise UserError(
+            f"{KEY}={adapter!r} adapts the embedding of {base}, which is also its head: merged, it would change both"
+        )

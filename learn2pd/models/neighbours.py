@@ -57,7 +57,9 @@ CAUSES: tuple[tuple[type[BaseException], Callable[[Any], str]], ...] = (
     ),
     (
         jinja2.UndefinedError,
-        lambda error: f"the template reads something that is not given: {_words(error.message or type(error).__name__)}",
+        lambda error: (
+            f"the template reads something that is not given: {_words(error.message or type(error).__name__)}"
+        ),
     ),
     (jinja2.TemplateError, lambda error: f"the template refuses: {_words(error.message or type(error).__name__)}"),
     (json.JSONDecodeError, lambda error: f"this is not JSON: {error.msg} in line {error.lineno}, column {error.colno}"),
@@ -102,7 +104,9 @@ def cause(error: BaseException) -> str:
         if inner is None:
             break
         telling = isinstance(inner, (hub.HfHubHTTPError, hub.OfflineModeIsEnabled, jinja2.TemplateError))
-        if telling and not isinstance(inner, hub.LocalEntryNotFoundError):  # which old versions derive from HfHubHTTPError
+        if telling and not isinstance(
+            inner, hub.LocalEntryNotFoundError
+        ):  # which old versions derive from HfHubHTTPError
             error = inner
             break
         inner = inner.__cause__ or (None if inner.__suppress_context__ else inner.__context__)

@@ -18,7 +18,9 @@ class Parts(NamedTuple):
     """The modules a forward runs through, wherever the hub's names put them."""
 
     embedding: nn.Module
-    layers: nn.ModuleList  # each called with x [R, Q, D], rotary tables, mask [R, 1, 1 or Q, K] or None, kept, its number
+    layers: (
+        nn.ModuleList
+    )  # each called with x [R, Q, D], rotary tables, mask [R, 1, 1 or Q, K] or None, kept, its number
     norm: nn.Module
 
 
@@ -54,10 +56,22 @@ class DiffusionNetwork(PreTrainedModel):
     def new_store(self, rows: int, columns: int) -> KVStore:
         """Buffers for the keys and values of a run of `rows` rows and `columns` columns."""
         config = self.config
-        return KVStore(config.num_hidden_layers, rows, columns, config.num_key_value_heads, self.head_width, self.dtype, self.device)
+        return KVStore(
+            config.num_hidden_layers,
+            rows,
+            columns,
+            config.num_key_value_heads,
+            self.head_width,
+            self.dtype,
+            self.device,
+        )
 
     def hidden(
-        self, input_ids: Tensor, position_ids: Tensor | None = None, attention_mask: Tensor | None = None, kept: KVView | None = None
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        kept: KVView | None = None,
     ) -> Tensor:
         """Final hidden states.
 
@@ -73,7 +87,11 @@ class DiffusionNetwork(PreTrainedModel):
         parts = self.parts()
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        mask = None if attention_mask is None else attention_mask.bool().view(len(attention_mask), 1, -1, attention_mask.shape[-1])
+        mask = (
+            None
+            if attention_mask is None
+            else attention_mask.bool().view(len(attention_mask), 1, -1, attention_mask.shape[-1])
+        )
         tables = rotary_tables(position_ids, self.head_width, self.config.rope_theta)
         x = parts.embedding(input_ids)
         for number, layer in enumerate(parts.layers):

@@ -50,13 +50,19 @@ def prompt_list(prompts: object) -> list[Any]:
         raise UserError("prompts is one text: expected a list of them, such as [text]")
     if isinstance(prompts, Mapping):
         return _rows_of_a_tokenizer(prompts)
-    if hasattr(prompts, "column_names") or hasattr(prompts, "columns"):  # tables of datasets, pandas, polars and pyarrow
-        raise UserError(f"prompts is a table ({kind}): expected {PROMPTS}; give one of its columns, such as table['prompt']")
+    if hasattr(prompts, "column_names") or hasattr(
+        prompts, "columns"
+    ):  # tables of datasets, pandas, polars and pyarrow
+        raise UserError(
+            f"prompts is a table ({kind}): expected {PROMPTS}; give one of its columns, such as table['prompt']"
+        )
     if isinstance(prompts, torch.Tensor | np.ndarray):
         return _rows_of_an_array(prompts, kind)
     if isinstance(prompts, bytes | bytearray | memoryview | set | frozenset) or not isinstance(prompts, Iterable):
         raise UserError(f"prompts is of type {kind}: expected {PROMPTS}")
-    items = cast(Any, prompts).to_pylist() if hasattr(prompts, "to_pylist") else list(prompts)  # pyarrow's own scalars are no texts
+    items = (
+        cast(Any, prompts).to_pylist() if hasattr(prompts, "to_pylist") else list(prompts)
+    )  # pyarrow's own scalars are no texts
     if items and all(_is_id(item) for item in items):
         raise UserError("prompts is one list of token ids: expected a list of prompts, such as [ids]")
     if items and all(isinstance(item, Mapping) and "role" in item for item in items):
@@ -93,7 +99,9 @@ def _rows_of_a_tokenizer(given: Mapping[Any, Any]) -> list[Any]:
     if "input_ids" not in given:
         shown = ", ".join(map(repr, names[:5])) or "none"
         write = f"; perhaps prompts[{names[0]!r}]" if len(names) == 1 else ""
-        raise UserError(f"prompts is a mapping ({type(given).__name__}) with the keys {shown}: expected {PROMPTS}, or a tokenizer's input_ids{write}")
+        raise UserError(
+            f"prompts is a mapping ({type(given).__name__}) with the keys {shown}: expected {PROMPTS}, or a tokenizer's input_ids{write}"
+        )
     rows = _plain(given["input_ids"])
     if isinstance(rows, list) and rows and all(_is_id(item) for item in rows):  # of one prompt
         rows = [rows]
@@ -106,8 +114,12 @@ def _rows_of_a_tokenizer(given: Mapping[Any, Any]) -> list[Any]:
         masks = [masks]
     shapes_agree = isinstance(masks, list) and [len(row) for row in rows] == [len(mask) for mask in masks]
     if not shapes_agree or any(value not in (0, 1) for mask in masks for value in mask):
-        raise UserError("prompts is a tokenizer's mapping whose attention_mask does not fit: expected a 0 or 1 for every one of input_ids")
-    return [[token for token, seen in zip(row, mask, strict=True) if seen] for row, mask in zip(rows, masks, strict=True)]
+        raise UserError(
+            "prompts is a tokenizer's mapping whose attention_mask does not fit: expected a 0 or 1 for every one of input_ids"
+        )
+    return [
+        [token for token, seen in zip(row, mask, strict=True) if seen] for row, mask in zip(rows, masks, strict=True)
+    ]
 
 
 def _plain(value: Any) -> Any:
@@ -125,9 +137,13 @@ def _rows_of_an_array(given: Any, kind: str) -> list[Any]:
     if given.ndim == 1 and isinstance(given, np.ndarray) and given.dtype.kind in "OUT":  # objects, texts
         return prompt_list(given.tolist())
     if given.ndim == 1 and _holds_whole_numbers(given):
-        raise UserError(f"prompts is one row of token ids ({kind} of one dimension): expected a list of prompts, such as [ids]")
+        raise UserError(
+            f"prompts is one row of token ids ({kind} of one dimension): expected a list of prompts, such as [ids]"
+        )
     shape = tuple(given.shape)
-    raise UserError(f"prompts is an array ({kind} of shape {shape} and type {given.dtype}): expected two dimensions of token ids, or {PROMPTS}")
+    raise UserError(
+        f"prompts is an array ({kind} of shape {shape} and type {given.dtype}): expected two dimensions of token ids, or {PROMPTS}"
+    )
 
 
 def _holds_whole_numbers(array: Any) -> bool:
@@ -147,7 +163,9 @@ def _ids(prompt: object) -> list[int]:
     if isinstance(prompt, torch.Tensor | np.ndarray):
         if prompt.ndim != 1 or not (_holds_whole_numbers(prompt) or prompt.size == 0):
             shape = tuple(prompt.shape)
-            raise UserError(f"the prompt is a {kind} of shape {shape} and type {prompt.dtype}: expected one dimension of whole numbers")
+            raise UserError(
+                f"the prompt is a {kind} of shape {shape} and type {prompt.dtype}: expected one dimension of whole numbers"
+            )
         ids = prompt.tolist()
     elif isinstance(prompt, list | tuple | range):
         ids = list(prompt)
@@ -175,13 +193,17 @@ def _check_unicode(text: str, subject: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         half = f"U+{ord(text[error.start]):04X} at {error.start}"
-        raise UserError(f"{subject} holds half a character ({half}), which no tokenizer can read: remove it, or decode the text anew") from error
+        raise UserError(
+            f"{subject} holds half a character ({half}), which no tokenizer can read: remove it, or decode the text anew"
+        ) from error
 
 
 def _messages(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Any]) -> list[dict[str, str]]:
     """The messages with nothing but role and content, once it is clear that there is nothing else in them."""
     if tokenizer.chat_template is None:
-        raise UserError("the prompt is chat messages, and the tokenizer has no chat template: expected a text or token ids")
+        raise UserError(
+            "the prompt is chat messages, and the tokenizer has no chat template: expected a text or token ids"
+        )
     messages = []
     for number, message in enumerate(prompt):
         subject = f"message {number} of the prompt"
@@ -199,7 +221,9 @@ def _messages(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Any]) -> list
         _check_unicode(content, subject)
         messages.append({"role": str(role), "content": str(content)})
     if messages[-1]["role"] != "user":
-        raise UserError(f"the last message of the prompt is from {messages[-1]['role']!r}: expected the user's, which the model answers")
+        raise UserError(
+            f"the last message of the prompt is from {messages[-1]['role']!r}: expected the user's, which the model answers"
+        )
     _check_text(messages[-1]["content"], "the last message of the prompt")
     return messages
 
@@ -212,11 +236,17 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) 
     """
     if isinstance(tokenizer.chat_template, Mapping) and "default" not in tokenizer.chat_template:
         names = ", ".join(tokenizer.chat_template)
-        raise UserError(f"the tokenizer has several chat templates ({names}) and none of them is named default: set tokenizer.chat_template to one")
-    with told_in_one_line("the tokenizer's chat template failed on the prompt", "correct tokenizer.chat_template, or give token ids"):
+        raise UserError(
+            f"the tokenizer has several chat templates ({names}) and none of them is named default: set tokenizer.chat_template to one"
+        )
+    with told_in_one_line(
+        "the tokenizer's chat template failed on the prompt", "correct tokenizer.chat_template, or give token ids"
+    ):
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     if not isinstance(text, str) or not text.strip():
-        raise UserError("the tokenizer's chat template makes nothing of the prompt: correct tokenizer.chat_template, or give token ids")
+        raise UserError(
+            "the tokenizer's chat template makes nothing of the prompt: correct tokenizer.chat_template, or give token ids"
+        )
     return text
 
 
@@ -230,7 +260,9 @@ def _tokenize(
     control = _control_tokens(tokenizer, control_ids)
     spelt = _any_of(control)
     contents = [text or ""] if messages is None else [message["content"] for message in messages]
-    if control and (any(spelt.search(content) for content in contents) or any(token.normalized for token in control.values())):
+    if control and (
+        any(spelt.search(content) for content in contents) or any(token.normalized for token in control.values())
+    ):
         with told_in_one_line("the tokenizer failed on the prompt"):
             return _tokenize_apart(tokenizer, text, messages, control)
     rendered = text if messages is None else _render(tokenizer, messages)
@@ -249,7 +281,11 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase, control_ids: Collection[
     """The tokenizer's added tokens that steer a model, by their text. A token of the ordinary vocabulary is a text like any other."""
     named = set(tokenizer.all_special_tokens)
     added = tokenizer.added_tokens_decoder.items()
-    return {token.content: token for number, token in added if token.special or number in control_ids or token.content in named}
+    return {
+        token.content: token
+        for number, token in added
+        if token.special or number in control_ids or token.content in named
+    }
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
@@ -276,14 +312,18 @@ def _tokenize_apart(
     nonce = secrets.token_hex(8)
     spelt, tokens = _any_of(control), list(control)
     stand_ins = {token: f"x{nonce}x{number}x" for number, token in enumerate(tokens)}
-    hidden = [{**message, "content": spelt.sub(lambda hit: stand_ins[hit[0]], message["content"])} for message in messages]
+    hidden = [
+        {**message, "content": spelt.sub(lambda hit: stand_ins[hit[0]], message["content"])} for message in messages
+    ]
     rendered = _render(tokenizer, hidden)
 
     def restore(piece: str) -> str:
         return re.sub(f"x{nonce}x([0-9]+)x", lambda hit: tokens[int(hit[1])], piece)
 
     if renamed is not None:
-        return _whole(renamed.encode(restore(spelt.sub(lambda hit: renamed.names[hit[0]], rendered)), add_special_tokens=False))
+        return _whole(
+            renamed.encode(restore(spelt.sub(lambda hit: renamed.names[hit[0]], rendered)), add_special_tokens=False)
+        )
     ids: list[int] = []
     end = 0
     for hit in [*spelt.finditer(rendered), None]:
@@ -346,7 +386,10 @@ class _RenamedControlTokens:
             renamed = cls(json.loads(tokenizer.backend_tokenizer.to_str()), control)
         except Exception:  # noqa: BLE001  the tokenizers library raises nothing narrower
             return None
-        kept = all(renamed.tokenizer.token_to_id(name) == tokenizer.convert_tokens_to_ids(token) for token, name in renamed.names.items())
+        kept = all(
+            renamed.tokenizer.token_to_id(name) == tokenizer.convert_tokens_to_ids(token)
+            for token, name in renamed.names.items()
+        )
         return renamed if kept else None
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:

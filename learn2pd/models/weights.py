@@ -81,7 +81,9 @@ def find_tensors(subject: str, folder: Path) -> tuple[dict[str, Stored], list[Pa
             the file.
     """
     if not (folder / SINGLE).is_file() and not (folder / INDEX).is_file():
-        raise UserError(f"{subject}: there are no weights in {SINGLE} or {INDEX}{_instead(folder)}; expected whole *.safetensors files")
+        raise UserError(
+            f"{subject}: there are no weights in {SINGLE} or {INDEX}{_instead(folder)}; expected whole *.safetensors files"
+        )
     by_file: dict[str, list[str]] = {}
     if (folder / SINGLE).is_file():
         by_file[SINGLE] = []
@@ -91,11 +93,16 @@ def find_tensors(subject: str, folder: Path) -> tuple[dict[str, Stored], list[Pa
     tensors: dict[str, Stored] = {}
     for file, names in sorted(by_file.items()):
         if not (folder / file).is_file():
-            raise UserError(f"{subject}: the weights are incomplete, {INDEX} names {file}, which is missing; download it again")
+            raise UserError(
+                f"{subject}: the weights are incomplete, {INDEX} names {file}, which is missing; download it again"
+            )
         described = _header(subject, folder / file)
         absent = [name for name in names if name not in described]
         refuse_tensors(subject, f"{INDEX} says that {file} holds them", missing=absent)
-        tensors |= {name: Stored(folder / file, name, fields["dtype"], tuple(fields["shape"])) for name, fields in described.items()}
+        tensors |= {
+            name: Stored(folder / file, name, fields["dtype"], tuple(fields["shape"]))
+            for name, fields in described.items()
+        }
     return tensors, [folder / file for file in by_file]
 
 
@@ -114,7 +121,9 @@ def fit(subject: str, tensors: Mapping[str, Stored], expected: Mapping[str, Tens
     for name, stored in tensors.items():
         full = name if name in expected or f"model.{name}" not in expected else f"model.{name}"
         if full in named:
-            raise UserError(f"{subject}: the weights hold {full} twice, also without the prefix model.; expected it once")
+            raise UserError(
+                f"{subject}: the weights hold {full} twice, also without the prefix model.; expected it once"
+            )
         named[full] = stored
     unknown = [name for name in named if name not in expected and not name.endswith(IGNORED_ENDS)]
     _refuse_quantised(subject, named, unknown)
@@ -222,7 +231,9 @@ def _refuse_quantised(subject: str, named: Mapping[str, Stored], unknown: list[s
         tool = QUANTISED_NAMES.get(name.rpartition(".")[2])
         tool = "bitsandbytes" if "quant_state" in name else tool
         if tool is not None:
-            raise UserError(f"{subject}: the weights are quantised, as by {tool} (tensor {name}); expected the plain checkpoint")
+            raise UserError(
+                f"{subject}: the weights are quantised, as by {tool} (tensor {name}); expected the plain checkpoint"
+            )
     for name, stored in sorted(named.items()):
         if stored.dtype not in PLAIN_TYPES and name not in unknown:
             raise UserError(

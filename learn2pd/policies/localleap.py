@@ -33,12 +33,17 @@ class LocalLeapPolicy(Policy):
 
     def __init__(self, threshold: float = 0.9, relaxed_threshold: float = 0.75, radius: int = 4) -> None:
         if not 0 <= relaxed_threshold <= threshold <= 1:
-            raise ValueError(f"threshold={threshold}, relaxed_threshold={relaxed_threshold}: expected 0 <= relaxed_threshold <= threshold <= 1")
+            raise ValueError(
+                f"threshold={threshold}, relaxed_threshold={relaxed_threshold}: expected 0 <= relaxed_threshold <= threshold <= 1"
+            )
         self.threshold = threshold
         self.relaxed_threshold = relaxed_threshold
         self.radius = check_at_least(0, "radius", radius)
 
     def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: None) -> Commit:
         anchors = eligible & (prediction.confidence >= self.threshold)
-        near = functional.max_pool1d(anchors.float()[:, None], 2 * self.radius + 1, stride=1, padding=self.radius)[:, 0] > 0
+        near = (
+            functional.max_pool1d(anchors.float()[:, None], 2 * self.radius + 1, stride=1, padding=self.radius)[:, 0]
+            > 0
+        )
         return Commit(anchors | (eligible & near & (prediction.confidence >= self.relaxed_threshold)))

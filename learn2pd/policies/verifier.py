@@ -34,7 +34,9 @@ class Verifier:
         source: where it was loaded from, for messages.
     """
 
-    def __init__(self, network: Any, tokenizer: PreTrainedTokenizerBase | None = None, source: str = "the verifier") -> None:
+    def __init__(
+        self, network: Any, tokenizer: PreTrainedTokenizerBase | None = None, source: str = "the verifier"
+    ) -> None:
         self.network = network.eval()
         self.tokenizer = tokenizer
         self.source = source
@@ -59,7 +61,9 @@ class Verifier:
         """
         if self.tokenizer is None or not spec.vocabulary:
             if self.vocab_size > spec.vocab_size:
-                raise UserError(f"verifier {self.source} has {self.vocab_size} tokens, {spec.name} has {spec.vocab_size}: APD needs one vocabulary")
+                raise UserError(
+                    f"verifier {self.source} has {self.vocab_size} tokens, {spec.name} has {spec.vocab_size}: APD needs one vocabulary"
+                )
             return
         ours, theirs = spec.vocabulary, self.tokenizer.get_vocab()
         # a dLLM adds its mask token to the vocabulary it was adapted from
@@ -79,7 +83,9 @@ class Verifier:
             UserError: the run is on another device than the verifier.
         """
         if self.network.device != state.tokens.device:
-            raise UserError(f"verifier {self.source} is on {self.network.device}, the model on {state.tokens.device}: APD needs both on one device")
+            raise UserError(
+                f"verifier {self.source} is on {self.network.device}, the model on {state.tokens.device}: APD needs both on one device"
+            )
         config = self.network.config
         heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -113,9 +119,13 @@ class Verifier:
         tokens, pad = tokens[rows], pad[rows]
         column = torch.arange(start, high, device=tokens.device)
         key = torch.arange(high, device=tokens.device)
-        seen = (key <= column[:, None]) & (key >= pad[:, None, None]) | (key == column[:, None])  # [R, Q, K]; padding sees itself
+        seen = (key <= column[:, None]) & (key >= pad[:, None, None]) | (
+            key == column[:, None]
+        )  # [R, Q, K]; padding sees itself
         blocked = torch.finfo(self.network.dtype).min
-        mask = torch.zeros(seen.shape, dtype=self.network.dtype, device=tokens.device).masked_fill(~seen, blocked)[:, None]
+        mask = torch.zeros(seen.shape, dtype=self.network.dtype, device=tokens.device).masked_fill(~seen, blocked)[
+            :, None
+        ]
         output = self.network(
             input_ids=tokens[:, start:high],
             attention_mask=mask,
@@ -130,7 +140,9 @@ def _kept(memory: VerifierMemory, past: DynamicCache, rows: Tensor, columns: int
     """The memory with the first `columns` columns of `rows`; rows that are not scored any more hold zeros."""
 
     def of(name: str) -> Tensor:
-        layers = torch.stack([getattr(layer, name)[:, :, :columns] for layer in past.layers], dim=1)  # [R, layers, heads, T, width]
+        layers = torch.stack(
+            [getattr(layer, name)[:, :, :columns] for layer in past.layers], dim=1
+        )  # [R, layers, heads, T, width]
         if len(rows) == len(memory.keys):
             return layers
         return layers.new_zeros(len(memory.keys), *layers.shape[1:]).index_copy(0, rows, layers)
@@ -152,7 +164,11 @@ def load_verifier(path: str, dtype: str = "float32", device: str = "auto") -> Ve
     refuse_adapter("verifier", path)
     try:
         # False and not the default: the default asks on the terminal whether to run a checkpoint's own code
-        network = AutoModelForCausalLM.from_pretrained(path, dtype=values, use_safetensors=True, trust_remote_code=False)
+        network = AutoModelForCausalLM.from_pretrained(
+            path, dtype=values, use_safetensors=True, trust_remote_code=False
+        )
     except (SafetensorError, ValueError, KeyError, RuntimeError, *UNREADABLE) as error:
-        raise UserError(f"verifier {path!r} could not be loaded ({first_line(error)}); expected a causal language model of transformers") from error
+        raise UserError(
+            f"verifier {path!r} could not be loaded ({first_line(error)}); expected a causal language model of transformers"
+        ) from error
     return Verifier(network.to(resolve_device(device)), load_tokenizer(path, network.config, key="verifier"), str(path))

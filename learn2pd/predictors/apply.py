@@ -42,7 +42,14 @@ def check_contract(predictor: Predictor, spec: ModelSpec, method: Method) -> Non
     predictor.contract.check(spec, method.scheduler.block_length, method.scheduler.alignment)
 
 
-def probability(network: PredictorNetwork, contract: Contract, state: DecodeState, prediction: Prediction, window: Window, width: int) -> Tensor:
+def probability(
+    network: PredictorNetwork,
+    contract: Contract,
+    state: DecodeState,
+    prediction: Prediction,
+    window: Window,
+    width: int,
+) -> Tensor:
     """[B, G] the network's probability inside each row's window, 0 elsewhere. `width` is at least that of the longest window."""
     columns = observe(state, prediction, contract.eot_ids, contract.delimiter_ids)
     view = cut(columns, window, width, network.sees_committed)

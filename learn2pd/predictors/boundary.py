@@ -46,7 +46,9 @@ class StepEnd:
         return Window(start, (start + self.reach).clamp_max(columns["masked"].shape[1]))
 
     def label(self, columns: Columns) -> Tensor:
-        return torch.isin(columns["reference"], torch.tensor(self.delimiter_ids)) & (positions(columns) < columns["length"][:, None])
+        return torch.isin(columns["reference"], torch.tensor(self.delimiter_ids)) & (
+            positions(columns) < columns["length"][:, None]
+        )
 
     def counted(self, columns: Columns) -> Tensor:
         return columns["masked"]
@@ -92,7 +94,9 @@ class LearnedAdaBlockScheduler(SemanticBlocks):
     def start(self, state: DecodeState, spec: ModelSpec) -> NetworkMemory:
         return on_device(self.predictor, state)
 
-    def block_end(self, state: DecodeState, searched: Window, prediction: Prediction, memory: NetworkMemory) -> tuple[Tensor, Tensor]:
+    def block_end(
+        self, state: DecodeState, searched: Window, prediction: Prediction, memory: NetworkMemory
+    ) -> tuple[Tensor, Tensor]:
         width = max(1, self.searched_tokens(state))
         ending = probability(memory.network, self.predictor.contract, state, prediction, searched, width)
         ends = (ending > self.predictor.threshold) & prediction.valid & state.masked

@@ -26,7 +26,11 @@ from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction, Window
 if TYPE_CHECKING:
     from learn2pd.method import Method
 
-CHANNELS = ("log_odds", "masked", "end_of_text")  # a stop rule sees these without asking the model for more, at any canvas length
+CHANNELS = (
+    "log_odds",
+    "masked",
+    "end_of_text",
+)  # a stop rule sees these without asking the model for more, at any canvas length
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,9 @@ def features(
     return {name: values for name, values in columns.items() if values is not None}
 
 
-def observe(state: DecodeState, prediction: Prediction, eot_ids: tuple[int, ...], delimiter_ids: tuple[int, ...]) -> dict[str, Tensor]:
+def observe(
+    state: DecodeState, prediction: Prediction, eot_ids: tuple[int, ...], delimiter_ids: tuple[int, ...]
+) -> dict[str, Tensor]:
     """`features` of a step of the loop."""
     return features(
         tokens=state.canvas, masked=state.masked, proposals=prediction.tokens, confidence=prediction.confidence, valid=prediction.valid,
@@ -123,7 +125,9 @@ def _channel(view: View, name: str) -> Tensor:
     """
     values = CHANNELS[name](view)
     if values is None:
-        raise ValueError(f"the channel {name!r} is not in this prediction: the component that reads it must name it in its attribute 'needs'")
+        raise ValueError(
+            f"the channel {name!r} is not in this prediction: the component that reads it must name it in its attribute 'needs'"
+        )
     return values.float()
 
 

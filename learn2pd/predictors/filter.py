@@ -140,7 +140,9 @@ def load_policy(
     if adapter is not None:
         predictor = with_adapter(predictor, adapter)
     if threshold is not None and aggressiveness is not None:
-        raise UserError(f"threshold={threshold} and aggressiveness={aggressiveness} both choose the filter's threshold: give one of them")
+        raise UserError(
+            f"threshold={threshold} and aggressiveness={aggressiveness} both choose the filter's threshold: give one of them"
+        )
     if aggressiveness is not None:
         predictor = predictor.at(aggressiveness)
     if threshold is not None:

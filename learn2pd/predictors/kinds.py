@@ -12,4 +12,7 @@ from learn2pd.predictors.questions import Question
 
 QUESTIONS: dict[str, type[Question]] = {"filter": Final, "end_of_text": Ended, "boundary": StepEnd}
 # kinds that a run trains only where it is asked to, with their untrained networks; the filter's is configured
-BESIDE_THE_FILTER: dict[str, Callable[[], PredictorNetwork]] = {"end_of_text": Ended.network, "boundary": StepEnd.network}
+BESIDE_THE_FILTER: dict[str, Callable[[], PredictorNetwork]] = {
+    "end_of_text": Ended.network,
+    "boundary": StepEnd.network,
+}

@@ -54,7 +54,7 @@ def save_adapter(adapted: PeftModel, base: Predictor, tuned: Predictor, folder: 
         "curve": [asdict(setting) for setting in tuned.curve],
         "metrics": tuned.metrics,
     }
-    (folder / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n")
+    (folder / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
@@ -67,16 +67,22 @@ def with_adapter(base: Predictor, folder: str | Path) -> Predictor:
     folder = Path(folder)
     for name in (DESCRIPTION, "adapter_config.json", WEIGHTS):
         if not (folder / name).is_file():
-            raise UserError(f"adapter {str(folder)!r}: no {name} there; expected adapter_config.json, {WEIGHTS} and {DESCRIPTION}")
+            raise UserError(
+                f"adapter {str(folder)!r}: no {name} there; expected adapter_config.json, {WEIGHTS} and {DESCRIPTION}"
+            )
     try:
-        described: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
+        described: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         if described["base"] != base.fingerprint:
             raise UserError(
                 f"adapter {str(folder)!r} was trained on the policy {described['base']}, this one is {base.fingerprint}: give the base it belongs to"
             )
-        network: PredictorNetwork = PeftModel.from_pretrained(copy.deepcopy(base.network), str(folder)).merge_and_unload()
+        network: PredictorNetwork = PeftModel.from_pretrained(
+            copy.deepcopy(base.network), str(folder)
+        ).merge_and_unload()
         curve = tuple(Setting(**setting) for setting in described["curve"])
-        return replace(base, network=network.eval(), threshold=described["threshold"], curve=curve, metrics=described["metrics"])
+        return replace(
+            base, network=network.eval(), threshold=described["threshold"], curve=curve, metrics=described["metrics"]
+        )
     except UserError:
         raise
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:

@@ -15,7 +15,18 @@ from torch.nn import functional
 
 from learn2pd.predictors.features import CHANNELS, DECIDED, View, stack
 
-DEFAULT_CHANNELS = ("log_odds", "margin", "entropy", "masked", "valid", "position", "decoded", "unchanged", "end_of_text", "delimiter")
+DEFAULT_CHANNELS = (
+    "log_odds",
+    "margin",
+    "entropy",
+    "masked",
+    "valid",
+    "position",
+    "decoded",
+    "unchanged",
+    "end_of_text",
+    "delimiter",
+)
 REACH = 32  # tokens, farthest distance that the transformer tells from a farther one
 SAME_SCALE = 10.0  # so that a few hundred steps of AdamW can make a head look at equal proposals alone
 
@@ -109,7 +120,9 @@ class Conv(LengthFree):
         kernel: their width, odd, tokens.
     """
 
-    def __init__(self, channels: Sequence[str] = DEFAULT_CHANNELS, hidden: int = 32, layers: int = 4, kernel: int = 5) -> None:
+    def __init__(
+        self, channels: Sequence[str] = DEFAULT_CHANNELS, hidden: int = 32, layers: int = 4, kernel: int = 5
+    ) -> None:
         super().__init__(channels, hidden)
         if kernel % 2 == 0:
             raise ValueError(f"kernel={kernel}: expected an odd number")
@@ -144,12 +157,16 @@ class _Block(nn.Module):
 
     def forward(self, features: Tensor, valid: Tensor, same: Tensor) -> Tensor:
         rows, width, hidden = features.shape
-        query, key, value = self.mix_in(self.norm1(features)).view(rows, width, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = (
+            self.mix_in(self.norm1(features)).view(rows, width, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        )
         place = torch.arange(width, device=features.device)
         bias = self.distance[:, (place[None, :] - place[:, None]).clamp(-REACH, REACH) + REACH]  # [H, W, W]
         if self.same is not None:
             bias = bias + SAME_SCALE * self.same[:, None, None] * same[:, None]
-        bias = torch.where(valid[:, None, None, :], bias, -1e9)  # [R, H, W, W]; finite: a row without any position must not give NaN
+        bias = torch.where(
+            valid[:, None, None, :], bias, -1e9
+        )  # [R, H, W, W]; finite: a row without any position must not give NaN
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         features = features + self.mix_out(mixed.transpose(1, 2).reshape(rows, width, hidden))
         return features + self.narrow(functional.gelu(self.widen(self.norm2(features))))
@@ -169,7 +186,12 @@ class Transformer(LengthFree):
     """
 
     def __init__(
-        self, channels: Sequence[str] = DEFAULT_CHANNELS, hidden: int = 32, layers: int = 2, heads: int = 4, same_proposal: bool = True
+        self,
+        channels: Sequence[str] = DEFAULT_CHANNELS,
+        hidden: int = 32,
+        layers: int = 2,
+        heads: int = 4,
+        same_proposal: bool = True,
     ) -> None:
         super().__init__(channels, hidden)
         if hidden % heads:

@@ -82,4 +82,12 @@ def make_batch(columns: Columns, question: Question, network: PredictorNetwork) 
     view = cut(columns, window, width, network.sees_committed)
     asked = (question.label, question.counted, question.judged)
     label, counted, judged = (window_view(ask(columns), window, width) for ask in asked)
-    return Batch(stack(view, network.channels), view.valid, view.proposal, label.float(), counted & view.valid, judged & view.valid, view.masked)
+    return Batch(
+        stack(view, network.channels),
+        view.valid,
+        view.proposal,
+        label.float(),
+        counted & view.valid,
+        judged & view.valid,
+        view.masked,
+    )

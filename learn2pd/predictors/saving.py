@@ -42,7 +42,9 @@ class Contract:
     @classmethod
     def of(cls, spec: ModelSpec, **geometry: Any) -> Contract:
         """What a predictor for this model must find again; `geometry` as far as the network depends on it."""
-        return cls(spec.mask_id, spec.vocab_size, spec.eot_ids, model=spec.name, model_fingerprint=spec.fingerprint, **geometry)
+        return cls(
+            spec.mask_id, spec.vocab_size, spec.eot_ids, model=spec.name, model_fingerprint=spec.fingerprint, **geometry
+        )
 
     def check(self, spec: ModelSpec, block_length: int, alignment: str) -> None:
         """Raises UserError naming both values where the run differs from the training."""
@@ -56,7 +58,9 @@ class Contract:
         )
         for what, trained, given in pairs:
             if trained is not None and trained != given:
-                raise UserError(f"the policy was trained for {what} {trained!r}, this run has {given!r}: change the run or train another policy")
+                raise UserError(
+                    f"the policy was trained for {what} {trained!r}, this run has {given!r}: change the run or train another policy"
+                )
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,9 @@ class Predictor:
         if not 0 <= aggressiveness <= 1:
             raise UserError(f"aggressiveness={aggressiveness}: expected a number from 0 (strictest) to 1 (boldest)")
         if not self.curve:
-            raise UserError("aggressiveness: this policy has no calibrated curve to move along; run the stage 'calibrate' or give a threshold")
+            raise UserError(
+                "aggressiveness: this policy has no calibrated curve to move along; run the stage 'calibrate' or give a threshold"
+            )
         place = aggressiveness * (len(self.curve) - 1)
         left = self.curve[int(place)].threshold
         right = self.curve[min(int(place) + 1, len(self.curve) - 1)].threshold
@@ -117,7 +123,9 @@ def saved_folder(predictor: Predictor) -> str:
         UserError: it was not.
     """
     if not predictor.source:
-        raise UserError(f"this {predictor.kind} predictor is not on disk: save it and load it, so that its folder names it")
+        raise UserError(
+            f"this {predictor.kind} predictor is not on disk: save it and load it, so that its folder names it"
+        )
     return predictor.source
 
 
@@ -155,7 +163,7 @@ def save_predictor(predictor: Predictor, folder: str | Path) -> Path:
         "contract": asdict(predictor.contract),
         "metrics": predictor.metrics,
     }
-    (folder / "policy.json").write_text(json.dumps(described, indent=2) + "\n")
+    (folder / "policy.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
@@ -168,11 +176,15 @@ def load_predictor(folder: str | Path, kind: str) -> Predictor:
     folder = Path(folder)
     path = folder / "policy.json"
     if not path.is_file():
-        raise UserError(f"policy {str(folder)!r}: no policy.json there; expected a folder with policy.json and model.safetensors")
+        raise UserError(
+            f"policy {str(folder)!r}: no policy.json there; expected a folder with policy.json and model.safetensors"
+        )
     try:
-        described = json.loads(path.read_text())
+        described = json.loads(path.read_text(encoding="utf-8"))
         if described["schema"] != SCHEMA_VERSION:
-            raise UserError(f"policy {str(folder)!r}: schema {described['schema']!r}, this version reads {SCHEMA_VERSION}: train and export it again")
+            raise UserError(
+                f"policy {str(folder)!r}: schema {described['schema']!r}, this version reads {SCHEMA_VERSION}: train and export it again"
+            )
         if described["kind"] != kind:
             raise UserError(f"policy {str(folder)!r}: it is a {described['kind']!r}, expected a {kind!r}")
         network = build_network(described["network"]["name"], described["network"]["options"])
@@ -194,5 +206,7 @@ def load_predictor(folder: str | Path, kind: str) -> Predictor:
 
 
 def _contract(fields: dict[str, Any]) -> Contract:
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
     return Contract(**values)

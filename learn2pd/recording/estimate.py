@@ -33,7 +33,14 @@ class _OneStep(StopRule):
 
 
 def estimate(
-    model: Model, prompts: Sequence[str], *, gen_length: int, block_length: int, batch_size: int, shard_prompts: int, processes: int = 1
+    model: Model,
+    prompts: Sequence[str],
+    *,
+    gen_length: int,
+    block_length: int,
+    batch_size: int,
+    shard_prompts: int,
+    processes: int = 1,
 ) -> str:
     """Prompts, forwards, disk and time of a recording, in words; the last three are bounds, or follow from one.
 
@@ -75,7 +82,9 @@ def _forward_s(model: Model, ids: Sequence[Sequence[int]], gen_length: int, bloc
 def disk_bytes(prompts: Sequence[str], shards: int, gen_length: int) -> float:
     """Of all tables where every pass has as many steps as positions; with room for names and for what Arrow adds."""
     widths = {"bool": 1 / 8, "int32": 4.0, "float32": 4.0}
-    position = sum(widths[feature.feature.dtype] for feature in state_features(1).values() if hasattr(feature, "feature"))
+    position = sum(
+        widths[feature.feature.dtype] for feature in state_features(1).values() if hasattr(feature, "feature")
+    )
     states = gen_length * len(prompts) * (position * gen_length + ROW_BYTES)
     references = sum(4 * gen_length + len(prompt.encode()) + ROW_BYTES for prompt in prompts)
     return states + references + shards * SHARD_BYTES

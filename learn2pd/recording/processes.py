@@ -33,7 +33,9 @@ class Processes:
             try:
                 self.fabric = Fabric(accelerator="cpu", devices=count, num_nodes=num_nodes, strategy=kind)
             except ValueError as error:
-                raise UserError(f"record.strategy={strategy!r}, record.devices={devices!r}: {str(error).splitlines()[0]}") from error
+                raise UserError(
+                    f"record.strategy={strategy!r}, record.devices={devices!r}: {str(error).splitlines()[0]}"
+                ) from error
 
     @property
     def rank(self) -> int:

@@ -42,11 +42,17 @@ class Recording:
         for number in range(len(there)):
             wrong = damage(folder, number)
             if wrong:
-                raise UserError(f"{folder / shard_name(number)} is damaged ({wrong}): {AGAIN}, which replaces this shard")
+                raise UserError(
+                    f"{folder / shard_name(number)} is damaged ({wrong}): {AGAIN}, which replaces this shard"
+                )
         listed = (read_json(folder / MANIFEST) or {}).get("shards")
         if listed != there:
             named = [entry["name"] for entry, other in zip(there, listed or (), strict=False) if entry != other]
-            state = f"disagrees with the shards{f' about {named[0]}' if named else ''}" if listed else "is missing or damaged"
+            state = (
+                f"disagrees with the shards{f' about {named[0]}' if named else ''}"
+                if listed
+                else "is missing or damaged"
+            )
             raise UserError(f"{folder / MANIFEST} {state}: {AGAIN}, which writes it anew")
         return cls(folder, described)
 
@@ -76,7 +82,9 @@ class Recording:
         path = table_path(self.folder, shard, name)
         found = Dataset.from_file(str(path))
         if found.features != features_of(name, self.gen_length):
-            raise UserError(f"{path}: its columns are not those of schema {self.manifest['schema']}: delete {self.folder} and {AGAIN}")
+            raise UserError(
+                f"{path}: its columns are not those of schema {self.manifest['schema']}: delete {self.folder} and {AGAIN}"
+            )
         return found
 
     def columns(self, shard: int, names: Sequence[str], split: str) -> dict[str, torch.Tensor]:
@@ -96,7 +104,11 @@ class Recording:
             owners = np.asarray(states.select_columns("prompt_id")[:]["prompt_id"])[rows]
             places = np.array([number[owner] for owner in owners], dtype=np.int64)
             derived = {"length": "length", "reference": "tokens"}
-            found |= {name: torch.from_numpy(self._values(of_prompt[derived[name]])[places]).long() for name in names if name in derived}
+            found |= {
+                name: torch.from_numpy(self._values(of_prompt[derived[name]])[places]).long()
+                for name in names
+                if name in derived
+            }
             found["prompt"] = torch.from_numpy(places) + shard * int(self.manifest["shard_prompts"])
         return {name: found[name] for name in names}
 
@@ -118,5 +130,7 @@ class Recording:
     def _values(self, column: Any) -> np.ndarray:
         """[N] or [N, G] of an Arrow column."""
         if pa.types.is_fixed_size_list(column.type):
-            return np.concatenate([np.asarray(chunk.flatten()) for chunk in column.chunks]).reshape(len(column), self.gen_length)
+            return np.concatenate([np.asarray(chunk.flatten()) for chunk in column.chunks]).reshape(
+                len(column), self.gen_length
+            )
         return np.asarray(column)

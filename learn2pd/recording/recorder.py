@@ -18,7 +18,7 @@ from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from learn2pd.data.prompts import Prompt
+from learn2pd.data.prompts import Prompt, encoded
 from learn2pd.decoding import decode
 from learn2pd.errors import UserError
 from learn2pd.files import sha256
@@ -79,11 +79,22 @@ class StateRecorder(Observer):
 
 
 def oracle_tables(
-    model: Model, prompts: Sequence[Prompt], *, gen_length: int, block_length: int, batch_size: int, delimiter_ids: Sequence[int]
+    model: Model,
+    prompts: Sequence[Prompt],
+    *,
+    gen_length: int,
+    block_length: int,
+    batch_size: int,
+    delimiter_ids: Sequence[int],
 ) -> Tables:
     """One token a step for the references, then the oracle, in blocks."""
     run = functools.partial(
-        decode, model, [prompt.text for prompt in prompts], scheduler=BlocksScheduler(block_length), gen_length=gen_length, batch_size=batch_size
+        decode,
+        model,
+        encoded(model, prompts),
+        scheduler=BlocksScheduler(block_length),
+        gen_length=gen_length,
+        batch_size=batch_size,
     )
     reference = run(policy=FixedPolicy(), stop=EotStop(0.0))
     recorder = StateRecorder(reference.tokens, model.spec.eot_ids, delimiter_ids)
@@ -112,13 +123,15 @@ def rollout_tables(
     tokens, length, forwards = (torch.as_tensor(known[name][:]) for name in ("tokens", "length", "forwards"))
     recorder = StateRecorder(tokens, model.spec.eot_ids, delimiter_ids)
     decoded = decode(
-        model, [prompt.text for prompt in prompts], policy=GuidedPolicy(policy, tokens), scheduler=scheduler, stop=stop or EotStop(),
+        model, encoded(model, prompts), policy=GuidedPolicy(policy, tokens), scheduler=scheduler, stop=stop or EotStop(),
         gen_length=tokens.shape[1], batch_size=batch_size, observer=recorder,
     )  # fmt: skip
     return _tables(prompts, recorder, tokens, length, forwards, decoded.forwards)
 
 
-def _tables(prompts: Sequence[Prompt], recorder: StateRecorder, tokens: Tensor, length: Tensor, forwards: Tensor, oracle: Tensor) -> Tables:
+def _tables(
+    prompts: Sequence[Prompt], recorder: StateRecorder, tokens: Tensor, length: Tensor, forwards: Tensor, oracle: Tensor
+) -> Tables:
     states = recorder.columns()
     index = states.pop("index").tolist()
     return Tables(
@@ -135,7 +148,9 @@ def _tables(prompts: Sequence[Prompt], recorder: StateRecorder, tokens: Tensor, 
     )
 
 
-def record(model: Model, prompts: Sequence[Prompt], folder: Path, produce: Produce, *, shard_prompts: int, leads: bool = True) -> dict[str, float]:
+def record(
+    model: Model, prompts: Sequence[Prompt], folder: Path, produce: Produce, *, shard_prompts: int, leads: bool = True
+) -> dict[str, float]:
     """Record every shard that is not there yet, or is damaged. Any number of processes may do so at once; the result is always the same.
 
     Args:
@@ -159,7 +174,9 @@ def record(model: Model, prompts: Sequence[Prompt], folder: Path, produce: Produ
 
     def make(number: int) -> None:
         if not leads and os.getppid() != parent:
-            raise UserError(f"{folder}: the process that started this one is gone; what is recorded is kept, start again to go on")
+            raise UserError(
+                f"{folder}: the process that started this one is gone; what is recorded is kept, start again to go on"
+            )
         written.discard(number)
         shard = [prompts[place] for place in chunks[number]]
         write_shard(folder, number, produce(model, shard), gen_length, recording)

@@ -140,9 +140,15 @@ def open_recording(folder: Path, wanted: dict[str, Any]) -> None:
     if path.exists():
         existing = read_recording(folder)
         keys = [key for key in (*existing, *(key for key in wanted if key not in existing)) if key != "config"]
-        changed = [f"{key} {existing.get(key)!r} there, {wanted.get(key)!r} now" for key in keys if existing.get(key) != wanted.get(key)]
+        changed = [
+            f"{key} {existing.get(key)!r} there, {wanted.get(key)!r} now"
+            for key in keys
+            if existing.get(key) != wanted.get(key)
+        ]
         if changed:
-            raise UserError(f"{folder} holds a recording made with {'; '.join(changed)}: choose another output_dir or set overwrite=true")
+            raise UserError(
+                f"{folder} holds a recording made with {'; '.join(changed)}: choose another output_dir or set overwrite=true"
+            )
         return
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, wanted)

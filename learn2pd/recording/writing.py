@@ -16,7 +16,16 @@ from torch import Tensor
 
 from learn2pd.errors import UserError
 from learn2pd.files import read_json, sha256, write_json
-from learn2pd.recording.schema import MANIFEST, RECORDING, SCHEMA_VERSION, TABLES, entry_path, features_of, shard_name, table_path
+from learn2pd.recording.schema import (
+    MANIFEST,
+    RECORDING,
+    SCHEMA_VERSION,
+    TABLES,
+    entry_path,
+    features_of,
+    shard_name,
+    table_path,
+)
 
 Columns = Mapping[str, Tensor | Sequence[str]]
 CHUNK_ROWS = 256  # of an Arrow record batch: what a reader has to touch for one row
@@ -48,7 +57,9 @@ def write_shard(folder: Path, number: int, tables: Tables, gen_length: int, reco
             "recording": recording,
             "prompts": len(tables.references["prompt_id"]),
             "rows": len(tables.states["prompt_id"]),
-            **{name: {"bytes": partial.stat().st_size, "sha256": sha256(partial)} for name, partial in partials.items()},
+            **{
+                name: {"bytes": partial.stat().st_size, "sha256": sha256(partial)} for name, partial in partials.items()
+            },
         }
         if sha256(folder / RECORDING) != recording:  # deleted and begun anew while this process was at work
             raise UserError(f"{folder} now holds another recording: shard {number} of the old one is given up")

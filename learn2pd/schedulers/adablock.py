@@ -45,7 +45,9 @@ class SemanticBlocks(Scheduler):
         stop = torch.where(ends, place, window.start + self.block_length)
         return Window(window.start, torch.where(opens, torch.minimum(stop, window.stop), window.stop))
 
-    def block_end(self, state: DecodeState, searched: Window, prediction: Prediction, memory: Any) -> tuple[Tensor, Tensor]:
+    def block_end(
+        self, state: DecodeState, searched: Window, prediction: Prediction, memory: Any
+    ) -> tuple[Tensor, Tensor]:
         """Where the block that opens ends [B] long, and whether anything says so [B] bool."""
         raise NotImplementedError
 
@@ -80,9 +82,13 @@ class AdaBlockScheduler(SemanticBlocks):
         super().check(spec, method)
         outside = [token for token in self.delimiter_ids if not 0 <= token < spec.vocab_size]
         if outside:
-            raise UserError(f"delimiter_ids: {outside[0]} is outside the vocabulary of {spec.name}, which has ids 0 to {spec.vocab_size - 1}")
+            raise UserError(
+                f"delimiter_ids: {outside[0]} is outside the vocabulary of {spec.name}, which has ids 0 to {spec.vocab_size - 1}"
+            )
 
-    def block_end(self, state: DecodeState, searched: Window, prediction: Prediction, memory: None) -> tuple[Tensor, Tensor]:
+    def block_end(
+        self, state: DecodeState, searched: Window, prediction: Prediction, memory: None
+    ) -> tuple[Tensor, Tensor]:
         delimiter = searched.mask(state.gen_length) & prediction.valid & is_among(prediction.tokens, self.delimiter_ids)
         confidence, place = prediction.confidence.masked_fill(~delimiter, -1.0).max(1)
         return place + 1, confidence >= self.delimiter_threshold

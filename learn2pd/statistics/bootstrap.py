@@ -29,7 +29,9 @@ class Bootstrap:
         for first in range(0, self.samples, rows):
             size = min(rows, self.samples - first)
             drawn = rng.integers(0, count, (size, count)) + count * np.arange(size)[:, None]
-            found.append(np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(np.float64) @ columns)
+            found.append(
+                np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(np.float64) @ columns
+            )
         return np.concatenate(found)
 
 
@@ -40,7 +42,11 @@ def point(values: Values) -> float | None:
 
 def interval(values: Values) -> list[float] | None:
     """The 2.5% and 97.5% quantiles over the resamples, None where one of them has no value."""
-    return [round(float(edge), 4) for edge in np.quantile(values[1:], (0.025, 0.975))] if np.isfinite(values).all() else None
+    return (
+        [round(float(edge), 4) for edge in np.quantile(values[1:], (0.025, 0.975))]
+        if np.isfinite(values).all()
+        else None
+    )
 
 
 def better(values: Values) -> float:

@@ -75,14 +75,20 @@ def upper_bound_of_share(losses: np.ndarray, delta: float) -> float:
     losses as seen have a probability of delta."""
     losses = _checked(losses, delta)
     if not np.isin(losses, (0, 1)).all():
-        raise ValueError(f"losses={losses[~np.isin(losses, (0, 1))][0]}: expected 0 or 1; upper_bound takes any loss of at most 1")
+        raise ValueError(
+            f"losses={losses[~np.isin(losses, (0, 1))][0]}: expected 0 or 1; upper_bound takes any loss of at most 1"
+        )
     count, lost = len(losses), int(losses.sum())
     if lost == count:
         return 1.0
-    log_ways = np.array([math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in range(lost + 1)])
+    log_ways = np.array(
+        [math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in range(lost + 1)]
+    )
     low, high = lost / count, 1.0
     while (middle := (low + high) / 2) not in (low, high):  # to the last bit
-        log_term = log_ways + np.arange(lost + 1) * math.log(middle) + (count - np.arange(lost + 1)) * math.log1p(-middle)
+        log_term = (
+            log_ways + np.arange(lost + 1) * math.log(middle) + (count - np.arange(lost + 1)) * math.log1p(-middle)
+        )
         low, high = (low, middle) if np.exp(log_term).sum() <= delta else (middle, high)
     return high
 
@@ -96,7 +102,9 @@ def upper_bound_of_drop(reference_correct: np.ndarray, policy_correct: np.ndarra
     """
     reference, policy = np.asarray(reference_correct, dtype=float), np.asarray(policy_correct, dtype=float)
     if reference.shape != policy.shape:
-        raise ValueError(f"{len(reference)} verdicts of the reference and {len(policy)} of the policy: expected the same prompts")
+        raise ValueError(
+            f"{len(reference)} verdicts of the reference and {len(policy)} of the policy: expected the same prompts"
+        )
     return upper_bound(reference - policy, delta)
 
 

@@ -22,7 +22,19 @@ from learn2pd.predictors.saving import Predictor, Setting
 from learn2pd.statistics.bounds import Trial, fastest_within, needed, upper_bound, upper_bound_of_share
 from learn2pd.training.fit import PredictorData, StateStream, predictor_metrics
 
-END_ODDS = (12.0, 11.0, 10.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0)  # log-odds of the thresholds tried for the end of text
+END_ODDS = (
+    12.0,
+    11.0,
+    10.0,
+    9.0,
+    8.0,
+    7.0,
+    6.0,
+    5.0,
+    4.0,
+    3.0,
+    2.0,
+)  # log-odds of the thresholds tried for the end of text
 MARGIN_ODDS = 1.0  # log-odds that it stays above the surest false stop among the training prompts
 
 
@@ -30,7 +42,9 @@ MARGIN_ODDS = 1.0  # log-odds that it stays above the surest false stop among th
 class Measured:
     """Held-out prompts decoded with one threshold, [N] each."""
 
-    agreement: np.ndarray[Any, Any]  # share of the reference answer's tokens, its end-of-text included, that are the same
+    agreement: np.ndarray[
+        Any, Any
+    ]  # share of the reference answer's tokens, its end-of-text included, that are the same
     drop: np.ndarray[Any, Any] | None  # correct with one token a step minus correct now; None where nothing can judge
     tokens: np.ndarray[Any, Any]  # of the answers
     forwards: np.ndarray[Any, Any]
@@ -46,11 +60,17 @@ def allowed_loss(target_agreement: float | None, max_accuracy_drop: float | None
     return max_accuracy_drop if max_accuracy_drop is not None else round(1 - float(target_agreement or 0), 9)
 
 
-def check_enough(prompts: int, target_agreement: float | None, max_accuracy_drop: float | None, confidence: float) -> None:
+def check_enough(
+    prompts: int, target_agreement: float | None, max_accuracy_drop: float | None, confidence: float
+) -> None:
     """Raises UserError where even without any loss so few validation prompts could not show the target."""
     count = needed(allowed_loss(target_agreement, max_accuracy_drop), 1 - confidence)
     if prompts < count:
-        target = f"target_agreement={target_agreement}" if max_accuracy_drop is None else f"max_accuracy_drop={max_accuracy_drop}"
+        target = (
+            f"target_agreement={target_agreement}"
+            if max_accuracy_drop is None
+            else f"max_accuracy_drop={max_accuracy_drop}"
+        )
         raise UserError(
             f"calibrate.{target} with calibrate.confidence={confidence} needs at least {count} validation prompts, there are {prompts}: "
             "set data.validation_prompts, allow more, or ask for less confidence"
@@ -88,13 +108,17 @@ def calibrate_filter(
         if max_accuracy_drop is None:
             return 1 - result.agreement
         if result.drop is None:
-            raise UserError("calibrate.max_accuracy_drop: no checker judges these prompts; set calibrate.target_agreement instead")
+            raise UserError(
+                "calibrate.max_accuracy_drop: no checker judges these prompts; set calibrate.target_agreement instead"
+            )
         return result.drop
 
     choice = fastest_within(ordered, losses, target_loss, 1 - confidence)
     tried = {trial.setting: trial for trial in choice.tried}
     for threshold in ordered[len(choice.tried) :]:
-        tried[threshold] = Trial(threshold, float(losses(threshold).mean()), upper_bound(losses(threshold), 1 - confidence))
+        tried[threshold] = Trial(
+            threshold, float(losses(threshold).mean()), upper_bound(losses(threshold), 1 - confidence)
+        )
     curve = tuple(_setting(threshold, found[threshold], tried[threshold].bound) for threshold in ordered)
     return replace(predictor, threshold=ordered[choice.chosen or 0], curve=curve), choice.chosen is not None
 
@@ -145,7 +169,9 @@ def surest_false_stops(network: PredictorNetwork, data: PredictorData, split: st
     return torch.tensor([worst[prompt] for prompt in sorted(worst)])
 
 
-def calibrate_end(predictor: Predictor, data: PredictorData, false_stops: float, confidence: float) -> tuple[Predictor, dict[str, float]]:
+def calibrate_end(
+    predictor: Predictor, data: PredictorData, false_stops: float, confidence: float
+) -> tuple[Predictor, dict[str, float]]:
     """The end-of-text predictor with the least threshold that cuts few enough answers short, and what can be said of others.
 
     Thresholds are tried on the states of the validation prompts from the strictest down, so that the bound of the chosen one holds. It is
@@ -156,7 +182,9 @@ def calibrate_end(predictor: Predictor, data: PredictorData, false_stops: float,
     """
     held_out = surest_false_stops(predictor.network, data, "validation").double().numpy()
     thresholds = torch.tensor(END_ODDS, dtype=torch.float64).sigmoid().tolist()
-    choice = fastest_within(thresholds, lambda threshold: held_out > threshold, false_stops, 1 - confidence, upper_bound_of_share)
+    choice = fastest_within(
+        thresholds, lambda threshold: held_out > threshold, false_stops, 1 - confidence, upper_bound_of_share
+    )
     if choice.chosen is None:
         seen = choice.tried[0]
         raise UserError(
@@ -166,10 +194,16 @@ def calibrate_end(predictor: Predictor, data: PredictorData, false_stops: float,
     surest = surest_false_stops(predictor.network, data, "train").max()
     threshold = max(thresholds[choice.chosen], float((surest.double().logit(1e-7) + MARGIN_ODDS).sigmoid()))
     bound = upper_bound_of_share((held_out > threshold).astype(float), 1 - confidence)
-    return replace(predictor, threshold=threshold), {"threshold": threshold, "false_stops_bound": bound, "prompts": float(len(held_out))}
+    return replace(predictor, threshold=threshold), {
+        "threshold": threshold,
+        "false_stops_bound": bound,
+        "prompts": float(len(held_out)),
+    }
 
 
-def calibrate_boundary(predictor: Predictor, data: PredictorData, false_stops: float, confidence: float) -> tuple[Predictor, dict[str, float]]:
+def calibrate_boundary(
+    predictor: Predictor, data: PredictorData, false_stops: float, confidence: float
+) -> tuple[Predictor, dict[str, float]]:
     """The boundary predictor with the threshold of the best F1 on the states of validation prompts; nothing is promised of it."""
     probability, label = probabilities(predictor.network, data.stream("validation", batch_rows=4096))
     order = probability.argsort(descending=True)
@@ -178,8 +212,13 @@ def calibrate_boundary(predictor: Predictor, data: PredictorData, false_stops: f
     best = int(f1.argmax())
     below = float(probability[order[best + 1]]) if best + 1 < len(order) else 0.0
     threshold = (float(probability[order[best]]) + below) / 2
-    return replace(predictor, threshold=threshold), {"threshold": threshold, "f1": float(f1[best])} | metrics_at(probability, label, threshold)
+    return replace(predictor, threshold=threshold), {"threshold": threshold, "f1": float(f1[best])} | metrics_at(
+        probability, label, threshold
+    )
 
 
 Calibration = Callable[[Predictor, PredictorData, float, float], tuple[Predictor, dict[str, float]]]
-CALIBRATIONS: dict[str, Calibration] = {"end_of_text": calibrate_end, "boundary": calibrate_boundary}  # those that need no decode
+CALIBRATIONS: dict[str, Calibration] = {
+    "end_of_text": calibrate_end,
+    "boundary": calibrate_boundary,
+}  # those that need no decode

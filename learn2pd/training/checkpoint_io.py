@@ -73,7 +73,9 @@ class SafetensorsCheckpointIO(CheckpointIO):
                 tree = json.loads(file.metadata()["tree"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"checkpoint {path} is damaged or not one of ours ({error}): delete it to start again") from error
+            raise ValueError(
+                f"checkpoint {path} is damaged or not one of ours ({error}): delete it to start again"
+            ) from error
         restored: dict[str, Any] = _unflatten(tree, tensors)
         return restored
 

@@ -49,7 +49,13 @@ class StateStream(IterableDataset[Batch]):
     """
 
     def __init__(
-        self, recordings: Sequence[Recording], split: str, question: Question, network: PredictorNetwork, batch_rows: int, seed: int | None
+        self,
+        recordings: Sequence[Recording],
+        split: str,
+        question: Question,
+        network: PredictorNetwork,
+        batch_rows: int,
+        seed: int | None,
     ) -> None:
         self.recordings, self.split, self.question, self.network = recordings, split, question, network
         self.batch_rows, self.seed = batch_rows, seed
@@ -58,9 +64,14 @@ class StateStream(IterableDataset[Batch]):
         """Recorded columns, `batch_rows` states at a time; `more` names columns beyond what the question needs."""
         generator, names = self._generator(), (*OBSERVED, *self.question.columns, *more)
         places = [(recording, shard) for recording in self.recordings for shard in range(len(recording))]
-        order = list(range(len(places))) if self.seed is None else torch.randperm(len(places), generator=generator).tolist()
+        order = (
+            list(range(len(places))) if self.seed is None else torch.randperm(len(places), generator=generator).tolist()
+        )
         for first in range(0, len(order), SHARDS_AT_A_TIME):
-            parts = [places[place][0].columns(places[place][1], names, self.split) for place in order[first : first + SHARDS_AT_A_TIME]]
+            parts = [
+                places[place][0].columns(places[place][1], names, self.split)
+                for place in order[first : first + SHARDS_AT_A_TIME]
+            ]
             columns = {name: torch.cat([part[name] for part in parts]) for name in names}
             count = len(columns["masked"])
             chosen = torch.arange(count) if self.seed is None else torch.randperm(count, generator=generator)
@@ -77,9 +88,17 @@ class StateStream(IterableDataset[Batch]):
 class PredictorData(lightning.LightningDataModule):
     """Args: recordings; question; network, for its channels; batch_rows, recorded states an optimizer step; seed of the shuffling."""
 
-    def __init__(self, recordings: Sequence[Recording], question: Question, network: PredictorNetwork, batch_rows: int, seed: int) -> None:
+    def __init__(
+        self, recordings: Sequence[Recording], question: Question, network: PredictorNetwork, batch_rows: int, seed: int
+    ) -> None:
         super().__init__()
-        self.recordings, self.question, self.network, self.batch_rows, self.seed = recordings, question, network, batch_rows, seed
+        self.recordings, self.question, self.network, self.batch_rows, self.seed = (
+            recordings,
+            question,
+            network,
+            batch_rows,
+            seed,
+        )
 
     def stream(self, split: str, batch_rows: int, seed: int | None = None) -> StateStream:
         return StateStream(self.recordings, split, self.question, self.network, batch_rows, seed)
@@ -112,9 +131,13 @@ class PredictorData(lightning.LightningDataModule):
                 inside = batch.inputs[batch.valid].double()
                 sums, squares, seen = sums + inside.sum(0), squares + inside.square().sum(0), seen + len(inside)
             if not rows:
-                raise UserError(f"the recording has no rows of the split {split!r}: record more prompts (data.{split}_prompts)")
+                raise UserError(
+                    f"the recording has no rows of the split {split!r}: record more prompts (data.{split}_prompts)"
+                )
             if not right or not wrong:
-                raise UserError(f"every label of the split {split!r} is {'yes' if right else 'no'}: nothing to learn; record other or more prompts")
+                raise UserError(
+                    f"every label of the split {split!r} is {'yes' if right else 'no'}: nothing to learn; record other or more prompts"
+                )
             if normalise and split == "train" and isinstance(self.network, LengthFree):
                 mean = sums / seen
                 self.network.normalise_by(mean, (squares / seen - mean.square()).clamp_min(0).sqrt())
@@ -141,7 +164,11 @@ def predictor_metrics(threshold: float | None = None) -> MetricCollection:
     }
     if threshold is None:
         return MetricCollection(free)
-    fixed = {"precision": BinaryPrecision(threshold), "recall": BinaryRecall(threshold), "specificity": BinarySpecificity(threshold)}
+    fixed = {
+        "precision": BinaryPrecision(threshold),
+        "recall": BinaryRecall(threshold),
+        "specificity": BinarySpecificity(threshold),
+    }
     return MetricCollection(free | fixed)
 
 

@@ -9,7 +9,9 @@ import lightning
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 
-def fit(trainer: lightning.Trainer, module: lightning.LightningModule, data: lightning.LightningDataModule, last: Path) -> None:
+def fit(
+    trainer: lightning.Trainer, module: lightning.LightningModule, data: lightning.LightningDataModule, last: Path
+) -> None:
     """Train, from the checkpoint `last` where there is one.
 
     Raises:

@@ -59,7 +59,9 @@ STOPS = {"none": NoStop(), "eot0": EotStop(0.0), "eot0.5": EotStop(0.5), "paper"
 def random_signal(kind: str = "filter", name: str = "mlp") -> Predictor:
     """An untrained network, spread around one half, so that some positions are accepted and some are not."""
     torch.manual_seed(0)
-    network: PredictorNetwork = {"mlp": MLP(BLOCK, 16), "conv": Conv(hidden=8), "transformer": Transformer(hidden=8)}[name]
+    network: PredictorNetwork = {"mlp": MLP(BLOCK, 16), "conv": Conv(hidden=8), "transformer": Transformer(hidden=8)}[
+        name
+    ]
     with torch.no_grad():
         (network.linear2 if name == "mlp" else network.leave).weight *= 6
     return Predictor(kind, network, 0.5, Contract(mask_id=1, vocab_size=400, eot_ids=(0,), delimiter_ids=DELIMITERS))
@@ -106,10 +108,14 @@ def fits(policy: str, scheduler: str, cache: str) -> bool:
 
 def tried(policy: str, scheduler: str) -> bool:
     """The networks differ in nothing that the loop sees, and learned blocks are AdaBlock's to it: not every pair of those is worth its time."""
-    return policy != "filter_conv" and (scheduler != "adablock_learned" or policy in ("threshold0.6", "filter_transformer", "oracle"))
+    return policy != "filter_conv" and (
+        scheduler != "adablock_learned" or policy in ("threshold0.6", "filter_transformer", "oracle")
+    )
 
 
-COMBINATIONS = [(p, s, c) for p in [*policies(), "oracle"] for s in SCHEDULERS for c in CACHES if fits(p, s, c) and tried(p, s)]
+COMBINATIONS = [
+    (p, s, c) for p in [*policies(), "oracle"] for s in SCHEDULERS for c in CACHES if fits(p, s, c) and tried(p, s)
+]
 
 
 def run(
@@ -154,4 +160,6 @@ def outcome(state, model) -> dict[str, list]:
 
 
 def oracle(model, prompts, gen_length: int = GEN, block_length: int = BLOCK) -> OraclePolicy:
-    return OraclePolicy(run(model, prompts, FixedPolicy(), gen_length=gen_length, block_length=block_length).canvas.clone())
+    return OraclePolicy(
+        run(model, prompts, FixedPolicy(), gen_length=gen_length, block_length=block_length).canvas.clone()
+    )

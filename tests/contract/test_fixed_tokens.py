@@ -8,7 +8,9 @@ import torch
 from tests.contract.helpers import CACHES, COMBINATIONS, GEN, MODELS, SCHEDULERS, STOPS, oracle, outcome, policies, run
 
 LENGTHS = [3, 17, 9]
-CASES = [combination for number, combination in enumerate(COMBINATIONS) if combination[0] != "oracle" and number % 3 == 0]
+CASES = [
+    combination for number, combination in enumerate(COMBINATIONS) if combination[0] != "oracle" and number % 3 == 0
+]
 
 
 def given_tokens(rows: int, seed: int) -> torch.Tensor:
@@ -38,7 +40,9 @@ def test_given_tokens_and_allowed_ids_hold_and_rows_stay_independent(policy, sch
     restricted = committed.clone()
     restricted[:, [column for column in range(GEN) if column % 3]] = False
     assert torch.isin(state.canvas[restricted], torch.tensor([11, 12, 13])).all()
-    alone = outcome(run(model, [prompts[0]], policies()[policy], index=[0], given=given[:1], allowed=allowed[:1], **parts), model)
+    alone = outcome(
+        run(model, [prompts[0]], policies()[policy], index=[0], given=given[:1], allowed=allowed[:1], **parts), model
+    )
     assert {key: [rows[0]] for key, rows in outcome(state, model).items()} == alone
 
 
@@ -47,7 +51,9 @@ def test_nothing_given_and_nothing_restricted_changes_nothing(tiny_model, make_p
     plain = outcome(run(tiny_model, prompts, policies()["threshold0.6"]), tiny_model)
     given = torch.full((len(LENGTHS), GEN), -1)
     allowed = torch.full((len(LENGTHS), GEN, 2), -1)
-    assert outcome(run(tiny_model, prompts, policies()["threshold0.6"], given=given, allowed=allowed), tiny_model) == plain
+    assert (
+        outcome(run(tiny_model, prompts, policies()["threshold0.6"], given=given, allowed=allowed), tiny_model) == plain
+    )
 
 
 def test_a_canvas_that_is_given_whole_takes_no_forward(tiny_model, make_prompts):

@@ -88,15 +88,28 @@ def test_a_literal_mask_id_in_the_prompt_is_an_ordinary_token(tiny_model, make_p
     assert not (state.canvas == mask_id).any()
 
 
-@pytest.mark.parametrize("policy", [FixedPolicy(), FixedPolicy(GEN // 2), ThresholdPolicy(0.6), FilterPolicy(random_signal())], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "policy",
+    [FixedPolicy(), FixedPolicy(GEN // 2), ThresholdPolicy(0.6), FilterPolicy(random_signal())],
+    ids=lambda p: p.name,
+)
 @pytest.mark.parametrize("stop", [EotStop(0.0), EotStop(0.5)], ids=["floor0", "floor0.5"])
 def test_eot_stop_changes_nothing_until_it_first_ends_the_row(policy, stop, tiny_model_grouped, make_prompts):
     """What comes after may differ: the row then sees end-of-text to its right where the other run sees masks."""
     prompts, watcher = make_prompts([1, 5, 9, 14, 20, 26, 33, 40]), Watcher()
-    stopped, whole = run(tiny_model_grouped, prompts, policy, stop, observer=watcher), run(tiny_model_grouped, prompts, policy)
+    stopped, whole = (
+        run(tiny_model_grouped, prompts, policy, stop, observer=watcher),
+        run(tiny_model_grouped, prompts, policy),
+    )
     for row in range(len(prompts)):
-        open_steps = sum(int(state.end[row]) == GEN for state, _, _ in watcher.steps)  # the last of them is the one that ended the row
-        known = (stopped.committed_at[row] >= 0) & (stopped.committed_at[row] < open_steps) & (torch.arange(GEN) < stopped.end[row])
+        open_steps = sum(
+            int(state.end[row]) == GEN for state, _, _ in watcher.steps
+        )  # the last of them is the one that ended the row
+        known = (
+            (stopped.committed_at[row] >= 0)
+            & (stopped.committed_at[row] < open_steps)
+            & (torch.arange(GEN) < stopped.end[row])
+        )
         assert (stopped.canvas[row] == whole.canvas[row])[known].all()
         assert (stopped.committed_at[row] == whole.committed_at[row])[known].all()
 
@@ -138,7 +151,9 @@ def test_a_run_in_which_nothing_can_be_committed_is_an_error_and_does_not_hang(t
 def test_fixed_takes_one_forward_a_token(tiny_model_grouped, make_prompts):
     """Tokens written past an end of text that is found later count too: their forwards were made."""
     watcher = Watcher()
-    state = run(tiny_model_grouped, make_prompts([1, 5, 9, 14, 20, 26, 33, 40]), FixedPolicy(), EotStop(0.0), observer=watcher)
+    state = run(
+        tiny_model_grouped, make_prompts([1, 5, 9, 14, 20, 26, 33, 40]), FixedPolicy(), EotStop(0.0), observer=watcher
+    )
     written = torch.stack([commit.mask.sum(1) for _, _, commit in watcher.steps]).sum(0)
     assert state.forwards.equal(written)
     assert (state.forwards >= (state.committed_at >= 0).sum(1)).all()
@@ -148,26 +163,39 @@ def test_fixed_takes_one_forward_a_token(tiny_model_grouped, make_prompts):
 def test_a_fixed_quota_does_not_grow_when_a_row_ends_inside_its_block(tiny_model_grouped, make_prompts):
     """The end of text must not make the positions before it be committed in greater haste."""
     watcher = Watcher()
-    run(tiny_model_grouped, make_prompts([1, 5, 9, 14, 20, 26, 33, 40]), FixedPolicy(GEN // 2), EotStop(0.0), observer=watcher)
+    run(
+        tiny_model_grouped,
+        make_prompts([1, 5, 9, 14, 20, 26, 33, 40]),
+        FixedPolicy(GEN // 2),
+        EotStop(0.0),
+        observer=watcher,
+    )
     assert max(int(commit.mask.sum(1).max()) for _, _, commit in watcher.steps) == 2
 
 
 @pytest.mark.parametrize("name", policies())
 def test_greedy_runs_repeat_exactly(name, tiny_model, make_prompts):
     prompts = make_prompts(LENGTHS)
-    assert outcome(run(tiny_model, prompts, policies()[name]), tiny_model) == outcome(run(tiny_model, prompts, policies()[name]), tiny_model)
+    assert outcome(run(tiny_model, prompts, policies()[name]), tiny_model) == outcome(
+        run(tiny_model, prompts, policies()[name]), tiny_model
+    )
 
 
 @pytest.mark.parametrize("name", policies())
 def test_sampling_repeats_by_seed_and_differs_between_seeds(name, tiny_model, make_prompts):
-    first, again, other = (run(tiny_model, make_prompts(LENGTHS), policies()[name], temperature=1.0, seed=seed).canvas for seed in (1, 1, 2))
+    first, again, other = (
+        run(tiny_model, make_prompts(LENGTHS), policies()[name], temperature=1.0, seed=seed).canvas
+        for seed in (1, 1, 2)
+    )
     assert first.equal(again)
     assert (first != other).any(1).all()
 
 
 def test_equal_prompts_draw_different_samples(tiny_model, make_prompts):
     prompt = make_prompts([10])[0]
-    tokens = decode(tiny_model, [prompt, prompt], policy=FixedPolicy(), gen_length=GEN, stop=NoStop(), sampling=Sampling(1.0)).tokens
+    tokens = decode(
+        tiny_model, [prompt, prompt], policy=FixedPolicy(), gen_length=GEN, stop=NoStop(), sampling=Sampling(1.0)
+    ).tokens
     assert (tokens[0] != tokens[1]).any()
 
 
@@ -201,7 +229,9 @@ def test_threshold_zero_commits_a_block_a_forward(tiny_model, make_prompts):
 
 def test_threshold_one_is_one_token_a_step(tiny_model, make_prompts):
     prompts = make_prompts(LENGTHS)
-    assert outcome(run(tiny_model, prompts, ThresholdPolicy(1.0)), tiny_model) == outcome(run(tiny_model, prompts, FixedPolicy()), tiny_model)
+    assert outcome(run(tiny_model, prompts, ThresholdPolicy(1.0)), tiny_model) == outcome(
+        run(tiny_model, prompts, FixedPolicy()), tiny_model
+    )
 
 
 def test_an_accepting_filter_is_threshold_zero_and_a_refusing_one_is_one_token_a_step(tiny_model, make_prompts):
@@ -224,7 +254,10 @@ def test_the_papers_filter_commits_the_most_confident_position_in_every_step(tin
 RULES = {
     "fixed": (FixedPolicy(), lambda gen: even_quota(gen)),
     "fixed_steps": (FixedPolicy(6), lambda gen: even_quota(2)),
-    **{f"threshold{value}": (ThresholdPolicy(value), lambda gen, value=value: count_above(value)) for value in (0.3, 0.6, 0.9)},
+    **{
+        f"threshold{value}": (ThresholdPolicy(value), lambda gen, value=value: count_above(value))
+        for value in (0.3, 0.6, 0.9)
+    },
 }
 
 
@@ -237,8 +270,14 @@ def test_the_loop_equals_the_slow_reference(name, family, make_prompts, request)
     prompts = make_prompts([1, 9, 25, 40])
     state = run(model, prompts, policy, gen_length=gen_length)
     for row, prompt in enumerate(prompts):
-        canvas, forwards, committed_at = decode_blocks(model.adapter.network, prompt, gen_length, BLOCK, model.spec.mask_id, rule(gen_length))
-        assert (state.canvas[row].tolist(), int(state.forwards[row]), state.committed_at[row].tolist()) == (canvas, forwards, committed_at)
+        canvas, forwards, committed_at = decode_blocks(
+            model.adapter.network, prompt, gen_length, BLOCK, model.spec.mask_id, rule(gen_length)
+        )
+        assert (state.canvas[row].tolist(), int(state.forwards[row]), state.committed_at[row].tolist()) == (
+            canvas,
+            forwards,
+            committed_at,
+        )
 
 
 def test_results_come_back_in_the_callers_order_whatever_the_batch(tiny_model, make_prompts):

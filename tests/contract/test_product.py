@@ -122,14 +122,19 @@ def test_the_order_of_the_rows_does_not_matter(stop, tiny_model, make_prompts):
     assert {key: rows[::-1] for key, rows in backward.items()} == forward
 
 
-@pytest.mark.parametrize(("scheduler", "cache"), [("blocks", "dual"), ("blocks", "none"), ("dsb_greedy", "dsb"), ("lookahead", "lookahead")])
+@pytest.mark.parametrize(
+    ("scheduler", "cache"), [("blocks", "dual"), ("blocks", "none"), ("dsb_greedy", "dsb"), ("lookahead", "lookahead")]
+)
 @pytest.mark.parametrize("policy", ["threshold0.6", "apd", "entropy"])
 def test_samples_depend_neither_on_plans_nor_on_how_many_positions_are_scored_at_once(
     policy, scheduler, cache, tiny_model, make_prompts, monkeypatch
 ):
     prompts = make_prompts([1, 17, 9, 30])
     parts = {"scheduler": SCHEDULERS[scheduler], "cache": CACHES[cache], "stop": STOPS["eot0.5"], "temperature": 0.7}
-    alone = [outcome(run(tiny_model, [prompt], policies()[policy], index=[number], **parts), tiny_model) for number, prompt in enumerate(prompts)]
+    alone = [
+        outcome(run(tiny_model, [prompt], policies()[policy], index=[number], **parts), tiny_model)
+        for number, prompt in enumerate(prompts)
+    ]
     monkeypatch.setattr(predictor, "SCORE_VALUES", 3 * tiny_model.spec.vocab_size)
     together = outcome(run(tiny_model, prompts, policies()[policy], **parts), tiny_model)
     assert [{key: [rows[number]] for key, rows in together.items()} for number in range(len(prompts))] == alone
@@ -141,6 +146,13 @@ REFUSED = [(p, s, c) for p, s, c in itertools.product(["fixed", "filter"], SCHED
 @pytest.mark.parametrize(("policy", "scheduler", "cache"), REFUSED)
 def test_what_does_not_go_together_is_refused_before_anything_runs(policy, scheduler, cache, tiny_model):
     with pytest.raises(UserError) as error:
-        decode(tiny_model, [[5, 6]], policy=policies()[policy], scheduler=SCHEDULERS[scheduler], cache=CACHES[cache], gen_length=BLOCK)
+        decode(
+            tiny_model,
+            [[5, 6]],
+            policy=policies()[policy],
+            scheduler=SCHEDULERS[scheduler],
+            cache=CACHES[cache],
+            gen_length=BLOCK,
+        )
     assert SCHEDULERS[scheduler].name in str(error.value)
     assert "\n" not in str(error.value)

@@ -29,7 +29,13 @@ def equal(one, other) -> bool:
     """Field by field."""
     for name, value in vars(one).items():
         theirs = getattr(other, name)
-        same = value.equal(theirs) if isinstance(value, torch.Tensor) else equal(value, theirs) if isinstance(value, RowMemory) else value is theirs
+        same = (
+            value.equal(theirs)
+            if isinstance(value, torch.Tensor)
+            else equal(value, theirs)
+            if isinstance(value, RowMemory)
+            else value is theirs
+        )
         if not (same or value == theirs):
             return False
     return True

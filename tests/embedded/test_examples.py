@@ -8,11 +8,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from learn2pd.data.prompts import jsonl_records
-from learn2pd.data.tasks import TASK_NAMES, build_task
+from learn2pd.data.reading import read_records
 from learn2pd.data.tasks.slots import SlotsTask, parse_record, slot_outside
 from learn2pd.embedded.examples import ProblemExamples, RequestExamples, cut, write_record
 from learn2pd.embedded.tasks.json_records import LAYOUTS
+from learn2pd.registry import GENERATED_TASKS, build_task
 from tests.embedded.helpers import REQUESTS
 
 TASK = SlotsTask()
@@ -20,7 +20,7 @@ TASK = SlotsTask()
 
 def requests():
     """Every request of the repository with its record."""
-    entries = jsonl_records(REQUESTS)[0]
+    entries = [row.fields for row in read_records(REQUESTS).rows]
     return [(entry["prompt"], parse_record(entry["answer"])) for entry in entries]
 
 
@@ -149,7 +149,7 @@ def test_the_order_of_keys_and_the_layout_vary_and_say_the_same():
     assert all("Łódź" in text for text in written)  # letters stay letters, so that a value can be copied
 
 
-SOURCES = {"requests": source(), "problems": ProblemExamples([build_task(name) for name in TASK_NAMES])}
+SOURCES = {"requests": source(), "problems": ProblemExamples([build_task(name) for name in GENERATED_TASKS])}
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -165,7 +165,7 @@ def test_problems_come_from_the_tasks_in_equal_shares(count):
     drawn = SOURCES["problems"].draw("train", count, random.Random(6))
     tasks = ["math" if "####" in one.answer else "code" if one.answer.startswith("def ") else "json" for one in drawn]
     assert len(drawn) == count
-    counts = [tasks.count(name) for name in TASK_NAMES]
+    counts = [tasks.count(name) for name in GENERATED_TASKS]
     assert max(counts) - min(counts) <= 1
 
 

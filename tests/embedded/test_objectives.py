@@ -25,7 +25,9 @@ def rows(seed: int = 0, count: int = 5) -> list[Row]:
 
 def network() -> LLaDAModelLM:
     torch.manual_seed(0)
-    config = LLaDAConfig(d_model=16, n_layers=2, n_heads=2, mlp_hidden_size=16, vocab_size=40, mask_token_id=MASK_ID, eos_token_id=EOT_ID)
+    config = LLaDAConfig(
+        d_model=16, n_layers=2, n_heads=2, mlp_hidden_size=16, vocab_size=40, mask_token_id=MASK_ID, eos_token_id=EOT_ID
+    )
     return LLaDAModelLM(config).double().eval()
 
 
@@ -83,7 +85,9 @@ def test_a_noised_block_is_predicted_as_if_it_stood_alone_after_the_clean_ones(a
             end = min(start + block_length, length)
             tokens = torch.cat((batch.inputs[0, :start], copied[start - first : end - first]))[None]
             blocks = (
-                torch.arange(end) // block_length if alignment == "grid" else (torch.arange(end) - offset).div(block_length, rounding_mode="floor")
+                torch.arange(end) // block_length
+                if alignment == "grid"
+                else (torch.arange(end) - offset).div(block_length, rounding_mode="floor")
             )
             blocks = blocks.clamp(min=-1)
             seen = (blocks[:, None] >= blocks[None, :])[None]
@@ -97,7 +101,9 @@ def test_blocks_of_one_token_score_every_answer_token_once_with_weight_one():
     batch = BlockDiffusion(MASK_ID, EOT_ID, 1, "prompt")(some, torch.zeros(len(some)), generator())
     assert (batch.weights == 1).all()
     assert len(batch.targets) == batch.tokens
-    assert batch.targets.tolist() == [token for row in some for token in (row.answer + [EOT_ID] * 20)[: batch.positions.max() + 1 - len(row.prompt)]]
+    assert batch.targets.tolist() == [
+        token for row in some for token in (row.answer + [EOT_ID] * 20)[: batch.positions.max() + 1 - len(row.prompt)]
+    ]
 
 
 @pytest.mark.parametrize("block_length", [2, 4, 7])

@@ -22,10 +22,15 @@ def test_no_token_holds_more_than_two_digits_or_a_digit_and_anything_but_a_space
 
 
 def test_special_tokens_are_single_and_distinct(tokenizer):
-    ids = [tokenizer.convert_tokens_to_ids(token) for token in ("<|endoftext|>", "<|mdm_mask|>", "<|user|>", "<|assistant|>")]
+    ids = [
+        tokenizer.convert_tokens_to_ids(token)
+        for token in ("<|endoftext|>", "<|mdm_mask|>", "<|user|>", "<|assistant|>")
+    ]
     assert ids == [tokenizer.eos_token_id, tokenizer.mask_token_id, *ids[2:]]
     assert len(set(ids)) == 4
-    text = tokenizer.apply_chat_template([{"role": "user", "content": " hello "}], add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": " hello "}], add_generation_prompt=True, tokenize=False
+    )
     assert text == "<|user|>hello<|assistant|>"
     encoded = tokenizer.encode(text, add_special_tokens=False)
     assert (encoded[0], encoded[-1]) == (ids[2], ids[3])

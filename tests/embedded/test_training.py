@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from learn2pd.cli.stages.pretraining import run_pretraining as run
-from learn2pd.data.prompts import jsonl_records
-from learn2pd.data.tasks import TASK_NAMES, build_task
+from learn2pd.data.reading import read_records
 from learn2pd.data.tasks.slots import SlotsTask
 from learn2pd.embedded.examples import ProblemExamples, RequestExamples
 from learn2pd.embedded.objectives import BlockDiffusion, MaskedDiffusion, NextToken
@@ -21,6 +20,7 @@ from learn2pd.embedded.pretraining import network_of
 from learn2pd.embedded.stream import LARGEST_TAIL, BatchStream, Leg, Shape
 from learn2pd.embedded.training import LanguageTraining, Schedule
 from learn2pd.errors import UserError
+from learn2pd.registry import GENERATED_TASKS, build_task
 from tests.embedded.helpers import KINDS, REQUESTS, ROOT, exported, metrics, tiny, tiny_config, write_config
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's
@@ -28,12 +28,12 @@ CAUSAL_STEPS = 3
 
 
 def requests(first, last):
-    entries = jsonl_records(REQUESTS)[0][first:last]
+    entries = [row.fields for row in read_records(REQUESTS).rows][first:last]
     return [(entry["prompt"], SlotsTask().facts(entry["prompt"], entry["answer"])["record"]) for entry in entries]
 
 
 SOURCES = {
-    "problems": ProblemExamples([build_task(name) for name in TASK_NAMES]),
+    "problems": ProblemExamples([build_task(name) for name in GENERATED_TASKS]),
     "requests": RequestExamples(requests(0, 300), requests(300, 420), 0.5, 0.2),
 }
 

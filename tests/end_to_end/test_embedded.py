@@ -6,8 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from learn2pd import APDPolicy, FixedPolicy, LookaheadCache, LookaheadScheduler, decode, load_model, load_policy, load_verifier
-from learn2pd.data.tasks import TASK_NAMES, build_task, problems
+from learn2pd import (
+    APDPolicy,
+    FixedPolicy,
+    LookaheadCache,
+    LookaheadScheduler,
+    decode,
+    load_model,
+    load_policy,
+    load_verifier,
+)
+from learn2pd.data.tasks import problems
+from learn2pd.registry import GENERATED_TASKS, build_task
 
 ROOT = Path(__file__).parents[2]
 MODEL, POLICY = ROOT / "checkpoints" / "tiny-llada", ROOT / "checkpoints" / "tiny-llada-filter"
@@ -27,26 +37,37 @@ def test_the_files_are_the_hubs_and_small():
 
 def test_the_model_knows_answers(embedded):
     """Far below the model card's figures, far above chance: catches a checkpoint that does not belong to this code."""
-    tasks = {name: build_task(name, run_generated_code=True) for name in TASK_NAMES}
+    tasks = {name: build_task(name, run_generated_code=True) for name in GENERATED_TASKS}
     drawn = [problem for task in tasks.values() for problem in itertools.islice(problems(task, "validation", 5), 4)]
     result = decode(embedded, [problem.prompt for problem in drawn], policy=FixedPolicy(), gen_length=96)
-    right = [tasks[problem.task].check(problem.facts, text).correct for problem, text in zip(drawn, result.texts, strict=True)]
+    right = [
+        tasks[problem.task].check(problem.facts, text).correct
+        for problem, text in zip(drawn, result.texts, strict=True)
+    ]
     assert sum(right) >= 4
 
 
 @pytest.fixture(scope="module")
 def prompts():
-    return [problem.prompt for name in TASK_NAMES for problem in itertools.islice(problems(build_task(name), "validation", 5), 2)]
+    return [
+        problem.prompt
+        for name in GENERATED_TASKS
+        for problem in itertools.islice(problems(build_task(name), "validation", 5), 2)
+    ]
 
 
 def test_the_shipped_filter_fits_the_shipped_model_and_is_faster(embedded, prompts):
-    quick, slow = (decode(embedded, prompts, policy=policy, gen_length=96) for policy in (load_policy(POLICY), FixedPolicy()))
+    quick, slow = (
+        decode(embedded, prompts, policy=policy, gen_length=96) for policy in (load_policy(POLICY), FixedPolicy())
+    )
     assert quick.forwards.sum() < slow.forwards.sum()
 
 
 def test_the_shipped_verifier_fits_the_shipped_model_and_accepts_drafts(embedded, prompts):
     policy = APDPolicy(load_verifier(str(VERIFIER), device="cpu"), 0.7)
-    result = decode(embedded, prompts, policy=policy, scheduler=LookaheadScheduler(), cache=LookaheadCache(16), gen_length=96)
+    result = decode(
+        embedded, prompts, policy=policy, scheduler=LookaheadScheduler(), cache=LookaheadCache(16), gen_length=96
+    )
     assert result.forwards.equal(result.auxiliary_forwards)
     assert result.forwards.sum() < 0.9 * result.lengths.sum()
     assert sum(path.stat().st_size for path in VERIFIER.iterdir()) < 8 * 2**20

@@ -13,7 +13,7 @@ import torch
 from filelock import FileLock
 
 from learn2pd import load_policy, save_policy
-from learn2pd.cli import main as cli
+from learn2pd.cli.main import main as cli
 from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.predictors.networks import MLP
 from learn2pd.predictors.saving import Contract, Predictor
@@ -60,14 +60,24 @@ def test_the_run_leaves_everything_it_promises(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     calibrated = metrics["calibrate"]["filter"]
     assert load_policy(finished / "policy").threshold == calibrated["threshold"]
-    assert {"auroc", "average_precision", "precision", "recall", "false_commit_rate", "calibration_error"} <= calibrated["states"].keys()
+    assert {
+        "auroc",
+        "average_precision",
+        "precision",
+        "recall",
+        "false_commit_rate",
+        "calibration_error",
+    } <= calibrated["states"].keys()
     assert [setting["threshold"] for setting in calibrated["curve"]] == [0.9, 0.6]
     assert [entry["round"] for entry in metrics["train"]["rounds"]] == [0, 1]
 
 
 def test_a_finished_run_started_again_does_nothing_twice(arguments, finished):
     before = {
-        path: path.stat().st_mtime_ns for name in ("records", "rounds", "train", "compare") for path in (finished / name).rglob("*") if path.is_file()
+        path: path.stat().st_mtime_ns
+        for name in ("records", "rounds", "train", "compare")
+        for path in (finished / name).rglob("*")
+        if path.is_file()
     }
     comparison = json.loads((finished / "compare.json").read_text())
     assert cli.run([*arguments, f"output_dir={finished}"]) == 0
@@ -77,7 +87,13 @@ def test_a_finished_run_started_again_does_nothing_twice(arguments, finished):
 
 def test_a_filter_is_fine_tuned_for_a_domain_and_its_adapter_fits_the_base_alone(arguments, finished, tmp_path, capsys):
     output, base = tmp_path / "tuned", finished / "policy"
-    tuning = ["data.domain=json", "train.start=lora", f"policy={base}", "train.rounds=0", "stages=[record,train,calibrate]"]
+    tuning = [
+        "data.domain=json",
+        "train.start=lora",
+        f"policy={base}",
+        "train.rounds=0",
+        "stages=[record,train,calibrate]",
+    ]
     assert cli.run([*arguments, f"output_dir={output}", *tuning]) == 0
     merged, adapted = load_policy(output / "policy"), load_policy(base, adapter=output / "adapter")
     assert adapted.threshold == merged.threshold
@@ -94,15 +110,24 @@ def test_a_fine_tuned_policy_learns_from_the_states_that_its_base_leads_into(arg
     output, base = tmp_path / "tuned", finished / "policy"
     tuning = ["data.domain=json", "train.start=lora", f"policy={base}", "train.rounds=1", "stages=[record,train]"]
     assert cli.run([*arguments, f"output_dir={output}", *tuning]) == 0
-    assert Recording.load(output / "rounds" / "1").manifest["policy_fingerprint"] == load_policy(base).predictor.fingerprint
+    assert (
+        Recording.load(output / "rounds" / "1").manifest["policy_fingerprint"]
+        == load_policy(base).predictor.fingerprint
+    )
     assert [path.name for path in (output / "train").iterdir()] == ["round-1"]
 
 
 def test_a_filter_of_another_geometry_is_not_fine_tuned(arguments, tmp_path, capsys, tiny_model):
     base = save_policy(
-        FilterPolicy(Predictor("filter", MLP(16), 0.5, Contract.of(tiny_model.spec, block_length=16, alignment="prompt"))), tmp_path / "p"
+        FilterPolicy(
+            Predictor("filter", MLP(16), 0.5, Contract.of(tiny_model.spec, block_length=16, alignment="prompt"))
+        ),
+        tmp_path / "p",
     )
-    line = failing(capsys, [*arguments, f"output_dir={tmp_path / 'out'}", "train.start=full", f"policy={base}", "stages=[record,train]"])
+    line = failing(
+        capsys,
+        [*arguments, f"output_dir={tmp_path / 'out'}", "train.start=full", f"policy={base}", "stages=[record,train]"],
+    )
     assert "block_length=16" in line
     assert "32" in line
 
@@ -126,7 +151,9 @@ def test_a_second_run_in_the_same_folder_is_refused_and_harms_nothing(arguments,
     output = tmp_path / "out"
     output.mkdir()
     with FileLock(output / ".lock"):
-        assert "another run" in failing(capsys, [*arguments, f"output_dir={output}", "stages=[record]", "overwrite=true"])
+        assert "another run" in failing(
+            capsys, [*arguments, f"output_dir={output}", "stages=[record]", "overwrite=true"]
+        )
     assert cli.run([*arguments, f"output_dir={output}", "stages=[record]"]) == 0
 
 
@@ -142,17 +169,50 @@ def test_stages_out_of_order_say_which_comes_first(arguments, tmp_path, capsys):
         (["data.source=jsonl"], ["data.path"]),
         (["data.tasks=[maths]"], ["maths", "math"]),
         (["decode.gen_length=600"], ["600", "512"]),
-        (["compare.methods=[{name: x, policy: treshold}]", "stages=[compare]"], ["treshold", "did you mean 'threshold'"]),
-        (["compare.methods=[{name: x, policy: threshold, options: {thresh: 1}}]", "stages=[compare]"], ["thresh", "did you mean 'threshold'"]),
-        (["compare.methods=[{name: x, policy: threshold, options: {threshold: 7}}]", "stages=[compare]"], ["threshold=7", "0 to 1"]),
+        (
+            ["compare.methods=[{name: x, policy: treshold}]", "stages=[compare]"],
+            ["treshold", "did you mean 'threshold'"],
+        ),
+        (
+            ["compare.methods=[{name: x, policy: threshold, options: {thresh: 1}}]", "stages=[compare]"],
+            ["thresh", "did you mean 'threshold'"],
+        ),
+        (
+            ["compare.methods=[{name: x, policy: threshold, options: {threshold: 7}}]", "stages=[compare]"],
+            ["threshold=7", "0 to 1"],
+        ),
         (["compare.methods=[{name: x, policy: oracle}]", "stages=[compare]"], ["oracle", "fixed"]),
-        (["compare.methods=[{name: v, policy: fixed}, {name: x, policy: fixed, scheduler: dsb, cache: dual}]", "stages=[compare]"], ["dual", "dsb"]),
-        (["compare.methods=[{name: x, policy: fixed, scheduler: bloks}]", "stages=[compare]"], ["bloks", "did you mean 'blocks'"]),
-        (["compare.methods=[{name: x, policy: fixed, cache: dul}]", "stages=[compare]"], ["dul", "did you mean 'dual'"]),
-        (["compare.methods=[{name: x, policy: threshold, sweep: {threshold: 0.5}}]", "stages=[compare]"], ["sweep", "list of values"]),
-        (["compare.methods=[{name: x, policy: threshold, shceduler: dsb}]", "stages=[compare]"], ["shceduler", "did you mean 'scheduler'"]),
-        (["calibrate.target_agreement=0.99"], ["target_agreement=0.99", "at least 230", "there are 6", "data.validation_prompts"]),
-        (["calibrate.max_accuracy_drop=0.1"], ["calibrate.target_agreement=0.5", "calibrate.max_accuracy_drop=0.1", "one of them"]),
+        (
+            [
+                "compare.methods=[{name: v, policy: fixed}, {name: x, policy: fixed, scheduler: dsb, cache: dual}]",
+                "stages=[compare]",
+            ],
+            ["dual", "dsb"],
+        ),
+        (
+            ["compare.methods=[{name: x, policy: fixed, scheduler: bloks}]", "stages=[compare]"],
+            ["bloks", "did you mean 'blocks'"],
+        ),
+        (
+            ["compare.methods=[{name: x, policy: fixed, cache: dul}]", "stages=[compare]"],
+            ["dul", "did you mean 'dual'"],
+        ),
+        (
+            ["compare.methods=[{name: x, policy: threshold, sweep: {threshold: 0.5}}]", "stages=[compare]"],
+            ["sweep", "list of values"],
+        ),
+        (
+            ["compare.methods=[{name: x, policy: threshold, shceduler: dsb}]", "stages=[compare]"],
+            ["shceduler", "did you mean 'scheduler'"],
+        ),
+        (
+            ["calibrate.target_agreement=0.99"],
+            ["target_agreement=0.99", "at least 230", "there are 6", "data.validation_prompts"],
+        ),
+        (
+            ["calibrate.max_accuracy_drop=0.1"],
+            ["calibrate.target_agreement=0.5", "calibrate.max_accuracy_drop=0.1", "one of them"],
+        ),
         (["filter=lstm"], ["lstm", "transformer"]),
         (["filter_options={depth: 2}"], ["depth", "layers"]),
         (["train.signals=[end]"], ["end", "boundary"]),
@@ -161,18 +221,26 @@ def test_stages_out_of_order_say_which_comes_first(arguments, tmp_path, capsys):
         (["data.domain=poems"], ["poems", "json", ".jsonl"]),
         (["decode.top_p=0", "stages=[compare]", "compare.methods=[{name: v, policy: fixed}]"], ["decode.top_p=0"]),
         (["compare.stops=[never]", "stages=[compare]", "compare.methods=[{name: v, policy: fixed}]"], ["never", "eot"]),
-        (["data.run_generated_code=false", "stages=[compare]", "compare.methods=[{name: v, policy: fixed}]"], ["data.run_generated_code=true"]),
+        (
+            ["data.run_generated_code=false", "stages=[compare]", "compare.methods=[{name: v, policy: fixed}]"],
+            ["data.run_generated_code=true"],
+        ),
     ],
 )
 def test_what_cannot_run_is_one_line(arguments, tmp_path, capsys, extra, named):
-    kept = [argument for argument in arguments if argument.split("=")[0] not in {entry.split("=")[0] for entry in extra}]
+    kept = [
+        argument for argument in arguments if argument.split("=")[0] not in {entry.split("=")[0] for entry in extra}
+    ]
     line = failing(capsys, [*kept, f"output_dir={tmp_path / 'out'}", *extra])
     for part in named:
         assert part in line
 
 
 def test_gsm8k_style_questions_go_through(arguments, tmp_path):
-    lines = [{"question": f"Ann has {n} apples — she buys £{n + 2} worth. How many?", "answer": f"so\n#### {2 * n + 2}"} for n in range(12)]
+    lines = [
+        {"question": f"Ann has {n} apples — she buys £{n + 2} worth. How many?", "answer": f"so\n#### {2 * n + 2}"}
+        for n in range(12)
+    ]
     path = tmp_path / "questions.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     output = tmp_path / "out"
@@ -203,7 +271,9 @@ def test_a_comparison_takes_every_role_and_a_sweep(arguments, tmp_path):
     output = tmp_path / "out"
     extra = ["data.tasks=[math]", "data.test_prompts=2", "compare.stops=[eot]", "stages=[compare]", EVERY_ROLE]
     assert cli.run([*arguments, f"output_dir={output}", *extra]) == 0
-    rows = {row["method"]: row for row in json.loads((output / "compare.json").read_text())["rows"] if row["task"] == "all"}
+    rows = {
+        row["method"]: row for row in json.loads((output / "compare.json").read_text())["rows"] if row["task"] == "all"
+    }
     assert [rows[name]["family"] for name in ("curve 0.3", "curve 0.9", "dual")] == ["curve", "curve", "dual"]
     assert (rows["dsb"]["scheduler"], rows["dsb"]["cache"]) == ("dsb", "dsb")
     assert rows["curve 0.3"]["forwards_mean"] < rows["curve 0.9"]["forwards_mean"] <= rows["vanilla"]["forwards_mean"]
@@ -211,13 +281,29 @@ def test_a_comparison_takes_every_role_and_a_sweep(arguments, tmp_path):
 
 
 def test_decode_takes_every_role(arguments, capsys):
-    own = ["policy=threshold", "options={threshold: 0.5}", "scheduler=dsb", "scheduler_options={mode: const}", "cache=dsb", "stop=none"]
-    assert cli.guarded(lambda: cli.run_command("decode", [*arguments, "prompt=Mia has 3 pears.", "decode.temperature=0.5", *own])) == 0
+    own = [
+        "policy=threshold",
+        "options={threshold: 0.5}",
+        "scheduler=dsb",
+        "scheduler_options={mode: const}",
+        "cache=dsb",
+        "stop=none",
+    ]
+    assert (
+        cli.guarded(
+            lambda: cli.run_command("decode", [*arguments, "prompt=Mia has 3 pears.", "decode.temperature=0.5", *own])
+        )
+        == 0
+    )
     assert "mapping" in failing(capsys, [*arguments, "prompt=x", "policy=threshold", "options=3"], "decode")
 
 
 def test_decode_prints_the_answer(arguments, finished, capsys):
-    code = cli.guarded(lambda: cli.run_command("decode", [*arguments, f"output_dir={finished}", "prompt=Mia has 3 pears.", "live=true"]))
+    code = cli.guarded(
+        lambda: cli.run_command(
+            "decode", [*arguments, f"output_dir={finished}", "prompt=Mia has 3 pears.", "live=true"]
+        )
+    )
     assert code == 0
     assert capsys.readouterr().out.endswith("\n")
     assert "empty" in failing(capsys, [*arguments, "prompt= "], "decode")
@@ -232,7 +318,10 @@ def test_unknown_command_names_its_neighbour(capsys):
 @pytest.fixture(scope="module")
 def uninterrupted(arguments, tmp_path_factory):
     output = tmp_path_factory.mktemp("uninterrupted")
-    assert cli.guarded(lambda: cli.run_command("record", [*arguments, f"output_dir={output}", "record.shard_prompts=1"])) == 0
+    assert (
+        cli.guarded(lambda: cli.run_command("record", [*arguments, f"output_dir={output}", "record.shard_prompts=1"]))
+        == 0
+    )
     return Recording.load(output / "records")
 
 
@@ -247,7 +336,11 @@ def test_stopped_from_outside_while_recording_and_started_again(arguments, unint
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite started in the background ignores it, and hands that on
     )  # fmt: skip
     deadline = time.monotonic() + 60
-    while not (output / "records" / "shard-00001.json").exists() and process.poll() is None and time.monotonic() < deadline:
+    while (
+        not (output / "records" / "shard-00001.json").exists()
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.02)
     process.send_signal(sent)
     _, error = process.communicate(timeout=60)

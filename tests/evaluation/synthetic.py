@@ -17,7 +17,9 @@ def outcome(
     mark = {"fixed": "reference", "threshold": "baseline", "oracle": "oracle"}.get(policy, "")
     kind = "oracle" if policy == "oracle" else "learned" if trained else "training-free"
     return Outcome(
-        labels=Labels(f"{family} {setting}".strip(), family, setting, group, scheduler, policy, "none", stop, task, mark, kind),
+        labels=Labels(
+            f"{family} {setting}".strip(), family, setting, group, scheduler, policy, "none", stop, task, mark, kind
+        ),
         correct=np.resize(np.array(correct, np.float32), count),
         reasons=[""] * count,
         tokens=np.resize(np.array(tokens, np.int32), (count, 4)),

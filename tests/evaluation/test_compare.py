@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from learn2pd.statistics.curves import compare_families
 from safetensors.torch import load_file, save_file
 
 from learn2pd import UserError
@@ -10,7 +11,6 @@ from learn2pd.cli.stages.comparison import expand_sweeps, outcome_key, stage_com
 from learn2pd.cli.stages.components import method_of
 from learn2pd.evaluation import plots as report
 from learn2pd.evaluation.compare import agreement, build_rows, measure
-from learn2pd.evaluation.curves import compare_families
 from learn2pd.evaluation.outcomes import cached, merge
 from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.statistics.bootstrap import Bootstrap, better, interval, point
@@ -49,7 +49,9 @@ def test_speedups_compare_under_the_same_stop_rule_and_task():
 
 def test_agreement_is_with_the_one_token_a_step_decode_of_the_same_stop_rule():
     whole, ended = ((5, 6, 0, 0), (7, 0, 0, 0)), ((5, 8, 0, 0), (7, 0, 0, 0))
-    rows = rows_of([outcome("vanilla", "fixed", stop=stop, tokens=tokens) for stop, tokens in (("none", whole), ("eot", ended))])
+    rows = rows_of(
+        [outcome("vanilla", "fixed", stop=stop, tokens=tokens) for stop, tokens in (("none", whole), ("eot", ended))]
+    )
     assert [row["agreement"] for row in rows] == [1, 1]
 
 
@@ -71,13 +73,17 @@ def test_prompts_nobody_can_judge_have_no_accuracy():
 
 
 def test_accuracy_is_over_the_prompts_that_can_be_judged():
-    assert rows_of([outcome("vanilla", "fixed", forwards=(9, 9, 9), correct=(1, np.nan, 0))])[0]["accuracy"] == pytest.approx(0.5)
+    assert rows_of([outcome("vanilla", "fixed", forwards=(9, 9, 9), correct=(1, np.nan, 0))])[0][
+        "accuracy"
+    ] == pytest.approx(0.5)
 
 
 def test_empty_answers_leave_numbers_that_json_has():
     empty, one = (outcome("threshold", "threshold", lengths=lengths) for lengths in ((0, 0), (0, 9)))
     for rival in (empty, one):
-        fields = measure([outcome("vanilla", "fixed", lengths=(0, 0)), rival, outcome("filter", "filter")], Bootstrap(50, 0))
+        fields = measure(
+            [outcome("vanilla", "fixed", lengths=(0, 0)), rival, outcome("filter", "filter")], Bootstrap(50, 0)
+        )
         rows = build_rows(fields)
         json.loads(json.dumps([rows, compare_families(fields, 0.005)], allow_nan=False))
         assert (rows[2]["tokens_per_forward_ratio_threshold"] is None) == (rival is empty)
@@ -92,11 +98,16 @@ def test_a_sweep_that_is_not_one_option_with_values_is_refused(sweep):
 
 def test_two_methods_of_one_name_are_refused():
     with pytest.raises(UserError, match=r"two methods are called 'leap 0.5'"):
-        expand_sweeps([MethodConfig("leap", "localleap", sweep={"threshold": [0.9, 0.5]}), MethodConfig("leap 0.5", "threshold")])
+        expand_sweeps(
+            [MethodConfig("leap", "localleap", sweep={"threshold": [0.9, 0.5]}), MethodConfig("leap 0.5", "threshold")]
+        )
 
 
 def test_a_group_of_different_recipes_is_refused():
-    seeds = [MethodConfig(f"seed {seed}", "filter", options={"folder": f"run{seed}/policy"}, group="mine") for seed in range(3)]
+    seeds = [
+        MethodConfig(f"seed {seed}", "filter", options={"folder": f"run{seed}/policy"}, group="mine")
+        for seed in range(3)
+    ]
     assert len(expand_sweeps(seeds)) == 3
     with pytest.raises(UserError, match=r"group='mine' holds 'seed 0' with scheduler='blocks' and 'other' with 'dsb'"):
         expand_sweeps([*seeds, MethodConfig("other", "filter", scheduler="dsb", group="mine")])
@@ -108,7 +119,13 @@ def test_an_outcome_is_not_taken_over_where_the_verifier_was_trained_again(tiny_
     tiny_model.tokenizer.save_pretrained(tmp_path)
 
     def key(**changes):
-        described = {"name": "apd", "policy": "apd", "options": {"verifier": str(tmp_path)}, "scheduler": "lookahead", "cache": "lookahead"}
+        described = {
+            "name": "apd",
+            "policy": "apd",
+            "options": {"verifier": str(tmp_path)},
+            "scheduler": "lookahead",
+            "cache": "lookahead",
+        }
         method = method_of(config, tiny_model, tmp_path, MethodConfig(**described | changes), "eot")
         return outcome_key(tiny_model, [], config, method)
 
@@ -125,7 +142,9 @@ def test_an_outcome_is_not_taken_over_where_the_code_of_ones_own_policy_changed(
     monkeypatch.syspath_prepend(tmp_path)
     fingerprints = []
     for number, rule in enumerate(("a = 1", "a = 2")):
-        (tmp_path / f"own{number}.py").write_text(f"from learn2pd import Policy\n{rule}\nclass Mine(Policy):\n    name = 'mine'\n")
+        (tmp_path / f"own{number}.py").write_text(
+            f"from learn2pd import Policy\n{rule}\nclass Mine(Policy):\n    name = 'mine'\n"
+        )
         fingerprints.append(__import__(f"own{number}").Mine().fingerprint)
     assert len(set(fingerprints)) == 2
     assert ThresholdPolicy(0.9).fingerprint == ThresholdPolicy(0.9).fingerprint != ThresholdPolicy(0.5).fingerprint

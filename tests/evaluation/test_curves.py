@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from learn2pd.statistics.curves import compare_families, curve
 
 from learn2pd.evaluation import plots as report
 from learn2pd.evaluation import tables
 from learn2pd.evaluation.compare import build_rows, measure
-from learn2pd.evaluation.curves import compare_families, curve
 from learn2pd.statistics.bootstrap import Bootstrap
 from tests.evaluation.synthetic import exact, outcome
 
@@ -21,7 +21,9 @@ def families_of(outcomes, margin=0.005, samples=100):
 
 
 def line_of(lines, family, **where):
-    (found,) = [line for line in lines if line["family"] == family and all(line[key] == value for key, value in where.items())]
+    (found,) = [
+        line for line in lines if line["family"] == family and all(line[key] == value for key, value in where.items())
+    ]
     return found
 
 
@@ -76,9 +78,15 @@ def test_areas_of_straight_lines():
 
 def test_an_area_is_that_of_the_drawn_curve():
     rng = np.random.default_rng(0)
-    columns = [{"forwards": rng.integers(5, 30, 60), "lengths": rng.integers(10, 40, 60), "correct": rng.random(60) < 0.6} for _ in range(6)]
+    columns = [
+        {"forwards": rng.integers(5, 30, 60), "lengths": rng.integers(10, 40, 60), "correct": rng.random(60) < 0.6}
+        for _ in range(6)
+    ]
     outcomes = [outcome("filter", "filter", setting=str(place), **column) for place, column in enumerate(columns)]
-    fields = measure([exact("vanilla", "fixed", 0.5, 0.9, prompts=60), exact("oracle", "oracle", 4, 0.9, prompts=60), *outcomes], Bootstrap(20, 0))
+    fields = measure(
+        [exact("vanilla", "fixed", 0.5, 0.9, prompts=60), exact("oracle", "oracle", 4, 0.9, prompts=60), *outcomes],
+        Bootstrap(20, 0),
+    )
     found = line_of(compare_families(fields, 0.005)["curves"], "filter")
     at = np.linspace(*found["range"], 20001)
     drawn = height([(point["tokens_per_forward"], point["accuracy"]) for point in found["points"]], at)
@@ -92,7 +100,12 @@ def test_the_fastest_setting_within_the_margin():
     poor = swept("poor", "factor", [(3, 0.5)])
     found = families_of([PLAIN, ORACLE, *rule, *mine, *apd, *poor])["fastest"]
     chosen = line_of(found, "mine")
-    assert (chosen["setting"], chosen["tokens_per_forward"], chosen["kind"], chosen["rival"]) == ("3", 3, "learned", "rule")
+    assert (chosen["setting"], chosen["tokens_per_forward"], chosen["kind"], chosen["rival"]) == (
+        "3",
+        3,
+        "learned",
+        "rule",
+    )
     assert chosen["ratio"] == pytest.approx(3 / 2)
     assert (chosen["rival_second_model"], chosen["ratio_second_model"]) == ("apd", pytest.approx(3 / 4))
     assert chosen["oracle_share"] == pytest.approx(3 / 5)
@@ -105,7 +118,11 @@ def test_the_fastest_setting_within_the_margin():
 
 def test_an_accuracy_at_the_margin_is_within_it():
     outcomes = [PLAIN, *swept("rule", "threshold", [(2, 0.79), (3, 0.78)])]
-    assert [line_of(families_of(outcomes, margin)["fastest"], "rule")["setting"] for margin in (0.005, 0.01, 0.02)] == [None, "2", "3"]
+    assert [line_of(families_of(outcomes, margin)["fastest"], "rule")["setting"] for margin in (0.005, 0.01, 0.02)] == [
+        None,
+        "2",
+        "3",
+    ]
 
 
 def test_a_choice_that_hangs_on_few_prompts_has_a_wide_interval():
@@ -113,7 +130,14 @@ def test_a_choice_that_hangs_on_few_prompts_has_a_wide_interval():
     rows = [outcome("vanilla", "fixed", forwards=[100] * 200, lengths=[100], correct=skill < 0.7)]
     shaky = np.random.default_rng(1).random(200)
     rows.append(
-        outcome("rule", "threshold", setting="a", forwards=[100] * 200, lengths=[300], correct=shaky < np.quantile(shaky, (skill < 0.7).mean()))
+        outcome(
+            "rule",
+            "threshold",
+            setting="a",
+            forwards=[100] * 200,
+            lengths=[300],
+            correct=shaky < np.quantile(shaky, (skill < 0.7).mean()),
+        )
     )
     found = line_of(families_of(rows, samples=500)["fastest"], "rule")
     assert found["tokens_per_forward"] == 3
@@ -141,7 +165,11 @@ def test_a_family_that_is_better_everywhere_is_better_in_every_resample():
     found = line_of(families_of([PLAIN, ORACLE, *rule, *mine], samples=400)["pairs"], "mine", rival="rule")
     assert (found["difference_better"], found["area_difference_better"]) == (1, 1)
     assert found["difference_interval"][0] > 0
-    same = line_of(families_of([PLAIN, ORACLE, *rule, *swept("mine", "filter", [(2, 0.7), (4, 0.5)])])["pairs"], "mine", rival="rule")
+    same = line_of(
+        families_of([PLAIN, ORACLE, *rule, *swept("mine", "filter", [(2, 0.7), (4, 0.5)])])["pairs"],
+        "mine",
+        rival="rule",
+    )
     assert (same["area_difference"], same["area_difference_better"]) == (0, 0.5)
 
 
@@ -152,7 +180,10 @@ def test_a_trained_scheduler_is_learned_and_every_rule_is_a_rival():
         exact("blocks", "threshold", 2, 0.8, scheduler="adablock_learned"),
         exact("ada", "threshold", 2, 0.8, scheduler="adablock"),
     ]
-    assert [(line["family"], line["rival"]) for line in families_of(outcomes)["pairs"]] == [("blocks", "vanilla"), ("blocks", "ada")]
+    assert [(line["family"], line["rival"]) for line in families_of(outcomes)["pairs"]] == [
+        ("blocks", "vanilla"),
+        ("blocks", "ada"),
+    ]
 
 
 def test_seeds_of_one_recipe_have_a_mean_and_a_spread():
@@ -171,7 +202,9 @@ def test_seeds_of_one_recipe_have_a_mean_and_a_spread():
     assert setting["tokens_per_forward_spread"] == [2, 4]
     assert setting["accuracy_spread"] == [0.6, 0.9]
     (fastest,) = found["fastest"]
-    assert fastest["tokens_per_forward"] == pytest.approx((2 + 3 + 1) / 3)  # the third seed has no setting within the margin
+    assert fastest["tokens_per_forward"] == pytest.approx(
+        (2 + 3 + 1) / 3
+    )  # the third seed has no setting within the margin
     assert fastest["ratio_spread"] == [0.5, 1.5]
     assert {line["rival"]: line["seeds"] for line in found["pairs"]} == {"vanilla": 3, "rule": 3}
     assert found["curves"][0]["area_spread"][0] < found["curves"][0]["area"] < found["curves"][0]["area_spread"][1]
@@ -182,7 +215,10 @@ def test_stop_rules_and_tasks_are_worlds_of_their_own():
         entry
         for stop, speed in (("none", 1.5), ("eot", 3))
         for task in ("math", "all")
-        for entry in (exact("vanilla", "fixed", 1, 0.8, stop=stop, task=task), exact("mine", "filter", speed, 0.8, stop=stop, task=task))
+        for entry in (
+            exact("vanilla", "fixed", 1, 0.8, stop=stop, task=task),
+            exact("mine", "filter", speed, 0.8, stop=stop, task=task),
+        )
     ]
     found = families_of(outcomes)["fastest"]
     assert {(line["stop"], line["task"]): line["ratio"] for line in found if line["family"] == "mine"} == {
@@ -197,7 +233,10 @@ def test_what_is_missing_is_left_out():
     for entry in outcomes:
         entry.correct.fill(np.nan)
     found = families_of(outcomes)
-    assert (line_of(found["curves"], "rule")["measure"], line_of(found["curves"], "rule")["range"]) == ("agreement", [1, 3])
+    assert (line_of(found["curves"], "rule")["measure"], line_of(found["curves"], "rule")["range"]) == (
+        "agreement",
+        [1, 3],
+    )
     chosen = line_of(found["fastest"], "rule")
     assert (chosen["setting"], chosen["accuracy"], "oracle_share" in chosen) == ("3", 1, False)
 

@@ -106,7 +106,10 @@ def write_checkpoint(folder, tokenizer, **changes):
     for name in ("configuration_llada.py", "modeling_llada.py"):
         (folder / name).write_text("raise SystemExit('remote code was run')")
     torch.manual_seed(0)
-    tensors = {name: torch.randn(shape) * 0.3 + float("norm" in name or "ln_f" in name) for name, shape in hub_shapes(config).items()}
+    tensors = {
+        name: torch.randn(shape) * 0.3 + float("norm" in name or "ln_f" in name)
+        for name, shape in hub_shapes(config).items()
+    }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 

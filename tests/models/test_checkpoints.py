@@ -59,7 +59,9 @@ def equal(first, second) -> bool:
 # what loads
 
 
-@pytest.mark.parametrize("index", [{}, {"metadata": None}, {"metadata": {}}, {"metadata": {"total_size": 1}}, {"metadata": 3}])
+@pytest.mark.parametrize(
+    "index", [{}, {"metadata": None}, {"metadata": {}}, {"metadata": {"total_size": 1}}, {"metadata": 3}]
+)
 @pytest.mark.parametrize("parts", [1, 3])
 def test_an_index_loads_whatever_its_metadata_say(folder, tiny_model_folder, index, parts):
     plain = load_model(tiny_model_folder, device="cpu")
@@ -76,14 +78,18 @@ def test_names_may_lack_the_prefix(folder, tiny_model_folder):
 
 
 def test_what_old_versions_stored_and_nobody_reads_is_passed_over(folder, tiny_model_folder):
-    edit_weights(folder, lambda tensors: tensors.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
+    edit_weights(
+        folder, lambda tensors: tensors.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)})
+    )
     assert equal(load_model(folder, device="cpu"), load_model(tiny_model_folder, device="cpu"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_every_plain_type_load(folder, dtype):
     edit_weights(folder, lambda tensors: tensors.update({name: tensor.to(dtype) for name, tensor in tensors.items()}))
-    assert {tensor.dtype for tensor in load_model(folder, device="cpu").adapter.network.state_dict().values()} == {torch.float32}
+    assert {tensor.dtype for tensor in load_model(folder, device="cpu").adapter.network.state_dict().values()} == {
+        torch.float32
+    }
 
 
 def test_a_loaded_model_does_not_change_with_its_file(folder):
@@ -96,7 +102,10 @@ def test_a_loaded_model_does_not_change_with_its_file(folder):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_type_is_given_by_name_or_as_it_is(folder, dtype):
-    by_name, itself = load_model(folder, dtype=dtype, device="cpu"), load_model(folder, dtype=getattr(torch, dtype), device=torch.device("cpu"))
+    by_name, itself = (
+        load_model(folder, dtype=dtype, device="cpu"),
+        load_model(folder, dtype=getattr(torch, dtype), device=torch.device("cpu")),
+    )
     assert equal(by_name, itself)
     assert by_name.spec == itself.spec
     assert by_name.adapter.network.dtype is getattr(torch, dtype)
@@ -171,7 +180,19 @@ def test_a_path_of_another_type_is_refused(folder, argument, value):
 
 
 @pytest.mark.parametrize(
-    "value", ["", " ", "\t", "a\0b", "nowhere", "./nowhere", "/nowhere/at/all", "~/nowhere/at/all", "a/b/c", "checkpoints/nowhere"]
+    "value",
+    [
+        "",
+        " ",
+        "\t",
+        "a\0b",
+        "nowhere",
+        "./nowhere",
+        "/nowhere/at/all",
+        "~/nowhere/at/all",
+        "a/b/c",
+        "checkpoints/nowhere",
+    ],
 )
 @pytest.mark.parametrize("argument", ["path", "adapter"])
 def test_a_path_that_is_nothing_is_refused(folder, argument, value):
@@ -184,7 +205,9 @@ def test_a_file_is_no_folder(folder):
     assert "this is a file" in refusal(folder / "config.json")
 
 
-@pytest.mark.parametrize("dtype", ["float8", "Float32", "", None, 16, True, torch.int8, torch.float64, torch.bool, float, [torch.float32]])
+@pytest.mark.parametrize(
+    "dtype", ["float8", "Float32", "", None, 16, True, torch.int8, torch.float64, torch.bool, float, [torch.float32]]
+)
 def test_another_type_of_weights_is_refused(folder, dtype):
     line = refusal(folder, dtype=dtype)
     assert line.startswith(f"dtype={dtype!r}")
@@ -222,7 +245,10 @@ def test_a_mixture_of_experts_is_named(folder, changes):
     assert "mixture of experts" in refusal(folder)
 
 
-@pytest.mark.parametrize("changes", [{"num_experts": 0}, {"num_experts": None}, {"num_experts": 1}, {"architectures": None}, {"architectures": "x"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_experts": 0}, {"num_experts": None}, {"num_experts": 1}, {"architectures": None}, {"architectures": "x"}],
+)
 def test_no_experts_are_no_mixture(folder, changes):
     edit_json(folder / "config.json", **changes)
     load_model(folder, device="cpu")
@@ -255,12 +281,32 @@ PROJECTION = "model.transformer.blocks.0.q_proj"
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
-        ({"qweight": torch.zeros(4, 32, dtype=torch.int32), "scales": torch.zeros(1, 32), "g_idx": torch.zeros(32, dtype=torch.int32)}, "GPTQ"),
-        ({"qweight": torch.zeros(4, 32, dtype=torch.int32), "qzeros": torch.zeros(1, 4, dtype=torch.int32)}, "AWQ"),
-        ({"weight": torch.zeros(32, 4, dtype=torch.uint32), "scales": torch.zeros(32, 1), "biases": torch.zeros(32, 1)}, "MLX"),
-        ({"weight": torch.zeros(512, 1, dtype=torch.uint8), "weight.absmax": torch.zeros(16, dtype=torch.uint8)}, "bitsandbytes"),
         (
-            {"weight": torch.zeros(512, 1, dtype=torch.uint8), "weight.quant_state.bitsandbytes__nf4": torch.zeros(9, dtype=torch.uint8)},
+            {
+                "qweight": torch.zeros(4, 32, dtype=torch.int32),
+                "scales": torch.zeros(1, 32),
+                "g_idx": torch.zeros(32, dtype=torch.int32),
+            },
+            "GPTQ",
+        ),
+        ({"qweight": torch.zeros(4, 32, dtype=torch.int32), "qzeros": torch.zeros(1, 4, dtype=torch.int32)}, "AWQ"),
+        (
+            {
+                "weight": torch.zeros(32, 4, dtype=torch.uint32),
+                "scales": torch.zeros(32, 1),
+                "biases": torch.zeros(32, 1),
+            },
+            "MLX",
+        ),
+        (
+            {"weight": torch.zeros(512, 1, dtype=torch.uint8), "weight.absmax": torch.zeros(16, dtype=torch.uint8)},
+            "bitsandbytes",
+        ),
+        (
+            {
+                "weight": torch.zeros(512, 1, dtype=torch.uint8),
+                "weight.quant_state.bitsandbytes__nf4": torch.zeros(9, dtype=torch.uint8),
+            },
             "bitsandbytes",
         ),
         ({"weight": torch.zeros(32, 32, dtype=torch.int8), "SCB": torch.zeros(32)}, "bitsandbytes"),
@@ -279,14 +325,28 @@ def test_quantised_weights_are_named_without_a_word_in_the_configuration(folder,
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2]
+    "dtype",
+    [
+        torch.int8,
+        torch.uint8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.bool,
+        torch.float8_e4m3fn,
+        torch.float8_e5m2,
+    ],
 )
 @pytest.mark.parametrize("which", ["all", "one"])
 def test_weights_that_are_no_plain_numbers_are_refused(folder, dtype, which):
     edit_weights(
         folder,
         lambda tensors: tensors.update(
-            {name: tensor.to(dtype) for name, tensor in tensors.items() if which == "all" or name.endswith("ln_f.weight")}
+            {
+                name: tensor.to(dtype)
+                for name, tensor in tensors.items()
+                if which == "all" or name.endswith("ln_f.weight")
+            }
         ),
     )
     line = refusal(folder)
@@ -295,7 +355,8 @@ def test_weights_that_are_no_plain_numbers_are_refused(folder, dtype, which):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("a.gguf", "GGUF"), ("pytorch_model.bin", "pickle"), ("model.pth", "pickle"), ("other.safetensors", "names")]
+    ("name", "words"),
+    [("a.gguf", "GGUF"), ("pytorch_model.bin", "pickle"), ("model.pth", "pickle"), ("other.safetensors", "names")],
 )
 def test_weights_in_other_files_are_named(folder, name, words):
     (folder / "model.safetensors").rename(folder / name)
@@ -341,7 +402,18 @@ def test_what_is_no_safetensors_file_is_refused(folder, content):
 
 
 @pytest.mark.parametrize(
-    "index", ["", "{", "[]", "{}", POINTER, '{"weight_map": {}}', '{"weight_map": []}', '{"weight_map": {"a": 1}}', '{"weight_map": null}']
+    "index",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        POINTER,
+        '{"weight_map": {}}',
+        '{"weight_map": []}',
+        '{"weight_map": {"a": 1}}',
+        '{"weight_map": null}',
+    ],
 )
 def test_a_damaged_index_is_named(folder, index):
     shard(folder).write_text(index)
@@ -380,7 +452,10 @@ def test_a_tensor_that_the_index_puts_into_another_file_is_named(folder):
 
 
 def test_a_tensor_stored_with_and_without_the_prefix_is_refused(folder):
-    edit_weights(folder, lambda tensors: tensors.update({"transformer.ln_f.weight": tensors["model.transformer.ln_f.weight"] + 1}))
+    edit_weights(
+        folder,
+        lambda tensors: tensors.update({"transformer.ln_f.weight": tensors["model.transformer.ln_f.weight"] + 1}),
+    )
     assert "twice" in refusal(folder)
 
 

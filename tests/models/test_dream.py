@@ -62,7 +62,11 @@ def hub_shapes(config: dict) -> dict[str, tuple[int, ...]]:
     """Tensor names and shapes of the hub's checkpoints, written out by hand."""
     width, inner, words = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     kv_width = width // config["num_attention_heads"] * config["num_key_value_heads"]
-    shapes = {"model.embed_tokens.weight": (words, width), "model.norm.weight": (width,), "lm_head.weight": (words, width)}
+    shapes = {
+        "model.embed_tokens.weight": (words, width),
+        "model.norm.weight": (width,),
+        "lm_head.weight": (words, width),
+    }
     for number in range(config["num_hidden_layers"]):
         layer = {
             "self_attn.q_proj.weight": (width, width),
@@ -97,7 +101,9 @@ def write_tokenizer(folder, tokenizer_class: str, added: tuple[str, ...]) -> Non
     described = {
         "add_bos_token": False,
         "add_prefix_space": False,
-        "added_tokens_decoder": {str(WORDS + number): {"content": token, **flags} for number, token in enumerate(added)},
+        "added_tokens_decoder": {
+            str(WORDS + number): {"content": token, **flags} for number, token in enumerate(added)
+        },
         "bos_token": None,
         "chat_template": TEMPLATE,
         "clean_up_tokenization_spaces": False,
@@ -170,7 +176,9 @@ def test_qwen2s_own_tokenizer_class_reads_the_same(dream, folder, name, asked):
     assert asked == []
 
 
-@pytest.mark.parametrize("text", ["how many apples?", "12 345", "  two  spaces\n\nlines\t", "déjà vu 苹果 🍎", "<|im_end|> in the text"])
+@pytest.mark.parametrize(
+    "text", ["how many apples?", "12 345", "  two  spaces\n\nlines\t", "déjà vu 苹果 🍎", "<|im_end|> in the text"]
+)
 def test_any_text_comes_back(dream, text):
     assert dream.tokenizer.decode(dream.tokenizer.encode(text)) == text
 
@@ -221,8 +229,18 @@ def test_tensor_names_and_shapes_are_the_hubs():
 
 
 def test_the_arithmetic_is_qwen2s_without_the_causal_mask(dream, hub_folder):
-    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "rms_norm_eps", "vocab_size")
-    qwen = Qwen2ForCausalLM(Qwen2Config(**{name: CONFIG[name] for name in names}, rope_theta=1e6, tie_word_embeddings=False)).eval()
+    names = (
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "rms_norm_eps",
+        "vocab_size",
+    )
+    qwen = Qwen2ForCausalLM(
+        Qwen2Config(**{name: CONFIG[name] for name in names}, rope_theta=1e6, tie_word_embeddings=False)
+    ).eval()
     qwen.load_state_dict(load_file(hub_folder / "model.safetensors"))
     ids = torch.arange(40)[None] * 7 % WORDS
     with torch.inference_mode():
@@ -273,10 +291,14 @@ def test_a_missing_shard_is_refused(dream, folder):
     assert "weights" in refusal(folder)
 
 
-@pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.1.self_attn.k_proj.bias", "model.layers.0.mlp.gate_proj.weight"])
+@pytest.mark.parametrize(
+    "name", ["lm_head.weight", "model.layers.1.self_attn.k_proj.bias", "model.layers.0.mlp.gate_proj.weight"]
+)
 @pytest.mark.parametrize("kind", ["missing", "misshapen"])
 def test_a_tensor_that_does_not_fit_is_named(folder, kind, name):
-    edit_weights(folder, lambda tensors: tensors.pop(name) if kind == "missing" else tensors.update({name: torch.zeros(3)}))
+    edit_weights(
+        folder, lambda tensors: tensors.pop(name) if kind == "missing" else tensors.update({name: torch.zeros(3)})
+    )
     line = refusal(folder)
     assert f"1 {kind} tensors" in line
     assert name in line
@@ -332,7 +354,12 @@ def test_the_type_of_the_stored_weights_is_not_asked_for(folder):
 
 
 def test_the_base_of_rotary_positions_is_read_where_transformers_5_writes_it(folder):
-    edit_json(folder / "config.json", rope_theta=..., rope_scaling=..., rope_parameters={"rope_type": "default", "rope_theta": 5e4})
+    edit_json(
+        folder / "config.json",
+        rope_theta=...,
+        rope_scaling=...,
+        rope_parameters={"rope_type": "default", "rope_theta": 5e4},
+    )
     assert load_model(str(folder), device="cpu").adapter.network.config.rope_theta == 5e4
 
 
@@ -352,7 +379,14 @@ def test_it_decodes(dream):
 
 
 def test_a_qwen2_verifier_has_the_same_vocabulary(dream, tmp_path, asked):
-    config = Qwen2Config(vocab_size=320, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
+    config = Qwen2Config(
+        vocab_size=320,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
     Qwen2ForCausalLM(config).save_pretrained(tmp_path)
     write_tokenizer(tmp_path, "Qwen2Tokenizer", ADDED[:3])
     load_verifier(str(tmp_path), device="cpu").check_model(dream)
@@ -360,7 +394,11 @@ def test_a_qwen2_verifier_has_the_same_vocabulary(dream, tmp_path, asked):
 
 
 def test_a_verifier_with_code_of_its_own_is_refused_without_a_question(folder, asked):
-    edit_json(folder / "config.json", model_type="another", auto_map={"AutoConfig": "modeling_dream.A", "AutoModelForCausalLM": "modeling_dream.B"})
+    edit_json(
+        folder / "config.json",
+        model_type="another",
+        auto_map={"AutoConfig": "modeling_dream.A", "AutoModelForCausalLM": "modeling_dream.B"},
+    )
     with pytest.raises(ValueError, match="verifier") as error:
         load_verifier(str(folder), device="cpu")
     assert "\n" not in str(error.value)

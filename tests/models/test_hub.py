@@ -67,7 +67,11 @@ def silent_server() -> Iterator[str]:
 def hub(tiny_model_folder, monkeypatch) -> Iterator[list[str]]:
     """A hub with one repository; gives the paths that were asked for."""
     asked: list[str] = []
-    files = {path.name: path.read_bytes() for path in tiny_model_folder.iterdir()} | {"huge/other.json": b"{}", "picture.png": b"x", "code.py": b"x"}
+    files = {path.name: path.read_bytes() for path in tiny_model_folder.iterdir()} | {
+        "huge/other.json": b"{}",
+        "picture.png": b"x",
+        "code.py": b"x",
+    }
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -76,7 +80,10 @@ def hub(tiny_model_folder, monkeypatch) -> Iterator[list[str]]:
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             asked.append(path)
-            tree = [{"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()} for name, content in files.items()]
+            tree = [
+                {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for name, content in files.items()
+            ]
             info = {"id": NAME, "modelId": NAME, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
             resolved = re.fullmatch(rf"/{NAME}/resolve/{COMMIT}/(.+)", path)
             if path == "/":
@@ -96,7 +103,12 @@ def hub(tiny_model_folder, monkeypatch) -> Iterator[list[str]]:
         def answer(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
             self.send_response(status)
             etag = hashlib.sha1(content).hexdigest()
-            for name, value in {"Content-Length": str(len(content)), "ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, **(headers or {})}.items():
+            for name, value in {
+                "Content-Length": str(len(content)),
+                "ETag": f'"{etag}"',
+                "X-Repo-Commit": COMMIT,
+                **(headers or {}),
+            }.items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command != "HEAD":

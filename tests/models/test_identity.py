@@ -103,7 +103,11 @@ def test_the_form_of_the_files_does_not_count(folder, tmp_path):
     weight_map = {}
     for part in range(3):
         inside = names[part::3]
-        save_file({name.removeprefix("model."): tensors[name] for name in inside}, folder / f"{part}.safetensors", {"made": "elsewhere"})
+        save_file(
+            {name.removeprefix("model."): tensors[name] for name in inside},
+            folder / f"{part}.safetensors",
+            {"made": "elsewhere"},
+        )
         weight_map |= {name.removeprefix("model."): f"{part}.safetensors" for name in inside}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     assert of(folder) == first
@@ -133,7 +137,15 @@ OTHER = {
     },
 }  # fmt: skip
 BASE = {
-    LLaDAConfig: {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "mlp_hidden_size": 64, "vocab_size": 400, "embedding_size": 400},
+    LLaDAConfig: {
+        "d_model": 32,
+        "n_layers": 2,
+        "n_heads": 4,
+        "n_kv_heads": 4,
+        "mlp_hidden_size": 64,
+        "vocab_size": 400,
+        "embedding_size": 400,
+    },
     DreamConfig: {
         "vocab_size": 400,
         "hidden_size": 32,
@@ -157,7 +169,10 @@ def test_a_field_of_another_family_counts_without_being_listed(kind):
     assert len({identity.fingerprint(config, "0") for config in (first, second, third)}) == 3
 
 
-@pytest.mark.parametrize("field", sorted(identity.CANNOT_MATTER - {"num_labels", "id2label", "label2id", "_attn_implementation", "name_or_path"}))
+@pytest.mark.parametrize(
+    "field",
+    sorted(identity.CANNOT_MATTER - {"num_labels", "id2label", "label2id", "_attn_implementation", "name_or_path"}),
+)
 @pytest.mark.parametrize("kind", list(OTHER))
 def test_a_field_that_cannot_matter_does_not_count(kind, field):
     first, second = kind(**BASE[kind]), kind(**BASE[kind])
@@ -238,7 +253,9 @@ def test_links_lead_to_the_entry_of_their_files(folder, cache, tmp_path):
     assert len(entries(cache)) == 1
 
 
-@pytest.mark.parametrize("what", ["a file in its place", "a file in its parent's place", "a folder in the entry's place"])
+@pytest.mark.parametrize(
+    "what", ["a file in its place", "a file in its parent's place", "a folder in the entry's place"]
+)
 def test_a_cache_that_cannot_be_used_only_costs_time(folder, cache, what):
     settle(folder)
     first = of(folder)

@@ -13,7 +13,17 @@ from torch.nn import functional
 from learn2pd import DualCache, NoStop, PrefixCache, ThresholdPolicy, decode
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
 from learn2pd.models.loading import load_model
-from tests.models.helpers import ILLADA_8B, LLADA_8B, MASK, YARN, edit_json, edit_weights, hub_shapes, refusal, write_checkpoint
+from tests.models.helpers import (
+    ILLADA_8B,
+    LLADA_8B,
+    MASK,
+    YARN,
+    edit_json,
+    edit_weights,
+    hub_shapes,
+    refusal,
+    write_checkpoint,
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +53,10 @@ def test_a_hub_checkpoint_loads_without_its_code_and_without_a_question(tokenize
 
 
 def test_the_head_is_the_embedding(illada, hub_folder):
-    network, embedding = illada.adapter.network, load_file(hub_folder / "model.safetensors")["model.transformer.wte.weight"]
+    network, embedding = (
+        illada.adapter.network,
+        load_file(hub_folder / "model.safetensors")["model.transformer.wte.weight"],
+    )
     assert network.get_output_embeddings() is network.get_input_embeddings()
     with torch.inference_mode():
         hidden = network.hidden(torch.arange(10, 50)[None])
@@ -75,7 +88,14 @@ def test_a_tied_model_loads_in_bfloat16(folder):
 
 @pytest.mark.parametrize("cache", [None, PrefixCache(), DualCache()])
 def test_a_tied_model_decodes(illada, cache):
-    result = decode(illada, ["2 + 3?", "7 pears and 4 pears"], policy=ThresholdPolicy(0.5), stop=NoStop(), cache=cache, gen_length=20)
+    result = decode(
+        illada,
+        ["2 + 3?", "7 pears and 4 pears"],
+        policy=ThresholdPolicy(0.5),
+        stop=NoStop(),
+        cache=cache,
+        gen_length=20,
+    )
     assert (result.tokens != MASK).all()
     assert not result.failed.any()
 
@@ -131,7 +151,8 @@ def test_a_config_field_this_model_does_not_compute_is_named(folder, field, valu
 @pytest.mark.parametrize("written", ["extra_special_tokens", "additional_special_tokens"])
 def test_the_special_tokens_are_read_as_any_transformers_wrote_them(folder, written):
     edit_json(
-        folder / "tokenizer_config.json", **{"extra_special_tokens": ..., "additional_special_tokens": ..., written: ["<|user|>", "<|assistant|>"]}
+        folder / "tokenizer_config.json",
+        **{"extra_special_tokens": ..., "additional_special_tokens": ..., written: ["<|user|>", "<|assistant|>"]},
     )
     (folder / "special_tokens_map.json").unlink(missing_ok=True)
     tokenizer = load_model(str(folder), device="cpu").tokenizer

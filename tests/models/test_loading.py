@@ -37,7 +37,14 @@ def test_a_model_saved_again_loads_to_the_same(tiny_model, folder, tmp_path):
 
 def test_tied_embeddings_load(tokenizer, tmp_path):
     config = LLaDAConfig(
-        d_model=16, n_layers=1, n_heads=2, mlp_hidden_size=16, vocab_size=len(tokenizer), mask_token_id=1, eos_token_id=0, weight_tying=True
+        d_model=16,
+        n_layers=1,
+        n_heads=2,
+        mlp_hidden_size=16,
+        vocab_size=len(tokenizer),
+        mask_token_id=1,
+        eos_token_id=0,
+        weight_tying=True,
     )
     network = LLaDAModelLM(config)
     network.save_pretrained(tmp_path)
@@ -98,7 +105,8 @@ def test_a_config_field_this_model_does_not_compute_is_named(folder, field, valu
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("d_model", "many"), ("n_heads", 0), ("n_heads", 5), ("n_kv_heads", 3), ("vocab_size", -1), ("n_layers", None)]
+    ("field", "value"),
+    [("d_model", "many"), ("n_heads", 0), ("n_heads", 5), ("n_kv_heads", 3), ("vocab_size", -1), ("n_layers", None)],
 )
 def test_a_config_field_that_makes_no_model_is_refused(folder, field, value):
     edit_json(folder / "config.json", **{field: value})
@@ -146,7 +154,9 @@ def test_a_tokenizer_without_the_mask_token_is_refused(folder):
     path = folder / "tokenizer.json"
     fields = json.loads(path.read_text())
     fields["model"]["vocab"] = {token: number for token, number in fields["model"]["vocab"].items() if number < 380}
-    fields["model"]["merges"] = [merge for merge in fields["model"]["merges"] if "".join(merge) in fields["model"]["vocab"]]
+    fields["model"]["merges"] = [
+        merge for merge in fields["model"]["merges"] if "".join(merge) in fields["model"]["vocab"]
+    ]
     path.write_text(json.dumps(fields))
     line = refusal(folder)
     assert "mask token" in line

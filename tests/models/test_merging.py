@@ -15,7 +15,7 @@ from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, XLoraConf
 from safetensors.torch import load_file, save_file
 
 from learn2pd import DualCache, NoCache, PrefixCache, ThresholdPolicy, UserError, decode, load_model, load_verifier
-from learn2pd.cli import main as cli
+from learn2pd.cli.main import main as cli
 from tests.models.helpers import edit_json, refusal, write_checkpoint
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -33,7 +33,12 @@ class Family:
 def family(request) -> Family:
     folder = Path(request.getfixturevalue(request.param).adapter.network.name_or_path)
     if request.param == "tiny_model":
-        return Family(folder, ["q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"], "model.transformer.blocks", "")
+        return Family(
+            folder,
+            ["q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"],
+            "model.transformer.blocks",
+            "",
+        )
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
     return Family(folder, names, "model.layers", "self_attn.")
 
@@ -51,7 +56,11 @@ def make_adapter(base: Path, folder: Path, config) -> Path:
 
 @pytest.fixture
 def lora(family, tmp_path) -> Path:
-    return make_adapter(family.folder, tmp_path / "lora", LoraConfig(r=4, lora_alpha=32, target_modules=family.targets, init_lora_weights=False))
+    return make_adapter(
+        family.folder,
+        tmp_path / "lora",
+        LoraConfig(r=4, lora_alpha=32, target_modules=family.targets, init_lora_weights=False),
+    )
 
 
 def edit_weights(folder: Path, change: Callable[[dict], object]) -> None:
@@ -79,7 +88,9 @@ def settings(family: Family) -> dict:
         "dora": LoraConfig(**common, use_dora=True),
         "ranks by layer": LoraConfig(**common, rank_pattern={"q_proj": 2}),
         "some layers": LoraConfig(**common, layers_to_transform=[1], layers_pattern=family.layer.rpartition(".")[2]),
-        "head saved whole": LoraConfig(**common, modules_to_save=[f"{'transformer.' if head == 'ff_out' else ''}{head}"]),
+        "head saved whole": LoraConfig(
+            **common, modules_to_save=[f"{'transformer.' if head == 'ff_out' else ''}{head}"]
+        ),
         "all-linear": LoraConfig(**common | {"target_modules": "all-linear"}),
         "ia3": IA3Config(target_modules=family.targets[:3], feedforward_modules=[], init_ia3_weights=False),
     }
@@ -93,7 +104,9 @@ def test_merged_is_unmerged(family, tmp_path, name):
     merged = load_model(str(family.folder), device="cpu", adapter=str(folder)).adapter.network
     assert apart(logits(merged), unmerged) < 1e-5
     assert apart(logits(merged), logits(plain)) > 1e-2
-    assert {key: value.shape for key, value in merged.state_dict().items()} == {key: value.shape for key, value in plain.state_dict().items()}
+    assert {key: value.shape for key, value in merged.state_dict().items()} == {
+        key: value.shape for key, value in plain.state_dict().items()
+    }
     assert not merged.training
 
 
@@ -108,8 +121,17 @@ def test_an_adapter_of_the_authors_classes_is_added_as_lora_says(family, tmp_pat
             tensors |= {f"base_model.model.{module}.lora_A.weight": a, f"base_model.model.{module}.lora_B.weight": b}
             expected[f"{module}.weight"] = weight + 12 / 3 * b @ a
     save_file(tensors, tmp_path / WEIGHTS)
-    described = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 3, "lora_alpha": 12, "target_modules": ["v_proj", "q_proj"], "bias": "none"}
-    (tmp_path / CONFIG).write_text(json.dumps(described | {"base_model_name_or_path": "GSAI-ML/LLaDA-8B-Instruct", "lora_dropout": 0.05}))
+    described = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": 3,
+        "lora_alpha": 12,
+        "target_modules": ["v_proj", "q_proj"],
+        "bias": "none",
+    }
+    (tmp_path / CONFIG).write_text(
+        json.dumps(described | {"base_model_name_or_path": "GSAI-ML/LLaDA-8B-Instruct", "lora_dropout": 0.05})
+    )
     merged = load_model(str(family.folder), device="cpu", adapter=str(tmp_path)).adapter.network.state_dict()
     assert merged.keys() == plain.keys()
     for name, value in merged.items():
@@ -121,7 +143,9 @@ def test_the_adapter_changes_the_decode_and_costs_it_no_forwards(family, lora, m
     prompts = make_prompts([4, 11, 7])
     plain = load_model(str(family.folder), device="cpu")
     adapted = load_model(str(family.folder), device="cpu", adapter=str(lora))
-    first, second = (decode(model, prompts, policy=ThresholdPolicy(0.6), cache=cache, gen_length=16) for model in (plain, adapted))
+    first, second = (
+        decode(model, prompts, policy=ThresholdPolicy(0.6), cache=cache, gen_length=16) for model in (plain, adapted)
+    )
     assert not second.failed.any()
     assert (first.tokens != second.tokens).any(1).all()
     assert (second.tokens != adapted.spec.mask_id).all()
@@ -135,7 +159,10 @@ def test_a_merged_model_saved_and_loaded_is_the_same(family, lora, tmp_path):
 
 
 def test_half_precision_is_full_precision_within_its_rounding(family, lora):
-    full, half = (load_model(str(family.folder), dtype=dtype, device="cpu", adapter=str(lora)).adapter.network for dtype in ("float32", "bfloat16"))
+    full, half = (
+        load_model(str(family.folder), dtype=dtype, device="cpu", adapter=str(lora)).adapter.network
+        for dtype in ("float32", "bfloat16")
+    )
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
     for name, value in full.state_dict().items():
         assert (half.state_dict()[name].float() - value).abs().mean() < 0.01 * value.abs().mean() + 1e-6, name
@@ -146,7 +173,9 @@ def test_base_and_adapter_are_both_in_the_name(family, lora):
 
 
 def fingerprint(family: Family, folder: Path | None) -> str:
-    return load_model(str(family.folder), device="cpu", adapter=None if folder is None else str(folder)).spec.fingerprint
+    return load_model(
+        str(family.folder), device="cpu", adapter=None if folder is None else str(folder)
+    ).spec.fingerprint
 
 
 def test_the_fingerprint_is_that_of_base_and_adapter_together(family, lora, tmp_path):
@@ -168,12 +197,16 @@ def test_another_base_gives_another_fingerprint(tiny_model_folder, tmp_path):
     folder = make_adapter(tiny_model_folder, tmp_path / "lora", config)
     base = shutil.copytree(tiny_model_folder, tmp_path / "base")
     edit_json(base / "config.json", rope_theta=10_000.0)
-    first, second = (load_model(str(path), device="cpu", adapter=str(folder)).spec for path in (tiny_model_folder, base))
+    first, second = (
+        load_model(str(path), device="cpu", adapter=str(folder)).spec for path in (tiny_model_folder, base)
+    )
     assert first.fingerprint != second.fingerprint
 
 
 def test_a_recording_is_made_and_labelled_with_the_adapter(tiny_model_folder, tmp_path, capsys):
-    folder = make_adapter(tiny_model_folder, tmp_path / "lora", LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    folder = make_adapter(
+        tiny_model_folder, tmp_path / "lora", LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    )
     arguments = ["config=tiny_filter", f"model.path={tiny_model_folder}", "model.device=cpu", "data.train_prompts=3", "data.validation_prompts=3",
                  "data.test_prompts=3", "decode.gen_length=32", "record.shard_prompts=6", "threads=1", f"output_dir={tmp_path / 'out'}"]  # fmt: skip
     assert cli.guarded(lambda: cli.run_command("record", [*arguments, f"model.adapter={folder}"])) == 0
@@ -186,7 +219,12 @@ def test_a_recording_is_made_and_labelled_with_the_adapter(tiny_model_folder, tm
 
 
 def test_another_name_of_the_base_is_only_a_warning(family, lora, caplog):
-    for stated, warned in ((str(family.folder), False), (f"somewhere/{family.folder.name}/", False), (None, False), ("hub/Other-8B", True)):
+    for stated, warned in (
+        (str(family.folder), False),
+        (f"somewhere/{family.folder.name}/", False),
+        (None, False),
+        ("hub/Other-8B", True),
+    ):
         caplog.clear()
         edit_json(lora / CONFIG, base_model_name_or_path=stated)
         with caplog.at_level(logging.WARNING):
@@ -213,13 +251,17 @@ def test_a_folder_that_is_no_adapter_is_named(family):
     assert f"holds no {CONFIG}" in refused(family, family.folder)
 
 
-@pytest.mark.parametrize("text", ["{", "", "[]", "\x00", '"LORA"', "{}", '{"peft_type": "UNHEARD"}', '{"peft_type": 7}'])
+@pytest.mark.parametrize(
+    "text", ["{", "", "[]", "\x00", '"LORA"', "{}", '{"peft_type": "UNHEARD"}', '{"peft_type": 7}']
+)
 def test_unreadable_settings_are_refused(family, lora, text):
     (lora / CONFIG).write_text(text)
     assert CONFIG in refused(family, lora)
 
 
-@pytest.mark.parametrize(("field", "value"), [("r", 0), ("r", "many"), ("lora_alpha", "x"), ("target_modules", 5), ("target_modules", None)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("r", 0), ("r", "many"), ("lora_alpha", "x"), ("target_modules", 5), ("target_modules", None)]
+)
 def test_settings_that_make_no_adapter_are_refused(family, lora, field, value):
     edit_json(lora / CONFIG, **{field: value})
     refused(family, lora)
@@ -272,16 +314,22 @@ def test_an_adapter_of_the_other_family_is_refused(tiny_model, tiny_dream, tmp_p
     """Both have a q_proj in every layer, of equal shape."""
     folders = [Path(model.adapter.network.name_or_path) for model in (tiny_model, tiny_dream)]
     for base, other in (folders, folders[::-1]):
-        folder = make_adapter(base, tmp_path / base.name, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+        folder = make_adapter(
+            base, tmp_path / base.name, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+        )
         assert "4 missing tensors" in refusal(other, adapter=str(folder))
 
 
 def test_an_adapter_of_a_deeper_or_wider_base_is_refused(tokenizer, tiny_model_folder, tmp_path):
-    for number, (changes, kind) in enumerate([({"n_layers": 3}, "unknown"), ({"n_layers": 1}, "missing"), ({"d_model": 48}, "misshapen")]):
+    for number, (changes, kind) in enumerate(
+        [({"n_layers": 3}, "unknown"), ({"n_layers": 1}, "missing"), ({"d_model": 48}, "misshapen")]
+    ):
         base = tmp_path / f"base{number}"
         base.mkdir()
         write_checkpoint(base, tokenizer, mask_token_id=1, **changes)
-        folder = make_adapter(base, tmp_path / f"lora{number}", LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+        folder = make_adapter(
+            base, tmp_path / f"lora{number}", LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+        )
         assert kind in refusal(tiny_model_folder, adapter=str(folder))
 
 
@@ -304,7 +352,9 @@ def test_an_adapted_embedding_that_is_also_the_head_is_refused(tokenizer, tmp_pa
     write_checkpoint(base, tokenizer)
     folder = make_adapter(base, tmp_path / "lora", LoraConfig(r=2, target_modules=["wte"], init_lora_weights=False))
     assert "head" in refusal(base, adapter=str(folder))
-    layers = make_adapter(base, tmp_path / "layers", LoraConfig(r=2, target_modules=["q_proj", "ff_out"], init_lora_weights=False))
+    layers = make_adapter(
+        base, tmp_path / "layers", LoraConfig(r=2, target_modules=["q_proj", "ff_out"], init_lora_weights=False)
+    )
     network = load_model(str(base), device="cpu", adapter=str(layers)).adapter.network
     assert network.get_output_embeddings() is network.get_input_embeddings()
 

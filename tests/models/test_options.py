@@ -14,15 +14,20 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.c
 
 @needs_compiler
 def test_a_compiled_model_decodes_the_same(tiny_model_folder, make_prompts):
-    uncompiled, compiled = (load_model(str(tiny_model_folder), device="cpu", compile=compile) for compile in (False, True))
+    uncompiled, compiled = (
+        load_model(str(tiny_model_folder), device="cpu", compile=compile) for compile in (False, True)
+    )
     plain, fused = (
-        decode(model, make_prompts([4, 11]), policy=ThresholdPolicy(0.6), cache=DualCache(), gen_length=4) for model in (uncompiled, compiled)
+        decode(model, make_prompts([4, 11]), policy=ThresholdPolicy(0.6), cache=DualCache(), gen_length=4)
+        for model in (uncompiled, compiled)
     )
     assert fused.tokens.equal(plain.tokens)
     assert fused.forwards.equal(plain.forwards)
 
 
-def test_half_precision_logits_are_those_of_full_precision_within_its_rounding(tiny_model_folder, tiny_model, make_prompts):
+def test_half_precision_logits_are_those_of_full_precision_within_its_rounding(
+    tiny_model_folder, tiny_model, make_prompts
+):
     halved = load_model(str(tiny_model_folder), device="cpu", dtype="bfloat16")
     tokens = torch.tensor(make_prompts([40]))
     with torch.inference_mode():

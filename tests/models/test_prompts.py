@@ -101,7 +101,9 @@ def test_what_is_no_prompt_is_refused_by_its_type(tiny_model, prompt):
     assert type(named).__name__ in text or isinstance(prompt, list)
 
 
-@pytest.mark.parametrize("prompt", ["", "  \n", [], (), range(0), np.array([], dtype=int), torch.tensor([], dtype=torch.long), np.array([])])
+@pytest.mark.parametrize(
+    "prompt", ["", "  \n", [], (), range(0), np.array([], dtype=int), torch.tensor([], dtype=torch.long), np.array([])]
+)
 def test_an_empty_prompt_is_refused(tiny_model, prompt):
     assert "empty" in refusal(tiny_model, prompt)
 
@@ -199,7 +201,10 @@ def test_every_list_of_ids_gives_its_rows(tiny_model, prompts):
 def test_conversations_are_a_list_of_lists(tiny_model):
     column = datasets.Dataset.from_dict({"x": [CHAT, CHAT[-1:]]})["x"]
     for prompts in ([CHAT, CHAT[-1:]], column, pd.Series([CHAT, CHAT[-1:]])):
-        assert [tiny_model.encode(item) for item in prompt_list(prompts)] == [tiny_model.encode(CHAT), tiny_model.encode(QUESTION)]
+        assert [tiny_model.encode(item) for item in prompt_list(prompts)] == [
+            tiny_model.encode(CHAT),
+            tiny_model.encode(QUESTION),
+        ]
 
 
 def test_an_empty_list_is_no_prompts():
@@ -226,7 +231,9 @@ def test_what_the_template_returns_is_its_rows(tiny_model):
 
 
 @pytest.mark.parametrize(
-    "mask", [[[1, 1]], [[1, 1, 1]], [[1, 1, 1], [1, 1]], [[1, 1, 2], [1, 1, 1]], 7, [1, 1, 1], "x", [None, None]], ids=lambda mask: str(mask)
+    "mask",
+    [[[1, 1]], [[1, 1, 1]], [[1, 1, 1], [1, 1]], [[1, 1, 2], [1, 1, 1]], 7, [1, 1, 1], "x", [None, None]],
+    ids=lambda mask: str(mask),
 )
 def test_a_mask_that_does_not_fit_is_refused(mask):
     assert "attention_mask" in refused_list({"input_ids": ROWS, "attention_mask": mask})
@@ -276,7 +283,10 @@ def test_an_error_of_the_callers_generator_is_the_callers():
 @pytest.mark.parametrize(
     ("template", "words"),
     [
-        ([{"name": "rag", "template": TEMPLATE}, {"name": "tool_use", "template": TEMPLATE}], ["rag, tool_use", "default"]),
+        (
+            [{"name": "rag", "template": TEMPLATE}, {"name": "tool_use", "template": TEMPLATE}],
+            ["rag, tool_use", "default"],
+        ),
         ("{{ raise_exception('a system turn is required') }}", ["a system turn is required"]),
         ("{{ raise_exception('first line\nsecond line') }}", ["first line second line"]),
         ("{% for message in messages %}{{ message.content }", ["syntax error in line 1"]),
@@ -310,7 +320,10 @@ def test_of_several_templates_the_default_is_taken(tiny_model_folder, tmp_path):
     folder = shutil.copytree(tiny_model_folder, tmp_path / "model")
     for path in folder.glob("chat_template*"):
         path.unlink()
-    edit_json(folder / "tokenizer_config.json", chat_template=[{"name": "default", "template": TEMPLATE}, {"name": "rag", "template": "{{ x.y }}"}])
+    edit_json(
+        folder / "tokenizer_config.json",
+        chat_template=[{"name": "default", "template": TEMPLATE}, {"name": "rag", "template": "{{ x.y }}"}],
+    )
     assert load_model(folder, device="cpu").encode("hi") == load_model(tiny_model_folder, device="cpu").encode("hi")
 
 
@@ -332,7 +345,11 @@ def byte_level(normalizer=None, prefix: bool = False, post: bool = False) -> Pre
         words.normalizer = normalizer
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     words.decoder = decoders.ByteLevel()
-    return wrapped(words, trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False), post)
+    return wrapped(
+        words,
+        trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False),
+        post,
+    )
 
 
 def sentence_pieces(scheme: str) -> PreTrainedTokenizerFast:
@@ -347,7 +364,11 @@ def unigram() -> PreTrainedTokenizerFast:
     """As of T5."""
     words = Tokenizer(models.Unigram())
     words.pre_tokenizer = pre_tokenizers.Metaspace()
-    return wrapped(words, trainers.UnigramTrainer(vocab_size=200, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False), False)
+    return wrapped(
+        words,
+        trainers.UnigramTrainer(vocab_size=200, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False),
+        False,
+    )
 
 
 def word_pieces() -> PreTrainedTokenizerFast:
@@ -355,14 +376,20 @@ def word_pieces() -> PreTrainedTokenizerFast:
     words = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     words.normalizer = normalizers.BertNormalizer()
     words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return wrapped(words, trainers.WordPieceTrainer(vocab_size=300, special_tokens=["[UNK]"], show_progress=False), True)
+    return wrapped(
+        words, trainers.WordPieceTrainer(vocab_size=300, special_tokens=["[UNK]"], show_progress=False), True
+    )
 
 
 SPELT = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|mdm_mask|>")
 
 
 def wrapped(words: Tokenizer, trainer, post: bool) -> PreTrainedTokenizerFast:
-    corpus = [QUESTION, *TEXTS, "What does <|endoftext|> mean to the user, asks the assistant? mask | < > end of text user ? ! a b c"] * 3
+    corpus = [
+        QUESTION,
+        *TEXTS,
+        "What does <|endoftext|> mean to the user, asks the assistant? mask | < > end of text user ? ! a b c",
+    ] * 3
     words.train_from_iterator(corpus, trainer)
     words.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPELT[:-1]])
     words.add_special_tokens([AddedToken(SPELT[-1], special=True, normalized=False, lstrip=True, rstrip=True)])
@@ -387,7 +414,9 @@ TOKENIZERS = {
     "sentence pieces, always": sentence_pieces("always"),
     "unigram": unigram(),
     "word pieces": word_pieces(),
-    "bytes, slow": ByT5Tokenizer(extra_ids=3, chat_template="{% for message in messages %}{{ message['content'] | trim }}</s>{% endfor %}"),
+    "bytes, slow": ByT5Tokenizer(
+        extra_ids=3, chat_template="{% for message in messages %}{{ message['content'] | trim }}</s>{% endfor %}"
+    ),
 }
 
 
@@ -396,7 +425,12 @@ def control_of(tokenizer) -> tuple[str, ...]:
 
 
 def template_ids(tokenizer, messages) -> list[int]:
-    return list(tokenizer.encode(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False), add_special_tokens=False))
+    return list(
+        tokenizer.encode(
+            tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False),
+            add_special_tokens=False,
+        )
+    )
 
 
 def plain(tokenizer):
@@ -407,14 +441,16 @@ def plain(tokenizer):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(lambda text: text.strip()))
+@given(
+    text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(lambda text: text.strip())
+)
 def test_the_ids_of_other_texts_are_the_tokenizers_own(name, text):
     tokenizer = TOKENIZERS[name]
     expected = template_ids(tokenizer, [{"role": "user", "content": text}])
     assert prompt_ids(tokenizer, text) == expected
-    assert prompt_ids(tokenizer, [{"role": "system", "content": text}, {"role": "user", "content": "a"}]) == template_ids(
+    assert prompt_ids(
         tokenizer, [{"role": "system", "content": text}, {"role": "user", "content": "a"}]
-    )
+    ) == template_ids(tokenizer, [{"role": "system", "content": text}, {"role": "user", "content": "a"}])
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -422,7 +458,9 @@ def test_the_ids_of_other_texts_are_the_tokenizers_own(name, text):
 def test_no_control_token_comes_from_a_text(name, data):
     tokenizer = TOKENIZERS[name]
     control = control_of(tokenizer)
-    pieces = st.lists(st.sampled_from([*control, "a", " ", "\n", "<|", "|>", "<|end", "user", "🍐", "?"]), min_size=1, max_size=8)
+    pieces = st.lists(
+        st.sampled_from([*control, "a", " ", "\n", "<|", "|>", "<|end", "user", "🍐", "?"]), min_size=1, max_size=8
+    )
     contents = ["".join(data.draw(pieces)) + "a" for _ in range(data.draw(st.integers(1, 3)))]
     roles = ["system", "user", "assistant"]
     messages = [{"role": roles[number % 2], "content": content} for number, content in enumerate(contents[:-1])]
@@ -483,7 +521,9 @@ def test_tokens_that_are_no_control_tokens_stay_tokens():
 def test_a_control_token_that_merges_make_is_not_made_of_text():
     words = Tokenizer(models.BPE())
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.train_from_iterator(["<s> a b"] * 50, trainers.BpeTrainer(vocab_size=60, min_frequency=1, show_progress=False))
+    words.train_from_iterator(
+        ["<s> a b"] * 50, trainers.BpeTrainer(vocab_size=60, min_frequency=1, show_progress=False)
+    )
     number = words.token_to_id("<s>")
     words.add_special_tokens(["<s>"])
     assert words.token_to_id("<s>") == number
@@ -503,7 +543,13 @@ def test_a_token_added_later_is_known():
 
 def test_text_is_text_in_a_whole_model(tiny_model):
     special = {0, 1, 2, 3}
-    for text in ("What does <|endoftext|> mean?", "hi<|assistant|>done<|user|>again", "fill <|mdm_mask|> in", "<|endoftext|>", "<<|user|>|user|>"):
+    for text in (
+        "What does <|endoftext|> mean?",
+        "hi<|assistant|>done<|user|>again",
+        "fill <|mdm_mask|> in",
+        "<|endoftext|>",
+        "<<|user|>|user|>",
+    ):
         ids = tiny_model.encode(text)
         assert [token for token in ids if token in special] == [2, 3]
         assert tiny_model.tokenizer.decode(ids[1:-1]) == text

@@ -95,7 +95,9 @@ class ForwardsABlock(Observer):
 
     def observe(self, step: Step) -> None:
         self.counts = self.counts or [{} for _ in step.state.pad]
-        for row, (is_open, start) in enumerate(zip(step.state.open.tolist(), step.state.window.start.tolist(), strict=True)):
+        for row, (is_open, start) in enumerate(
+            zip(step.state.open.tolist(), step.state.window.start.tolist(), strict=True)
+        ):
             if is_open:
                 self.counts[row][start] = self.counts[row].get(start, 0) + 1
 

@@ -65,7 +65,9 @@ def skip_unsupported(reason: str | None) -> None:
 @functools.cache
 def network_of(folder: Path):
     """The network of a stored model, dLLM or verifier."""
-    fields = {key: value for key, value in json.loads((folder / "config.json").read_text()).items() if key != "auto_map"}
+    fields = {
+        key: value for key, value in json.loads((folder / "config.json").read_text()).items() if key != "auto_map"
+    }
     if fields["model_type"] in FAMILIES:
         family = FAMILIES[fields["model_type"]]
         network = family.network(family.config.from_dict(fields))
@@ -109,7 +111,12 @@ def build(trace: Trace, stored: dict, run: dict) -> Method:
         policy = LeftToRightPolicy(params["tokens_per_step"]) if function == "leftright" else APDPolicy(
             Verifier(network_of(trace.folder("qwen2_verifier_tiny"))), params["apd_mixture_weight"]
         )  # fmt: skip
-        return Method(policy, LookaheadScheduler(params.get("max_lookahead")), LookaheadCache(params.get("kv_window")), AnywhereStop())
+        return Method(
+            policy,
+            LookaheadScheduler(params.get("max_lookahead")),
+            LookaheadCache(params.get("kv_window")),
+            AnywhereStop(),
+        )
     if "adablock" in function:
         scheduler = AdaBlockScheduler(params["delimiter_ids"], block_length, params["delimiter_threshold"])
     if "dsb" in function:
@@ -118,7 +125,11 @@ def build(trace: Trace, stored: dict, run: dict) -> Method:
         if "cache" in function:
             cache = LeakingDSBCache(block_length, params["prefix_window"], suffix)
     if "accept_thres" in params:
-        policy = FilterPolicy(Predictor("filter", golden_filter(trace.folder(params["filter"])), params["accept_thres"], Contract(0, 0, ())))
+        policy = FilterPolicy(
+            Predictor(
+                "filter", golden_filter(trace.folder(params["filter"])), params["accept_thres"], Contract(0, 0, ())
+            )
+        )
         stop = EotpPaperStop() if "eot" in method else NoStop()
     elif "relaxed_threshold" in params:
         policy = LocalLeapPolicy(params["threshold"], params["relaxed_threshold"], params["radius"])
@@ -134,7 +145,9 @@ def build(trace: Trace, stored: dict, run: dict) -> Method:
 
 def owes(stored: dict) -> bool:
     """Whether the trace comes from NVlabs' first cached code, which makes forwards that commit nothing (ForwardsABlock)."""
-    return stored["method"].startswith(("fastdllm_thr", "vanilla")) and str(stored["params"].get("fn")).endswith("_cache")
+    return stored["method"].startswith(("fastdllm_thr", "vanilla")) and str(stored["params"].get("fn")).endswith(
+        "_cache"
+    )
 
 
 def decode_run(model: ModelAdapter, runs: list[dict], method: Method, observer=None):
@@ -190,7 +203,12 @@ def test_logits_over_kept_keys_and_values_equal_the_authors(folder):
                 logits = model.score(model.forward(new, partial_plan(first, stop, columns), store))
         return logits
 
-    for key, parts in {"prefix": [(12, 44)], "dual": [(12, 28)], "dsb1": [(8, 20)], "dsb2": [(8, 20), (16, 30)]}.items():
+    for key, parts in {
+        "prefix": [(12, 44)],
+        "dual": [(12, 28)],
+        "dsb1": [(8, 20)],
+        "dsb2": [(8, 20), (16, 30)],
+    }.items():
         assert (after_full_pass(*parts) - stored[f"cache_{key}_logits"]).abs().max() < 1e-4, key
 
 
@@ -214,8 +232,13 @@ def test_a_decode_equals_the_authors(trace):
             assert int(state.visible[row]) == len(answer), (geometry, row)
             assert state.canvas[row, : len(answer)].tolist() == answer, (geometry, row)
             assert int(state.forwards[row]) + blocks.owed(row) * owes(stored) == run["nfe"], (geometry, row)
-            if len(answer) == run["gen_length"] and "pos" in run["steps"][0]:  # a cut drops commits from the stored steps
-                ours = [(state.committed_at[row] == step).nonzero()[:, 0] + len(run["prompt"]) for step in range(int(state.step[row]))]
+            if (
+                len(answer) == run["gen_length"] and "pos" in run["steps"][0]
+            ):  # a cut drops commits from the stored steps
+                ours = [
+                    (state.committed_at[row] == step).nonzero()[:, 0] + len(run["prompt"])
+                    for step in range(int(state.step[row]))
+                ]
                 theirs = [step["pos"] for step in run["steps"] if step["pos"]]
                 assert [positions.tolist() for positions in ours if len(positions)] == theirs, (geometry, row)
 
@@ -249,7 +272,9 @@ def test_the_oracle_records_what_the_authors_record(trace):
         ours = []
         for before, prediction in watcher.steps:
             block = slice(int(before.window.start[0]), int(before.window.start[0]) + length)
-            ours.append((prediction.confidence[0, block], (prediction.tokens[0, block] == reference[0, block]).int().tolist()))
+            ours.append(
+                (prediction.confidence[0, block], (prediction.tokens[0, block] == reference[0, block]).int().tolist())
+            )
         assert len(ours) == int(state.forwards[0])
         theirs = without_stalls(run["records"])
         assert len(ours) == len(theirs)

@@ -59,7 +59,9 @@ def test_trusting_the_dllm_alone_accepts_every_draft(model, make_prompts):
 
 def test_draft_and_target_are_drawn_with_the_same_noise(model, make_prompts):
     """With the dLLM's own distribution as the target they agree at every temperature."""
-    state = run(model, make_prompts([4, 8]), APDPolicy(tiny_verifier(), 1.0), scheduler=LookaheadScheduler(5), temperature=1.0)
+    state = run(
+        model, make_prompts([4, 8]), APDPolicy(tiny_verifier(), 1.0), scheduler=LookaheadScheduler(5), temperature=1.0
+    )
     assert state.forwards.tolist() == [GEN // 5] * 2
 
 
@@ -77,15 +79,24 @@ def other_tokenizer(tokenizer, changed):
     """The same tokenizer but for two tokens that have changed places."""
     text = tokenizer.backend_tokenizer.to_str()
     first, second = changed
-    swapped = text.replace(f'"{first}":', '"\0":').replace(f'"{second}":', f'"{first}":').replace('"\0":', f'"{second}":')
+    swapped = (
+        text.replace(f'"{first}":', '"\0":').replace(f'"{second}":', f'"{first}":').replace('"\0":', f'"{second}":')
+    )
     return PreTrainedTokenizerFast(tokenizer_object=type(tokenizer.backend_tokenizer).from_str(swapped))
 
 
 def test_a_verifier_with_another_tokenizer_is_refused(tiny_model, tokenizer):
-    network = LlamaForCausalLM(LlamaConfig(vocab_size=400, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8))
+    network = LlamaForCausalLM(
+        LlamaConfig(vocab_size=400, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    )
     Verifier(network, tokenizer).check(tiny_model.spec)
     with pytest.raises(UserError, match=r"another vocabulary.*same tokenizer"):
-        decode(tiny_model, [[5]], policy=APDPolicy(Verifier(network, other_tokenizer(tokenizer, ("a", "b")))), scheduler=LookaheadScheduler())
+        decode(
+            tiny_model,
+            [[5]],
+            policy=APDPolicy(Verifier(network, other_tokenizer(tokenizer, ("a", "b")))),
+            scheduler=LookaheadScheduler(),
+        )
 
 
 def test_a_verifier_with_a_larger_vocabulary_is_refused(tiny_model):
@@ -94,7 +105,9 @@ def test_a_verifier_with_a_larger_vocabulary_is_refused(tiny_model):
 
 
 def test_a_verifier_on_another_device_is_refused(tiny_model, tokenizer):
-    network = LlamaForCausalLM(LlamaConfig(vocab_size=400, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8))
+    network = LlamaForCausalLM(
+        LlamaConfig(vocab_size=400, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    )
     policy = APDPolicy(Verifier(network.to("meta"), tokenizer))
     with pytest.raises(UserError, match=r"on meta.*on cpu"):
         decode(tiny_model, [[5]], policy=policy, scheduler=LookaheadScheduler())

@@ -29,7 +29,9 @@ def made(model, network=None, **geometry):
 @pytest.fixture(params=["mlp", "conv", "transformer"])
 def predictor(request, tiny_model):
     torch.manual_seed(0)
-    return made(tiny_model, {"mlp": MLP(16, 24), "conv": Conv(hidden=8), "transformer": Transformer(hidden=8)}[request.param])
+    return made(
+        tiny_model, {"mlp": MLP(16, 24), "conv": Conv(hidden=8), "transformer": Transformer(hidden=8)}[request.param]
+    )
 
 
 @pytest.fixture
@@ -48,14 +50,17 @@ def test_a_saved_policy_decodes_as_before(tiny_model, predictor, make_prompts, t
     )
     assert loaded.predictor.fingerprint == predictor.fingerprint
     before, after = (
-        decode(tiny_model, prompts, policy=policy, scheduler=BlocksScheduler(16), gen_length=40) for policy in (FilterPolicy(predictor), loaded)
+        decode(tiny_model, prompts, policy=policy, scheduler=BlocksScheduler(16), gen_length=40)
+        for policy in (FilterPolicy(predictor), loaded)
     )
     assert torch.equal(before.tokens, after.tokens)
     assert torch.equal(before.forwards, after.forwards)
 
 
 def test_the_dial_moves_along_the_calibrated_curve(folder):
-    assert [load_policy(folder, aggressiveness=place).threshold for place in (0, 0.5, 1)] == pytest.approx([0.9, 0.5, 0.2])
+    assert [load_policy(folder, aggressiveness=place).threshold for place in (0, 0.5, 1)] == pytest.approx(
+        [0.9, 0.5, 0.2]
+    )
     between = load_policy(folder, aggressiveness=0.25).threshold
     assert 0.5 < between < 0.9
     assert load_policy(folder, threshold=0.7).threshold == 0.7
@@ -82,9 +87,16 @@ def test_a_policy_without_a_curve_has_no_dial(tiny_model, tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value", "named"),
-    [("block_length", 8, "block length 8"), ("mask_id", 7, "mask id 7"), ("vocab_size", 126464, "126464"), ("eot_ids", (9,), r"\(9,\)")],
+    [
+        ("block_length", 8, "block length 8"),
+        ("mask_id", 7, "mask id 7"),
+        ("vocab_size", 126464, "126464"),
+        ("eot_ids", (9,), r"\(9,\)"),
+    ],
 )
-def test_a_run_that_differs_from_the_training_is_refused_with_both_values(tiny_model, field, value, named, make_prompts):
+def test_a_run_that_differs_from_the_training_is_refused_with_both_values(
+    tiny_model, field, value, named, make_prompts
+):
     predictor = made(tiny_model)
     other = replace(predictor, contract=replace(predictor.contract, **{field: value}))
     with pytest.raises(UserError, match=named) as caught:
@@ -92,10 +104,18 @@ def test_a_run_that_differs_from_the_training_is_refused_with_both_values(tiny_m
     assert str(getattr(predictor.contract, field)) in str(caught.value)
 
 
-@pytest.mark.parametrize("scheduler", [BlocksScheduler(16), BlocksScheduler(7), BlocksScheduler(100), DSBScheduler(12)], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "scheduler", [BlocksScheduler(16), BlocksScheduler(7), BlocksScheduler(100), DSBScheduler(12)], ids=lambda s: s.name
+)
 @pytest.mark.parametrize("network", [Conv(hidden=8), Transformer(hidden=8)], ids=lambda n: type(n).__name__)
 def test_a_length_free_filter_works_with_any_block_length_and_schedule(tiny_model, scheduler, network, make_prompts):
-    result = decode(tiny_model, make_prompts([5, 9]), policy=FilterPolicy(made(tiny_model, network)), scheduler=scheduler, gen_length=40)
+    result = decode(
+        tiny_model,
+        make_prompts([5, 9]),
+        policy=FilterPolicy(made(tiny_model, network)),
+        scheduler=scheduler,
+        gen_length=40,
+    )
     assert (result.forwards >= 1).all()
 
 
@@ -140,7 +160,11 @@ def test_an_adapter_is_small_saved_alone_and_merged_when_loaded(predictor, tmp_p
     seen = torch.randn(3, 16, len(network.channels)), torch.ones(3, 16, dtype=torch.bool), torch.randint(0, 5, (3, 16))
     tuned = replace(predictor, network=merged(adapter), threshold=0.6)
     folder = save_adapter(adapter, predictor, tuned, tmp_path / "adapter")
-    assert {path.name for path in folder.iterdir()} == {"adapter.json", "adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in folder.iterdir()} == {
+        "adapter.json",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     assert sum(path.stat().st_size for path in folder.iterdir()) < 40_000
     loaded = load_policy(base, adapter=folder)
     assert loaded.threshold == 0.6

@@ -9,13 +9,16 @@ from learn2pd.data.prompts import task_prompts
 from learn2pd.models.delimiters import newline_ids
 from learn2pd.recording.recorder import oracle_tables, record
 from learn2pd.recording.schema import describe_recording, open_recording
+from learn2pd.registry import GENERATED_TASKS, build_task
 from learn2pd.types import CONFIDENCE
 
 GEN, BLOCK, SHARD, BATCH = 40, 16, 3, 2  # the last block is shorter
 
 
 def some_prompts(train=5, validation=3):
-    return task_prompts(["math", "json", "code"], {"train": train, "validation": validation}, seed=0)
+    return task_prompts(
+        [build_task(name) for name in GENERATED_TASKS], {"train": train, "validation": validation}, seed=0
+    )
 
 
 def described(model, prompts, gen_length=GEN, block_length=BLOCK, shard_prompts=SHARD, **more):
@@ -27,10 +30,14 @@ def described(model, prompts, gen_length=GEN, block_length=BLOCK, shard_prompts=
 
 def oracle_producer(model, gen_length=GEN, block_length=BLOCK):
     delimiters = newline_ids(model.tokenizer)
-    return functools.partial(oracle_tables, gen_length=gen_length, block_length=block_length, batch_size=BATCH, delimiter_ids=delimiters)
+    return functools.partial(
+        oracle_tables, gen_length=gen_length, block_length=block_length, batch_size=BATCH, delimiter_ids=delimiters
+    )
 
 
-def make(model, prompts, folder: Path, *, produce=None, leads=True, shard_prompts=SHARD, gen_length=GEN, block_length=BLOCK):
+def make(
+    model, prompts, folder: Path, *, produce=None, leads=True, shard_prompts=SHARD, gen_length=GEN, block_length=BLOCK
+):
     """Record in this process, as one of several that may be at it."""
     open_recording(folder, described(model, prompts, gen_length, block_length, shard_prompts))
     produce = produce or oracle_producer(model, gen_length, block_length)

@@ -25,12 +25,17 @@ def flip(folder):
 
 DAMAGE = {
     "a bit": (flip, "shard-00001.states.arrow has another sha256"),
-    "truncated": (lambda folder: table_path(folder, 1, "references").write_bytes(b"ARROW"), "shard-00001.references.arrow has 5 bytes"),
+    "truncated": (
+        lambda folder: table_path(folder, 1, "references").write_bytes(b"ARROW"),
+        "shard-00001.references.arrow has 5 bytes",
+    ),
     "missing": (lambda folder: table_path(folder, 1, "states").unlink(), "shard-00001.states.arrow cannot be read"),
     "no entry": (lambda folder: entry_path(folder, 1).write_text("{"), "shard-00001"),
     "no shard's entry": (lambda folder: entry_path(folder, 1).write_text("{}"), "shard-00001.json is not an entry"),
     "foreign": (
-        lambda folder: entry_path(folder, 1).write_text(json.dumps(json.loads(entry_path(folder, 1).read_text()) | {"recording": "0"})),
+        lambda folder: entry_path(folder, 1).write_text(
+            json.dumps(json.loads(entry_path(folder, 1).read_text()) | {"recording": "0"})
+        ),
         "belongs to another recording.json",
     ),
 }
@@ -46,14 +51,21 @@ def test_a_damaged_shard_is_found_named_and_recorded_again(tiny_model, prompts, 
     assert "run the stage 'record' again" in str(refused.value)
     figures = make(tiny_model, prompts, copied)
     assert figures["prompts_recorded_now"] == SHARD
-    assert [record.levelname for record in caplog.records if "shard-00001" in record.message and "recorded again" in record.message] == ["WARNING"]
+    assert [
+        record.levelname
+        for record in caplog.records
+        if "shard-00001" in record.message and "recorded again" in record.message
+    ] == ["WARNING"]
     assert files(copied) == files(recorded)
 
 
 @pytest.mark.parametrize(
-    "change", [lambda found: found["shards"][2].update(rows=1), lambda found: found["shards"].pop(), lambda found: found.clear()]
+    "change",
+    [lambda found: found["shards"][2].update(rows=1), lambda found: found["shards"].pop(), lambda found: found.clear()],
 )
-def test_a_manifest_that_disagrees_with_the_shards_is_refused_and_written_anew(tiny_model, prompts, recorded, copied, change):
+def test_a_manifest_that_disagrees_with_the_shards_is_refused_and_written_anew(
+    tiny_model, prompts, recorded, copied, change
+):
     path = copied / "manifest.json"
     manifest = json.loads(path.read_text())
     change(manifest)

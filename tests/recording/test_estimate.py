@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from learn2pd.cli import main as cli
+from learn2pd.cli.main import main as cli
 from learn2pd.recording.estimate import estimate
 from learn2pd.recording.reading import Recording
 from tests.recording.helpers import BATCH, BLOCK, GEN, SHARD, files, make, some_prompts
@@ -18,14 +18,23 @@ def figures(text):
     forwards, calls = re.search(r"forwards: at most ([\d,]+) .* in at most ([\d,]+) calls", text).groups()
     size, unit = re.search(r"disk: +at most ([\d.]+) (\w+)", text).groups()
     each = re.search(r"\(([\d.e-]+) s a call", text).group(1)
-    return int(prompts), int(shards), int(forwards.replace(",", "")), int(calls.replace(",", "")), float(size) * UNITS[unit], float(each)
+    return (
+        int(prompts),
+        int(shards),
+        int(forwards.replace(",", "")),
+        int(calls.replace(",", "")),
+        float(size) * UNITS[unit],
+        float(each),
+    )
 
 
 def test_the_figures_are_bounds_of_what_a_recording_takes(tiny_model, tmp_path):
     prompts = some_prompts()
     make(tiny_model, prompts, tmp_path)
     options = {"gen_length": GEN, "block_length": BLOCK, "batch_size": BATCH, "shard_prompts": SHARD}
-    count, shards, forwards, calls, size, each = figures(estimate(tiny_model, [prompt.text for prompt in prompts], **options))
+    count, shards, forwards, calls, size, each = figures(
+        estimate(tiny_model, [prompt.text for prompt in prompts], **options)
+    )
     recording = Recording.load(tmp_path)
     assert (count, shards) == (len(prompts), len(recording))
     assert forwards >= sum(recording.references["forwards"]) + sum(recording.references["oracle_forwards"])

@@ -10,16 +10,26 @@ from pathlib import Path
 
 import pytest
 
-from learn2pd.cli import main as cli
+from learn2pd.cli.main import main as cli
 from tests.recording.helpers import files
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("LEARN2PD_KILLS", "4"))  # 20 and more take a minute
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {
+    name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+} | {"OMP_NUM_THREADS": "1"}
 
 
 def test_killed_at_random_moments_the_recording_is_that_of_one_process(tiny_model_folder, tmp_path):
-    command = [sys.executable, "-m", "tests.recording.crew", str(tiny_model_folder), str(tmp_path), "0", str(KILLS)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.recording.kill_workers",
+        str(tiny_model_folder),
+        str(tmp_path),
+        "0",
+        str(KILLS),
+    ]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60 + 10 * KILLS)
     assert done.returncode == 0, done.stderr
     assert f"{KILLS} kills" in done.stdout
@@ -38,15 +48,23 @@ def test_two_processes_by_fabric_lost_then_two_by_torchrun(arguments, tmp_path):
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     assert cli.guarded(lambda: cli.run_command("record", [*arguments, f"output_dir={alone}"])) == 0
     command = ["-m", "learn2pd", "record", *arguments, f"output_dir={shared}"]
-    first = subprocess.Popen([sys.executable, *command, "record.devices=2"], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        [sys.executable, *command, "record.devices=2"], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 60
-    while len(list((shared / "records").glob("shard-*.json"))) < 3 and first.poll() is None and time.monotonic() < deadline:
+    while (
+        len(list((shared / "records").glob("shard-*.json"))) < 3
+        and first.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
     first.send_signal(signal.SIGKILL)
     first.wait()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
     further = "stages=[record,train]"  # by the first process alone
-    done = subprocess.run([*torchrun, *command[3:], further], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [*torchrun, *command[3:], further], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     metrics = json.loads((shared / "metrics.json").read_text())
     assert metrics["record"]["processes"] == 2

@@ -50,7 +50,11 @@ def test_columns_of_a_shard_are_those_of_its_states(recording, split):
 
 def test_columns_of_a_split_that_is_not_there_are_empty(recording):
     found = recording.columns(0, ["label", "length", "reference"], "test")
-    assert {name: tuple(values.shape) for name, values in found.items()} == {"label": (0, GEN), "length": (0,), "reference": (0, GEN)}
+    assert {name: tuple(values.shape) for name, values in found.items()} == {
+        "label": (0, GEN),
+        "length": (0,),
+        "reference": (0, GEN),
+    }
 
 
 def test_reading_maps_the_tables_instead_of_holding_them(tiny_model, prompts, tmp_path):
@@ -64,7 +68,12 @@ def test_reading_maps_the_tables_instead_of_holding_them(tiny_model, prompts, tm
     numbers = {name: torch.zeros(rows, dtype=torch.int32) for name in ("step", "start", "stop")}
     for number, prompt in enumerate(prompts[:4]):
         one = {name: torch.zeros(1, dtype=torch.int32) for name in ("length", "forwards", "oracle_forwards")}
-        references = one | {"prompt_id": [prompt.id], "split": ["train"], "prompt": ["x"], "tokens": torch.zeros(1, gen_length, dtype=torch.int32)}
+        references = one | {
+            "prompt_id": [prompt.id],
+            "split": ["train"],
+            "prompt": ["x"],
+            "tokens": torch.zeros(1, gen_length, dtype=torch.int32),
+        }
         states = canvas | numbers | {"prompt_id": [prompt.id] * rows, "split": ["train"] * rows}
         write_shard(tmp_path, number, Tables(states, references), gen_length, recording)
     write_manifest(tmp_path, 4)

@@ -33,7 +33,9 @@ def by_prompt(recording):
     names = recording.states["prompt_id"]
     columns = ("step", "start", "stop", *CANVAS)
     return {
-        name: {column: rows[column][[place for place, other in enumerate(names) if other == name]] for column in columns}
+        name: {
+            column: rows[column][[place for place, other in enumerate(names) if other == name]] for column in columns
+        }
         for name in recording.references["prompt_id"]
     }
 
@@ -58,7 +60,10 @@ def obvious_reference(network, prompt, spec):
             best = max((position for position in block if masked[position]), key=lambda position: found[position][1])
             canvas[best], masked[best] = found[best][0], False
             if canvas[best] in spec.eot_ids:
-                canvas[best + 1 :], masked[best + 1 :] = [spec.eot_ids[0]] * (GEN - best - 1), [False] * (GEN - best - 1)
+                canvas[best + 1 :], masked[best + 1 :] = (
+                    [spec.eot_ids[0]] * (GEN - best - 1),
+                    [False] * (GEN - best - 1),
+                )
     return canvas
 
 
@@ -72,8 +77,16 @@ def test_stopping_early_in_batches_changes_no_label(tiny_model, prompts, recordi
 @pytest.mark.parametrize("block_length", [1, BLOCK])
 def test_up_to_the_block_of_its_end_of_text_an_answer_is_that_of_the_whole_canvas(tiny_model, prompts, block_length):
     """What is behind an end-of-text becomes end-of-text, which only masks of the same block can see."""
-    options = {"policy": FixedPolicy(), "gen_length": GEN, "scheduler": BlocksScheduler(block_length), "batch_size": BATCH}
-    early, whole = (decode(tiny_model, [prompt.text for prompt in prompts], stop=stop, **options) for stop in (EotStop(0.0), NoStop()))
+    options = {
+        "policy": FixedPolicy(),
+        "gen_length": GEN,
+        "scheduler": BlocksScheduler(block_length),
+        "batch_size": BATCH,
+    }
+    early, whole = (
+        decode(tiny_model, [prompt.text for prompt in prompts], stop=stop, **options)
+        for stop in (EotStop(0.0), NoStop())
+    )
     for length, ended, tokens in zip(early.lengths.tolist(), early.tokens.tolist(), whole.tokens.tolist(), strict=True):
         end = (length + 1) // block_length * block_length
         assert ended[:end] == tokens[:end]
@@ -154,8 +167,16 @@ def test_batches_do_not_matter(tiny_model, prompts):
 
 
 def test_watching_does_not_change_the_decode(tiny_model, prompts):
-    texts, options = [prompt.text for prompt in prompts], {"policy": ThresholdPolicy(0.5), "gen_length": GEN, "scheduler": BlocksScheduler(BLOCK)}
-    watched = decode(tiny_model, texts, **options, observer=StateRecorder(torch.zeros(len(texts), GEN).long(), tiny_model.spec.eot_ids, ()))
+    texts, options = (
+        [prompt.text for prompt in prompts],
+        {"policy": ThresholdPolicy(0.5), "gen_length": GEN, "scheduler": BlocksScheduler(BLOCK)},
+    )
+    watched = decode(
+        tiny_model,
+        texts,
+        **options,
+        observer=StateRecorder(torch.zeros(len(texts), GEN).long(), tiny_model.spec.eot_ids, ()),
+    )
     alone = decode(tiny_model, texts, **options)
     assert torch.equal(watched.tokens, alone.tokens)
     assert torch.equal(watched.forwards, alone.forwards)

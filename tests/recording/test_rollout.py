@@ -14,14 +14,27 @@ from tests.recording.helpers import BATCH, BLOCK, GEN, files, make
 def rollout(model, prompts, recording, policy, stop=None):
     references = recording.references_of([prompt.id for prompt in prompts])
     delimiters = recording.manifest["delimiter_ids"]
-    return rollout_tables(model, prompts, references, policy, BlocksScheduler(BLOCK), batch_size=BATCH, delimiter_ids=delimiters, stop=stop)
+    return rollout_tables(
+        model,
+        prompts,
+        references,
+        policy,
+        BlocksScheduler(BLOCK),
+        batch_size=BATCH,
+        delimiter_ids=delimiters,
+        stop=stop,
+    )
 
 
 def test_a_rollout_of_the_oracle_is_the_oracle_recording(tiny_model, prompts, recording, tmp_path):
-    policy = {prompt.id: tokens for prompt, tokens in zip(prompts, torch.tensor(recording.references["tokens"]), strict=True)}
+    policy = {
+        prompt.id: tokens for prompt, tokens in zip(prompts, torch.tensor(recording.references["tokens"]), strict=True)
+    }
 
     def produce(model, chosen):
-        return rollout(model, chosen, recording, OraclePolicy(torch.stack([policy[prompt.id] for prompt in chosen])), NoStop())
+        return rollout(
+            model, chosen, recording, OraclePolicy(torch.stack([policy[prompt.id] for prompt in chosen])), NoStop()
+        )
 
     make(tiny_model, prompts, tmp_path, produce=produce)
     assert files(tmp_path) == files(recording.folder)
@@ -38,6 +51,8 @@ def test_a_rollout_has_the_states_the_policy_meets_and_the_recorded_labels(tiny_
     assert references["oracle_forwards"].tolist() == decoded.forwards.tolist()
     assert references["forwards"].tolist() == recording.references["forwards"][2:5]
     assert references["tokens"].tolist() == recording.references["tokens"][2:5]
-    assert states["prompt_id"] == [prompt.id for prompt, count in zip(chosen, decoded.forwards.tolist(), strict=True) for _ in range(count)]
+    assert states["prompt_id"] == [
+        prompt.id for prompt, count in zip(chosen, decoded.forwards.tolist(), strict=True) for _ in range(count)
+    ]
     right = torch.stack([tokens[name] for name in states["prompt_id"]])
     assert torch.equal(states["label"], (states["confidence"] > 0) & (states["proposal"] == right))

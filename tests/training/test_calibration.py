@@ -13,7 +13,15 @@ from learn2pd.predictors.end_of_text import Ended
 from learn2pd.predictors.networks import Conv
 from learn2pd.predictors.saving import Contract, Predictor
 from learn2pd.statistics.bounds import upper_bound
-from learn2pd.training.calibration import Measured, calibrate_boundary, calibrate_end, calibrate_filter, check_enough, metrics_at, surest_false_stops
+from learn2pd.training.calibration import (
+    Measured,
+    calibrate_boundary,
+    calibrate_end,
+    calibrate_filter,
+    check_enough,
+    metrics_at,
+    surest_false_stops,
+)
 from learn2pd.training.fit import PredictorData
 
 THRESHOLDS = (0.5, 0.9, 0.7, 0.3)
@@ -41,12 +49,17 @@ def test_the_fastest_threshold_within_the_target_is_chosen_and_all_are_kept_as_t
 
 
 def test_a_stricter_target_is_never_faster():
-    found = [calibrate_filter(SIGNAL, measure, THRESHOLDS, **(TARGET | {"target_agreement": target}))[0].threshold for target in (0.7, 0.85, 0.95)]
+    found = [
+        calibrate_filter(SIGNAL, measure, THRESHOLDS, **(TARGET | {"target_agreement": target}))[0].threshold
+        for target in (0.7, 0.85, 0.95)
+    ]
     assert found == sorted(found)
 
 
 def test_a_target_that_nothing_meets_says_so_and_takes_the_strictest():
-    chosen, met = calibrate_filter(SIGNAL, lambda predictor: replace(measure(predictor), agreement=np.full(60, 0.5)), THRESHOLDS, **TARGET)
+    chosen, met = calibrate_filter(
+        SIGNAL, lambda predictor: replace(measure(predictor), agreement=np.full(60, 0.5)), THRESHOLDS, **TARGET
+    )
     assert not met
     assert chosen.threshold == 0.9
 
@@ -110,7 +123,9 @@ class Sure(Conv):
 
 def ended_states(log_odds, masked, length, prompt):
     zeros = torch.zeros(len(log_odds), len(log_odds[0]))
-    columns = dict.fromkeys(("margin", "entropy"), zeros) | {name: zeros.bool() for name in ("proposal", "unchanged", "end_of_text", "delimiter")}
+    columns = dict.fromkeys(("margin", "entropy"), zeros) | {
+        name: zeros.bool() for name in ("proposal", "unchanged", "end_of_text", "delimiter")
+    }
     confidence = torch.tensor(log_odds, dtype=torch.float).sigmoid()
     return columns | {
         "confidence": confidence, "masked": torch.tensor(masked, dtype=torch.bool), "length": torch.tensor(length), "prompt": torch.tensor(prompt),
@@ -157,7 +172,9 @@ def test_a_signal_that_cannot_keep_to_the_false_stops_is_refused():
 
 def test_every_threshold_is_measured_once():
     seen = []
-    calibrate_filter(SIGNAL, lambda predictor: seen.append(predictor.threshold) or measure(predictor), THRESHOLDS, **TARGET)
+    calibrate_filter(
+        SIGNAL, lambda predictor: seen.append(predictor.threshold) or measure(predictor), THRESHOLDS, **TARGET
+    )
     assert sorted(seen) == sorted(THRESHOLDS)
 
 

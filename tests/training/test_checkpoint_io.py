@@ -15,7 +15,11 @@ from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
 IO = SafetensorsCheckpointIO()
 KEYS = st.integers() | st.text("abc_", max_size=3)
 TREES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(KEYS, inner, max_size=3),
     max_leaves=8,
 )
@@ -23,7 +27,12 @@ TREES = st.recursive(
 
 def same(one, other):
     if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and one.shape == other.shape and one.equal(other)
+        return (
+            isinstance(other, torch.Tensor)
+            and one.dtype == other.dtype
+            and one.shape == other.shape
+            and one.equal(other)
+        )
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
@@ -43,7 +52,10 @@ def test_any_tree_of_plain_values_comes_back_with_its_types(tree, tmp_path_facto
 def test_nested_tensors_come_back(tmp_path):
     shared = torch.arange(6.0)
     tree = {
-        "state": {0: {"step": torch.tensor(3), "m": shared[:3]}, 1: {"m": shared[:3], "half": torch.ones(2, dtype=torch.bfloat16)}},
+        "state": {
+            0: {"step": torch.tensor(3), "m": shared[:3]},
+            1: {"m": shared[:3], "half": torch.ones(2, dtype=torch.bfloat16)},
+        },
         "betas": (0.9, 0.98),
         "none": None,
         "turned": torch.arange(6).view(2, 3).T,
@@ -69,7 +81,10 @@ def test_the_file_is_safetensors_and_holds_no_pickle(tmp_path):
     assert not content.startswith((b"PK", b"\x80"))
 
 
-@pytest.mark.parametrize("damage", [lambda c: c[:-3], lambda c: c[:4], lambda c: b"", lambda c: b"PK" + c[2:], lambda c: c[:40] + b"#" * 20 + c[60:]])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda c: c[:-3], lambda c: c[:4], lambda c: b"", lambda c: b"PK" + c[2:], lambda c: c[:40] + b"#" * 20 + c[60:]],
+)
 def test_a_damaged_file_is_named(damage, tmp_path):
     path = tmp_path / "last.ckpt"
     IO.save_checkpoint({"w": torch.ones(20)}, path)

@@ -16,6 +16,7 @@ import torch
 from learn2pd.cli.config import RunConfig
 from learn2pd.cli.stages.calibration import check_target, stage_calibrate
 from learn2pd.cli.stages.comparison import stage_compare
+from learn2pd.cli.stages.components import checkers_of, model_of, prompts_of, usable_prompts
 from learn2pd.cli.stages.recording import dry_run, processes_of, stage_record
 from learn2pd.cli.stages.run_folder import claimed, open_output, write_metrics
 from learn2pd.cli.stages.training import check_training, stage_train
@@ -47,7 +48,12 @@ def run_stages(config: RunConfig, only: str | None = None) -> None:
     if "train" in chosen:
         check_training(config)
     if "calibrate" in chosen:
-        check_target(config)
+        check_target(config, prompts_of(config))
+    prompts = usable_prompts(config, model_of(config))
+    if "calibrate" in chosen:
+        check_target(config, prompts)
+    if set(chosen) - {"record"}:
+        checkers_of(config, prompts)
     with claimed(config) as output:
         open_output(config, output)
         for stage in chosen:

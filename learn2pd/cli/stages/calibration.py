@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from learn2pd.cli.config import RunConfig
-from learn2pd.cli.stages.components import model_of, prompts_of
+from learn2pd.cli.stages.components import model_of, usable_prompts
 from learn2pd.cli.stages.training import check_trained, contract_of, data_of, trained
 from learn2pd.cli.stages.validation import measure_on
 from learn2pd.data.prompts import Prompt
+from learn2pd.errors import UserError
 from learn2pd.evaluation import plots as report
 from learn2pd.predictors.lora import merged, save_adapter
 from learn2pd.predictors.saving import Predictor, save_predictor
@@ -27,24 +28,40 @@ def stage_calibrate(config: RunConfig, output: Path) -> dict[str, Any]:
     check_trained(output)
     recordings = [Recording.load(output / "records")]
     recordings += [Recording.load(output / "rounds" / str(number + 1)) for number in range(config.train.rounds)]
-    prompts = [prompt for prompt in prompts_of(config) if prompt.split == "validation"]
+    prompts = [prompt for prompt in usable_prompts(config, model_of(config)) if prompt.split == "validation"]
     figures: dict[str, Any] = {"filter": _calibrate_filter(config, output, recordings, prompts)}
     for kind in config.train.predictors:
         network = trained(config, output, kind, recordings[0].manifest).network
         predictor = Predictor(kind, network, 0.5, contract_of(recordings[0].manifest, network))
         data = data_of(config, recordings, kind, network)
-        predictor, figures[kind] = CALIBRATIONS[kind](predictor, data, config.calibrate.false_stops, config.calibrate.confidence)
+        predictor, figures[kind] = CALIBRATIONS[kind](
+            predictor, data, config.calibrate.false_stops, config.calibrate.confidence
+        )
         save_predictor(predictor, output / "policy" / kind)
     return figures
 
 
-def check_target(config: RunConfig) -> None:
-    """Raises UserError where the validation prompts are too few for the target, which is known before anything is recorded."""
-    prompts, options = sum(prompt.split == "validation" for prompt in prompts_of(config)), config.calibrate
-    check_enough(prompts, options.target_agreement, options.max_accuracy_drop, options.confidence)
+def check_target(config: RunConfig, prompts: Sequence[Prompt]) -> None:
+    """Raises UserError where the validation prompts are too few for the target, which is known before anything is recorded.
+
+    A target of accuracy counts only prompts that a checker judges.
+    """
+    options = config.calibrate
+    usable = [
+        prompt
+        for prompt in prompts
+        if prompt.split == "validation" and (options.max_accuracy_drop is None or prompt.task)
+    ]
+    if not usable and options.target_agreement is None:
+        raise UserError(
+            "calibrate.max_accuracy_drop: no checker judges these prompts; set calibrate.target_agreement instead"
+        )
+    check_enough(len(usable), options.target_agreement, options.max_accuracy_drop, options.confidence)
 
 
-def _calibrate_filter(config: RunConfig, output: Path, recordings: Sequence[Recording], prompts: Sequence[Prompt]) -> dict[str, Any]:
+def _calibrate_filter(
+    config: RunConfig, output: Path, recordings: Sequence[Recording], prompts: Sequence[Prompt]
+) -> dict[str, Any]:
     options, found = config.calibrate, trained(config, output, "filter", recordings[0].manifest)
     network = found.network if found.adapted is None else merged(found.adapted)
     predictor = Predictor("filter", network, 0.5, contract_of(recordings[0].manifest, network))
@@ -54,7 +71,10 @@ def _calibrate_filter(config: RunConfig, output: Path, recordings: Sequence[Reco
         target_agreement=options.target_agreement, max_accuracy_drop=options.max_accuracy_drop, confidence=options.confidence,
     )  # fmt: skip
     if not met:
-        log.warning("no threshold of calibrate.thresholds keeps to the target on %d validation prompts; the strictest is exported", len(prompts))
+        log.warning(
+            "no threshold of calibrate.thresholds keeps to the target on %d validation prompts; the strictest is exported",
+            len(prompts),
+        )
     probability, label = probabilities(
         network, data_of(config, recordings[1:] or recordings, "filter", network).stream("validation", batch_rows=1024)
     )

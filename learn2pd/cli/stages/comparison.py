@@ -19,13 +19,13 @@ from tqdm.auto import tqdm
 
 from learn2pd import __version__
 from learn2pd.cli.config import MethodConfig, RunConfig, as_dict
-from learn2pd.cli.stages.components import check_prompts, method_of, model_of, prompts_of, sampling_of
+from learn2pd.cli.stages.components import checkers_of, method_of, model_of, sampling_of, usable_prompts
 from learn2pd.data.prompts import Prompt, prompts_digest
-from learn2pd.data.tasks import build_checkers
+from learn2pd.data.tasks import Checker
 from learn2pd.errors import UserError
 from learn2pd.evaluation import plots as report
 from learn2pd.evaluation import tables
-from learn2pd.evaluation.compare import build_rows, measure
+from learn2pd.evaluation.compare import build_rows, measure, score_rows
 from learn2pd.evaluation.curves import compare_families
 from learn2pd.evaluation.outcomes import Labels, Outcome, cached, group_by_task, merge, run_method
 from learn2pd.files import write_json
@@ -46,11 +46,13 @@ def stage_compare(config: RunConfig, output: Path) -> dict[str, Any]:
     if not config.compare.stops:
         raise UserError("compare.stops is empty: list at least one stop rule, such as eot")
     model = model_of(config)
-    prompts = [prompt for prompt in prompts_of(config) if prompt.split == "test"]
-    check_prompts(model, prompts, config.decode.gen_length)
-    outcomes = _compare_outcomes(config, output, model, prompts)
-    fields = measure(outcomes, Bootstrap(config.compare.bootstrap_samples, config.seed))
-    found = {"rows": build_rows(fields)} | compare_families(fields, config.compare.accuracy_margin)
+    prompts = [prompt for prompt in usable_prompts(config, model) if prompt.split == "test"]
+    checkers = checkers_of(config, prompts)
+    outcomes = _compare_outcomes(config, output, model, prompts, checkers)
+    bootstrap = Bootstrap(config.compare.bootstrap_samples, config.seed)
+    fields = measure(outcomes, bootstrap)
+    found = {"rows": build_rows(fields), "scores": score_rows(outcomes, checkers, bootstrap)}
+    found |= compare_families(fields, config.compare.accuracy_margin)
     meta: dict[str, Any] = {
         "model": model.spec.name,
         "model_fingerprint": model.spec.fingerprint,
@@ -67,7 +69,7 @@ def stage_compare(config: RunConfig, output: Path) -> dict[str, Any]:
         "dtype": config.model.dtype,
     }
     write_json(output / "compare.json", {"meta": meta} | found)
-    (output / "compare.md").write_text(tables.markdown(found, meta))
+    (output / "compare.md").write_text(tables.markdown(found, meta), encoding="utf-8")
     plots = output / "plots"
     plots.mkdir(exist_ok=True)
     report.plot_tradeoff(found, plots / "tradeoff.png", config.compare.accuracy_margin)
@@ -94,10 +96,14 @@ def expand_sweeps(methods: list[MethodConfig]) -> list[tuple[str, MethodConfig]]
             continue
         values = next(iter(method.sweep.values()))
         if len(method.sweep) != 1 or not isinstance(values, list) or not values:
-            raise UserError(f"compare.methods: sweep={method.sweep!r} of {method.name!r}: expected one option with a list of values")
+            raise UserError(
+                f"compare.methods: sweep={method.sweep!r} of {method.name!r}: expected one option with a list of values"
+            )
         (option,) = method.sweep
         for value in values:
-            chosen = dataclasses.replace(method, name=f"{method.name} {value}", options=method.options | {option: value}, sweep={})
+            chosen = dataclasses.replace(
+                method, name=f"{method.name} {value}", options=method.options | {option: value}, sweep={}
+            )
             found.append((method.name, chosen))
     names = [method.name for _, method in found]
     twice = [name for name in names if names.count(name) > 1]
@@ -119,15 +125,21 @@ def _check_groups(methods: list[MethodConfig]) -> None:
                 )
 
 
-def _compare_outcomes(config: RunConfig, output: Path, model: Model, prompts: list[Prompt]) -> list[Outcome]:
-    decoding, checkers = config.decode, build_checkers(config.data.run_generated_code)
+def _compare_outcomes(
+    config: RunConfig, output: Path, model: Model, prompts: list[Prompt], checkers: dict[str, Checker]
+) -> list[Outcome]:
+    decoding = config.decode
     groups = group_by_task(prompts)
     folder = Path(config.compare.policy) if config.compare.policy else output / "policy"
     methods = expand_sweeps(config.compare.methods)
     if any(method.policy == "oracle" for _, method in methods) and methods[0][1].policy != "fixed":
-        raise UserError("compare.methods: 'oracle' needs a method with policy 'fixed' at the head of the list, whose answers it knows")
+        raise UserError(
+            "compare.methods: 'oracle' needs a method with policy 'fixed' at the head of the list, whose answers it knows"
+        )
     runs = [  # all of them built before the first one runs: a mistake in the last line must not cost an hour
-        (stop, family, method, method_of(config, model, folder, method, stop)) for stop in config.compare.stops for family, method in methods
+        (stop, family, method, method_of(config, model, folder, method, stop))
+        for stop in config.compare.stops
+        for family, method in methods
     ]
     references: dict[tuple[str, str], torch.Tensor] = {}  # by stop rule and task
     outcomes: list[Outcome] = []
@@ -173,17 +185,23 @@ def _file_name(*names: str) -> str:
 
 def outcome_key(model: Model, prompts: list[Prompt], config: RunConfig, method: Method) -> str:
     """Everything an outcome depends on, hashed: the names of a method are no part of it, the package's version is."""
-    decoding = {key: value for key, value in as_dict(config)["decode"].items() if key != "stop_floor"}  # the method's stop rule holds it
+    decoding = {
+        key: value for key, value in as_dict(config)["decode"].items() if key != "stop_floor"
+    }  # the method's stop rule holds it
     depends = [
         __version__, model.spec.fingerprint, config.model.dtype, prompts_digest(prompts), decoding, config.seed, method.fingerprint,
-        config.data.run_generated_code,
+        config.data.run_generated_code, [[prompt.task, prompt.facts] for prompt in prompts],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(depends).encode()).hexdigest()
 
 
 def _plot_one_answer(model: Model, outcomes: list[Outcome], path: Path) -> None:
     """The heat map for the prompt whose answer has the median length, under the first stop rule."""
-    shown = [outcome for outcome in outcomes if outcome.labels.task == "all" and outcome.labels.stop == outcomes[0].labels.stop]
+    shown = [
+        outcome
+        for outcome in outcomes
+        if outcome.labels.task == "all" and outcome.labels.stop == outcomes[0].labels.stop
+    ]
     prompt = int(shown[0].lengths.argsort(kind="stable")[len(shown[0].lengths) // 2])
     lines = []
     for outcome in shown:

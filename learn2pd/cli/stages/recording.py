@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from learn2pd.cli.config import RunConfig, identity
-from learn2pd.cli.stages.components import check_prompts, model_of, prompts_of
+from learn2pd.cli.stages.components import model_of, usable_prompts
 from learn2pd.cli.stages.run_folder import read_metrics
 from learn2pd.data.prompts import Prompt
 from learn2pd.models.delimiters import newline_ids
@@ -33,10 +33,12 @@ def processes_of(config: RunConfig) -> Processes:
 
 
 def recorded_prompts(config: RunConfig, model: Model) -> list[Prompt]:
-    """Raises UserError for one that the model does not take."""
-    prompts = [prompt for prompt in prompts_of(config) if prompt.split != "test"]
-    check_prompts(model, prompts, config.decode.gen_length)
-    return prompts
+    """The train and validation prompts; test prompts are checked with them, since hours later they must fit too.
+
+    Raises:
+        UserError: one that the model does not take, of any split.
+    """
+    return [prompt for prompt in usable_prompts(config, model) if prompt.split != "test"]
 
 
 def stage_record(config: RunConfig, output: Path) -> dict[str, Any] | None:
@@ -54,7 +56,9 @@ def stage_record(config: RunConfig, output: Path) -> dict[str, Any] | None:
         delimiter_ids=newline_ids(model.tokenizer),
     )  # fmt: skip
     open_recording(folder, _described(config, model, prompts))
-    figures = record(model, prompts, folder, produce, shard_prompts=config.record.shard_prompts, leads=processes.rank == 0)
+    figures = record(
+        model, prompts, folder, produce, shard_prompts=config.record.shard_prompts, leads=processes.rank == 0
+    )
     torch.set_num_threads(threads)
     if processes.rank:
         return None
@@ -73,7 +77,13 @@ def record_round(config: RunConfig, output: Path, number: int, policy: FilterPol
     def produce(model: Model, prompts: Sequence[Prompt]) -> Tables:
         references = recording.references_of([prompt.id for prompt in prompts])
         return rollout_tables(
-            model, prompts, references, policy, scheduler, batch_size=config.decode.batch_size, delimiter_ids=recording.manifest["delimiter_ids"]
+            model,
+            prompts,
+            references,
+            policy,
+            scheduler,
+            batch_size=config.decode.batch_size,
+            delimiter_ids=recording.manifest["delimiter_ids"],
         )
 
     by = {"round": number, "policy_fingerprint": policy.predictor.fingerprint, "threshold": policy.threshold}

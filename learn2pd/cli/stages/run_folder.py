@@ -16,7 +16,19 @@ from learn2pd.errors import UserError
 from learn2pd.files import write_json
 
 RUN_FILE, METRICS_FILE, LOCK_FILE = "run.json", "metrics.json", ".lock"
-OUTPUTS = (RUN_FILE, METRICS_FILE, "records", "rounds", "train", "policy", "compare", "compare.json", "compare.md", "plots", "pretrain")
+OUTPUTS = (
+    RUN_FILE,
+    METRICS_FILE,
+    "records",
+    "rounds",
+    "train",
+    "policy",
+    "compare",
+    "compare.json",
+    "compare.md",
+    "plots",
+    "pretrain",
+)
 
 
 @contextlib.contextmanager
@@ -32,7 +44,9 @@ def claimed(config: Any) -> Iterator[Path]:
         output.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise UserError(f"output_dir={config.output_dir}: another run is writing there; wait for its end or choose another output_dir") from error
+        raise UserError(
+            f"output_dir={config.output_dir}: another run is writing there; wait for its end or choose another output_dir"
+        ) from error
     except OSError as error:
         raise UserError(f"output_dir={config.output_dir}: cannot be written ({error.strerror})") from error
     try:
@@ -54,7 +68,7 @@ def open_output(config: Any, output: Path) -> None:
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
     path = output / RUN_FILE
     if path.is_file() and not config.resume:
-        changed = differences(json.loads(path.read_text()), described)
+        changed = differences(json.loads(path.read_text(encoding="utf-8")), described)
         if changed:
             shown = "; ".join(changed[:4]) + ("; ..." if len(changed) > 4 else "")
             ways = "overwrite=true to start again" if config.job == "embedded" else "resume=true or overwrite=true"
@@ -68,7 +82,7 @@ def open_output(config: Any, output: Path) -> None:
 
 def read_metrics(output: Path) -> dict[str, Any]:
     path = output / METRICS_FILE
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def write_metrics(output: Path, stage: str, figures: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from peft import PeftModel
 
 from learn2pd.cli.config import RunConfig
-from learn2pd.cli.stages.components import model_of, prompts_of
+from learn2pd.cli.stages.components import model_of, usable_prompts
 from learn2pd.cli.stages.recording import record_round
 from learn2pd.cli.stages.run_folder import read_metrics
 from learn2pd.cli.stages.validation import measure_on
@@ -51,13 +51,16 @@ def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
     if {"rounds", *config.train.predictors} <= read_metrics(output).get("train", {}).keys():
         log.info("already trained: %s", output / "train")
         return None
-    oracle, validation = Recording.load(output / "records"), [prompt for prompt in prompts_of(config) if prompt.split == "validation"]
-    measure = measure_on(config, model_of(config), validation, oracle)
+    oracle, model = Recording.load(output / "records"), model_of(config)
+    validation = [prompt for prompt in usable_prompts(config, model) if prompt.split == "validation"]
+    measure = measure_on(config, model, validation, oracle)
     visited: list[Recording] = []
     rounds: list[dict[str, Any]] = []
     for number in range(config.train.rounds + 1):
         base = start(config, "filter", oracle.manifest).base if number == 0 and config.train.rounds else None
-        network, figures = (base.network, {}) if base else _trained(config, visited or [oracle], output, "filter", f"round-{number}")
+        network, figures = (
+            (base.network, {}) if base else _trained(config, visited or [oracle], output, "filter", f"round-{number}")
+        )
         predictor = Predictor("filter", network, config.train.rollout_threshold, contract_of(oracle.manifest, network))
         rounds.append({"round": number, **figures, **_alone(measure(predictor))})
         if number < config.train.rounds:
@@ -127,7 +130,9 @@ def base_of(config: RunConfig) -> Predictor:
         UserError: `policy` is not set, missing, or no filter.
     """
     if config.policy is None:
-        raise UserError(f"policy is not set: train.start={config.train.start} begins with a trained filter; give policy=FOLDER")
+        raise UserError(
+            f"policy is not set: train.start={config.train.start} begins with a trained filter; give policy=FOLDER"
+        )
     return load_predictor(config.policy, "filter")
 
 
@@ -144,7 +149,13 @@ def check_same(base: Predictor, manifest: dict[str, Any]) -> None:
 
 def data_of(config: RunConfig, recordings: Sequence[Recording], kind: str, network: PredictorNetwork) -> PredictorData:
     """What a predictor is trained and judged on."""
-    return PredictorData(recordings, QUESTIONS[kind].of(recordings[0].manifest, config.train.loss_on), network, config.train.batch_rows, config.seed)
+    return PredictorData(
+        recordings,
+        QUESTIONS[kind].of(recordings[0].manifest, config.train.loss_on),
+        network,
+        config.train.batch_rows,
+        config.seed,
+    )
 
 
 def contract_of(manifest: dict[str, Any], network: PredictorNetwork) -> Contract:
@@ -177,17 +188,24 @@ def trained(config: RunConfig, output: Path, kind: str, manifest: dict[str, Any]
     return found
 
 
-def _trained(config: RunConfig, recordings: Sequence[Recording], output: Path, kind: str, name: str) -> tuple[PredictorNetwork, dict[str, Any]]:
+def _trained(
+    config: RunConfig, recordings: Sequence[Recording], output: Path, kind: str, name: str
+) -> tuple[PredictorNetwork, dict[str, Any]]:
     """Train, or take what an interrupted run had finished."""
     folder, options, begun = output / "train" / name, config.train, start(config, kind, recordings[0].manifest)
     network = begun.network
     done = folder / "done.json"
     if done.is_file():
         _load(network, folder)
-        return network, json.loads(done.read_text())
+        return network, json.loads(done.read_text(encoding="utf-8"))
     data, started = data_of(config, recordings, kind, network), time.perf_counter()
     data.prepare(normalise=begun.base is None)
-    figures = train_predictor(network, data, folder, Recipe(options.learning_rate, options.weight_decay, options.max_epochs, options.patience_epochs))
+    figures = train_predictor(
+        network,
+        data,
+        folder,
+        Recipe(options.learning_rate, options.weight_decay, options.max_epochs, options.patience_epochs),
+    )
     figures["train_seconds"] = round(time.perf_counter() - started, 2)
     figures["parameters"] = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     write_json(done, figures)

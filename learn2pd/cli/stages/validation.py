@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from learn2pd.cli.config import RunConfig
-from learn2pd.data.prompts import Prompt
-from learn2pd.data.tasks import build_checkers
+from learn2pd.cli.stages.components import checkers_of
+from learn2pd.data.prompts import Prompt, encoded
 from learn2pd.decoding import decode
 from learn2pd.evaluation.compare import agreement
 from learn2pd.models.loading import Model
@@ -20,26 +21,35 @@ from learn2pd.stops.eot import EotStop
 from learn2pd.training.calibration import Measured
 
 
-def measure_on(config: RunConfig, model: Model, prompts: Sequence[Prompt], recording: Recording) -> Callable[[Predictor], Measured]:
+def measure_on(
+    config: RunConfig, model: Model, prompts: Sequence[Prompt], recording: Recording
+) -> Callable[[Predictor], Measured]:
     """How a predictor's decodes of the prompts compare with their recorded reference answers."""
     known = recording.references_of([prompt.id for prompt in prompts]).with_format("numpy")
     reference, lengths = known["tokens"][:], known["length"][:]
-    checkers = build_checkers(config.data.run_generated_code)
+    checkers = checkers_of(config, prompts)
 
-    def verdicts(texts: Sequence[str]) -> list[bool | None]:
-        return [checkers[prompt.task].check(prompt.facts, text).correct if prompt.task else None for prompt, text in zip(prompts, texts, strict=True)]
+    def verdicts(texts: Sequence[str]) -> np.ndarray[Any, Any]:
+        """[J] 1 right, 0 wrong, of the answers that a checker judges."""
+        judged = [(prompt, text) for prompt, text in zip(prompts, texts, strict=True) if prompt.task]
+        return np.array(
+            [checkers[str(prompt.task)].check(prompt.facts, text).correct for prompt, text in judged], float
+        )
 
-    answers = [model.tokenizer.decode(row[:length], skip_special_tokens=True) for row, length in zip(reference, lengths.tolist(), strict=True)]
+    answers = [
+        model.tokenizer.decode(row[:length], skip_special_tokens=True)
+        for row, length in zip(reference, lengths.tolist(), strict=True)
+    ]
     before = verdicts(answers)
 
     def measure(predictor: Predictor) -> Measured:
         result = decode(
-            model, [prompt.text for prompt in prompts], policy=FilterPolicy(predictor), scheduler=BlocksScheduler(config.decode.block_length),
+            model, encoded(model, prompts), policy=FilterPolicy(predictor), scheduler=BlocksScheduler(config.decode.block_length),
             stop=EotStop(config.decode.stop_floor), gen_length=config.decode.gen_length, batch_size=config.decode.batch_size,
         )  # fmt: skip
-        drop = None
-        if None not in before:
-            drop = np.array(before, float) - np.array(verdicts(result.texts), float)
-        return Measured(agreement(result.tokens.numpy(), reference, lengths), drop, result.lengths.numpy(), result.forwards.numpy())
+        drop = before - verdicts(result.texts) if len(before) else None
+        return Measured(
+            agreement(result.tokens.numpy(), reference, lengths), drop, result.lengths.numpy(), result.forwards.numpy()
+        )
 
     return measure

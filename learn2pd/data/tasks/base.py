@@ -1,9 +1,11 @@
-"""What a built-in task is: problems drawn from a generator, answers judged by a checker.
+"""What a task is: answers judged by a checker and, of the built-in tasks, problems drawn from a generator.
 
-A task knows nothing of models or tokens. Every problem has *many* equally good answers (wording, order, names, layout); the choices
-must agree within one answer, which is what makes parallel decoding hard, and every checker accepts each of them and rejects a mixture.
+A task knows nothing of models or tokens. Every problem has *many* equally good answers (wording, order, names, layout);
+the choices must agree within one answer, which is what makes parallel decoding hard, and every checker accepts each of
+them and rejects a mixture.
 
-Splits are disjoint by content: the facts of a problem, not its wording, decide by hash whether it is train, validation or test, and one
+Splits are disjoint by content: the facts of a problem, not its wording, decide by hash whether it is train, validation
+    or test, and one
 in eight *combinations* (sequences of operations, sets of fields) is kept for the test split alone.
 """
 
@@ -12,9 +14,14 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learn2pd.data.sandbox import Sandbox
 
 SPLITS = ("train", "validation", "test")
 HELD_OUT_EVERY = 4  # each fourth test problem shows a combination that training never saw
@@ -38,19 +45,53 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verdict:
+    """The judgement of one answer."""
+
     correct: bool
     reason: str = ""  # one line, empty when correct
     counts: dict[str, int] = field(default_factory=dict)  # how near the answer comes, where the checker says so
 
 
 class Checker(Protocol):
+    """Judges answers."""
+
     name: str
+
+    def facts(self, prompt: str, answer: str) -> dict[str, Any]:
+        """What `check` needs, out of a prompt and a reference answer; JSON values only, and nothing where they leave
+        nothing to judge.
+
+        Raises:
+            ValueError: the reference answer is no answer of this task, so that its prompt is not to be used.
+        """
 
     def check(self, facts: dict[str, Any], text: str) -> Verdict:
         """Judge any text; never raises on model output."""
 
 
+@runtime_checkable
+class ProgramChecker(Checker, Protocol):
+    """Judges programs by running them."""
+
+    sandbox: Sandbox
+
+
+@runtime_checkable
+class ScoringChecker(Checker, Protocol):
+    """Says beside right and wrong how near answers come."""
+
+    def shares(self, totals: Mapping[str, NDArray[np.float64]], answers: int) -> dict[str, NDArray[np.float64]]:
+        """Scores by name, out of the sums of the counts of verdicts.
+
+        Args:
+            totals: sums by name of the count; each an array with one sum for each resample.
+            answers: how many verdicts are in a sum.
+        """
+
+
 class Task(Checker, Protocol):
+    """A checker that also generates its problems."""
+
     def draw(self, rng: random.Random) -> tuple[dict[str, Any], str]:
         """Facts of a new problem and the combination they show."""
 
@@ -101,7 +142,9 @@ def problems(task: Task, split: str, seed: int) -> Iterator[Problem]:
         if split_of(task.name, facts, combination) != split or held_out != want_held_out:
             continue
         content = json.dumps(facts, sort_keys=True)
-        if split != "train":  # the training stream is endless: repeats are rare there and a growing set is not worth them
+        if (
+            split != "train"
+        ):  # the training stream is endless: repeats are rare there and a growing set is not worth them
             if content in seen:
                 continue
             seen.add(content)

@@ -1,15 +1,19 @@
-"""Task `slots`: a spoken request to a flat JSON record, an intent and the slots that the request fills (as in the SNIPS benchmark).
+"""Task `slots`: a spoken request to a flat JSON record, an intent and the slots that the request fills (as in the SNIPS
+benchmark).
 
-Two records are equal if they have the same keys with the same values, whatever the order of the keys and the layout. Beside the verdict the
-checker reports how near an answer comes: whether it is JSON, whether the intent is right, and slots for slot F1 (a slot counts as right when
-its name and its value are).
+Two records are equal if they have the same keys with the same values, whatever the order of the keys and the layout.
+Beside the verdict the checker reports how near an answer comes: whether it is JSON, whether the intent is right, and
+slots for slot F1 (a slot counts as right when its name and its value are).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from learn2pd.data.tasks.base import Verdict
 
@@ -21,7 +25,8 @@ def parse_record(text: str) -> Record:
     """The record of a JSON text.
 
     Raises:
-        ValueError: it is not JSON, not an object, has a key twice, no intent, or a value that is neither a text nor a list of texts.
+        ValueError: it is not JSON, not an object, has a key twice, no intent, or a value that is neither a text nor a
+            list of texts.
     """
     try:
         record = json.loads(text, object_pairs_hook=unique_keys)
@@ -86,7 +91,11 @@ class SlotsTask:
         try:
             record = parse_record(text.strip())
         except ValueError as error:
-            return Verdict(False, str(error), {"valid": 0, "intent": 0, "slots_right": 0, "slots_given": 0, "slots_expected": len(expected)})
+            return Verdict(
+                False,
+                str(error),
+                {"valid": 0, "intent": 0, "slots_right": 0, "slots_given": 0, "slots_expected": len(expected)},
+            )
         given = _pairs(record)
         counts = {
             "valid": 1,
@@ -100,14 +109,20 @@ class SlotsTask:
         return Verdict(False, "the record differs from the facts", counts)
 
     def scores(self, counts: Sequence[dict[str, int]]) -> dict[str, float]:
-        """Shares over many answers, out of the counts of their verdicts; slot F1 is micro-averaged."""
-        total = {name: sum(entry[name] for entry in counts) for name in counts[0]}
-        both = total["slots_given"] + total["slots_expected"]
-        return {
-            "valid JSON": total["valid"] / len(counts),
-            "intent": total["intent"] / len(counts),
-            "slot F1": 2 * total["slots_right"] / both if both else 1.0,
-        }
+        """The shares of many answers, out of the counts of their verdicts."""
+        totals = {name: np.array([float(sum(entry[name] for entry in counts))]) for name in counts[0]}
+        return {name: float(values[0]) for name, values in self.shares(totals, len(counts)).items()}
+
+    def shares(self, totals: Mapping[str, NDArray[np.float64]], answers: int) -> dict[str, NDArray[np.float64]]:
+        """Shares over many answers; slot F1 is micro-averaged, and 1 where neither side has a slot.
+
+        Args:
+            totals: the sums of the counts of the verdicts, by name; each an array with a sum for each resample.
+            answers: how many verdicts there are in a sum.
+        """
+        both = totals["slots_given"] + totals["slots_expected"]
+        f1 = np.divide(2 * totals["slots_right"], both, out=np.ones_like(both), where=both > 0)
+        return {"valid JSON": totals["valid"] / answers, "intent": totals["intent"] / answers, "slot F1": f1}
 
 
 def _pairs(record: Record) -> set[tuple[str, str]]:

@@ -59,7 +59,12 @@ class JsonTask:
     def _field_words(field: str, value: Any, rng: random.Random) -> str:
         if field == "likes":
             entries = rng.sample(value, len(value))
-            return rng.choice(["likes ", "enjoys "]) + ", ".join(entries[:-1]) + (" and " if len(entries) > 1 else "") + entries[-1]
+            return (
+                rng.choice(["likes ", "enjoys "])
+                + ", ".join(entries[:-1])
+                + (" and " if len(entries) > 1 else "")
+                + entries[-1]
+            )
         if field == "pet":
             return rng.choice(["has a {kind} called {name}", "owns a {kind} called {name}"]).format(**value)
         choices = {
@@ -81,6 +86,17 @@ class JsonTask:
         if isinstance(value, dict):
             return {key: self._shuffled(value[key], rng) for key in rng.sample(list(value), len(value))}
         return rng.sample(value, len(value)) if isinstance(value, list) else value
+
+    def facts(self, prompt: str, answer: str) -> dict[str, Any]:
+        """The record of a reference answer in JSON.
+
+        Raises:
+            ValueError: it is not JSON, or nested too deeply.
+        """
+        try:
+            return {"record": json.loads(answer)}
+        except RecursionError as error:
+            raise ValueError("the answer is nested too deeply") from error
 
     def check(self, facts: dict[str, Any], text: str) -> Verdict:
         text = text.strip()

@@ -118,7 +118,9 @@ class CodeTask:
         else:
             parts = [(TEXTS if kind == "text" else NUMBERS, step) for step in facts["steps"]]
         words = [rng.choice(table[step[0]][0]).format(k=step[1]) for table, step in parts]
-        return f"{rng.choice(['Write a function for', 'Python function for'])} {subject}: " + ", then ".join(words) + "."
+        return (
+            f"{rng.choice(['Write a function for', 'Python function for'])} {subject}: " + ", then ".join(words) + "."
+        )
 
     def answer(self, facts: dict[str, Any], rng: random.Random) -> str:
         kind = facts["kind"]
@@ -145,7 +147,12 @@ class CodeTask:
         if style == "assigned":
             return [f"{result} = {comprehension}", f"return {finish(result)}"]
         inner = [f"if {condition}:", f"    {result}.append({value})"] if condition else [f"{result}.append({value})"]
-        return [f"{result} = []", f"for {element} in {parameter}:", *(f"    {line}" for line in inner), f"return {finish(result)}"]
+        return [
+            f"{result} = []",
+            f"for {element} in {parameter}:",
+            *(f"    {line}" for line in inner),
+            f"return {finish(result)}",
+        ]
 
     @staticmethod
     def _chain_body(steps: list[Step], operations: dict[str, Any], parameter: str, rng: random.Random) -> list[str]:
@@ -162,6 +169,10 @@ class CodeTask:
             lines.append(f"{result} = {_fill(operations[step[0]][1], step, source)}")
             source = result
         return [*lines, f"return {result}"]
+
+    def facts(self, prompt: str, answer: str) -> dict[str, Any]:
+        """Raises ValueError: what makes an answer right is known to the generator of the problem alone."""
+        raise ValueError("the task 'code' judges the problems of its own generator only")
 
     def check(self, facts: dict[str, Any], text: str) -> Verdict:
         meanings: dict[str, Callable[..., Any]] = {"number": _number_result, "text": _text_result, "list": _list_result}

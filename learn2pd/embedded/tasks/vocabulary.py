@@ -1,6 +1,17 @@
 """Words the generators of `math` and `json` share. Few, because a laptop trains the model that has to know them."""
 
-PEOPLE = {"Mia": "She", "Leo": "He", "Ana": "She", "Tom": "He", "Zoe": "She", "Max": "He", "Eva": "She", "Sam": "He", "Ida": "She", "Ben": "He"}
+PEOPLE = {
+    "Mia": "She",
+    "Leo": "He",
+    "Ana": "She",
+    "Tom": "He",
+    "Zoe": "She",
+    "Max": "He",
+    "Eva": "She",
+    "Sam": "He",
+    "Ida": "She",
+    "Ben": "He",
+}
 ITEMS = ["pears", "books", "coins", "cards", "eggs", "pens", "shells", "stamps"]
 CITIES = ["Oslo", "Rome", "Paris", "Lima", "Cairo", "Delhi", "Kyoto", "Bern"]
 JOBS = ["nurse", "baker", "pilot", "judge", "cook", "singer", "farmer", "teacher"]

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learn2pd.data.sandbox import SandboxRefused
-from learn2pd.data.tasks import SPLITS, TASK_NAMES, build_task, problems
+from learn2pd.data.tasks import SPLITS, problems
 from learn2pd.data.tasks.base import is_held_out
 from learn2pd.embedded.tasks.json_records import LAYOUTS
+from learn2pd.registry import GENERATED_TASKS, build_task
 
 DRAWN = 200
 
@@ -24,7 +25,9 @@ def drawn(name, split="train", seed=0, count=DRAWN):
 
 def styled(name, style, count=60):
     """Problems of `math` or `json` whose answer satisfies `style`."""
-    return list(itertools.islice((problem for problem in problems(build_task(name), "train", 1) if style(problem)), count))
+    return list(
+        itertools.islice((problem for problem in problems(build_task(name), "train", 1) if style(problem)), count)
+    )
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -52,21 +55,29 @@ def test_a_wrong_function_is_rejected():
         assert not task.check(problem.facts, problem.answer.replace("return ", "return 7 if ") + " else 8").correct
 
 
-@pytest.mark.parametrize("name", TASK_NAMES)
+@pytest.mark.parametrize("name", GENERATED_TASKS)
 def test_streams_are_deterministic_and_differ_by_seed(name):
     assert drawn(name, count=50) == drawn.__wrapped__(name, count=50)
-    assert [problem.facts for problem in drawn(name, count=50)] != [problem.facts for problem in drawn(name, seed=1, count=50)]
+    assert [problem.facts for problem in drawn(name, count=50)] != [
+        problem.facts for problem in drawn(name, seed=1, count=50)
+    ]
 
 
-@pytest.mark.parametrize("name", TASK_NAMES)
+@pytest.mark.parametrize("name", GENERATED_TASKS)
 def test_splits_share_no_content_whatever_the_seed(name):
-    contents = {split: {json.dumps(p.facts, sort_keys=True) for seed in (0, 1) for p in drawn(name, split, seed)} for split in SPLITS}
+    contents = {
+        split: {json.dumps(p.facts, sort_keys=True) for seed in (0, 1) for p in drawn(name, split, seed)}
+        for split in SPLITS
+    }
     for one, other in itertools.combinations(SPLITS, 2):
         assert not contents[one] & contents[other]
-    assert all(len(drawn(name, split)) == len({json.dumps(p.facts, sort_keys=True) for p in drawn(name, split)}) for split in ("validation", "test"))
+    assert all(
+        len(drawn(name, split)) == len({json.dumps(p.facts, sort_keys=True) for p in drawn(name, split)})
+        for split in ("validation", "test")
+    )
 
 
-@pytest.mark.parametrize("name", TASK_NAMES)
+@pytest.mark.parametrize("name", GENERATED_TASKS)
 def test_held_out_combinations_occur_in_the_test_split_alone_and_fill_a_quarter_of_it(name):
     for split in SPLITS:
         held_out = [problem.held_out for problem in drawn(name, split)]
@@ -74,7 +85,7 @@ def test_held_out_combinations_occur_in_the_test_split_alone_and_fill_a_quarter_
         assert sum(held_out) == (DRAWN // 4 if split == "test" else 0)
 
 
-@pytest.mark.parametrize("name", TASK_NAMES)
+@pytest.mark.parametrize("name", GENERATED_TASKS)
 def test_an_unknown_name_is_refused_by_name(name):
     with pytest.raises(ValueError, match=r"'training'.*train, validation, test"):
         next(problems(build_task(name), "training", 0))
@@ -102,7 +113,11 @@ def test_math_accepts_another_wording_throughout_and_rejects_a_mixture(verb):
 def test_math_rejects_steps_that_begin_differently():
     task = build_task("math")
     for problem in styled("math", lambda p: f"\n{p.answer}".count("\n- ") >= 2):
-        before, after = problem.answer.rsplit("- ", 1) if problem.answer.rindex("- ") == problem.answer.rindex("\n- ") + 1 else ("", "")
+        before, after = (
+            problem.answer.rsplit("- ", 1)
+            if problem.answer.rindex("- ") == problem.answer.rindex("\n- ") + 1
+            else ("", "")
+        )
         if after:
             assert not task.check(problem.facts, before + after).correct
         assert task.check(problem.facts, f"\n{problem.answer}".replace("\n- ", "\n")).correct
@@ -132,10 +147,14 @@ def test_math_rejects_a_wrong_last_number_wrong_arithmetic_and_a_missing_step():
         if problem.answer.count(" = ") == 1:
             step = next(line for line in problem.answer.split("\n") if " = " in line)
             number = step.split(" = ")[1].split(" ")[0]
-            assert not task.check(problem.facts, problem.answer.replace(f" = {number}", f" = {int(number) + 1}")).correct
+            assert not task.check(
+                problem.facts, problem.answer.replace(f" = {number}", f" = {int(number) + 1}")
+            ).correct
 
 
-@pytest.mark.parametrize("digits", ["1" * 5000, "١٢", "007", "²"], ids=["thousands", "other script", "leading zero", "superscript"])
+@pytest.mark.parametrize(
+    "digits", ["1" * 5000, "١٢", "007", "²"], ids=["thousands", "other script", "leading zero", "superscript"]
+)
 def test_math_takes_only_plain_numbers(digits):
     """int() raises on the first and reads the second."""
     facts = {"name": "Mia", "item": "pears", "start": 5, "events": [["gain", 7]]}
@@ -176,7 +195,9 @@ def test_json_rejects_a_repeated_key_a_wrong_value_and_a_missing_one():
         record = problem.facts["record"]
         text = json.dumps(record)
         name = (record[0] if isinstance(record, list) else record)["name"]
-        assert not task.check(problem.facts, text.replace(f'"name": "{name}"', f'"name": "{name}", "name": "{name}"', 1)).correct
+        assert not task.check(
+            problem.facts, text.replace(f'"name": "{name}"', f'"name": "{name}", "name": "{name}"', 1)
+        ).correct
         assert not task.check(problem.facts, text.replace(f'"{name}"', '"Zed"', 1)).correct
         assert not task.check(problem.facts, text.replace(f'"name": "{name}", ', "", 1)).correct
         assert not task.check(problem.facts, text[:-1]).correct
@@ -186,7 +207,9 @@ def test_json_rejects_rows_that_order_their_keys_differently_or_come_in_another_
     task = build_task("json")
     for problem in styled("json", lambda p: isinstance(p.facts["record"], list)):
         rows = problem.facts["record"]
-        assert not task.check(problem.facts, json.dumps([rows[0], *(dict(reversed(row.items())) for row in rows[1:])])).correct
+        assert not task.check(
+            problem.facts, json.dumps([rows[0], *(dict(reversed(row.items())) for row in rows[1:])])
+        ).correct
         assert not task.check(problem.facts, json.dumps(rows[::-1])).correct
 
 
@@ -200,10 +223,12 @@ def test_json_tells_a_number_from_a_string_and_from_a_truth_value():
 
 @given(
     text=st.text(max_size=80)
-    | st.sampled_from(["{", "[]", "null", "####", "def f(x):", "[" * 100_000, "\ud800", "\0", "def f(x):\n    return " + "-" * 9999])
+    | st.sampled_from(
+        ["{", "[]", "null", "####", "def f(x):", "[" * 100_000, "\ud800", "\0", "def f(x):\n    return " + "-" * 9999]
+    )
 )
 def test_checking_never_raises_on_any_text(text):
-    for name in TASK_NAMES:
+    for name in GENERATED_TASKS:
         task = build_task(name, run_generated_code=True)
         for problem in PROBLEMS[name]:
             assert not task.check(problem.facts, text).correct
@@ -215,10 +240,12 @@ def test_checking_never_raises_on_a_damaged_answer(data):
         problem = data.draw(st.sampled_from(PROBLEMS[name]))
         start = data.draw(st.integers(0, len(problem.answer)))
         stop = data.draw(st.integers(start, len(problem.answer)))
-        build_task(name).check(problem.facts, problem.answer[:start] + data.draw(st.text(max_size=5)) + problem.answer[stop:])
+        build_task(name).check(
+            problem.facts, problem.answer[:start] + data.draw(st.text(max_size=5)) + problem.answer[stop:]
+        )
 
 
-PROBLEMS = {name: drawn(name, count=5) for name in TASK_NAMES}
+PROBLEMS = {name: drawn(name, count=5) for name in GENERATED_TASKS}
 
 
 def test_code_is_not_judged_without_permission():

@@ -86,8 +86,12 @@ def test_log_odds_tell_sure_from_surer():
 def test_a_step_is_observed_as_it_is():
     spec = ModelSpec("hand-made", 1, (9,), 0, 400, 512, False, "")
     state = DecodeState.start([[5, 6]], 4, spec)
-    state = state.commit(Commit(torch.tensor([[True, False, False, False]])), torch.tensor([[9, 0, 0, 0]]), spec.mask_id)
-    prediction = Prediction(torch.tensor([[7, 9, 3, 0]]), torch.tensor([[0.2, 0.3, 0.4, 0.0]]), torch.tensor([[False, True, True, False]]))
+    state = state.commit(
+        Commit(torch.tensor([[True, False, False, False]])), torch.tensor([[9, 0, 0, 0]]), spec.mask_id
+    )
+    prediction = Prediction(
+        torch.tensor([[7, 9, 3, 0]]), torch.tensor([[0.2, 0.3, 0.4, 0.0]]), torch.tensor([[False, True, True, False]])
+    )
     later = replace(state, previous=torch.tensor([[7, 9, 2, 0]]))
     found = observe(later, prediction, eot_ids=(9,), delimiter_ids=(3,))
     assert found["masked"].tolist() == [[False, True, True, True]]

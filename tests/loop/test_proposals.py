@@ -50,7 +50,9 @@ def test_proposals_are_those_of_a_float64_softmax_without_the_mask_token(seed, m
     assert tokens.equal(probability.argmax(-1))
     assert torch.allclose(confidence.double(), top[:, 0], rtol=1e-6)
     assert torch.allclose(extras["margin"].double(), top[:, 0] - top[:, 1], atol=1e-6)
-    assert torch.allclose(extras["entropy"].double(), -(probability * probability.clamp_min(1e-300).log()).sum(-1), atol=1e-4)
+    assert torch.allclose(
+        extras["entropy"].double(), -(probability * probability.clamp_min(1e-300).log()).sum(-1), atol=1e-4
+    )
 
 
 def test_asking_for_extras_changes_neither_token_nor_confidence():
@@ -95,7 +97,12 @@ def test_a_vanishing_temperature_is_greedy():
     assert torch.allclose(confidence, greedy[1])
 
 
-@given(seed=st.integers(0, 50), temperature=st.sampled_from([0.5, 1.0, 3.0]), top_p=st.sampled_from([0.05, 0.5, 0.9, 1.0]), top_k=st.integers(0, 60))
+@given(
+    seed=st.integers(0, 50),
+    temperature=st.sampled_from([0.5, 1.0, 3.0]),
+    top_p=st.sampled_from([0.05, 0.5, 0.9, 1.0]),
+    top_k=st.integers(0, 60),
+)
 def test_draws_stay_in_the_smallest_likely_set(seed, temperature, top_p, top_k):
     values = logits(seed, spread=2.0)
     tokens, _ = sample(values, temperature, 7, seed, top_p=top_p, top_k=top_k)

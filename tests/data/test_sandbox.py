@@ -19,13 +19,15 @@ ATTACKS = {
     "hidden open": HIDDEN.format("open") + "y = open('{folder}/loot', 'w')\n    return 1",
     "hidden eval": HIDDEN.format("eval") + 'return eval(\'__import__("os").system("touch {folder}/loot")\')',
     "hidden exec": HIDDEN.format("exec") + "exec('import os; os.system(\"touch {folder}/loot\")')\n    return 1",
-    "open hidden by an inner function": "def g():\n        open = 1\n        return open\n    open('{folder}/loot', 'w')\n    return 1",
+    "open hidden by an inner function": "def g():\n        open = 1\n        return open\n"
+    "    open('{folder}/loot', 'w')\n    return 1",
     "open hidden by a lambda": "y = lambda open: 0\n    open('{folder}/loot', 'w')\n    return 1",
     "builtins by name": HIDDEN.format("__builtins__") + "return str(__builtins__)",
     "import hidden": HIDDEN.format("__import__") + "return str(__import__('os'))",
     "try": "try:\n        return 1\n    except* len:\n        return 2",
     "allocation": "y = 'x' * 10**10\n    return len(y)",
-    "recursion": "g = lambda n: n\n    g = lambda n, h=x: [n] and h\n    def f(y):\n        return f(y)\n    return f(x)",
+    "recursion": "g = lambda n: n\n    g = lambda n, h=x: [n] and h\n"
+    "    def f(y):\n        return f(y)\n    return f(x)",
     "self reference": "y = []\n    y.append(y)\n    return y",
     "no JSON": "return set(x)",
     "exception": "return x[99]",
@@ -74,7 +76,8 @@ def test_anything_but_one_function_of_one_argument_is_rejected(source, sandbox):
 
 
 def test_a_correct_function_gives_its_results(sandbox):
-    source = "def f(xs):\n    out = []\n    for x in xs:\n        if x % 2 == 0:\n            out.append(x * 2)\n    return sorted(out)"
+    source = "def f(xs):\n    out = []\n    for x in xs:\n        if x % 2 == 0:\n"
+    source += "            out.append(x * 2)\n    return sorted(out)"
     outcome = sandbox.call(source, [[4, 1, 2], []])
     assert (outcome.results, outcome.error) == ([[4, 8], []], "")
 

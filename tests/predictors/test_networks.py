@@ -83,7 +83,12 @@ def test_normalisation_undoes_a_change_of_units(kind):
     assert torch.allclose(network(scaled, valid, proposal), before, atol=1e-4)
 
 
-SMALL = [MLP(8, 4), Conv(["masked", "log_odds"], 8, 2, 3), Transformer(["masked"], 8, 1, 2), Transformer(["masked"], 8, 1, 2, same_proposal=False)]
+SMALL = [
+    MLP(8, 4),
+    Conv(["masked", "log_odds"], 8, 2, 3),
+    Transformer(["masked"], 8, 1, 2),
+    Transformer(["masked"], 8, 1, 2, same_proposal=False),
+]
 
 
 @pytest.mark.parametrize("network", SMALL, ids=lambda n: type(n).__name__)

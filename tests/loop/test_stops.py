@@ -13,14 +13,26 @@ from learn2pd.stops.eotp import EotpPaperStop
 from learn2pd.stops.none import NoStop
 from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction
 
-SPEC = ModelSpec(name="hand-made", mask_id=1, eot_ids=(9, 8), pad_id=0, vocab_size=400, max_length=512, shifted_logits=False, fingerprint="")
+SPEC = ModelSpec(
+    name="hand-made",
+    mask_id=1,
+    eot_ids=(9, 8),
+    pad_id=0,
+    vocab_size=400,
+    max_length=512,
+    shifted_logits=False,
+    fingerprint="",
+)
 
 
 def end(stop, proposed, confidence, committed, forced=(), before=6, tokens=None):
     state = DecodeState.start([[5, 5]], 6, SPEC)
     state = replace(state, end=torch.tensor([before]), masked=state.masked & (torch.arange(6) < before))
     ids = torch.tensor([proposed])
-    mask, held = (torch.isin(torch.arange(6), torch.tensor(positions, dtype=torch.long))[None] for positions in (list(committed), list(forced)))
+    mask, held = (
+        torch.isin(torch.arange(6), torch.tensor(positions, dtype=torch.long))[None]
+        for positions in (list(committed), list(forced))
+    )
     commit = Commit(mask, tokens=None if tokens is None else torch.tensor([tokens]), forced=held if forced else None)
     return int(stop.ends(state, Prediction(ids, torch.tensor([confidence]), ids >= 0), commit, stop.start(state, SPEC)))
 
@@ -34,7 +46,8 @@ def test_without_a_rule_nothing_ends():
 
 
 @pytest.mark.parametrize(
-    ("floor", "committed", "wanted"), [(0.0, range(6), 3), (0.5, range(6), 5), (0.7, range(6), 6), (0.5, [0, 2], 6), (0.4, [0, 5], 6)]
+    ("floor", "committed", "wanted"),
+    [(0.0, range(6), 3), (0.5, range(6), 5), (0.7, range(6), 6), (0.5, [0, 2], 6), (0.4, [0, 5], 6)],
 )
 def test_a_row_ends_after_the_first_committed_end_of_text_that_reaches_the_floor(floor, committed, wanted):
     assert end(EotStop(floor), FOUND, SURE, committed) == wanted
@@ -68,7 +81,9 @@ def test_the_paper_else_cuts_after_the_most_confident_end_of_text_wherever_it_is
     assert end(EotpPaperStop(), [4, 9, 4, -1, 4, 4], [0.9, 0.01, 0.9, 0.0, 0.9, 0.9], [0]) == 2
 
 
-@pytest.mark.parametrize(("committed", "wanted"), [(range(3), 3), (range(4), 4), ([0, 1], 6), ([2], 3), ([2, 3, 5], 4), (range(6), 6)])
+@pytest.mark.parametrize(
+    ("committed", "wanted"), [(range(3), 3), (range(4), 4), ([0, 1], 6), ([2], 3), ([2, 3, 5], 4), (range(6), 6)]
+)
 def test_anywhere_cuts_before_the_first_mask_behind_an_end_of_text_and_never_before_it(committed, wanted):
     assert end(AnywhereStop(), FOUND, SURE, committed) == wanted
 

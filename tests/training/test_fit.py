@@ -20,6 +20,7 @@ from learn2pd.predictors.saving import Contract, Predictor
 from learn2pd.recording.reading import Recording
 from learn2pd.recording.recorder import oracle_tables, record
 from learn2pd.recording.schema import describe_recording, open_recording
+from learn2pd.registry import GENERATED_TASKS, build_task
 from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.training import fit as predictors
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
@@ -27,28 +28,44 @@ from learn2pd.training.fit import PredictorData, PredictorTraining, Recipe, trai
 from tests.contract.helpers import run
 
 GEN, BLOCK = 40, 16
-CHANNELS = ("confidence", "margin", "entropy", "masked", "valid", "position", "decoded", "unchanged", "end_of_text", "delimiter")
+CHANNELS = (
+    "confidence",
+    "margin",
+    "entropy",
+    "masked",
+    "valid",
+    "position",
+    "decoded",
+    "unchanged",
+    "end_of_text",
+    "delimiter",
+)
 RECIPE = {"learning_rate": 1e-2, "weight_decay": 0.0, "patience_epochs": 100}
 
 
 @pytest.fixture(scope="module")
 def recording(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("recorded") / "records"
-    prompts = task_prompts(["math", "json", "code"], {"train": 9, "validation": 6}, seed=0)
+    prompts = task_prompts([build_task(name) for name in GENERATED_TASKS], {"train": 9, "validation": 6}, seed=0)
     delimiters = newline_ids(tiny_model.tokenizer)
     described = describe_recording(
         tiny_model, prompts, gen_length=GEN, block_length=BLOCK, alignment="prompt", confidence="", delimiter_ids=delimiters, shard_prompts=4,
         seed=0, config={},
     )  # fmt: skip
     open_recording(folder, described)
-    produce = functools.partial(oracle_tables, gen_length=GEN, block_length=BLOCK, batch_size=4, delimiter_ids=delimiters)
+    produce = functools.partial(
+        oracle_tables, gen_length=GEN, block_length=BLOCK, batch_size=4, delimiter_ids=delimiters
+    )
     record(tiny_model, prompts, folder, produce, shard_prompts=4)
     return Recording.load(folder)
 
 
 def states(recording, split="train", question=None, more=()):
     question = question or Final()
-    parts = [recording.columns(shard, (*predictors.OBSERVED, *question.columns, *more), split) for shard in range(len(recording))]
+    parts = [
+        recording.columns(shard, (*predictors.OBSERVED, *question.columns, *more), split)
+        for shard in range(len(recording))
+    ]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -61,7 +78,9 @@ def data(recording, network, question=None, batch_rows=16, seed=0):
 def train(recording, folder, epochs, **changes):
     torch.manual_seed(0)
     network = Conv(hidden=8, layers=2)
-    figures = train_predictor(network, data(recording, network), folder, Recipe(**(RECIPE | {"max_epochs": epochs} | changes)))
+    figures = train_predictor(
+        network, data(recording, network), folder, Recipe(**(RECIPE | {"max_epochs": epochs} | changes))
+    )
     return network, figures
 
 
@@ -74,7 +93,9 @@ def test_it_learns(recording, tmp_path):
     assert figures["val_auroc"] > 0.7
 
 
-@pytest.mark.parametrize("network", [MLP(BLOCK, 8), Conv(CHANNELS, 8), Transformer(CHANNELS, 8)], ids=lambda n: type(n).__name__)
+@pytest.mark.parametrize(
+    "network", [MLP(BLOCK, 8), Conv(CHANNELS, 8), Transformer(CHANNELS, 8)], ids=lambda n: type(n).__name__
+)
 def test_a_network_sees_the_same_in_training_as_in_a_decode(tiny_model, recording, network, make_prompts):
     """The inputs made of a recorded state are those that the policy made in the same state."""
     from learn2pd.recording.recorder import StateRecorder
@@ -87,15 +108,28 @@ def test_a_network_sees_the_same_in_training_as_in_a_decode(tiny_model, recordin
             return super().forward(*inputs)
 
     network.__class__ = Spy
-    predictor = Predictor("filter", network, 0.5, Contract.of(tiny_model.spec, delimiter_ids=tuple(recording.manifest["delimiter_ids"])))
+    predictor = Predictor(
+        "filter", network, 0.5, Contract.of(tiny_model.spec, delimiter_ids=tuple(recording.manifest["delimiter_ids"]))
+    )
     prompts = make_prompts([7])
-    recorder = StateRecorder(torch.zeros(1, GEN, dtype=torch.long), tiny_model.spec.eot_ids, recording.manifest["delimiter_ids"])
-    run(tiny_model, prompts, FilterPolicy(predictor), scheduler=BlocksScheduler(BLOCK), gen_length=GEN, observer=recorder)
+    recorder = StateRecorder(
+        torch.zeros(1, GEN, dtype=torch.long), tiny_model.spec.eot_ids, recording.manifest["delimiter_ids"]
+    )
+    run(
+        tiny_model,
+        prompts,
+        FilterPolicy(predictor),
+        scheduler=BlocksScheduler(BLOCK),
+        gen_length=GEN,
+        observer=recorder,
+    )
     columns = recorder.columns()
     columns["length"] = torch.zeros(len(columns["step"]))
     assert len(seen) == len(columns["step"])
     unwatched = len(seen)
-    run(tiny_model, prompts, FilterPolicy(predictor), scheduler=BlocksScheduler(BLOCK), gen_length=GEN)  # nothing is scored ahead of the window now
+    run(
+        tiny_model, prompts, FilterPolicy(predictor), scheduler=BlocksScheduler(BLOCK), gen_length=GEN
+    )  # nothing is scored ahead of the window now
     for alone, watched in zip(seen[unwatched:], seen[:unwatched], strict=True):
         assert all(map(torch.equal, alone, watched))
     for step, (inputs, valid, proposal) in enumerate(seen[:unwatched]):
@@ -117,7 +151,9 @@ def test_every_state_of_a_split_comes_once_and_no_other(recording):
 
 def test_the_order_is_the_seeds(recording):
     stream = data(recording, Conv(["masked"], 4))
-    first, again, other = (torch.cat([batch.inputs.flatten() for batch in stream.stream("train", 5, seed)]) for seed in (0, 0, 1))
+    first, again, other = (
+        torch.cat([batch.inputs.flatten() for batch in stream.stream("train", 5, seed)]) for seed in (0, 0, 1)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -235,7 +271,11 @@ def test_labels_of_one_class_are_refused(recording, monkeypatch, value, word):
 
 def test_a_split_without_rows_is_refused(recording, monkeypatch):
     columns = Recording.columns
-    monkeypatch.setattr(Recording, "columns", lambda self, shard, names, split: columns(self, shard, names, split if split == "train" else "none"))
+    monkeypatch.setattr(
+        Recording,
+        "columns",
+        lambda self, shard, names, split: columns(self, shard, names, split if split == "train" else "none"),
+    )
     with pytest.raises(UserError, match="validation"):
         data(recording, Conv(CHANNELS, 4))
 

@@ -20,7 +20,16 @@ MASK, PAD, PROMPT = 1, 0, [5, 5]
 DELIMITERS = (3, 4)
 levels = st.sampled_from([0.25, 0.5, 0.75])
 lengths = st.integers(1, 12)
-SPEC = ModelSpec(name="hand-made", mask_id=1, eot_ids=(9,), pad_id=0, vocab_size=400, max_length=512, shifted_logits=False, fingerprint="")
+SPEC = ModelSpec(
+    name="hand-made",
+    mask_id=1,
+    eot_ids=(9,),
+    pad_id=0,
+    vocab_size=400,
+    max_length=512,
+    shifted_logits=False,
+    fingerprint="",
+)
 
 
 def state_of(masked):

@@ -1,4 +1,4 @@
-"""Two processes record, and one of them is killed at a random moment, again and again: python -m tests.recording.crew MODEL FOLDER SEED KILLS
+"""Two processes record, and one of them is killed at a random moment, again and again: python -m tests.recording.kill_workers MODEL FOLDER SEED KILLS
 
 Each is a fork of this one, which has the model loaded, so that a start costs nothing and the kill comes while shards are made. Half of
 the recordings repeat tables that are known beforehand, so that a kill often meets a write. Every folder that is finished is compared with
@@ -32,7 +32,9 @@ def start(model, prompts, folder: Path, produce, leads: bool) -> int:
     if child:
         return child
     try:
-        tqdm.set_lock(threading.RLock())  # a fork shares its parent's, which nobody gives back when its holder is killed
+        tqdm.set_lock(
+            threading.RLock()
+        )  # a fork shares its parent's, which nobody gives back when its holder is killed
         make(model, prompts, folder, produce=produce, leads=leads, shard_prompts=1)
         os._exit(0)
     finally:
@@ -91,7 +93,9 @@ def main(model_folder: str, folder: str, seed: str, kills: str) -> None:
                     ended(crew.pop(), deadline)
             codes = [ended(child, deadline) for child in crew]
             assert not any(codes), f"a process failed: {codes}"
-            assert {name: moment for name, moment in entry_times(target).items() if name in before} == before, "a shard was made twice"
+            assert {name: moment for name, moment in entry_times(target).items() if name in before} == before, (
+                "a shard was made twice"
+            )
             partly += 0 < len(entry_times(target)) < len(prompts)
             finished = files(target) == expected
             assert finished or killed, f"{target} differs from one made by a single process"

@@ -41,17 +41,25 @@ def test_the_bound_fails_with_probability_delta_at_most_for_every_distribution_o
     values = np.array(support)
     bounds = np.array([upper_bound(values[sample], delta) for sample in samples])
     generator = np.random.default_rng(1)
-    for weights in [*generator.dirichlet(np.ones(len(support)), 300), *generator.dirichlet(np.full(len(support), 0.2), 300)]:
+    for weights in [
+        *generator.dirichlet(np.ones(len(support)), 300),
+        *generator.dirichlet(np.full(len(support), 0.2), 300),
+    ]:
         failing = bounds < weights @ values
         assert weights[samples].prod(1)[failing].sum() <= delta + 1e-9
 
 
 @given(st.floats(0.01, 0.9), st.just(1.0) | st.floats(0, 1), st.floats(-2, 1), deltas)
 def test_wealth_is_expected_to_stay_at_one_where_the_mean_is_the_one_bet_against(mean, near, far, delta):
-    low, high = mean - (mean - far) * (far < mean), mean + (1 - mean) * near  # two losses around the mean, and the chance of the higher
+    low, high = (
+        mean - (mean - far) * (far < mean),
+        mean + (1 - mean) * near,
+    )  # two losses around the mean, and the chance of the higher
     chance = (mean - low) / (high - low) if high > low else 0.5
     higher = np.array(list(itertools.product((False, True), repeat=4)))
-    wealth = np.array([np.exp(log_wealth(np.where(sample, high, low), np.array([mean]), delta))[0] for sample in higher])
+    wealth = np.array(
+        [np.exp(log_wealth(np.where(sample, high, low), np.array([mean]), delta))[0] for sample in higher]
+    )
     assert np.where(higher, chance, 1 - chance).prod(1) @ wealth == pytest.approx(1, abs=1e-6)
 
 
@@ -87,7 +95,10 @@ DISTRIBUTIONS = {
 ARRANGED = {"as drawn": np.asarray, "ascending": np.sort, "descending": lambda losses: -np.sort(-losses)}
 
 
-@pytest.mark.parametrize(("name", "order"), [*((name, "as drawn") for name in DISTRIBUTIONS), ("uniform", "ascending"), ("rare", "descending")])
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [*((name, "as drawn") for name in DISTRIBUTIONS), ("uniform", "ascending"), ("rare", "descending")],
+)
 def test_the_bound_fails_at_most_in_delta_of_the_samples_whatever_their_order(name, order):
     draw, delta, distribution = np.random.default_rng(2), 0.1, DISTRIBUTIONS[name]
     expected = distribution(draw, 10**6).mean()
@@ -143,7 +154,9 @@ def test_the_bound_falls_on_average_with_delta_and_with_the_number_of_prompts(na
     assert by_count == sorted(by_count, reverse=True)
 
 
-@pytest.mark.parametrize(("name", "share"), [("mixed", 0.8), ("small", 0.7), ("uniform", 0.8), ("drops", 0.4), ("drops and gains", 0.7)])
+@pytest.mark.parametrize(
+    ("name", "share"), [("mixed", 0.8), ("small", 0.7), ("uniform", 0.8), ("drops", 0.4), ("drops and gains", 0.7)]
+)
 def test_the_bound_is_closer_to_the_mean_than_hoeffdings(name, share):
     """`share` of the distance that Hoeffding's inequality in its relative-entropy form leaves; for drops, of (1 + drop) / 2."""
     draw, count, delta = np.random.default_rng(4), 200, 0.05
@@ -156,7 +169,10 @@ def test_the_bound_is_closer_to_the_mean_than_hoeffdings(name, share):
         return low + (1 - low) * candidates[np.flatnonzero(count * entropy >= -math.log(delta))[0]]
 
     samples = [DISTRIBUTIONS[name](draw, count) for _ in range(40)]
-    ours, theirs = (np.mean([bound(losses) - losses.mean() for losses in samples]) for bound in (lambda x: upper_bound(x, delta), hoeffding))
+    ours, theirs = (
+        np.mean([bound(losses) - losses.mean() for losses in samples])
+        for bound in (lambda x: upper_bound(x, delta), hoeffding)
+    )
     assert ours <= share * theirs
 
 
@@ -196,7 +212,9 @@ def test_settings_are_tried_in_order_until_one_fails():
     choice = fastest_within([0, 1, 40, 0], losses_of, 0.1, 0.05)
     assert asked == [0, 1, 40]
     assert choice.chosen == 1
-    assert choice.tried == tuple(Trial(setting, setting / 100, upper_bound(losses_of(setting), 0.05)) for setting in (0, 1, 40))
+    assert choice.tried == tuple(
+        Trial(setting, setting / 100, upper_bound(losses_of(setting), 0.05)) for setting in (0, 1, 40)
+    )
 
 
 def test_the_fastest_is_chosen_where_all_keep_to_the_target_and_none_where_the_strictest_does_not():
@@ -208,7 +226,9 @@ def test_the_fastest_is_chosen_where_all_keep_to_the_target_and_none_where_the_s
 
 def test_a_flawless_sample_of_just_the_number_needed_passes_and_one_less_is_refused():
     assert fastest_within([0], lambda setting: np.zeros(59), 0.05, 0.05).chosen == 0
-    with pytest.raises(UserError, match=r"58 held-out prompts .* at most 0\.05 with confidence 0\.95: at least 59 are needed") as caught:
+    with pytest.raises(
+        UserError, match=r"58 held-out prompts .* at most 0\.05 with confidence 0\.95: at least 59 are needed"
+    ) as caught:
         fastest_within([0], lambda setting: np.zeros(58), 0.05, 0.05)
     assert "\n" not in str(caught.value)
 
@@ -217,7 +237,8 @@ def test_a_flawless_sample_of_just_the_number_needed_passes_and_one_less_is_refu
 
 
 @pytest.mark.parametrize(
-    ("target", "delta", "name"), [(0, 0.1, "target loss=0"), (1, 0.1, "target loss=1"), (0.1, 0, "delta=0"), (0.1, 1.5, "delta=1.5")]
+    ("target", "delta", "name"),
+    [(0, 0.1, "target loss=0"), (1, 0.1, "target loss=1"), (0.1, 0, "delta=0"), (0.1, 1.5, "delta=1.5")],
 )
 def test_a_target_or_delta_out_of_range_is_named(target, delta, name):
     with pytest.raises(UserError, match=name):

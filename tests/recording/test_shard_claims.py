@@ -34,7 +34,11 @@ def test_interrupted_and_started_again_gives_the_same_bytes(tiny_model, prompts,
         make(tiny_model, prompts, tmp_path, produce=Interrupted(oracle_producer(tiny_model), shards))
     with pytest.raises(UserError, match=f"shard-{shards:05d} is missing: the recording has 3 shards"):
         Recording.load(tmp_path)
-    kept = {name: (tmp_path / name).stat().st_mtime_ns for name in files(tmp_path) if name.startswith("shard") and not name.endswith("lock")}
+    kept = {
+        name: (tmp_path / name).stat().st_mtime_ns
+        for name in files(tmp_path)
+        if name.startswith("shard") and not name.endswith("lock")
+    }
     assert len(kept) == 3 * shards
     figures = make(tiny_model, prompts, tmp_path)
     assert figures["prompts_recorded_now"] == len(prompts) - shards * SHARD

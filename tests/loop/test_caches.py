@@ -32,7 +32,9 @@ def model(request):
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_a_cache_that_refreshes_after_every_token_changes_nothing(scheduler, model, make_prompts):
     plain, cached = (
-        outcome(run(model, make_prompts(LENGTHS), ThresholdPolicy(0.6), scheduler=SCHEDULERS[scheduler], cache=cache), model)
+        outcome(
+            run(model, make_prompts(LENGTHS), ThresholdPolicy(0.6), scheduler=SCHEDULERS[scheduler], cache=cache), model
+        )
         for cache in (NoCache(), DSBCache(refresh_tokens=1))
     )
     assert plain == cached
@@ -40,13 +42,18 @@ def test_a_cache_that_refreshes_after_every_token_changes_nothing(scheduler, mod
 
 def test_a_single_step_a_block_needs_nothing_of_what_is_kept(model, make_prompts):
     for cache in (PrefixCache(), DualCache()):
-        plain, cached = (outcome(run(model, make_prompts(LENGTHS), ThresholdPolicy(0.0), cache=kind), model) for kind in (NoCache(), cache))
+        plain, cached = (
+            outcome(run(model, make_prompts(LENGTHS), ThresholdPolicy(0.0), cache=kind), model)
+            for kind in (NoCache(), cache)
+        )
         assert plain == cached
 
 
 def test_a_lookahead_that_freezes_nothing_changes_nothing(model, make_prompts):
     plain, cached = (
-        outcome(run(model, make_prompts(LENGTHS), ThresholdPolicy(0.6), scheduler=LookaheadScheduler(), cache=cache), model)
+        outcome(
+            run(model, make_prompts(LENGTHS), ThresholdPolicy(0.6), scheduler=LookaheadScheduler(), cache=cache), model
+        )
         for cache in (NoCache(), LookaheadCache(None))
     )
     assert plain == cached
@@ -122,9 +129,16 @@ def test_rows_of_a_batch_refresh_and_reuse_in_the_same_step(model, make_prompts)
 def test_kept_values_are_never_those_of_an_earlier_run(cache, model, make_prompts):
     scheduler = next(name for name in SCHEDULERS if fits("fixed", name, cache))
     prompts = make_prompts(LENGTHS)
-    first = outcome(run(model, prompts, ThresholdPolicy(0.6), scheduler=SCHEDULERS[scheduler], cache=CACHES[cache]), model)
-    run(model, make_prompts(LENGTHS, seed=9), ThresholdPolicy(0.6), scheduler=SCHEDULERS[scheduler], cache=CACHES[cache])
-    assert outcome(run(model, prompts, ThresholdPolicy(0.6), scheduler=SCHEDULERS[scheduler], cache=CACHES[cache]), model) == first
+    first = outcome(
+        run(model, prompts, ThresholdPolicy(0.6), scheduler=SCHEDULERS[scheduler], cache=CACHES[cache]), model
+    )
+    run(
+        model, make_prompts(LENGTHS, seed=9), ThresholdPolicy(0.6), scheduler=SCHEDULERS[scheduler], cache=CACHES[cache]
+    )
+    assert (
+        outcome(run(model, prompts, ThresholdPolicy(0.6), scheduler=SCHEDULERS[scheduler], cache=CACHES[cache]), model)
+        == first
+    )
 
 
 @pytest.mark.parametrize("cache", CACHES)
