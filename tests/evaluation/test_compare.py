@@ -2,7 +2,6 @@ import json
 
 import numpy as np
 import pytest
-from learn2pd.statistics.curves import compare_families
 from safetensors.torch import load_file, save_file
 
 from learn2pd import UserError
@@ -11,6 +10,7 @@ from learn2pd.cli.stages.comparison import expand_sweeps, outcome_key, stage_com
 from learn2pd.cli.stages.components import method_of
 from learn2pd.evaluation import plots as report
 from learn2pd.evaluation.compare import agreement, build_rows, measure
+from learn2pd.evaluation.curves import compare_families
 from learn2pd.evaluation.outcomes import cached, merge
 from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.statistics.bootstrap import Bootstrap, better, interval, point

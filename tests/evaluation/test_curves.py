@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from learn2pd.statistics.curves import compare_families, curve
 
 from learn2pd.evaluation import plots as report
 from learn2pd.evaluation import tables
 from learn2pd.evaluation.compare import build_rows, measure
+from learn2pd.evaluation.curves import compare_families, curve
 from learn2pd.statistics.bootstrap import Bootstrap
 from tests.evaluation.synthetic import exact, outcome
 
