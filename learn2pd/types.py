@@ -63,6 +63,7 @@ class ModelSpec:
     causal_block: int | None = (
         None  # tokens of a block that sees itself and what lies before it; None: every token sees every other
     )
+    special_tokens: tuple[str, ...] = field(default=(), compare=False, repr=False)  # the tokenizer's control tokens
     vocabulary: Mapping[str, int] = field(
         default_factory=dict, compare=False, repr=False
     )  # token -> id; empty where there is no tokenizer

@@ -365,6 +365,7 @@ def _spec(
         shifted_logits=shifted_logits,
         fingerprint=identity.fingerprint(config, digest),
         vocabulary=tokenizer.get_vocab(),
+        special_tokens=tuple(tokenizer.all_special_tokens),
     )
 
 

@@ -66,8 +66,7 @@ class Verifier:
                 )
             return
         ours, theirs = spec.vocabulary, self.tokenizer.get_vocab()
-        # a dLLM adds its mask token to the vocabulary it was adapted from
-        own = {token for token, number in ours.items() if number in (spec.mask_id, spec.pad_id, *spec.eot_ids)}
+        own = set(spec.special_tokens)  # a dLLM adds its mask token to the vocabulary it was adapted from
         differing = [token for token, number in ours.items() if theirs.get(token) != number and token not in own]
         differing += [token for token in theirs if token not in ours]
         if differing:
