@@ -120,7 +120,7 @@ def calibrate_filter(
             threshold, float(losses(threshold).mean()), upper_bound(losses(threshold), 1 - confidence)
         )
     curve = tuple(_setting(threshold, found[threshold], tried[threshold].bound) for threshold in ordered)
-    return replace(predictor, threshold=ordered[choice.chosen or 0], curve=curve), choice.chosen is not None
+    return replace(predictor, threshold=ordered[choice.fastest or 0], curve=curve), choice.fastest is not None
 
 
 def _setting(threshold: float, measured: Measured, bound: float) -> Setting:
@@ -185,14 +185,14 @@ def calibrate_end(
     choice = fastest_within(
         thresholds, lambda threshold: held_out > threshold, false_stops, 1 - confidence, upper_bound_of_share
     )
-    if choice.chosen is None:
+    if choice.fastest is None:
         seen = choice.tried[0]
         raise UserError(
             f"calibrate.false_stops={false_stops}: the strictest threshold cuts {seen.mean:.1%} of {len(held_out)} validation prompts short, up to "
             f"{seen.bound:.1%} with calibrate.confidence={confidence}; record more prompts (data.train_prompts, data.validation_prompts)"
         )
     surest = surest_false_stops(predictor.network, data, "train").max()
-    threshold = max(thresholds[choice.chosen], float((surest.double().logit(1e-7) + MARGIN_ODDS).sigmoid()))
+    threshold = max(thresholds[choice.fastest], float((surest.double().logit(1e-7) + MARGIN_ODDS).sigmoid()))
     bound = upper_bound_of_share((held_out > threshold).astype(float), 1 - confidence)
     return replace(predictor, threshold=threshold), {
         "threshold": threshold,
