@@ -19,8 +19,8 @@ from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.types import Commit, DecodeState, Prediction
 
 PASSES = 2  # the decode of the references and the decode of the oracle
-ROW_BYTES = 160  # of a row, beside the columns that have a value for each position
-SHARD_BYTES = 24_000  # of a shard, beside its rows
+ROW_BYTES = 160  # bytes of a row beside the columns that have a value for each position
+SHARD_BYTES = 24_000  # bytes of a shard beside its rows
 
 
 class _OneStep(StopRule):

@@ -68,8 +68,7 @@ def state_features(gen_length: int) -> Features:
 
 
 def reference_features(gen_length: int) -> Features:
-    """Return the columns of the references: for each prompt, a row with the text that the model decodes with one token a
-    step.
+    """Return the columns of the references: a row for each prompt, with the answer that has one token a step.
 
     Args:
         gen_length: length of the canvas G, in tokens.
@@ -81,8 +80,8 @@ def reference_features(gen_length: int) -> Features:
             "prompt": Value("string"),
             "tokens": Sequence(Value("int32"), length=gen_length),
             "length": Value("int32"),  # answer tokens before the first end-of-text
-            "forwards": Value("int32"),  # of the decode that made this reference
-            "oracle_forwards": Value("int32"),  # of the decode that made the states (the oracle's or a policy's)
+            "forwards": Value("int32"),  # forwards of the decode that made this reference
+            "oracle_forwards": Value("int32"),  # forwards of the decode that made the states
         }
     )
 

@@ -5,7 +5,7 @@ shard-00000.lock. The operating system releases the lock when the process ends, 
 is lost therefore costs the work on one shard, and another process makes that shard again.
 
 When a shard is done, every process that has held its lock deletes the lock file. A lost process may leave half-written
-files behind; their names are the same in every process, so the next process that makes the shard overwrites them.
+tables behind; their names are the same in every process, so the next process that makes the shard overwrites them.
 """
 
 from __future__ import annotations

@@ -70,9 +70,8 @@ def write_shard(folder: Path, number: int, tables: Tables, gen_length: int, reco
                 name: {"bytes": partial.stat().st_size, "sha256": sha256(partial)} for name, partial in partials.items()
             },
         }
-        if (
-            sha256(folder / RECORDING) != recording
-        ):  # another run has replaced the recording while this process was at work
+        # Another run may have replaced the recording while this process was at work.
+        if sha256(folder / RECORDING) != recording:
             raise UserError(f"{folder} now holds another recording: shard {number} of the old one is given up")
         for name, partial in partials.items():
             os.replace(partial, paths[name])
