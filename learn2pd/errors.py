@@ -1,4 +1,7 @@
-"""The one exception that means "the user can mend this": shown as a single line, never as a traceback."""
+"""The exception for mistakes that the user can mend, and checks that raise it or help to word it.
+
+The command line shows a `UserError` as a single line, never as a traceback.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +11,58 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """What was got, what is allowed, what to do."""
+    """A mistake that the user can mend.
+
+    Its message says what was got, what is allowed, and what to do.
+    """
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'` where a known name is near, else nothing."""
+    """Word a hint at the known name that is most like an unknown one.
+
+    Args:
+        name: the unknown name.
+        known: the names that exist.
+
+    Returns:
+        `; did you mean 'x'`, to be appended to a message; empty where no known name is similar.
+    """
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}" if near else ""
 
 
 def check_options(owner: str, options: Iterable[Any], known: Collection[str]) -> None:
-    """Raises UserError for the first of `options` that `owner` does not take."""
+    """Check that a component takes every option it is given.
+
+    Args:
+        owner: the component's name, which begins the message.
+        options: names of the options that were given.
+        known: names of the options that the component takes.
+
+    Raises:
+        UserError: the component does not take one of the options; the message names the first such option.
+    """
     for option in options:
         if option not in known:
             raise UserError(
-                f"{owner}: unknown option {option!r}{suggest(str(option), known)}; it takes {', '.join(known) or 'none'}"
+                f"{owner}: unknown option {option!r}{suggest(str(option), known)}; "
+                f"it takes {', '.join(known) or 'none'}"
             )
 
 
 def check_at_least(least: int, name: str, value: int) -> int:
-    """The value, where it is large enough.
+    """Check that a value is large enough.
+
+    Args:
+        least: the least value that is allowed.
+        name: the value's name, for the message.
+        value: the value to check.
+
+    Returns:
+        The value itself.
 
     Raises:
-        ValueError: it is less than `least`.
+        ValueError: the value is less than `least`.
     """
     if value < least:
         raise ValueError(f"{name}={value}: expected at least {least}")
@@ -38,4 +70,5 @@ def check_at_least(least: int, name: str, value: int) -> int:
 
 
 def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of the error's class where the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

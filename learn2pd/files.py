@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and their digests."""
+"""JSON files that are written whole or not at all, and digests of files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from typing import Any
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file; None where the file is missing, damaged, or holds something else."""
+    """Read the JSON object in a file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The object; None where the file is missing or damaged, or holds something other than an object.
+    """
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -19,12 +26,21 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all; processes that write the same file at once do not meet."""
+    """Write a value to a JSON file, whole or not at all.
+
+    Each process writes to a temporary name of its own and then renames, so processes that write the same file at the
+    same time do not disturb each other.
+
+    Args:
+        path: the file, which is replaced if it exists.
+        value: anything that JSON can hold.
+    """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 
 def sha256(path: Path) -> str:
+    """Return the SHA-256 digest of a file's contents, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

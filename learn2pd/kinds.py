@@ -1,4 +1,7 @@
-"""Values from YAML or a command line against Python annotations, for the configuration and for the options of components."""
+"""Checks of values from YAML or a command line against Python annotations.
+
+The configuration uses them for its keys, and the registry for the options of components.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,15 @@ LISTS = (list, Sequence)
 
 
 def matches(value: Any, kind: Any) -> bool:
-    """Whether a value from YAML is of an annotated type; kinds of annotation that no configuration uses take anything."""
+    """Say whether a value from YAML is of an annotated type.
+
+    Args:
+        value: the value, as the YAML parser returns it.
+        kind: the annotation. A kind of annotation that no configuration uses accepts every value.
+
+    Returns:
+        True where the value fits. A whole number fits `float`; true and false fit neither `int` nor `float`.
+    """
     if kind is Any:
         return True
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
@@ -28,7 +39,7 @@ def matches(value: Any, kind: Any) -> bool:
 
 
 def type_name(kind: Any) -> str:
-    """The type in a user's words."""
+    """Name an annotated type in a user's words, such as `a list of whole numbers` for a list of integers."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         return " or ".join(type_name(option) for option in typing.get_args(kind))

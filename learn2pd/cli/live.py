@@ -1,4 +1,4 @@
-"""Show the canvas of one prompt filling in, in a terminal."""
+"""A view of the canvas of one prompt in a terminal, as the canvas fills in."""
 
 from __future__ import annotations
 
@@ -13,11 +13,18 @@ from learn2pd.loop.observing import Observer
 from learn2pd.models.loading import Model
 from learn2pd.types import Step
 
-SECONDS_A_STEP = 0.08  # the least time a step stays on the screen
+SECONDS_A_STEP = 0.08  # the least number of seconds that a step stays on the screen
 
 
 class LiveCanvas(Observer):
-    """Shows masks as dots, tokens of this step highlighted. With `shown=False` it does nothing."""
+    """Shows masked positions as dots, and highlights the tokens that the last step committed.
+
+    The canvas is shown within a `with` block.
+
+    Args:
+        model: the model, whose tokenizer decodes the tokens.
+        shown: with False, the observer does nothing.
+    """
 
     def __init__(self, model: Model, shown: bool) -> None:
         self.model = model
@@ -35,11 +42,13 @@ class LiveCanvas(Observer):
             self.live.stop()
 
     def observe(self, step: Step) -> None:
+        """Show the canvas after a step."""
         if not self.live:
             return
-        state, commit = step.state, step.commit
+        state = step.state
+        commit = step.commit
         text = Text(f"forward {int(state.forwards[0])}\n", style="bold")
-        stop = int(state.window.stop[0])  # later blocks are all masks: not worth the screen
+        stop = int(state.window.stop[0])  # later blocks hold nothing but masks and are not shown
         rows = (step.after.canvas, commit.mask, step.after.masked)
         for token, new, masked in zip(*(values[0, :stop].tolist() for values in rows), strict=True):
             if masked:

@@ -1,6 +1,7 @@
 """The command line: `learn2pd run|record|train|calibrate|compare|decode config=NAME [key=value ...]`.
 
-Whatever the user can mend is one line on standard error and exit code 2; an interruption is exit code 130, and the same command goes on.
+A mistake that the user can mend is reported as one line on standard error, with exit code 2. An interruption has exit
+code 130, and the same command continues the run.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from learn2pd.errors import UserError, suggest
 log = logging.getLogger("learn2pd")
 DRY_RUN = "--dry-run"
 STAGE_COMMANDS = ("record", "train", "calibrate", "compare")
-# Lightning sets the levels of its packages when it is imported, which is after `quiet`. The first two are modules of these
-# packages that its messages come from, and their levels stay as they are set here.
+# Lightning sets the levels of its packages when it is imported, which happens after `quiet`. Its messages come from the
+# first two loggers, which are modules of these packages, and Lightning does not change their levels.
 CHATTY_LOGGERS = (
     "lightning.pytorch.utilities.rank_zero",
     "lightning.fabric.utilities.rank_zero",
@@ -43,26 +44,33 @@ USAGE = (
 
 @dataclass
 class DecodeOptions:
-    """What `learn2pd decode` takes beside the configuration."""
+    """The arguments that `learn2pd decode` takes in addition to those of the configuration."""
 
     prompt: str = ""
-    policy: str = ""  # folder of a trained policy or a registered name; empty is the run's own policy
-    options: str = "{}"  # of a registered policy, for example options='{threshold: 0.9}'
+    policy: str = ""  # folder of a trained policy, or a registered name; an empty text means the run's own policy
+    options: str = "{}"  # options of a registered policy, for example '{threshold: 0.9}'
     scheduler: str = "blocks"
     scheduler_options: str = "{}"
     cache: str = "none"
     cache_options: str = "{}"
     stop: str = "eot"
-    live: bool = False  # show the canvas filling in
+    live: bool = False  # show the canvas while it fills in
 
 
 def run(arguments: Sequence[str]) -> int:
-    """`train.py`: all stages of a configuration."""
+    """Run all stages of a configuration, as `train.py` does.
+
+    Args:
+        arguments: `config=NAME` and overrides.
+
+    Returns:
+        The exit code.
+    """
     return guarded(lambda: run_command("run", arguments))
 
 
 def main() -> int:
-    """The console script."""
+    """Run the console script `learn2pd` and return its exit code."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         sys.stdout.write(USAGE)
@@ -71,7 +79,15 @@ def main() -> int:
 
 
 def guarded(action: Callable[[], None]) -> int:
-    """Run and turn what users can mend into one line and an exit code."""
+    """Run an action, and turn mistakes that users can mend into one line and an exit code.
+
+    Args:
+        action: the action.
+
+    Returns:
+        0 where the action succeeded, 2 after a mistake that the user can mend or with a full disk, 130 after an
+        interruption.
+    """
     quiet()
     try:
         action()
@@ -80,19 +96,20 @@ def guarded(action: Callable[[], None]) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted: what is finished is kept, start the same command again to go on\n")
+        sys.stderr.write("interrupted: finished work is kept, start the same command again to go on\n")
         return 130
     except OSError as error:
         if error.errno == errno.ENOSPC:
             sys.stderr.write(
-                f"error: no space left on the disk ({error.filename or 'while writing'}): what is finished is kept, free space and start again\n"
+                f"error: no space left on the disk ({error.filename or 'while writing'}): finished work is kept, "
+                "free space and start again\n"
             )
             return 2
         raise
 
 
 def quiet() -> None:
-    """Our own log on standard error; of the libraries only warnings that a user can act on."""
+    """Send the log of this package to standard error, and hide messages of libraries that a user cannot act on."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO)
     for name in CHATTY_LOGGERS:
@@ -102,7 +119,15 @@ def quiet() -> None:
 
 
 def run_command(command: str, arguments: Sequence[str]) -> None:
-    """Raises UserError for everything the user can mend."""
+    """Run one command of the command line.
+
+    Args:
+        command: the name of the command.
+        arguments: the arguments after it.
+
+    Raises:
+        UserError: the user made a mistake that they can mend.
+    """
     from learn2pd.cli.config import load_config, parse_arguments
 
     if command not in ("run", "decode", *STAGE_COMMANDS):
@@ -135,12 +160,19 @@ def run_command(command: str, arguments: Sequence[str]) -> None:
 
 
 def split_decode_options(arguments: Sequence[str]) -> tuple[DecodeOptions, list[str]]:
-    """Take the options of `decode` out of the arguments.
+    """Separate the options of `decode` from the other arguments.
+
+    Args:
+        arguments: the arguments of the command.
+
+    Returns:
+        The options, and the arguments that are left.
 
     Raises:
-        UserError: a value of the wrong type.
+        UserError: a value has the wrong type.
     """
-    options, rest = DecodeOptions(), []
+    options = DecodeOptions()
+    rest = []
     kinds: dict[str, Any] = {entry.name: type(getattr(options, entry.name)) for entry in fields(DecodeOptions)}
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -160,7 +192,15 @@ def split_decode_options(arguments: Sequence[str]) -> tuple[DecodeOptions, list[
 
 
 def parse_options(name: str, text: str) -> dict[str, Any]:
-    """Raises UserError where `text` is not a mapping in YAML."""
+    """Parse the options of a component from YAML.
+
+    Args:
+        name: the name of the argument, for the message.
+        text: a mapping in YAML.
+
+    Raises:
+        UserError: the text is not a mapping.
+    """
     try:
         options = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -171,7 +211,15 @@ def parse_options(name: str, text: str) -> dict[str, Any]:
 
 
 def decode_one(config: Any, own: DecodeOptions) -> None:
-    """Decode one prompt and print the answer; figures go to standard error."""
+    """Decode one prompt and print the answer; its figures are logged to standard error.
+
+    Args:
+        config: the configuration of the run.
+        own: the options of `decode`.
+
+    Raises:
+        UserError: the prompt is empty, or the method cannot be built.
+    """
     from learn2pd.cli.config import MethodConfig
     from learn2pd.cli.live import LiveCanvas
     from learn2pd.cli.stages.components import method_of, model_of, sampling_of
@@ -187,9 +235,14 @@ def decode_one(config: Any, own: DecodeOptions) -> None:
     options = [parse_options(name, getattr(own, name)) for name in ("options", "scheduler_options", "cache_options")]
     model = model_of(config)
     method = MethodConfig(
-        name="decode", policy=own.policy if named else "filter", options=options[0], scheduler=own.scheduler, scheduler_options=options[1],
-        cache=own.cache, cache_options=options[2],
-    )  # fmt: skip
+        name="decode",
+        policy=own.policy if named else "filter",
+        options=options[0],
+        scheduler=own.scheduler,
+        scheduler_options=options[1],
+        cache=own.cache,
+        cache_options=options[2],
+    )
     built = method_of(config, model, folder, method, own.stop)
     with LiveCanvas(model, shown=own.live) as canvas:
         result = decode(
@@ -202,7 +255,8 @@ def decode_one(config: Any, own: DecodeOptions) -> None:
             observer=canvas,
         )
     sys.stdout.write(result.texts[0] + "\n")
-    tokens, forwards = int(result.lengths[0]), int(result.forwards[0])
+    tokens = int(result.lengths[0])
+    forwards = int(result.forwards[0])
     log.info(
         "%d tokens, %d forwards, %.2f tokens per forward, %.2f s",
         tokens,

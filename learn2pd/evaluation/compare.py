@@ -1,8 +1,10 @@
-"""Every method and stop rule in one table.
+"""The table of all methods and stop rules.
 
-Definitions (docs/glossary.md has them all): a *forward* is one model call a row took part in; *tokens per forward* counts answer tokens
-before the first end-of-text, over all forwards; *agreement* is the share of the positions of the one-token-a-step answer under the same
-stop rule, its end-of-text included, that hold the same token. Intervals are 95% percentile bootstraps over prompts (bootstrap.py).
+Definitions (docs/glossary.md has all of them): A *forward* is one call of the model that a row took part in. *Tokens
+per forward* is the number of answer tokens before the first end-of-text, divided by the number of all forwards.
+*Agreement* is the share of positions at which a method's answer holds the same token as the answer with one token a
+step under the same stop rule; the positions are those of the latter answer, with its end-of-text. Intervals are 95%
+percentile bootstraps over prompts (statistics/bootstrap.py).
 """
 
 from __future__ import annotations
@@ -20,54 +22,77 @@ from learn2pd.statistics.bootstrap import Bootstrap, Values, interval, point
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
-    """An outcome with its statistics."""
+class MethodStatistics:
+    """An outcome of a method with its statistics, each [1 + R]."""
 
     outcome: Outcome
-    accuracy: Values | None  # None where nothing judges
-    agreement: Values | None  # None without a one-token-a-step decode
-    forwards: Values  # a prompt
+    accuracy: Values | None  # None where no checker judges the answers
+    agreement: Values | None  # None where the field has no decode of one token a step
+    forwards: Values  # mean over the prompts
     tokens_per_forward: Values
 
     @property
     def labels(self) -> Labels:
+        """The labels of the outcome."""
         return self.outcome.labels
 
     @property
     def kind(self) -> str:
-        """`oracle`, `learned` or `training-free`."""
+        """The kind of the method: `oracle`, `learned` or `training-free`."""
         return self.labels.kind
 
     @property
     def second_model(self) -> bool:
-        """Whether another model's forwards went into it."""
+        """Whether the method also ran forwards of another model."""
         return bool(self.outcome.auxiliary_forwards.any())
 
 
-def first_marked(mark: str, field: Sequence[Measured]) -> Measured | None:
-    """The first method of a field that has a mark: `reference`, `baseline` or `oracle`."""
+def first_marked(mark: str, field: Sequence[MethodStatistics]) -> MethodStatistics | None:
+    """Return the first method of a field that has a mark, or None where no method has it.
+
+    Args:
+        mark: `reference`, `baseline` or `oracle`.
+        field: methods that are compared with each other.
+    """
     return next((entry for entry in field if entry.labels.mark == mark), None)
 
 
 def agreement(tokens: NDArray[Any], reference: NDArray[Any], reference_lengths: NDArray[Any]) -> NDArray[np.float64]:
-    """[N] of tokens and reference [N, G] and the reference's answer lengths [N]."""
-    counted = np.arange(reference.shape[1]) <= reference_lengths[:, None]  # one more: the end-of-text
+    """Compute the agreement of answers with reference answers.
+
+    Args:
+        tokens: [N, G] tokens of the answers.
+        reference: [N, G] tokens of the reference answers.
+        reference_lengths: [N] numbers of answer tokens of the reference, without the end-of-text.
+
+    Returns:
+        [N] float, from 0 to 1.
+    """
+    counted = np.arange(reference.shape[1]) <= reference_lengths[:, None]  # <=: the end-of-text counts too
     share: NDArray[np.float64] = ((tokens == reference) & counted).sum(1) / counted.sum(1)
     return share
 
 
-def measure(outcomes: Sequence[Outcome], bootstrap: Bootstrap) -> list[list[Measured]]:
-    """The statistics of every outcome, in *fields*: the methods that compare with each other, under one stop rule and on one task.
+def measure(outcomes: Sequence[Outcome], bootstrap: Bootstrap) -> list[list[MethodStatistics]]:
+    """Compute the statistics of every outcome.
 
-    Agreement is with the first `fixed` method of the field.
+    A *field* is a list of methods that are compared with each other: they have the same stop rule and the same task.
+    Agreement is measured against the first method of a field that is marked as `reference` (policy `fixed`).
+
+    Args:
+        outcomes: the outcomes of all methods, stop rules and tasks.
+        bootstrap: draws the resamples.
+
+    Returns:
+        The fields.
     """
     fields: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes:
         fields.setdefault((outcome.labels.stop, outcome.labels.task), []).append(outcome)
-    return [_measured(field, bootstrap) for field in fields.values()]
+    return [_statistics(field, bootstrap) for field in fields.values()]
 
 
-def _measured(field: Sequence[Outcome], bootstrap: Bootstrap) -> list[Measured]:
+def _statistics(field: Sequence[Outcome], bootstrap: Bootstrap) -> list[MethodStatistics]:
     reference = next((outcome for outcome in field if outcome.labels.mark == "reference"), None)
     columns = []
     for outcome in field:
@@ -83,24 +108,32 @@ def _measured(field: Sequence[Outcome], bootstrap: Bootstrap) -> list[Measured]:
             outcome.lengths,
             outcome.forwards,
         ]
-    sums = bootstrap.sums(np.stack(columns, axis=1))  # [1 + R, 5 a method]
-    found = []
+    sums = bootstrap.sums(np.stack(columns, axis=1))  # [1 + R, 5 for each method]
+    statistics = []
     for number, outcome in enumerate(field):
         correct, judged, agreed, tokens, forwards = sums[:, 5 * number : 5 * number + 5].T
-        with np.errstate(invalid="ignore"):  # a resample may hold prompts that nothing judges only
+        with np.errstate(invalid="ignore"):  # no prompt of a resample may have been judged
             accuracy = correct / judged if judged[0] else None
         mean_agreement = None if reference is None else agreed / len(outcome.lengths)
-        found.append(Measured(outcome, accuracy, mean_agreement, forwards / len(outcome.lengths), tokens / forwards))
-    return found
+        mean_forwards = forwards / len(outcome.lengths)
+        statistics.append(MethodStatistics(outcome, accuracy, mean_agreement, mean_forwards, tokens / forwards))
+    return statistics
 
 
-def build_rows(fields: Sequence[Sequence[Measured]]) -> list[dict[str, Any]]:
-    """The table: a row per method, stop rule and task.
+def build_rows(fields: Sequence[Sequence[MethodStatistics]]) -> list[dict[str, Any]]:
+    """Build the table: a row for each method, stop rule and task.
 
-    Agreement and speedups compare with the first `fixed` method under the same stop rule, speedups with the suffix `_threshold` with the
-    first `threshold` method under the same stop rule; they are null where the comparison lacks that method,
-    and the ratio of tokens per forward where that method's answers are empty. `cut_short` counts answers against the same method's under the
-    stop rule `none`, null where that is not in the comparison.
+    Agreement and speedups compare a method with the first `fixed` method of its field. Speedups with the suffix
+    `_threshold` compare it with the first `threshold` method of its field. These columns are null where the field lacks
+    that method; the ratio of tokens per forward is also null where that method's answers are empty. The column
+    `cut_short` compares a method's answers with those that the same method gives under the stop rule `none`; it is null
+    where `none` is not in the comparison.
+
+    Args:
+        fields: the fields that `measure` returns.
+
+    Returns:
+        The rows, plain data for compare.json.
     """
     whole = {
         (entry.labels.method, entry.labels.task): entry.outcome
@@ -119,20 +152,30 @@ def build_rows(fields: Sequence[Sequence[Measured]]) -> list[dict[str, Any]]:
 def cut_short(
     tokens: NDArray[Any], lengths: NDArray[Any], whole: NDArray[Any], whole_lengths: NDArray[Any]
 ) -> NDArray[np.bool_]:
-    """[N]: answers (tokens [N, G], lengths [N]) that are the beginning of a longer whole one."""
+    """Find the answers that are a proper beginning of a longer, whole answer.
+
+    Args:
+        tokens: [N, G] tokens of the answers.
+        lengths: [N] numbers of answer tokens.
+        whole: [N, G] tokens of the whole answers.
+        whole_lengths: [N] numbers of answer tokens of the whole answers.
+
+    Returns:
+        [N] bool, True where the answer was cut short.
+    """
     behind = np.arange(tokens.shape[1]) >= lengths[:, None]
     shortened: NDArray[np.bool_] = ((tokens == whole) | behind).all(1) & (lengths < whole_lengths)
     return shortened
 
 
-def _cut_short(entry: Measured, whole: dict[tuple[str, str], Outcome]) -> int | None:
+def _cut_short(entry: MethodStatistics, whole: dict[tuple[str, str], Outcome]) -> int | None:
     other = whole.get((entry.labels.method, entry.labels.task))
     if other is None:
         return None
     return int(cut_short(entry.outcome.tokens, entry.outcome.lengths, other.tokens, other.lengths).sum())
 
 
-def _row(entry: Measured, fixed: Measured | None, threshold: Measured | None) -> dict[str, Any]:
+def _row(entry: MethodStatistics, fixed: MethodStatistics | None, threshold: MethodStatistics | None) -> dict[str, Any]:
     outcome = entry.outcome
     row = asdict(entry.labels) | {"second_model": entry.second_model, "prompts": len(outcome.lengths)}
     row |= _described("accuracy", entry.accuracy) | _described("agreement", entry.agreement)
@@ -154,7 +197,7 @@ def _row(entry: Measured, fixed: Measured | None, threshold: Measured | None) ->
     for suffix, base in (("", fixed), ("_threshold", threshold)):
         row[f"speedup_forwards{suffix}"] = float(base.forwards[0] / entry.forwards[0]) if base else None
         row[f"speedup_wall{suffix}"] = base.outcome.wall_s / outcome.wall_s if base else None
-    with np.errstate(divide="ignore", invalid="ignore"):  # a resample may hold empty answers only
+    with np.errstate(divide="ignore", invalid="ignore"):  # all answers of a resample may be empty
         compared = entry.tokens_per_forward / threshold.tokens_per_forward if threshold else None
     return row | _described("tokens_per_forward_ratio_threshold", compared)
 
@@ -162,12 +205,15 @@ def _row(entry: Measured, fixed: Measured | None, threshold: Measured | None) ->
 def score_rows(
     outcomes: Sequence[Outcome], checkers: Mapping[str, Checker], bootstrap: Bootstrap
 ) -> list[dict[str, Any]]:
-    """The scores of every outcome whose checker has some: a row per method, stop rule and task, each score with its interval.
+    """Compute the scores of every outcome whose checker gives scores.
 
     Args:
-        outcomes: of all methods and tasks.
-        checkers: by the name of the task.
-        bootstrap: its resamples are those of the table of methods.
+        outcomes: the outcomes of all methods, stop rules and tasks.
+        checkers: the checkers by the names of their tasks.
+        bootstrap: draws the same resamples as for the table of methods.
+
+    Returns:
+        A row for each method, stop rule and task, which holds each score with its interval.
     """
     rows = []
     for outcome in outcomes:

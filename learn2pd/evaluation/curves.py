@@ -1,148 +1,179 @@
-"""Families of settings as curves of accuracy over tokens per forward: areas, the fastest setting within a margin, comparisons in pairs.
+"""Families of settings as curves of accuracy over tokens per forward.
 
-The *curve* of a family at x tokens per forward is the best accuracy on the straight lines between two of its settings, one slower and one
-faster than x, or of a setting that is faster than x anyway: the upper hull of its settings, which never rises. Nothing is known past its
-fastest setting. The *area* is the mean height of the curve from one token a step's tokens per forward to the oracle's (without an oracle:
-the fastest setting's of the field), 0 past the family's fastest setting; between 0 and 1, and 1 for all questions right at the oracle's
-speed. Accuracy under parallelism (AUP, arXiv 2601.07568) is a relative: it weights the area by a penalty for lost accuracy, has no common
-range and leaves out what is more than 5 points below the slowest setting.
+The comparisons are areas under the curves, the fastest setting within a margin, and differences between pairs of
+families.
 
-Accuracy is agreement with one token a step where nothing judges. Everything, the choice of a setting included, is worked out anew in
-every resample.
+The *curve* of a family is the upper hull of its settings. Its height at x tokens per forward is the best accuracy among
+two kinds of points: the points at x on straight lines between two settings, one of them slower and one faster than x,
+and the accuracies of settings that are at least as fast as x. The curve therefore never rises with x. It has no height
+past the family's fastest setting, since nothing was measured there.
+
+The *area* of a family is the mean height of its curve, from the tokens per forward of one token a step to those of the
+oracle (without an oracle: to those of the field's fastest setting). Past the family's fastest setting the height counts
+as 0. The area lies between 0 and 1, and is 1 if all answers are right at the oracle's speed. Accuracy under parallelism
+(AUP, arXiv 2601.07568) is a related measure: it weights the area by a penalty for lost accuracy, has no common range,
+and leaves out settings that are more than 5 points below the slowest one.
+
+Where no checker judges the answers, agreement with one token a step takes the place of accuracy. Everything, including
+the selection of a setting, is computed anew in every resample.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from learn2pd.evaluation.compare import Measured, first_marked
+from learn2pd.evaluation.compare import MethodStatistics, first_marked
 from learn2pd.statistics.bootstrap import Values, better, interval, point
 
-ROUNDING = 1e-9  # an accuracy at the margin itself is within it
+ROUNDING = 1e-9  # allowed error of an accuracy, so that one exactly at the margin is within it
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One line of a table: what it is about, its values, and what else is worth writing down."""
+    """One line of a table: its labels, its values with their resamples, and further notes."""
 
-    labels: dict[str, Any]  # of a line that seeds of one recipe share: all but the family
+    labels: dict[str, Any]  # labels that the seeds of one recipe share: all but the name of the family
     values: dict[str, Values]
     family: str
     group: str | None
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def written(self) -> dict[str, Any]:
-        """As it stands in compare.json: each value with its interval, each difference with the share of resamples in which it is above 0."""
-        found: dict[str, Any] = {"family": self.family, "group": self.group} | self.labels | self.notes
+        """Return the line as compare.json holds it.
+
+        Each value comes with its interval. A difference also comes with the share of the resamples in which it is above
+        0.
+        """
+        line: dict[str, Any] = {"family": self.family, "group": self.group} | self.labels | self.notes
         for name, values in self.values.items():
-            found |= {name: point(values), f"{name}_interval": interval(values)}
+            line |= {name: point(values), f"{name}_interval": interval(values)}
             if name.endswith("difference"):
-                found[f"{name}_better"] = better(values)
-        return found
+                line[f"{name}_better"] = better(values)
+        return line
 
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """Settings that differ in one option, S of them."""
+    """Settings of one method that differ in the value of one option, S of them."""
 
-    settings: list[Measured]
+    settings: list[MethodStatistics]
     speed: Values  # [1 + R, S] tokens per forward
-    quality: Values  # [1 + R, S] accuracy, or agreement
+    quality: Values  # [1 + R, S] accuracy, or agreement where no checker judges
 
     @property
     def name(self) -> str:
+        """The name of the family."""
         return self.settings[0].labels.family
 
     @property
     def kind(self) -> str:
+        """The kind of the family's methods: `oracle`, `learned` or `training-free`."""
         return self.settings[0].kind
 
     @property
     def second_model(self) -> bool:
+        """Whether any setting also ran forwards of another model."""
         return any(setting.second_model for setting in self.settings)
 
     def labels(self) -> dict[str, Any]:
+        """Return the labels that every table shows for this family."""
         first = self.settings[0].labels
         return {"kind": self.kind, "second_model": self.second_model, "stop": first.stop, "task": first.task}
 
 
 @dataclass(frozen=True, eq=False)
 class Field:
-    """All families under one stop rule and on one task, and the marks that they are held against."""
+    """All families under one stop rule and on one task, and the values that they are compared with."""
 
     families: list[Family]
-    measure: str  # accuracy, or agreement where nothing judges
-    plain_speed: Values  # of one token a step
-    plain_quality: Values
-    oracle_speed: Values | None
-    fastest_speed: Values  # of any setting
+    measure: str  # `accuracy`, or `agreement` where no checker judges
+    plain_speed: Values  # tokens per forward of one token a step
+    plain_quality: Values  # accuracy (or agreement) of one token a step
+    oracle_speed: Values | None  # tokens per forward of the oracle
+    fastest_speed: Values  # tokens per forward of the fastest setting of any family
 
     @property
     def top_speed(self) -> Values:
+        """The upper end of the range of an area: the oracle's speed, or without an oracle the speed of the fastest
+        setting.
+        """
         return self.fastest_speed if self.oracle_speed is None else self.oracle_speed
 
 
 @dataclass(frozen=True, eq=False)
 class Within:
-    """The fastest setting of a family within the margin; one token a step where it has none."""
+    """The fastest setting of a family within the margin, or one token a step where the family has no such setting."""
 
     family: Family
-    chosen: int | None  # setting, on the whole sample
-    met: float  # share of the resamples in which there is one
-    speed: Values  # of the setting chosen anew in every resample
-    chosen_speed: Values  # of the setting chosen on the whole sample
-    chosen_quality: Values
+    setting: int | None  # number of the setting that is selected on the whole sample
+    met: float  # share of the resamples in which the family has such a setting
+    speed: Values  # tokens per forward of the setting that is selected anew in every resample
+    setting_speed: Values  # tokens per forward of the setting that is selected on the whole sample
+    setting_quality: Values  # accuracy (or agreement) of the setting that is selected on the whole sample
 
 
-def compare_families(fields: Sequence[Sequence[Measured]], margin: float) -> dict[str, Any]:
-    """What compare.json says of families: `curves`, `fastest`, `pairs`, and `seeds`, their means over the seeds of a recipe.
+def compare_families(fields: Sequence[Sequence[MethodStatistics]], margin: float) -> dict[str, Any]:
+    """Compare the families of all fields.
 
-    Fields without a one-token-a-step decode (policy `fixed`) are left out: it is what the margin and the range refer to.
+    A field without a decode of one token a step (policy `fixed`) is left out, because the margin and the range of the
+    area refer to that decode.
 
     Args:
-        margin: accuracy that may be lost against one token a step, share of the prompts.
+        fields: the fields that `measure` returns.
+        margin: accuracy that may be lost against one token a step, as a share of the prompts.
+
+    Returns:
+        The entries of compare.json about families: `curves`, `fastest`, `pairs`, and `seeds`, which holds the means
+        over the seeds of a recipe.
     """
     tables: dict[str, list[Entry]] = {"settings": [], "curves": [], "fastest": [], "pairs": []}
-    for measured in fields:
-        found = build_field(measured)
-        if found is None:
+    for methods in fields:
+        compared = build_field(methods)
+        if compared is None:
             continue
-        within = [fastest_within(family, found, margin) for family in found.families]
-        areas = {family.name: area(family, found) for family in found.families if len(family.settings) > 1}
+        within = [within_margin(family, compared, margin) for family in compared.families]
+        areas = {family.name: area(family, compared) for family in compared.families if len(family.settings) > 1}
         tables["settings"] += [
-            _setting(family, number) for family in found.families for number in range(len(family.settings))
+            _setting(family, number) for family in compared.families for number in range(len(family.settings))
         ]
         tables["curves"] += [
-            _curve(family, found, areas[family.name]) for family in found.families if family.name in areas
+            _curve(family, compared, areas[family.name]) for family in compared.families if family.name in areas
         ]
-        tables["fastest"] += [_fastest(entry, within, found) for entry in within]
-        tables["pairs"] += [
-            _pair(entry, rival, areas)
-            for entry in within if entry.family.kind == "learned"
-            for rival in found.families if rival.kind == "training-free"
-        ]  # fmt: skip
+        tables["fastest"] += [_fastest(entry, within, compared) for entry in within]
+        learned = [entry for entry in within if entry.family.kind == "learned"]
+        rivals = [family for family in compared.families if family.kind == "training-free"]
+        tables["pairs"] += [_pair(entry, rival, areas) for entry in learned for rival in rivals]
     written = {name: [entry.written() for entry in tables[name]] for name in ("curves", "fastest", "pairs")}
     return written | {"seeds": {name: over_seeds(entries) for name, entries in tables.items()}}
 
 
-def build_field(measured: Sequence[Measured]) -> Field | None:
-    """The families of a field, None where it has no one-token-a-step decode."""
-    plain, oracle = first_marked("reference", measured), first_marked("oracle", measured)
+def build_field(methods: Sequence[MethodStatistics]) -> Field | None:
+    """Build the families of a field.
+
+    Args:
+        methods: the statistics of the field's methods.
+
+    Returns:
+        The field, or None where it has no decode of one token a step.
+    """
+    plain = first_marked("reference", methods)
+    oracle = first_marked("oracle", methods)
     if plain is None:
         return None
-    judged = all(entry.accuracy is not None for entry in measured)
+    judged = all(entry.accuracy is not None for entry in methods)
 
-    def quality(entry: Measured) -> Values:
+    def quality(entry: MethodStatistics) -> Values:
         values = entry.accuracy if judged else entry.agreement
-        assert values is not None, "agreement is there wherever one token a step is"
+        assert values is not None, "a field with one token a step has the agreement of every method"
         return values
 
-    groups: dict[str, list[Measured]] = {}
-    for entry in measured:
+    groups: dict[str, list[MethodStatistics]] = {}
+    for entry in methods:
         groups.setdefault(entry.labels.family, []).append(entry)
     families = [
         Family(
@@ -161,54 +192,80 @@ def build_field(measured: Sequence[Measured]) -> Field | None:
 
 
 def curve(speed: Values, quality: Values, at: Values) -> Values:
-    """Heights of curves, row by row.
+    """Compute the heights of curves, row by row.
 
     Args:
-        speed, quality: [B, S], the settings.
-        at: [B, Q] tokens per forward.
+        speed: [B, S] tokens per forward of the settings.
+        quality: [B, S] accuracy of the settings.
+        at: [B, Q] tokens per forward at which the heights are computed.
 
     Returns:
-        [B, Q], -inf past the fastest setting.
+        [B, Q] heights, -inf past the fastest setting.
     """
     order = speed.argsort(1)
-    x, y = np.take_along_axis(speed, order, 1), np.take_along_axis(quality, order, 1)
+    x = np.take_along_axis(speed, order, 1)
+    y = np.take_along_axis(quality, order, 1)
     height = np.full(at.shape, -np.inf)
     for faster in range(x.shape[1]):
-        right_x, right_y = x[:, faster, None], y[:, faster, None]
+        right_x = x[:, faster, None]
+        right_y = y[:, faster, None]
         height = np.where(at <= right_x, np.maximum(height, right_y), height)
         for slower in range(faster):
-            left_x, left_y = x[:, slower, None], y[:, slower, None]
+            left_x = x[:, slower, None]
+            left_y = y[:, slower, None]
             between = (left_x <= at) & (at <= right_x) & (left_x < right_x)
             line = left_y + (right_y - left_y) * (at - left_x) / np.where(between, right_x - left_x, 1)
             height = np.where(between, np.maximum(height, line), height)
     return height
 
 
-def area(family: Family, found: Field) -> Values:
-    """[1 + R] mean height of the family's curve over the range of the field, 0 past its fastest setting; exact."""
-    low, high = found.plain_speed[:, None], found.top_speed[:, None]
+def area(family: Family, field: Field) -> Values:
+    """Compute the area under a family's curve.
+
+    The value is exact: the curve is integrated between its corners, and its height counts as 0 past the family's
+    fastest setting.
+
+    Args:
+        family: the family.
+        field: the field of the family, which defines the range.
+
+    Returns:
+        [1 + R] mean heights.
+    """
+    low = field.plain_speed[:, None]
+    high = field.top_speed[:, None]
     corners = np.concatenate((low, np.clip(np.sort(family.speed, 1), low, np.maximum(low, high))), axis=1)
     height = curve(family.speed, family.quality, corners)
     height = np.where(np.isfinite(height), height, 0)
     with np.errstate(divide="ignore", invalid="ignore"):  # the oracle may be no faster than one token a step
-        values: Values = (np.diff(corners, axis=1) * (height[:, 1:] + height[:, :-1]) / 2).sum(1) / (high - low)[:, 0]
+        trapezoids = np.diff(corners, axis=1) * (height[:, 1:] + height[:, :-1]) / 2
+        values: Values = trapezoids.sum(1) / (high - low)[:, 0]
     return values
 
 
-def fastest_within(family: Family, found: Field, margin: float) -> Within:
-    """The fastest setting whose accuracy is at most `margin` under one token a step's."""
-    allowed = family.quality >= found.plain_quality[:, None] - margin - ROUNDING
+def within_margin(family: Family, field: Field, margin: float) -> Within:
+    """Find the fastest setting whose accuracy is at most `margin` below that of one token a step.
+
+    Args:
+        family: the family.
+        field: the field of the family.
+        margin: accuracy that may be lost, as a share of the prompts.
+
+    Returns:
+        The setting, found on the whole sample and found anew in every resample.
+    """
+    allowed = family.quality >= field.plain_quality[:, None] - margin - ROUNDING
     speed = np.where(allowed, family.speed, -np.inf)
     best = speed.max(1)
-    some = np.isfinite(best)
-    chosen = int(speed[0].argmax()) if some[0] else None
+    met = np.isfinite(best)
+    setting = int(speed[0].argmax()) if met[0] else None
     return Within(
         family,
-        chosen,
-        met=float(some[1:].mean()),
-        speed=np.where(some, best, found.plain_speed),
-        chosen_speed=found.plain_speed if chosen is None else family.speed[:, chosen],
-        chosen_quality=found.plain_quality if chosen is None else family.quality[:, chosen],
+        setting,
+        met=float(met[1:].mean()),
+        speed=np.where(met, best, field.plain_speed),
+        setting_speed=field.plain_speed if setting is None else family.speed[:, setting],
+        setting_quality=field.plain_quality if setting is None else family.quality[:, setting],
     )
 
 
@@ -227,7 +284,7 @@ def _setting(family: Family, number: int) -> Entry:
     return _entry(family, kept, {}, setting=setting.labels.setting)
 
 
-def _curve(family: Family, found: Field, values: Values) -> Entry:
+def _curve(family: Family, field: Field, values: Values) -> Entry:
     height = curve(family.speed[:1], family.quality[:1], family.speed[:1])[0]
     points: list[dict[str, Any]] = [
         {
@@ -240,46 +297,50 @@ def _curve(family: Family, found: Field, values: Values) -> Entry:
         }
         for number, setting in enumerate(family.settings)
     ]
-    shown = {"measure": found.measure, "range": [float(found.plain_speed[0]), float(found.top_speed[0])]}
+    shown = {"measure": field.measure, "range": [float(field.plain_speed[0]), float(field.top_speed[0])]}
     return _entry(
         family, {"area": values}, shown | {"points": sorted(points, key=lambda each: each["tokens_per_forward"])}
     )
 
 
-def _fastest(entry: Within, within: Sequence[Within], found: Field) -> Entry:
-    """Ratios are to the best training-free family under the same condition: of those with one model, and of all."""
+def _fastest(entry: Within, within: Sequence[Within], field: Field) -> Entry:
+    """Compare the fastest setting within the margin with the best training-free family under the same condition.
+
+    One ratio compares it with the best of the families that use one model, the other with the best of all training-free
+    families.
+    """
     family = entry.family
     values = {
         "tokens_per_forward": entry.speed,
-        "accuracy": entry.chosen_quality,
-        "accuracy_difference": entry.chosen_quality - found.plain_quality,
+        "accuracy": entry.setting_quality,
+        "accuracy_difference": entry.setting_quality - field.plain_quality,
     }
-    notes: dict[str, Any] = {"measure": found.measure, "method": None, "setting": None, "met": entry.met}
-    if entry.chosen is not None:
-        labels = family.settings[entry.chosen].labels
+    notes: dict[str, Any] = {"measure": field.measure, "method": None, "setting": None, "met": entry.met}
+    if entry.setting is not None:
+        labels = family.settings[entry.setting].labels
         notes |= {"method": labels.method, "setting": labels.setting}
     rivals = [rival for rival in within if rival.family.kind == "training-free"]
-    with np.errstate(divide="ignore", invalid="ignore"):  # answers may all be empty
-        for suffix, chosen in (
-            ("", [rival for rival in rivals if not rival.family.second_model]),
-            ("_second_model", rivals),
-        ):
-            speeds = np.stack([rival.speed for rival in chosen], 1)  # one token a step is always among them
-            notes[f"rival{suffix}"] = chosen[int(speeds[0].argmax())].family.name
+    with np.errstate(divide="ignore", invalid="ignore"):  # all answers may be empty
+        one_model = [rival for rival in rivals if not rival.family.second_model]
+        for suffix, candidates in (("", one_model), ("_second_model", rivals)):
+            speeds = np.stack([rival.speed for rival in candidates], 1)  # one token a step is always a candidate
+            notes[f"rival{suffix}"] = candidates[int(speeds[0].argmax())].family.name
             values[f"ratio{suffix}"] = entry.speed / speeds.max(1)
-        if found.oracle_speed is not None:
-            values["oracle_share"] = entry.speed / found.oracle_speed
+        if field.oracle_speed is not None:
+            values["oracle_share"] = entry.speed / field.oracle_speed
     return _entry(family, values, notes)
 
 
 def _pair(entry: Within, rival: Family, areas: dict[str, Values]) -> Entry:
-    """A learned family beside a rival at equal tokens per forward: at its setting within the margin, at all of them, and in area.
+    """Compare a learned family with a rival at equal tokens per forward.
 
-    Where the rival is slower than that even at its fastest, its fastest setting's accuracy is taken, in its favour.
+    The comparison is made at the learned family's setting within the margin, at all of its settings, and in area. Where
+    even the rival's fastest setting is slower than the learned setting, the accuracy of the rival's fastest setting is
+    taken, which favours the rival.
     """
     family = entry.family
-    at = np.column_stack((entry.chosen_speed, family.speed))  # [1 + R, 1 + S]
-    difference = np.column_stack((entry.chosen_quality, family.quality)) - curve(
+    at = np.column_stack((entry.setting_speed, family.speed))  # [1 + R, 1 + S]
+    difference = np.column_stack((entry.setting_quality, family.quality)) - curve(
         rival.speed, rival.quality, np.minimum(at, rival.speed.max(1)[:, None])
     )
     points = [
@@ -297,7 +358,7 @@ def _pair(entry: Within, rival: Family, areas: dict[str, Values]) -> Entry:
     if family.name in areas and rival.name in areas:
         values["area_difference"] = areas[family.name] - areas[rival.name]
     notes = {
-        "method": None if entry.chosen is None else family.settings[entry.chosen].labels.method,
+        "method": None if entry.setting is None else family.settings[entry.setting].labels.method,
         "tokens_per_forward": float(at[0, 0]),
         "past_rival": bool(at[0, 0] > rival.speed[0].max()),
         "points": points,
@@ -306,12 +367,20 @@ def _pair(entry: Within, rival: Family, areas: dict[str, Values]) -> Entry:
 
 
 def over_seeds(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Means over the families of a group, with the interval over prompts and the spread (least and largest) over the seeds."""
+    """Compute means over the families of a group, which differ in the seed of their training only.
+
+    Args:
+        entries: the lines of one table.
+
+    Returns:
+        A line for each group, with the intervals over prompts and with the spread (the least and the largest value)
+        over the seeds.
+    """
     groups: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in entries:
         if entry.group is not None:
             groups.setdefault((entry.group, *entry.labels.values()), []).append(entry)
-    found = []
+    lines = []
     for members in groups.values():
         line: dict[str, Any] = {"group": members[0].group} | members[0].labels | {"seeds": len(members)}
         for name in members[0].values:
@@ -322,5 +391,5 @@ def over_seeds(entries: Sequence[Entry]) -> list[dict[str, Any]]:
             line[f"{name}_spread"] = [min(points), max(points)] if np.isfinite(points).all() else None
             if name.endswith("difference"):
                 line[f"{name}_better"] = better(mean)
-        found.append(line)
-    return found
+        lines.append(line)
+    return lines

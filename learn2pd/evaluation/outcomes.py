@@ -1,4 +1,7 @@
-"""What one method made of the prompts of one task: decoded, judged, and kept on disk so that an interrupted comparison goes on."""
+"""Outcomes: the prompts of one task, decoded with one method and judged.
+
+Outcomes are kept on disk, so that an interrupted comparison can continue without decoding them again.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from learn2pd.method import Method
 from learn2pd.models.loading import Model
 from learn2pd.types import Sampling
 
-DECODED = {  # what an outcome takes from a decode result: a value, or a canvas, a prompt
+DECODED = {  # arrays that an outcome takes from a decode result, with a value or a canvas for each prompt
     "tokens": np.int32,
     "committed_at": np.int32,
     "lengths": np.int32,
@@ -38,46 +41,45 @@ ARRAYS = ("correct", *DECODED)
 
 @dataclass(frozen=True)
 class Labels:
-    """Where an outcome belongs."""
+    """The place of an outcome in a comparison: its method, stop rule, task and groups."""
 
     method: str
-    family: str  # methods that differ in the value of one option only share it
-    setting: str  # that value, "" where nothing was swept
-    group: str | None  # families that differ in the seed of their training only share it
+    family: str  # shared by methods that differ only in the value of one option
+    setting: str  # the value of that option, "" where no option was swept
+    group: str | None  # shared by families that differ only in the seed of their training
     scheduler: str
     policy: str
     cache: str
     stop: str
     task: str
-    mark: str  # `reference`: one token a step; `baseline`: what speed-ups are also held against; `oracle`; or nothing
-    kind: str  # `oracle` where the answer was known beforehand, `learned` where a component was trained, else `training-free`
+    mark: str  # `reference` (one token a step), `baseline` (speedups are also computed against it), `oracle`, or ""
+    kind: str  # `oracle` (it knows the answer beforehand), `learned` (a component was trained) or `training-free`
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """One method, stop rule and task, N prompts on a canvas of G."""
+    """The results of one method and stop rule on one task, for N prompts on a canvas of G positions."""
 
     labels: Labels
-    correct: NDArray[np.float32]  # [N] 1 right, 0 wrong, NaN where nothing can judge
+    correct: NDArray[np.float32]  # [N] 1 right, 0 wrong, NaN where no checker judges
     reasons: list[str]
     tokens: NDArray[np.int32]  # [N, G]
-    committed_at: NDArray[np.int32]  # [N, G] step of the commit, -1 where none
+    committed_at: NDArray[np.int32]  # [N, G] step of the commit, -1 where the position was not committed
     lengths: NDArray[np.int32]  # [N] answer tokens
     forwards: NDArray[np.int32]  # [N]
-    columns: NDArray[np.int64]  # [N] computed in those forwards
-    auxiliary_forwards: NDArray[np.int32]  # [N]
+    columns: NDArray[np.int64]  # [N] positions that were computed in those forwards
+    auxiliary_forwards: NDArray[np.int32]  # [N] forwards of another model
     revoked: NDArray[np.int32]  # [N] commits that were taken back
     edited: NDArray[np.int32]  # [N] committed tokens that were overwritten
     failed: NDArray[np.bool_]  # [N]
     wall_s: float
     model_s: float
-    counts: list[dict[str, int]] = field(
-        default_factory=list
-    )  # of the verdicts: how near each answer comes, where the checker says so
+    # how near each answer comes to the right one, where the checker counts that
+    counts: list[dict[str, int]] = field(default_factory=list)
 
 
 def group_by_task(prompts: Sequence[Prompt]) -> dict[str, list[Prompt]]:
-    """Prompts by the task that judges them, `prompts` where none does."""
+    """Group prompts by the task that judges them; prompts without a task form the group `prompts`."""
     groups: dict[str, list[Prompt]] = {}
     for prompt in prompts:
         groups.setdefault(prompt.task or "prompts", []).append(prompt)
@@ -97,11 +99,35 @@ def run_method(
     seed: int,
     progress: tqdm[Any] | None = None,
 ) -> Outcome:
-    """Decode the prompts of one task and judge them; the checking is not part of the wall time."""
+    """Decode the prompts of one task and judge the answers.
+
+    The time for judging is not part of the wall time.
+
+    Args:
+        model: the model that decodes.
+        prompts: the prompts of the task.
+        checkers: the checkers by the names of their tasks.
+        labels: the labels of the outcome.
+        method: the method, with its stop rule.
+        gen_length: length of the canvas, in tokens.
+        batch_size: rows that are decoded together.
+        sampling: temperature and filters of the proposals.
+        seed: seed of the sampling.
+        progress: a progress bar that counts prompts.
+
+    Returns:
+        The outcome.
+    """
     result = decode(
-        model, encoded(model, prompts), method, gen_length=gen_length,
-        batch_size=batch_size, sampling=sampling, seed=seed, progress=progress.update if progress is not None else None,
-    )  # fmt: skip
+        model,
+        encoded(model, prompts),
+        method,
+        gen_length=gen_length,
+        batch_size=batch_size,
+        sampling=sampling,
+        seed=seed,
+        progress=progress.update if progress is not None else None,
+    )
     verdicts = [
         checkers[prompt.task].check(prompt.facts, text) if prompt.task else None
         for prompt, text in zip(prompts, result.texts, strict=True)
@@ -119,9 +145,19 @@ def run_method(
 
 
 def cached(path: Path, key: str, labels: Labels, produce: Callable[[], Outcome]) -> Outcome:
-    """An outcome from an interrupted comparison where `key` (what it depends on) is the same, else a new one, saved.
+    """Return an outcome from the disk where it is still valid, else a new one, which is saved.
 
-    The names in `labels` are no part of it: a method may be renamed, or put into a group, without decoding it again.
+    The names in `labels` are not part of the key: a method may be renamed, or put into a group, without being decoded
+    again.
+
+    Args:
+        path: the outcome's file.
+        key: a digest of everything that the outcome depends on. A stored outcome is valid if it has the same key.
+        labels: the labels of the outcome.
+        produce: decodes and judges the prompts.
+
+    Returns:
+        The outcome.
     """
     try:
         with safe_open(path, "np") as stored:
@@ -133,7 +169,7 @@ def cached(path: Path, key: str, labels: Labels, produce: Callable[[], Outcome])
                     **{name: stored.get_tensor(name) for name in ARRAYS},
                 )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        pass  # not there, half written, or of another version: produced again
+        pass  # the file is missing, half written or of another version, so the outcome is produced again
     outcome = produce()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -144,7 +180,7 @@ def cached(path: Path, key: str, labels: Labels, produce: Callable[[], Outcome])
 
 
 def merge(outcomes: Sequence[Outcome]) -> Outcome:
-    """The outcomes of one method and stop rule over all tasks, as task `all`."""
+    """Join the outcomes of one method and stop rule over all tasks into one outcome of the task `all`."""
     arrays: dict[str, Any] = {name: np.concatenate([getattr(outcome, name) for outcome in outcomes]) for name in ARRAYS}
     return Outcome(
         labels=replace(outcomes[0].labels, task="all"),

@@ -1,4 +1,7 @@
-"""Plots of a comparison and of a training. Take plain data, decode nothing."""
+"""Plots of a comparison and of a calibration.
+
+The functions take plain data and decode nothing.
+"""
 
 from __future__ import annotations
 
@@ -17,40 +20,41 @@ MARKS = "osD^vP<X>hp"
 LEARNED = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#e377c2", "#8c564b", "#bcbd22")
 MUTED = ("#555555", "#9a9a9a", "#7a8fa6", "#a68f7a", "#8aa68a", "#a68aa0")
 LINES = ("-", "--", ":")
-PANEL = 5.6  # inches
-DEPTH = (
-    0.25  # below one token a step; what lies lower is named at the foot of a plot, so that the others can be told apart
-)
+PANEL = 5.6  # width and height of a panel, inches
+# Methods whose accuracy is further than this below that of one token a step are named at the foot of a plot instead of
+# being drawn, so that the other methods can be told apart.
+DEPTH = 0.25
 
 
-def plot_tradeoff(found: dict[str, Any], path: Path, margin: float, by_task: bool = False) -> None:
-    """Accuracy (agreement where nothing judges) against tokens per forward: a panel a stop rule over all tasks, or a task.
+def plot_tradeoff(comparison: dict[str, Any], path: Path, margin: float, by_task: bool = False) -> None:
+    """Plot accuracy (agreement where no checker judges) against tokens per forward.
 
-    Trained families are drawn thick and in colours, with their intervals; the rest thin and grey; the line is the family's curve. One token
-    a step (with the margin below it) and the oracle are marks.
+    Each panel shows all tasks under one stop rule, or one task. Trained families are drawn thick, in colours and with
+    their intervals; the others are drawn thin and grey. A line is the curve of a family. One token a step, with the
+    margin below it, and the oracle are drawn as marks.
 
     Args:
-        found: compare.json's rows and curves.
-        margin: accuracy that `fastest within` may lose.
-        by_task: panels by task, under the first stop rule.
+        comparison: the object of compare.json; its rows and curves are drawn.
+        path: the image file to write.
+        margin: accuracy that `fastest within` may lose, as a share of the prompts.
+        by_task: draw a panel for each task under the first stop rule, not one for each stop rule over all tasks.
     """
-    rows = found["rows"]
+    rows = comparison["rows"]
     first = rows[0]["stop"]
-    chosen = (
-        [row for row in rows if row["task"] != "all" and row["stop"] == first]
-        if by_task
-        else [row for row in rows if row["task"] == "all"]
-    )
-    panels = list(dict.fromkeys(row["task" if by_task else "stop"] for row in chosen))
+    if by_task:
+        drawn = [row for row in rows if row["task"] != "all" and row["stop"] == first]
+    else:
+        drawn = [row for row in rows if row["task"] == "all"]
+    panels = list(dict.fromkeys(row["task" if by_task else "stop"] for row in drawn))
     figure, grid = plt.subplots(
         1, len(panels), figsize=(PANEL * len(panels) + 2.6, PANEL), layout="constrained", squeeze=False
     )
     style = _styles(rows)
     for name, axes in zip(panels, grid[0], strict=True):
-        inside = [row for row in chosen if row["task" if by_task else "stop"] == name]
+        inside = [row for row in drawn if row["task" if by_task else "stop"] == name]
         curves = {
             line["family"]: line
-            for line in found["curves"]
+            for line in comparison["curves"]
             if (line["stop"], line["task"]) == (inside[0]["stop"], inside[0]["task"])
         }
         _draw_panel(axes, inside, curves, style, margin)
@@ -60,30 +64,30 @@ def plot_tradeoff(found: dict[str, Any], path: Path, margin: float, by_task: boo
     }
     legend = figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8, frameon=False)
     for text in legend.get_texts():
-        text.set_parse_math(False)  # a method's name is the user's
+        text.set_parse_math(False)  # a method's name is the user's text and not TeX
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
 def _recipe(row: dict[str, Any]) -> str:
-    """What a colour stands for: a family, or the seeds of one recipe."""
+    """Return the name that a colour stands for: a family, or a group of families that are seeds of one recipe."""
     return str(row["group"] or row["family"])
 
 
 def _styles(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """How each recipe is drawn, the same in every panel."""
+    """Return the style of each recipe, which is the same in every panel."""
     kinds = {_recipe(row): row["kind"] for row in rows}
-    found: dict[str, dict[str, Any]] = {}
+    styles: dict[str, dict[str, Any]] = {}
     for name, kind in kinds.items():
         place = [other for other in kinds if kinds[other] == kind].index(name)
         mark = MARKS[place % len(MARKS)]
         if kind == "learned":
-            found[name] = {"color": LEARNED[place % len(LEARNED)], "marker": mark, "lw": 2.2, "ms": 6, "zorder": 4}
+            styles[name] = {"color": LEARNED[place % len(LEARNED)], "marker": mark, "lw": 2.2, "ms": 6, "zorder": 4}
         elif kind == "oracle":
-            found[name] = {"color": "black", "marker": "*", "lw": 1, "ms": 14, "zorder": 5}
+            styles[name] = {"color": "black", "marker": "*", "lw": 1, "ms": 14, "zorder": 5}
         else:
             line = LINES[place // len(MUTED) % len(LINES)]
-            found[name] = {
+            styles[name] = {
                 "color": MUTED[place % len(MUTED)],
                 "marker": mark,
                 "ls": line,
@@ -91,7 +95,7 @@ def _styles(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
                 "ms": 4.5,
                 "zorder": 3,
             }
-    return found
+    return styles
 
 
 def _draw_panel(
@@ -108,7 +112,7 @@ def _draw_panel(
     for row in rows:
         families.setdefault(row["family"], []).append(row)
     if plain is not None and len(families[plain["family"]]) == 1:
-        del families[plain["family"]]  # drawn as a mark
+        del families[plain["family"]]  # one token a step is drawn as a mark
     for name, points in families.items():
         _draw_family(axes, points, curves.get(name), style[_recipe(points[0])], measure)
     if plain is not None:
@@ -128,7 +132,8 @@ def _draw_panel(
         if row["kind"] == "oracle":
             axes.axvline(row["tokens_per_forward"], color="black", lw=0.8, ls=":")
     if plain is not None and (low := [row for row in rows if row[measure] < plain[measure] - DEPTH]):
-        axes.set_ylim(100 * (plain[measure] - DEPTH) - 3, min(101, axes.get_ylim()[1]))  # 3: for what is named
+        # The names at the foot of the plot take 3 points of space.
+        axes.set_ylim(100 * (plain[measure] - DEPTH) - 3, min(101, axes.get_ylim()[1]))
         named = ", ".join(
             f"{row['method']} ({100 * row[measure]:.0f}% at {row['tokens_per_forward']:.1f})" for row in low
         )
@@ -143,7 +148,8 @@ def _draw_family(
     axes: Any, points: Sequence[dict[str, Any]], curve: dict[str, Any] | None, style: dict[str, Any], measure: str
 ) -> None:
     dots = {name: value for name, value in style.items() if name not in ("ls", "lw")}
-    x, y = np.array([row["tokens_per_forward"] for row in points]), 100 * np.array([row[measure] for row in points])
+    x = np.array([row["tokens_per_forward"] for row in points])
+    y = 100 * np.array([row[measure] for row in points])
     label = _recipe(points[0]) + (" (second model)" if points[0]["second_model"] else "")
     if points[0]["kind"] == "learned":
         spread_x = np.abs(np.array([row["tokens_per_forward_interval"] or [np.nan] * 2 for row in points]).T - x)
@@ -168,14 +174,27 @@ def _draw_family(
         axes.plot([], [], label=label, **style)
 
 
-def plot_fastest(found: dict[str, Any], path: Path, margin: float) -> None:
-    """Tokens per forward of every family's fastest setting within the margin, over all tasks under the first stop rule; best on top."""
-    lines = [line for line in found["fastest"] if line["task"] == "all" and line["stop"] == found["fastest"][0]["stop"]]
+def plot_fastest(comparison: dict[str, Any], path: Path, margin: float) -> None:
+    """Plot the tokens per forward of every family's fastest setting within the margin.
+
+    The plot shows all tasks under the first stop rule, with the best family on top.
+
+    Args:
+        comparison: the object of compare.json; its rows and its fastest settings are drawn.
+        path: the image file to write.
+        margin: accuracy that may be lost, as a share of the prompts.
+    """
+    lines = [
+        line
+        for line in comparison["fastest"]
+        if line["task"] == "all" and line["stop"] == comparison["fastest"][0]["stop"]
+    ]
     lines.sort(key=lambda line: line["tokens_per_forward"])
-    style = _styles(found["rows"])
+    style = _styles(comparison["rows"])
     figure, axes = plt.subplots(figsize=(8, 0.34 * len(lines) + 1.4), layout="constrained")
     for place, line in enumerate(lines):
-        speed, edges = line["tokens_per_forward"], line["tokens_per_forward_interval"]
+        speed = line["tokens_per_forward"]
+        edges = line["tokens_per_forward_interval"]
         axes.barh(
             place, speed, color=style[_recipe(line)]["color"], alpha=0.9 if line["kind"] != "training-free" else 0.55
         )
@@ -203,9 +222,18 @@ def plot_fastest(found: dict[str, Any], path: Path, margin: float) -> None:
 def reliability(
     probability: np.ndarray[Any, Any], label: np.ndarray[Any, Any], bins: int = 10
 ) -> list[dict[str, float]]:
-    """Equal-width bins with mean probability, share of right proposals, and count."""
+    """Sort proposals into bins of equal width by their probability.
+
+    Args:
+        probability: [M] float, from 0 to 1.
+        label: [M], 1 where the proposal was right, else 0.
+        bins: number of bins.
+
+    Returns:
+        For each bin that is not empty: its mean probability, the share of right proposals, and the number of proposals.
+    """
     place = np.minimum((probability * bins).astype(int), bins - 1)
-    chosen = [(index, place == index) for index in range(bins)]
+    members = [(index, place == index) for index in range(bins)]
     return [
         {
             "bin": index,
@@ -213,13 +241,19 @@ def reliability(
             "right": float(label[inside].mean()),
             "count": int(inside.sum()),
         }
-        for index, inside in chosen
+        for index, inside in members
         if inside.any()
     ]
 
 
 def plot_reliability(bins: Sequence[dict[str, float]], threshold: float, path: Path) -> None:
-    """The filter's probability against how often the proposal was final, on validation prompts."""
+    """Plot how often proposals of the validation prompts were final against the filter's probability.
+
+    Args:
+        bins: the bins that `reliability` returns.
+        threshold: the filter's threshold, which is drawn as a line.
+        path: the image file to write.
+    """
     figure, (upper, lower) = plt.subplots(
         2, 1, figsize=(5, 5.5), sharex=True, height_ratios=[3, 1], layout="constrained"
     )
@@ -238,7 +272,14 @@ def plot_reliability(bins: Sequence[dict[str, float]], threshold: float, path: P
 
 
 def plot_commit_steps(lines: Sequence[tuple[str, Sequence[str], Sequence[int]]], title: str, path: Path) -> None:
-    """A heat map: for each method (name, tokens, steps) the forward at which each position of one answer was committed."""
+    """Plot, as a heat map, the forward at which each position of one answer was committed.
+
+    Args:
+        lines: for each method, its name, the texts of its tokens, and the steps of their commits (-1 where a position
+            was not committed).
+        title: title of the plot.
+        path: the image file to write.
+    """
     longest = max(len(steps) for _, _, steps in lines)
     grid = np.full((len(lines), longest), np.nan)
     for number, (_, _, steps) in enumerate(lines):

@@ -1,4 +1,7 @@
-"""A comparison as Markdown. Takes the plain data of compare.json, decodes nothing."""
+"""A comparison as Markdown.
+
+The functions take the plain data of compare.json and decode nothing.
+"""
 
 from __future__ import annotations
 
@@ -8,46 +11,62 @@ from typing import Any
 Line = dict[str, Any]
 
 
-def markdown(found: dict[str, Any], meta: dict[str, Any]) -> str:
-    """All tables, what is over all tasks first: every method, then the families (curves.py says what the columns are)."""
+def markdown(comparison: dict[str, Any], meta: dict[str, Any]) -> str:
+    """Write all tables of a comparison.
+
+    The table of all methods comes first and the tables of families follow (evaluation/curves.py explains their
+    columns). In every table the lines about all tasks come first.
+
+    Args:
+        comparison: the rows, scores and tables of compare.json.
+        meta: the description of the run in compare.json.
+
+    Returns:
+        The text of compare.md.
+    """
     head = (
-        f"{meta['prompts']} held-out prompts, seed {meta['seed']}, canvas {meta['gen_length']}, block {meta['block_length']}, "
-        f"batch {meta['batch_size']}, {meta['device']}, {meta['dtype']}. Brackets: 95% bootstrap ({meta['bootstrap_samples']} resamples). "
+        f"{meta['prompts']} held-out prompts, seed {meta['seed']}, canvas {meta['gen_length']}, "
+        f"block {meta['block_length']}, batch {meta['batch_size']}, {meta['device']}, {meta['dtype']}. "
+        f"Brackets: 95% bootstrap ({meta['bootstrap_samples']} resamples). "
         "Speedup is in forwards, against vanilla and against threshold with the same stop rule."
     )
-    parts = [f"# Comparison: {meta['model']}", head, methods_table(found["rows"])]
-    scores = score_tables(found.get("scores", ()))
+    parts = [f"# Comparison: {meta['model']}", head, methods_table(comparison["rows"])]
+    scores = score_tables(comparison.get("scores", ()))
     if scores:
         parts += [
             "## How near the answers come",
             "Shares over the answers of a task, as its checker counts them.",
             *scores,
         ]
-    seeds = found["seeds"]
-    if found["fastest"]:
+    seeds = comparison["seeds"]
+    if comparison["fastest"]:
         parts += [
             f"## Fastest setting within {_margin(meta)} of one token a step",
-            "One token a step where a family has none. Ratio: to the best training-free family under the same condition; then to the best of all "
-            "rules, those with a second model (marked +) included. Met: share of the resamples with such a setting.",
-            fastest_table(found["fastest"]),
+            "One token a step stands where a family has no such setting. Ratio: to the best training-free family under "
+            "the same condition; then to the best of all rules, those with a second model (marked +) included. "
+            "Met: share of the resamples with such a setting.",
+            fastest_table(comparison["fastest"]),
         ]
-    if found["curves"]:
+    if comparison["curves"]:
         parts += [
             "## Area under the curve",
-            "Mean height of accuracy over tokens per forward from one token a step to the oracle, 0 past a family's fastest setting.",
-            _table(CURVES, found["curves"]),
+            "Mean height of accuracy over tokens per forward, from one token a step to the oracle; "
+            "the height is 0 past a family's fastest setting.",
+            _table(CURVES, comparison["curves"]),
         ]
-    if found["pairs"]:
+    if comparison["pairs"]:
         parts += [
             "## Trained against training-free families at equal tokens per forward",
-            "Accuracy at the setting of the table above less the rival's on its curve there (>: faster than the rival can be, which is taken at "
-            "its fastest), and difference of areas; the share of the resamples in which each is above 0.",
-            _table(PAIRS, found["pairs"]),
+            "Accuracy of the trained family at its setting in the table above, less the accuracy of the rival's curve "
+            "at the same tokens per forward (>: the rival has no setting as fast as that and is taken at its fastest), "
+            "and the difference of the areas; each with the share of the resamples in which it is above 0.",
+            _table(PAIRS, comparison["pairs"]),
         ]
     if seeds["settings"]:
         parts += [
             "## Seeds",
-            "Families that differ in the seed of their training only: mean, its interval over prompts in brackets, least to largest seed in braces.",
+            "Families that differ in the seed of their training only: mean, its interval over prompts in brackets, "
+            "least to largest seed in braces.",
             _table(SEED_SETTINGS, seeds["settings"]),
             _table(SEED_FASTEST, seeds["fastest"]),
         ]
@@ -56,18 +75,26 @@ def markdown(found: dict[str, Any], meta: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def summary(found: dict[str, Any], meta: dict[str, Any]) -> str:
-    """What is over all tasks, for the terminal."""
-    parts = [methods_table([row for row in found["rows"] if row["task"] == "all"])]
-    parts += score_tables(found.get("scores", ()))
-    fastest = [line for line in found["fastest"] if line["task"] == "all"]
+def summary(comparison: dict[str, Any], meta: dict[str, Any]) -> str:
+    """Write the lines about all tasks, for the terminal.
+
+    Args:
+        comparison: the rows, scores and tables of compare.json.
+        meta: the description of the run in compare.json.
+
+    Returns:
+        Markdown tables.
+    """
+    parts = [methods_table([row for row in comparison["rows"] if row["task"] == "all"])]
+    parts += score_tables(comparison.get("scores", ()))
+    fastest = [line for line in comparison["fastest"] if line["task"] == "all"]
     if fastest:
         parts += [f"fastest setting within {_margin(meta)} of one token a step:", fastest_table(fastest)]
     return "\n\n".join(parts)
 
 
 def score_tables(rows: Sequence[Line]) -> list[str]:
-    """A table for each set of scores; none where no checker has any."""
+    """Write a table for each set of scores; the list is empty where no checker gives scores."""
     tables = []
     for names in dict.fromkeys(tuple(row["scores"]) for row in rows):
         columns = SCORED | {f"{name} %": _number(name, **PERCENT) for name in names}
@@ -76,10 +103,12 @@ def score_tables(rows: Sequence[Line]) -> list[str]:
 
 
 def methods_table(rows: Sequence[Line]) -> str:
+    """Write the table of all methods."""
     return _table(METHODS, rows)
 
 
 def fastest_table(lines: Sequence[Line]) -> str:
+    """Write the table of the fastest settings within the margin."""
     return _table(FASTEST, lines)
 
 
@@ -88,10 +117,10 @@ def _margin(meta: dict[str, Any]) -> str:
 
 
 def _table(columns: dict[str, Callable[[Line], str]], lines: Sequence[Line]) -> str:
-    found = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    written = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for line in sorted(lines, key=lambda line: line["task"] != "all"):
-        found.append("| " + " | ".join(cell(line) for cell in columns.values()) + " |")
-    return "\n".join(found)
+        written.append("| " + " | ".join(cell(line) for cell in columns.values()) + " |")
+    return "\n".join(written)
 
 
 def _text(name: str) -> Callable[[Line], str]:
@@ -99,7 +128,7 @@ def _text(name: str) -> Callable[[Line], str]:
 
 
 def _number(name: str, form: str = "{:.2f}", scale: float = 1) -> Callable[[Line], str]:
-    """Value, [interval], {spread over seeds}, as far as there are any."""
+    """Return a function that words a value, with its [interval] and its {spread over seeds} where the line has them."""
 
     def cell(line: Line) -> str:
         if line.get(name) is None:

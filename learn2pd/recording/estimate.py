@@ -1,4 +1,4 @@
-"""What a recording costs, before anything is spent."""
+"""An estimate of what a recording costs, made before any of it is spent."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from learn2pd.roles import StopRule
 from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.types import Commit, DecodeState, Prediction
 
-PASSES = 2  # reference and oracle
-ROW_BYTES, SHARD_BYTES = 160, 24_000  # beside the positions
+PASSES = 2  # the decode of the references and the decode of the oracle
+ROW_BYTES = 160  # bytes of a row beside the columns that have a value for each position
+SHARD_BYTES = 24_000  # bytes of a shard beside its rows
 
 
 class _OneStep(StopRule):
@@ -42,25 +43,43 @@ def estimate(
     shard_prompts: int,
     processes: int = 1,
 ) -> str:
-    """Prompts, forwards, disk and time of a recording, in words; the last three are bounds, or follow from one.
+    """Word the prompts, forwards, disk space and time that a recording takes.
 
-    Two forwards are run, with the longest prompts, the second one timed: a forward with fewer rows or shorter prompts takes less.
+    The forwards and the disk space are upper bounds. The time is computed from the bound of the forwards and from one
+    measured forward. To measure it, the function runs two forwards with the longest prompts and times the second one; a
+    forward with fewer rows or shorter prompts takes less time.
 
     Args:
-        processes: that will share the work.
+        model: the model that would decode.
+        prompts: texts of all prompts that would be recorded.
+        gen_length: length of the canvas, in tokens.
+        block_length: length of a block, in tokens.
+        batch_size: rows that are decoded together.
+        shard_prompts: prompts in each shard.
+        processes: number of processes that will share the work.
+
+    Returns:
+        Several lines of text for the terminal.
+
+    Raises:
+        UserError: the model cannot take one of the prompts.
     """
     ids = sorted((encode_checked(model, prompt, number, gen_length) for number, prompt in enumerate(prompts)), key=len)
     forward_s = _forward_s(model, ids[-min(batch_size, shard_prompts) :], gen_length, block_length)
     sizes = [min(shard_prompts, len(prompts) - first) for first in range(0, len(prompts), shard_prompts)]
     batches = sum(-(-size // batch_size) for size in sizes)
-    calls, forwards = PASSES * gen_length * batches, PASSES * gen_length * len(prompts)
+    calls = PASSES * gen_length * batches
+    forwards = PASSES * gen_length * len(prompts)
     states = gen_length * len(prompts)
+    disk = _size(disk_bytes(prompts, len(sizes), gen_length))
+    duration = _duration(calls * forward_s / processes)
     return "\n".join(
         (
             f"prompts:  {len(prompts)}, in {len(sizes)} shards",
-            f"forwards: at most {forwards:,} ({PASSES} passes of at most {gen_length} a prompt), in at most {calls:,} calls of {batch_size} rows",
-            f"disk:     at most {_size(disk_bytes(prompts, len(sizes), gen_length))} ({states:,} states of {gen_length} positions)",
-            f"time:     at most about {_duration(calls * forward_s / processes)} in {processes} process{'es' if processes > 1 else ''} "
+            f"forwards: at most {forwards:,} ({PASSES} passes of at most {gen_length} a prompt), "
+            f"in at most {calls:,} calls of {batch_size} rows",
+            f"disk:     at most {disk} ({states:,} states of {gen_length} positions)",
+            f"time:     at most about {duration} in {processes} process{'es' if processes > 1 else ''} "
             f"({forward_s:.3g} s a call on {model.adapter.device}, measured with the longest prompts)",
             "Answers that end early, and an oracle that commits many tokens a step, make it a small part of that.",
         )
@@ -80,7 +99,16 @@ def _forward_s(model: Model, ids: Sequence[Sequence[int]], gen_length: int, bloc
 
 
 def disk_bytes(prompts: Sequence[str], shards: int, gen_length: int) -> float:
-    """Of all tables where every pass has as many steps as positions; with room for names and for what Arrow adds."""
+    """Compute an upper bound of the size of all tables, in bytes.
+
+    The bound assumes that every pass takes as many steps as the canvas has positions. It leaves room for names and for
+    the bytes that Arrow adds.
+
+    Args:
+        prompts: texts of all prompts that would be recorded.
+        shards: number of shards.
+        gen_length: length of the canvas, in tokens.
+    """
     widths = {"bool": 1 / 8, "int32": 4.0, "float32": 4.0}
     position = sum(
         widths[feature.feature.dtype] for feature in state_features(1).values() if hasattr(feature, "feature")

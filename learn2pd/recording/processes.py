@@ -1,7 +1,10 @@
-"""The processes that record together: started by torchrun, by a cluster's scheduler, or by Lightning Fabric, which runs the script again.
+"""The processes that record together.
 
-They meet once, when the first of them is ready to record. From then on nothing but the recording's folder is between them, so that one that
-is lost takes nobody with it (though torchrun and Fabric end the others, which lose a shard each at most).
+They are started by torchrun, by a cluster's scheduler, or by Lightning Fabric, which runs the script again.
+
+The processes wait for each other one time, when the first of them is ready to record. From then on they share nothing
+but the recording's folder, so the loss of one process does not harm the others. (torchrun and Fabric do end the other
+processes when one is lost; each of those then loses at most one shard.)
 """
 
 from __future__ import annotations
@@ -15,7 +18,18 @@ from learn2pd.errors import UserError
 
 
 class Processes:
-    """Args: devices, processes on a node, "auto" is one a GPU; num_nodes; strategy, how Fabric starts them. torchrun's own numbers go first."""
+    """The processes of a run, with the place of this process among them.
+
+    Under torchrun, the numbers that torchrun sets replace the arguments.
+
+    Args:
+        devices: processes on each node; "auto" starts one for each GPU.
+        num_nodes: number of nodes.
+        strategy: how Lightning Fabric starts the processes, in Fabric's words.
+
+    Raises:
+        UserError: `devices` is neither "auto" nor a positive number, or Fabric does not accept the arguments.
+    """
 
     def __init__(self, devices: int | str = 1, num_nodes: int = 1, strategy: str = "auto") -> None:
         if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
@@ -27,8 +41,9 @@ class Processes:
             count = devices
         else:
             raise UserError(f"record.devices={devices!r}: expected auto or a number of processes, at least 1")
-        self.count, self.fabric = count * num_nodes, None
-        if self.count > 1:  # nothing is computed through Fabric: each process puts its model where it belongs by itself
+        self.count = count * num_nodes
+        self.fabric = None
+        if self.count > 1:  # Fabric only starts the processes; each process puts its model on its own device
             kind = "ddp" if strategy == "auto" else strategy
             try:
                 self.fabric = Fabric(accelerator="cpu", devices=count, num_nodes=num_nodes, strategy=kind)
@@ -39,16 +54,19 @@ class Processes:
 
     @property
     def rank(self) -> int:
-        """Of this process among all."""
+        """The number of this process among all processes, from 0."""
         return self.fabric.global_rank if self.fabric else 0
 
     @property
     def local_rank(self) -> int:
-        """Of this process on its node."""
+        """The number of this process among those of its node, from 0."""
         return self.fabric.local_rank if self.fabric else 0
 
     def meet(self) -> None:
-        """Start the other processes if nobody has, and wait until all are here. Fabric shares the CPU's cores out among those of a node."""
+        """Start the other processes if nobody has started them, and wait until all of them have arrived.
+
+        Fabric divides the CPU's cores among the processes of a node.
+        """
         if self.fabric is not None:
             self.fabric.launch()
             self.fabric.barrier()

@@ -1,4 +1,8 @@
-"""Read a recording back: complete, with every checksum right, and from the disk as it is asked for."""
+"""Reading of finished recordings.
+
+`Recording.load` checks that a recording is complete and that every checksum is right. The rows are read from the disk
+when they are asked for.
+"""
 
 from __future__ import annotations
 
@@ -18,41 +22,49 @@ from learn2pd.files import read_json
 from learn2pd.recording.schema import MANIFEST, features_of, read_recording, shard_count, shard_name, table_path
 from learn2pd.recording.writing import damage, entries
 
-DERIVED = ("length", "reference", "prompt")
+DERIVED = ("length", "reference", "prompt")  # columns of a state that come from the row of its prompt
 AGAIN = "run the stage 'record' again"
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A finished recording; `len` is its number of shards. Tables are mapped into memory, not read into it."""
+    """A finished recording.
+
+    Its `len` is the number of its shards. Its tables are mapped into memory and are not read into it as a whole.
+    """
 
     folder: Path
-    manifest: dict[str, Any]  # recording.json: what it was made with
+    manifest: dict[str, Any]  # the object in recording.json: what the recording was made with
 
     @classmethod
     def load(cls, folder: Path) -> Recording:
-        """Open a recording, and read every file once to check it.
+        """Open a recording and read every file of it one time to check it.
+
+        Args:
+            folder: the folder of the recording.
+
+        Returns:
+            The recording.
 
         Raises:
-            UserError: it is not complete, or a shard is damaged; names the shard and what to do.
+            UserError: the recording is not complete, or a shard or the manifest is damaged; the message names the file
+                and says what to do.
         """
         folder = Path(folder)
         described = read_recording(folder)
-        there = entries(folder, shard_count(described))
-        for number in range(len(there)):
+        existing = entries(folder, shard_count(described))
+        for number in range(len(existing)):
             wrong = damage(folder, number)
             if wrong:
                 raise UserError(
                     f"{folder / shard_name(number)} is damaged ({wrong}): {AGAIN}, which replaces this shard"
                 )
         listed = (read_json(folder / MANIFEST) or {}).get("shards")
-        if listed != there:
-            named = [entry["name"] for entry, other in zip(there, listed or (), strict=False) if entry != other]
-            state = (
-                f"disagrees with the shards{f' about {named[0]}' if named else ''}"
-                if listed
-                else "is missing or damaged"
-            )
+        if listed != existing:
+            named = [entry["name"] for entry, other in zip(existing, listed or (), strict=False) if entry != other]
+            state = "is missing or damaged"
+            if listed:
+                state = f"disagrees with the shards{f' about {named[0]}' if named else ''}"
             raise UserError(f"{folder / MANIFEST} {state}: {AGAIN}, which writes it anew")
         return cls(folder, described)
 
@@ -61,62 +73,83 @@ class Recording:
 
     @property
     def gen_length(self) -> int:
+        """Length of the canvas, in tokens."""
         return int(self.manifest["gen_length"])
 
     @functools.cached_property
     def states(self) -> Dataset:
-        """All states, in the order of the prompts and their steps."""
+        """The states of all shards, in the order of the prompts and of their steps."""
         return concatenate_datasets([self.table(shard, "states") for shard in range(len(self))])
 
     @functools.cached_property
     def references(self) -> Dataset:
-        """One row a prompt, in their order."""
+        """The references of all shards: one row for each prompt, in the order of the prompts."""
         return concatenate_datasets([self.table(shard, "references") for shard in range(len(self))])
 
     def table(self, shard: int, name: str) -> Dataset:
-        """`states` or `references` of one shard.
+        """Open one table of one shard.
+
+        Args:
+            shard: number of the shard, from 0.
+            name: `states` or `references`.
 
         Raises:
             UserError: the file has other columns than this version writes.
         """
         path = table_path(self.folder, shard, name)
-        found = Dataset.from_file(str(path))
-        if found.features != features_of(name, self.gen_length):
+        table = Dataset.from_file(str(path))
+        if table.features != features_of(name, self.gen_length):
             raise UserError(
-                f"{path}: its columns are not those of schema {self.manifest['schema']}: delete {self.folder} and {AGAIN}"
+                f"{path}: its columns are not those of schema {self.manifest['schema']}: "
+                f"delete {self.folder} and {AGAIN}"
             )
-        return found
+        return table
 
     def columns(self, shard: int, names: Sequence[str], split: str) -> dict[str, torch.Tensor]:
-        """Columns of the states of one shard that belong to a split.
+        """Read columns of the states of one shard that belong to a split.
+
+        Three columns are derived from the prompt that a state belongs to: `length` ([N] long) is the number of answer
+        tokens of its reference, `reference` ([N, G] long) holds the tokens of its reference, and `prompt` ([N] long) is
+        its number in the recording.
 
         Args:
-            names: of numeric columns of the states, [N] or [N, G] as stored, and `length` ([N] long: answer tokens of the row's reference),
-                `reference` ([N, G] long: its tokens) and `prompt` ([N] long: the prompt's number in the recording).
+            shard: number of the shard, from 0.
+            names: names of numeric columns of the states, which are returned as they are stored ([N] or [N, G]), and of
+                derived columns.
+            split: `train`, `validation` or `test`.
+
+        Returns:
+            The columns by their names, each with one row for each of the N states.
         """
         states = self.table(shard, "states").with_format("arrow")
         rows = np.flatnonzero(np.asarray(states.select_columns("split")[:]["split"]) == split)
         stored = states.select_columns([name for name in names if name not in DERIVED])[:]
-        found = {name: torch.from_numpy(self._values(stored[name])[rows]) for name in stored.column_names}
+        columns = {name: torch.from_numpy(self._values(stored[name])[rows]) for name in stored.column_names}
         if set(names) & set(DERIVED):
             of_prompt = self.table(shard, "references").with_format("arrow")[:]
             number = {name: place for place, name in enumerate(of_prompt["prompt_id"].to_pylist())}
             owners = np.asarray(states.select_columns("prompt_id")[:]["prompt_id"])[rows]
             places = np.array([number[owner] for owner in owners], dtype=np.int64)
             derived = {"length": "length", "reference": "tokens"}
-            found |= {
+            columns |= {
                 name: torch.from_numpy(self._values(of_prompt[derived[name]])[places]).long()
                 for name in names
                 if name in derived
             }
-            found["prompt"] = torch.from_numpy(places) + shard * int(self.manifest["shard_prompts"])
-        return {name: found[name] for name in names}
+            columns["prompt"] = torch.from_numpy(places) + shard * int(self.manifest["shard_prompts"])
+        return {name: columns[name] for name in names}
 
     def references_of(self, prompt_ids: Sequence[str]) -> Dataset:
-        """The references of some prompts, in their order.
+        """Return the references of some prompts.
+
+        Args:
+            prompt_ids: the identifiers of the prompts.
+
+        Returns:
+            One row for each prompt, in the order of `prompt_ids`.
 
         Raises:
-            UserError: one of them was not recorded.
+            UserError: one of the prompts was not recorded.
         """
         missing = [name for name in prompt_ids if name not in self._places]
         if missing:
@@ -128,7 +161,7 @@ class Recording:
         return {name: place for place, name in enumerate(self.references["prompt_id"])}
 
     def _values(self, column: Any) -> np.ndarray:
-        """[N] or [N, G] of an Arrow column."""
+        """Return the values of an Arrow column as an array, [N] or [N, G]."""
         if pa.types.is_fixed_size_list(column.type):
             return np.concatenate([np.asarray(chunk.flatten()) for chunk in column.chunks]).reshape(
                 len(column), self.gen_length

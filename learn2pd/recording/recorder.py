@@ -1,8 +1,11 @@
-"""What is recorded: the states a decode goes through, and what was right in each of them.
+"""Recording of the states that a decode goes through, together with the right answer in each of them.
 
-The reference is the model's own output with one token a step; once it has committed an end-of-text the rest of its canvas is end-of-text.
-`oracle_tables` has the states of the oracle that knows the reference, over the whole canvas, so that a policy trained on them has seen padded
-blocks too; `rollout_tables` the states that a policy leads into, with the same labels. `record` writes either, shard by shard.
+The reference of a prompt is the model's own output with one token a step. When the model has committed an end-of-text,
+the rest of the reference's canvas is filled with end-of-text.
+
+`oracle_tables` returns the states of an oracle that knows the reference. They cover the whole canvas, so a policy that
+is trained on them has seen padded blocks too. `rollout_tables` returns the states that a policy leads into, with the
+same labels. `record` writes tables of either kind, one shard after another.
 """
 
 from __future__ import annotations
@@ -40,11 +43,14 @@ Produce = Callable[[Model, Sequence[Prompt]], Tables]
 
 
 class StateRecorder(Observer):
-    """Keeps one row a step and open row. It belongs to one decode, whose batches it sees one after another.
+    """Keeps a row for each step and each row of the batch that is still open.
+
+    A recorder belongs to one decode, and observes the batches of that decode one after another.
 
     Args:
         reference: [N, G] long, the right answer of every prompt of the decode.
-        eot_ids, delimiter_ids: tokens whose proposal is marked.
+        eot_ids: end-of-text tokens; a proposal that is one of them is marked.
+        delimiter_ids: tokens that end a line; a proposal that is one of them is marked.
     """
 
     needs = frozenset({"margin", "entropy"})
@@ -58,7 +64,9 @@ class StateRecorder(Observer):
         self.steps: list[dict[str, Tensor]] = []
 
     def observe(self, step: Step) -> None:
-        state, prediction = step.state, step.prediction
+        """Keep the state and the proposals of one step."""
+        state = step.state
+        prediction = step.prediction
         reference = self.reference[state.index.cpu()].to(state.tokens.device)
         columns = observe(state, prediction, self.eot_ids, self.delimiter_ids) | {
             "proposal": prediction.tokens.int(),
@@ -72,7 +80,12 @@ class StateRecorder(Observer):
         self.steps.append({name: values[rows].cpu() for name, values in columns.items()})
 
     def columns(self) -> dict[str, Tensor]:
-        """All rows by column, ordered by prompt and step; `index` is the prompt's number."""
+        """Return all rows by column and release them.
+
+        Returns:
+            The columns by their names, ordered by prompt and step. The column `index` is the number of the prompt in
+            the decode.
+        """
         joined = {name: torch.cat([step.pop(name) for step in self.steps]) for name in list(self.steps[0])}
         order = (joined["index"] * (int(joined["step"].max()) + 1) + joined["step"]).argsort()
         return {name: values[order] for name, values in joined.items()}
@@ -87,7 +100,19 @@ def oracle_tables(
     batch_size: int,
     delimiter_ids: Sequence[int],
 ) -> Tables:
-    """One token a step for the references, then the oracle, in blocks."""
+    """Decode the references with one token a step, and then record the oracle's states, in blocks.
+
+    Args:
+        model: the model that decodes.
+        prompts: the prompts of one shard.
+        gen_length: length of the canvas, in tokens.
+        block_length: length of a block, in tokens.
+        batch_size: rows that are decoded together.
+        delimiter_ids: tokens that end a line.
+
+    Returns:
+        The tables of the shard.
+    """
     run = functools.partial(
         decode,
         model,
@@ -113,19 +138,37 @@ def rollout_tables(
     delimiter_ids: Sequence[int],
     stop: StopRule | None = None,
 ) -> Tables:
-    """The states that a policy meets, its errors corrected, labelled with references that were recorded before.
+    """Record the states that a policy meets while its errors are corrected.
+
+    The states are labelled with references that were recorded before.
 
     Args:
-        references: of exactly these prompts (`Recording.references_of`); repeated in the tables, with this decode's `oracle_forwards`.
-        stop: default `EotStop()`.
+        model: the model that decodes.
+        prompts: the prompts of one shard.
+        references: the rows of exactly these prompts (`Recording.references_of`). The tables repeat them, with the
+            forwards of this decode as `oracle_forwards`.
+        policy: the policy whose states are recorded.
+        scheduler: the scheduler of the decode.
+        batch_size: rows that are decoded together.
+        delimiter_ids: tokens that end a line.
+        stop: the stop rule of the decode; None stands for `EotStop()`.
+
+    Returns:
+        The tables of the shard.
     """
     known = references.with_format("torch")
     tokens, length, forwards = (torch.as_tensor(known[name][:]) for name in ("tokens", "length", "forwards"))
     recorder = StateRecorder(tokens, model.spec.eot_ids, delimiter_ids)
     decoded = decode(
-        model, encoded(model, prompts), policy=GuidedPolicy(policy, tokens), scheduler=scheduler, stop=stop or EotStop(),
-        gen_length=tokens.shape[1], batch_size=batch_size, observer=recorder,
-    )  # fmt: skip
+        model,
+        encoded(model, prompts),
+        policy=GuidedPolicy(policy, tokens),
+        scheduler=scheduler,
+        stop=stop or EotStop(),
+        gen_length=tokens.shape[1],
+        batch_size=batch_size,
+        observer=recorder,
+    )
     return _tables(prompts, recorder, tokens, length, forwards, decoded.forwards)
 
 
@@ -151,31 +194,41 @@ def _tables(
 def record(
     model: Model, prompts: Sequence[Prompt], folder: Path, produce: Produce, *, shard_prompts: int, leads: bool = True
 ) -> dict[str, float]:
-    """Record every shard that is not there yet, or is damaged. Any number of processes may do so at once; the result is always the same.
+    """Record every shard that is missing or damaged.
+
+    Any number of processes may call this function at the same time with the same folder; the resulting files are always
+    the same.
 
     Args:
-        prompts: all of them, in every process.
-        folder: opened by `open_recording`.
-        produce: makes the tables of one shard's prompts, and depends on nothing but them.
-        shard_prompts: prompts a shard; an interruption costs at most one shard a process.
-        leads: True in the process that checks the shards that are there, writes the manifest, and goes on when all is done. The others
-            return as soon as nothing is left for them to do.
+        model: the model that decodes.
+        prompts: all prompts of the recording, the same ones in every process.
+        folder: the folder of the recording, which `open_recording` has prepared.
+        produce: makes the tables of one shard from its prompts, and depends on nothing but them.
+        shard_prompts: prompts in each shard. An interruption costs each process at most one shard.
+        leads: True in one process, False in the others. The leading process checks the shards that exist and writes the
+            manifest, and returns when the recording is complete. The other processes return as soon as no shard is left
+            for them.
 
     Returns:
-        Prompts that were missing, seconds.
+        `prompts_recorded_now`, the number of prompts whose shards were missing or damaged, and `seconds`, the time it
+        took.
 
     Raises:
-        UserError: the disk is full, or the process that started this one is gone; what was recorded stays.
+        UserError: the disk is full, or the process that started this one has ended. The shards that were recorded stay.
     """
     chunks = [range(first, min(first + shard_prompts, len(prompts))) for first in range(0, len(prompts), shard_prompts)]
     written = {number for number in range(len(chunks)) if entry_path(folder, number).exists()}
-    gen_length, recording = int(read_recording(folder)["gen_length"]), sha256(folder / RECORDING)
-    parent, started, missing = os.getppid(), time.perf_counter(), 0
+    gen_length = int(read_recording(folder)["gen_length"])
+    recording = sha256(folder / RECORDING)
+    parent = os.getppid()
+    started = time.perf_counter()
+    missing = 0
 
     def make(number: int) -> None:
         if not leads and os.getppid() != parent:
             raise UserError(
-                f"{folder}: the process that started this one is gone; what is recorded is kept, start again to go on"
+                f"{folder}: the process that started this one is gone; "
+                "the shards that are recorded are kept, start again to go on"
             )
         written.discard(number)
         shard = [prompts[place] for place in chunks[number]]
@@ -183,10 +236,11 @@ def record(
 
     with tqdm(total=len(prompts), desc="record", unit="prompt", dynamic_ncols=True, disable=not leads) as bar:
         for number in share(folder, len(chunks), make, frozenset(written) if leads else frozenset()):
-            missing += 0 if number in written else len(chunks[number])
+            if number not in written:
+                missing += len(chunks[number])
             bar.update(len(chunks[number]))
     if leads:
         write_manifest(folder, len(chunks))
-        for left in folder.glob("*.partial"):  # by processes that were lost
-            left.unlink(missing_ok=True)
+        for partial in folder.glob("*.partial"):  # files that lost processes left half written
+            partial.unlink(missing_ok=True)
     return {"prompts_recorded_now": float(missing), "seconds": time.perf_counter() - started}

@@ -1,15 +1,18 @@
-"""What a recording holds, on disk and by name.
+"""The files of a recording, their columns and their names.
 
 A recording is a folder:
 
-    recording.json                what it was made with
-    shard-00000.states.arrow      what the model proposed, one row a prompt and step (Arrow IPC stream, `datasets.Dataset.from_file` opens it)
-    shard-00000.references.arrow  what was right, one row a prompt
-    shard-00000.json              rows, prompts, size and sha256 of the two; written last, so that a shard is there exactly when this file is
+    recording.json                what the recording was made with
+    shard-00000.states.arrow      what the model proposed: a row for each prompt and step (an Arrow IPC stream,
+                                  which `datasets.Dataset.from_file` opens)
+    shard-00000.references.arrow  what was right: a row for each prompt
+    shard-00000.json              the shard's entry: numbers of rows and prompts, size and sha256 of the two tables
     ...
-    manifest.json                 all of the shards' entries, once every shard is there
+    manifest.json                 the entries of all shards, written when every shard exists
 
-All of them are the same, byte for byte, however many processes made them and however often they were interrupted.
+The entry of a shard is written last, so a shard is complete exactly when its entry exists.
+
+The files are the same, byte for byte, however many processes made them and however often they were interrupted.
 """
 
 from __future__ import annotations
@@ -26,14 +29,19 @@ from learn2pd.files import read_json, write_json
 from learn2pd.models.loading import Model
 
 SCHEMA_VERSION = 2
-RECORDING, MANIFEST = "recording.json", "manifest.json"
+RECORDING = "recording.json"
+MANIFEST = "manifest.json"
 TABLES = ("states", "references")
 
 
 def state_features(gen_length: int) -> Features:
-    """One row a prompt and step, before the commit, over the whole canvas of G positions.
+    """Return the columns of the states: a row for each prompt and step.
 
-    Proposals are scored at every masked position, and at committed ones of the window; elsewhere they are zeros.
+    A row describes the whole canvas of G positions before the commit of its step. Proposals are scored at every masked
+    position and at the committed positions of the window; at all other positions the scores are zeros.
+
+    Args:
+        gen_length: length of the canvas G, in tokens.
     """
 
     def canvas(kind: str) -> Any:
@@ -43,24 +51,28 @@ def state_features(gen_length: int) -> Features:
         {
             "prompt_id": Value("string"),
             "split": Value("string"),
-            "step": Value("int32"),  # forward of this row, from 0
-            "start": Value("int32"),  # the window: start <= position < stop
+            "step": Value("int32"),  # number of the forward in the decode of this row, from 0
+            "start": Value("int32"),  # the window holds the positions start <= position < stop
             "stop": Value("int32"),
-            "masked": canvas("bool"),  # still to decode: the others are inputs, never targets
+            "masked": canvas("bool"),  # still to decode; the other positions are inputs and never targets
             "proposal": canvas("int32"),
             "confidence": canvas("float32"),
-            "margin": canvas("float32"),  # probability of the first minus the second
+            "margin": canvas("float32"),  # probability of the most likely token minus that of the second
             "entropy": canvas("float32"),  # nats
-            "unchanged": canvas("bool"),  # scored in the step before too, and the proposal is the same
-            "end_of_text": canvas("bool"),  # the proposal is an end-of-text; of a committed position, its token
-            "delimiter": canvas("bool"),  # likewise, a token that ends a line
+            "unchanged": canvas("bool"),  # the step before was scored too, and its proposal was the same
+            "end_of_text": canvas("bool"),  # the proposal (at a committed position: the token) is an end-of-text
+            "delimiter": canvas("bool"),  # the proposal (at a committed position: the token) ends a line
             "label": canvas("bool"),  # the proposal equals the reference's token
         }
     )
 
 
 def reference_features(gen_length: int) -> Features:
-    """One row a prompt: what the model decodes with one token a step."""
+    """Return the columns of the references: a row for each prompt, with the answer that has one token a step.
+
+    Args:
+        gen_length: length of the canvas G, in tokens.
+    """
     return Features(
         {
             "prompt_id": Value("string"),
@@ -68,13 +80,19 @@ def reference_features(gen_length: int) -> Features:
             "prompt": Value("string"),
             "tokens": Sequence(Value("int32"), length=gen_length),
             "length": Value("int32"),  # answer tokens before the first end-of-text
-            "forwards": Value("int32"),  # of the reference decode
-            "oracle_forwards": Value("int32"),  # of the decode whose states these are
+            "forwards": Value("int32"),  # forwards of the decode that made this reference
+            "oracle_forwards": Value("int32"),  # forwards of the decode that made the states
         }
     )
 
 
 def features_of(table: str, gen_length: int) -> Features:
+    """Return the columns of a table.
+
+    Args:
+        table: `states` or `references`.
+        gen_length: length of the canvas G, in tokens.
+    """
     return {"states": state_features, "references": reference_features}[table](gen_length)
 
 
@@ -92,7 +110,26 @@ def describe_recording(
     config: dict[str, Any],
     **more: Any,
 ) -> dict[str, Any]:
-    """What a recording is made with; all but `config` must agree when one is continued. `more` is whatever else tells it from others."""
+    """Describe what a recording is made with, as recording.json holds it.
+
+    A recording may be continued only by a run that has the same description; only `config` may differ.
+
+    Args:
+        model: the model that decodes.
+        prompts: all prompts of the recording.
+        gen_length: length of the canvas, in tokens.
+        block_length: length of a block, in tokens.
+        alignment: where the blocks begin, see `Contract`.
+        confidence: name of the measure of confidence that is recorded.
+        delimiter_ids: tokens that end a line.
+        shard_prompts: prompts in each shard.
+        seed: seed of the run.
+        config: the configuration of the run, for people who read the file.
+        **more: whatever else tells this recording from others.
+
+    Returns:
+        The description, plain data for JSON.
+    """
     return {
         "schema": SCHEMA_VERSION,
         "model": model.spec.name,
@@ -115,26 +152,45 @@ def describe_recording(
 
 
 def shard_count(recording: dict[str, Any]) -> int:
+    """Compute the number of shards from a recording's description."""
     return -(-int(recording["prompts"]) // int(recording["shard_prompts"]))
 
 
 def shard_name(number: int) -> str:
+    """Return the name of a shard, which all its files begin with."""
     return f"shard-{number:05d}"
 
 
 def table_path(folder: Path, number: int, table: str) -> Path:
+    """Return the path of one table of one shard.
+
+    Args:
+        folder: the folder of the recording.
+        number: number of the shard, from 0.
+        table: `states` or `references`.
+    """
     return folder / f"{shard_name(number)}.{table}.arrow"
 
 
 def entry_path(folder: Path, number: int) -> Path:
+    """Return the path of a shard's entry.
+
+    Args:
+        folder: the folder of the recording.
+        number: number of the shard, from 0.
+    """
     return folder / f"{shard_name(number)}.json"
 
 
 def open_recording(folder: Path, wanted: dict[str, Any]) -> None:
-    """Create the folder and say in it what is recorded there, or make sure that the recording there is the same one.
+    """Create the folder with its recording.json, or make sure that an existing one describes the same recording.
+
+    Args:
+        folder: the folder of the recording.
+        wanted: the description (`describe_recording`) of the recording that is to be made.
 
     Raises:
-        UserError: it was made with something else; names each difference.
+        UserError: the folder holds a recording that was made with something else; the message names each difference.
     """
     path = folder / RECORDING
     if path.exists():
@@ -147,7 +203,8 @@ def open_recording(folder: Path, wanted: dict[str, Any]) -> None:
         ]
         if changed:
             raise UserError(
-                f"{folder} holds a recording made with {'; '.join(changed)}: choose another output_dir or set overwrite=true"
+                f"{folder} holds a recording made with {'; '.join(changed)}: "
+                "choose another output_dir or set overwrite=true"
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,12 +212,23 @@ def open_recording(folder: Path, wanted: dict[str, Any]) -> None:
 
 
 def read_recording(folder: Path) -> dict[str, Any]:
-    """Raises UserError where there is no readable recording.json of this schema."""
-    found = read_json(folder / RECORDING)
-    if found is None:
+    """Read the description of a recording.
+
+    Args:
+        folder: the folder of the recording.
+
+    Returns:
+        The object in recording.json.
+
+    Raises:
+        UserError: the folder has no readable recording.json, or the file has another schema.
+    """
+    recording = read_json(folder / RECORDING)
+    if recording is None:
         raise UserError(f"{folder}: no readable {RECORDING}; run the stage 'record' first")
-    if found.get("schema") != SCHEMA_VERSION:
+    if recording.get("schema") != SCHEMA_VERSION:
         raise UserError(
-            f"{folder}: recorded with schema {found.get('schema')!r}, this version reads {SCHEMA_VERSION}: record again with overwrite=true"
+            f"{folder}: recorded with schema {recording.get('schema')!r}, this version reads {SCHEMA_VERSION}: "
+            "record again with overwrite=true"
         )
-    return found
+    return recording

@@ -1,8 +1,11 @@
-"""How processes share the shards of a recording, with nothing between them but the folder.
+"""Sharing of a recording's shards among processes that have only the folder in common.
 
-A shard is done when its entry (shard-00000.json) is there. Who makes one holds a lock on shard-00000.lock, which the system releases when
-the process ends, however it ends; so a lost process costs its shard's work, which another does. The lock's file goes with the last hand on
-it once the shard is done. What a lost process left half written has the name that the next one writes to.
+A shard is done when its entry (shard-00000.json) exists. The process that makes a shard holds a lock on the file
+shard-00000.lock. The operating system releases the lock when the process ends, in whatever way it ends. A process that
+is lost therefore costs the work on one shard, and another process makes that shard again.
+
+When a shard is done, every process that has held its lock deletes the lock file. A lost process may leave half-written
+tables behind; their names are the same in every process, so the next process that makes the shard overwrites them.
 """
 
 from __future__ import annotations
@@ -19,15 +22,20 @@ from learn2pd.recording.schema import entry_path, shard_name
 from learn2pd.recording.writing import damage
 
 log = logging.getLogger(__name__)
-LOOK_AGAIN_S = 0.2  # at shards that others are making
+LOOK_AGAIN_S = 0.2  # seconds between two looks at the shards that other processes are making
 
 
 def share(folder: Path, count: int, make: Callable[[int], None], check: Set[int]) -> Iterator[int]:
-    """Make what is not there, until all shards are; gives the number of each as it is done.
+    """Make the shards that are missing, and return when all shards exist.
 
     Args:
-        make: makes a shard and writes its entry.
-        check: shards to look into; one that is damaged is named, and made again.
+        folder: the folder of the recording.
+        count: number of shards of the recording.
+        make: makes the shard of a number and writes its entry.
+        check: numbers of the shards whose files are checked; a damaged shard is named in the log and made again.
+
+    Yields:
+        The number of each shard, as soon as it is done.
     """
     pending: Iterable[int] = range(count)
     while True:
@@ -44,7 +52,7 @@ def share(folder: Path, count: int, make: Callable[[int], None], check: Set[int]
 
 
 def _settled(folder: Path, number: int, make: Callable[[int], None], check: bool) -> bool:
-    """Make a shard if need be; False while another process is at it."""
+    """Make a shard unless it exists; return False while another process is making it."""
     entry = entry_path(folder, number)
     if entry.exists() and not (check and damage(folder, number)):
         return True
@@ -61,7 +69,15 @@ def _settled(folder: Path, number: int, make: Callable[[int], None], check: bool
 
 @contextlib.contextmanager
 def claimed(folder: Path, number: int) -> Iterator[bool]:
-    """Whether this process may make the shard: False while another one does."""
+    """Hold the lock of a shard, unless another process holds it.
+
+    Args:
+        folder: the folder of the recording.
+        number: number of the shard, from 0.
+
+    Yields:
+        Whether this process holds the lock and may make the shard.
+    """
     path = folder / f"{shard_name(number)}.lock"
     lock = FileLock(path)
     try:
@@ -72,6 +88,6 @@ def claimed(folder: Path, number: int) -> Iterator[bool]:
     try:
         yield True
     finally:
-        if entry_path(folder, number).exists():  # nobody who gets the lock from now on has anything to do
+        if entry_path(folder, number).exists():  # a process that gets the lock later has nothing left to do
             path.unlink(missing_ok=True)
         lock.release()

@@ -1,4 +1,4 @@
-"""Write shards, whole or not at all, and tell a sound one from a damaged one."""
+"""Writing of shards, whole or not at all, and detection of damaged ones."""
 
 from __future__ import annotations
 
@@ -28,25 +28,34 @@ from learn2pd.recording.schema import (
 )
 
 Columns = Mapping[str, Tensor | Sequence[str]]
-CHUNK_ROWS = 256  # of an Arrow record batch: what a reader has to touch for one row
+CHUNK_ROWS = 256  # rows of an Arrow record batch; a reader has to touch a whole batch to read one row
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Of one shard: columns by name, [N] or [N, G], in the order of the prompts and their steps."""
+    """The two tables of one shard.
+
+    The columns are stored by name, each [N] or [N, G], and their rows are in the order of the prompts and of their
+    steps.
+    """
 
     states: Columns
     references: Columns
 
 
 def write_shard(folder: Path, number: int, tables: Tables, gen_length: int, recording: str) -> None:
-    """Write a shard; it is there when its entry is.
+    """Write the files of a shard. The entry is written last, and makes the shard count as done.
 
     Args:
+        folder: the folder of the recording.
+        number: number of the shard, from 0.
+        tables: the two tables of the shard.
+        gen_length: length of the canvas G, in tokens.
         recording: sha256 of the recording.json that the tables belong to.
 
     Raises:
-        UserError: the disk is full, or the folder has become another recording's; nothing of the shard is left.
+        UserError: the disk is full, or the folder now holds another recording. No file of the shard is left in either
+            case.
     """
     paths = {name: table_path(folder, number, name) for name in TABLES}
     partials = {name: path.with_name(path.name + ".partial") for name, path in paths.items()}
@@ -61,7 +70,8 @@ def write_shard(folder: Path, number: int, tables: Tables, gen_length: int, reco
                 name: {"bytes": partial.stat().st_size, "sha256": sha256(partial)} for name, partial in partials.items()
             },
         }
-        if sha256(folder / RECORDING) != recording:  # deleted and begun anew while this process was at work
+        # Another run may have replaced the recording while this process was at work.
+        if sha256(folder / RECORDING) != recording:
             raise UserError(f"{folder} now holds another recording: shard {number} of the old one is given up")
         for name, partial in partials.items():
             os.replace(partial, paths[name])
@@ -72,7 +82,8 @@ def write_shard(folder: Path, number: int, tables: Tables, gen_length: int, reco
                 partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise UserError(
-                f"no space left on the disk while writing {folder / shard_name(number)}: every earlier shard is kept; free space and start again"
+                f"no space left on the disk while writing {folder / shard_name(number)}: "
+                "every earlier shard is kept; free space and start again"
             ) from error
         raise
 
@@ -93,7 +104,15 @@ def _array(values: Tensor | Sequence[str], kind: Any) -> Any:
 
 
 def damage(folder: Path, number: int) -> str | None:
-    """What is wrong with a shard whose entry is there, None where nothing is."""
+    """Check the files of a shard whose entry exists.
+
+    Args:
+        folder: the folder of the recording.
+        number: number of the shard, from 0.
+
+    Returns:
+        What is wrong with the shard, in words; None where nothing is wrong.
+    """
     entry = read_json(entry_path(folder, number))
     try:
         if entry is None:
@@ -101,7 +120,8 @@ def damage(folder: Path, number: int) -> str | None:
         if entry["recording"] != sha256(folder / RECORDING):
             return f"it belongs to another {RECORDING}"
         for name in TABLES:
-            path, expected = table_path(folder, number, name), entry[name]
+            path = table_path(folder, number, name)
+            expected = entry[name]
             size = path.stat().st_size
             if size != expected["bytes"]:
                 return f"{path.name} has {size} bytes, {expected['bytes']} were written"
@@ -115,27 +135,39 @@ def damage(folder: Path, number: int) -> str | None:
 
 
 def entries(folder: Path, count: int) -> list[dict[str, Any]]:
-    """Of all shards, as manifest.json lists them.
+    """Read the entries of all shards.
+
+    Args:
+        folder: the folder of the recording.
+        count: number of shards of the recording.
+
+    Returns:
+        The entries with the names of their shards, as manifest.json lists them.
 
     Raises:
-        UserError: one is missing; names it.
+        UserError: an entry is missing or cannot be read; the message names the shard.
     """
-    found = []
+    listed = []
     for number in range(count):
         entry = read_json(entry_path(folder, number))
         if entry is None:
             raise UserError(
-                f"{folder / shard_name(number)} is missing: the recording has {count} shards; run the stage 'record' again to complete it"
+                f"{folder / shard_name(number)} is missing: the recording has {count} shards; "
+                "run the stage 'record' again to complete it"
             )
-        found.append({"name": shard_name(number)} | entry)
-    return found
+        listed.append({"name": shard_name(number)} | entry)
+    return listed
 
 
 def write_manifest(folder: Path, count: int) -> None:
     """List all shards in manifest.json.
 
+    Args:
+        folder: the folder of the recording.
+        count: number of shards of the recording.
+
     Raises:
-        UserError: one is missing.
+        UserError: the entry of a shard is missing.
     """
     manifest = {"schema": SCHEMA_VERSION, "recording": sha256(folder / RECORDING), "shards": entries(folder, count)}
     if read_json(folder / MANIFEST) != manifest:

@@ -1,8 +1,9 @@
-"""Choose the thresholds of trained predictors for a stated target instead of typing them in.
+"""Calibration: the thresholds of trained predictors follow from a stated target instead of being typed in.
 
-The filter is judged by what it does: for each threshold it decodes held-out prompts, and the fastest threshold is chosen whose upper
-confidence bound of the loss against one token a step meets the target (training/risk.py). All of its measurements are kept as the curve
-that `aggressiveness` moves along. The other two predictors are judged on the recorded states.
+The filter is judged by its decodes. It decodes held-out prompts with each threshold, and calibration selects the
+fastest threshold whose upper confidence bound of the loss against one token a step meets the target
+(statistics/bounds.py). The measurements of all thresholds are kept as the curve that `aggressiveness` moves along. The
+other two predictors are judged on the recorded states.
 """
 
 from __future__ import annotations
@@ -22,48 +23,61 @@ from learn2pd.predictors.saving import Predictor, Setting
 from learn2pd.statistics.bounds import Trial, fastest_within, needed, upper_bound, upper_bound_of_share
 from learn2pd.training.fit import PredictorData, StateStream, predictor_metrics
 
-END_ODDS = (
-    12.0,
-    11.0,
-    10.0,
-    9.0,
-    8.0,
-    7.0,
-    6.0,
-    5.0,
-    4.0,
-    3.0,
-    2.0,
-)  # log-odds of the thresholds tried for the end of text
-MARGIN_ODDS = 1.0  # log-odds that it stays above the surest false stop among the training prompts
+# log-odds of the thresholds that are tried for the end of text
+END_ODDS = (12.0, 11.0, 10.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0)
+# log-odds that this threshold stays above the surest false stop among the training prompts
+MARGIN_ODDS = 1.0
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Held-out prompts decoded with one threshold, [N] each."""
+class DecodedValidation:
+    """Figures of held-out prompts that were decoded with one threshold, each [N]."""
 
-    agreement: np.ndarray[
-        Any, Any
-    ]  # share of the reference answer's tokens, its end-of-text included, that are the same
-    drop: np.ndarray[Any, Any] | None  # correct with one token a step minus correct now; None where nothing can judge
-    tokens: np.ndarray[Any, Any]  # of the answers
-    forwards: np.ndarray[Any, Any]
+    # share of the reference answer's positions, its end-of-text included, that hold the same token
+    agreement: np.ndarray[Any, Any]
+    # verdict (0 or 1) with one token a step minus verdict now; None where no checker judges the prompts
+    drop: np.ndarray[Any, Any] | None
+    tokens: np.ndarray[Any, Any]  # numbers of answer tokens
+    forwards: np.ndarray[Any, Any]  # numbers of forwards
 
 
 def allowed_loss(target_agreement: float | None, max_accuracy_drop: float | None) -> float:
-    """Raises UserError unless exactly one of the two is set."""
+    """Return the loss that a target allows.
+
+    Args:
+        target_agreement: least expected agreement with one token a step, or None.
+        max_accuracy_drop: largest expected drop of the accuracy, or None.
+
+    Returns:
+        The allowed loss, as a share of the prompts or of their tokens.
+
+    Raises:
+        UserError: both targets are set, or neither of them is.
+    """
     if (target_agreement is None) == (max_accuracy_drop is None):
         raise UserError(
             f"calibrate.target_agreement={target_agreement}, calibrate.max_accuracy_drop={max_accuracy_drop}: "
             "set one of them and leave the other null"
         )
-    return max_accuracy_drop if max_accuracy_drop is not None else round(1 - float(target_agreement or 0), 9)
+    if max_accuracy_drop is not None:
+        return max_accuracy_drop
+    return round(1 - float(target_agreement or 0), 9)
 
 
 def check_enough(
     prompts: int, target_agreement: float | None, max_accuracy_drop: float | None, confidence: float
 ) -> None:
-    """Raises UserError where even without any loss so few validation prompts could not show the target."""
+    """Check that there are enough validation prompts to show the target.
+
+    Args:
+        prompts: number of validation prompts.
+        target_agreement: least expected agreement with one token a step, or None.
+        max_accuracy_drop: largest expected drop of the accuracy, or None.
+        confidence: confidence of the bound, above 0 and below 1.
+
+    Raises:
+        UserError: so few prompts could not show the target even if none of them lost anything.
+    """
     count = needed(allowed_loss(target_agreement, max_accuracy_drop), 1 - confidence)
     if prompts < count:
         target = (
@@ -72,39 +86,47 @@ def check_enough(
             else f"max_accuracy_drop={max_accuracy_drop}"
         )
         raise UserError(
-            f"calibrate.{target} with calibrate.confidence={confidence} needs at least {count} validation prompts, there are {prompts}: "
-            "set data.validation_prompts, allow more, or ask for less confidence"
+            f"calibrate.{target} with calibrate.confidence={confidence} needs at least {count} validation prompts, "
+            f"there are {prompts}: set data.validation_prompts, allow more, or ask for less confidence"
         )
 
 
 def calibrate_filter(
     predictor: Predictor,
-    measure: Callable[[Predictor], Measured],
+    measure: Callable[[Predictor], DecodedValidation],
     thresholds: Sequence[float],
     *,
     target_agreement: float | None,
     max_accuracy_drop: float | None,
     confidence: float,
 ) -> tuple[Predictor, bool]:
-    """The predictor with the fastest threshold that keeps to the target, its curve, and whether any threshold does; if none, the strictest is set.
+    """Set the filter's threshold to the fastest one that keeps to the target.
+
+    Where no threshold keeps to the target, the strictest one is set.
 
     Args:
-        measure: decodes the held-out prompts with a predictor.
-        thresholds: from the strictest; all of them are measured.
-        target_agreement, max_accuracy_drop: exactly one of them; what may be lost on average over prompts.
-        confidence: of the bound, 0 to 1.
+        predictor: the trained filter.
+        measure: decodes the held-out prompts with a filter.
+        thresholds: the thresholds, in any order; all of them are measured.
+        target_agreement: least expected agreement with one token a step, or None.
+        max_accuracy_drop: largest expected drop of the accuracy, or None. Exactly one of the two targets must be set.
+        confidence: confidence of the bound, above 0 and below 1.
+
+    Returns:
+        The filter with its threshold and its curve, and whether any threshold keeps to the target.
 
     Raises:
-        UserError: not exactly one target, prompts that nothing can judge, or too few of them for target and confidence.
+        UserError: the targets are not exactly one, no checker judges the prompts, or the prompts are too few for the
+            target and the confidence.
     """
     target_loss = allowed_loss(target_agreement, max_accuracy_drop)
     ordered = sorted(set(thresholds), reverse=True)
-    found: dict[float, Measured] = {}
+    decoded: dict[float, DecodedValidation] = {}
 
     def losses(threshold: float) -> np.ndarray[Any, Any]:
-        if threshold not in found:
-            found[threshold] = measure(replace(predictor, threshold=threshold))
-        result = found[threshold]
+        if threshold not in decoded:
+            decoded[threshold] = measure(replace(predictor, threshold=threshold))
+        result = decoded[threshold]
         if max_accuracy_drop is None:
             return 1 - result.agreement
         if result.drop is None:
@@ -119,11 +141,11 @@ def calibrate_filter(
         tried[threshold] = Trial(
             threshold, float(losses(threshold).mean()), upper_bound(losses(threshold), 1 - confidence)
         )
-    curve = tuple(_setting(threshold, found[threshold], tried[threshold].bound) for threshold in ordered)
-    return replace(predictor, threshold=ordered[choice.chosen or 0], curve=curve), choice.chosen is not None
+    curve = tuple(_setting(threshold, decoded[threshold], tried[threshold].bound) for threshold in ordered)
+    return replace(predictor, threshold=ordered[choice.fastest or 0], curve=curve), choice.fastest is not None
 
 
-def _setting(threshold: float, measured: Measured, bound: float) -> Setting:
+def _setting(threshold: float, measured: DecodedValidation, bound: float) -> Setting:
     return Setting(
         threshold=threshold,
         tokens_per_forward=float(measured.tokens.sum() / measured.forwards.sum()),
@@ -135,13 +157,30 @@ def _setting(threshold: float, measured: Measured, bound: float) -> Setting:
 
 @torch.inference_mode()
 def probabilities(network: PredictorNetwork, stream: StateStream) -> tuple[Tensor, Tensor]:
-    """The network's probability and the label at every judged position of recorded states, [M] each."""
-    found = [(network(*batch.seen).sigmoid()[batch.judged], batch.label[batch.judged].long()) for batch in stream]
-    return torch.cat([probability for probability, _ in found]), torch.cat([label for _, label in found])
+    """Compute the network's probabilities on recorded states.
+
+    Args:
+        network: the trained network.
+        stream: batches of recorded states.
+
+    Returns:
+        The probability and the label at every judged position, [M] each.
+    """
+    parts = [(network(*batch.seen).sigmoid()[batch.judged], batch.label[batch.judged].long()) for batch in stream]
+    return torch.cat([probability for probability, _ in parts]), torch.cat([label for _, label in parts])
 
 
 def metrics_at(probability: Tensor, label: Tensor, threshold: float) -> dict[str, float]:
-    """Every metric of `predictor_metrics` at a threshold, with `false_commit_rate` in place of specificity."""
+    """Compute every metric of `predictor_metrics` at a threshold.
+
+    Args:
+        probability: [M] float, from 0 to 1.
+        label: [M] long, 0 or 1.
+        threshold: probability from which on the answer is yes.
+
+    Returns:
+        The metrics by name; `false_commit_rate` (1 - specificity) takes the place of specificity.
+    """
     metrics = predictor_metrics(threshold)
     metrics.update(probability, label)
     figures = {name: float(value) for name, value in metrics.compute().items()}
@@ -151,9 +190,18 @@ def metrics_at(probability: Tensor, label: Tensor, threshold: float) -> dict[str
 
 @torch.inference_mode()
 def surest_false_stops(network: PredictorNetwork, data: PredictorData, split: str) -> Tensor:
-    """[N] for every prompt of a split the highest probability, over its recorded states, at a masked position that the answer still needs.
+    """Find how sure the end-of-text predictor is at its worst mistake, for each prompt.
 
-    Positions with a committed token of the answer behind them are left out, as the stop rule never ends a row there.
+    A mistake is a high probability at a masked position that the answer still needs. A position with a committed token
+    of the answer behind it does not count, since the stop rule never ends a row at such a position.
+
+    Args:
+        network: the trained network.
+        data: the recordings.
+        split: `train` or `validation`.
+
+    Returns:
+        [N] the highest probability of a mistake over the recorded states of each prompt.
     """
     worst: dict[int, float] = {}
     for columns in data.stream(split, batch_rows=256).states(("prompt",)):
@@ -162,8 +210,8 @@ def surest_false_stops(network: PredictorNetwork, data: PredictorData, split: st
         position = torch.arange(probability.shape[1])
         written = batch.valid & ~columns["masked"] & (position < columns["length"][:, None])
         last = torch.where(written, position, -1).amax(1, keepdim=True)
-        needed = columns["masked"] & (position < columns["length"][:, None]) & (position > last)
-        highest = torch.where(needed, probability, 0.0).amax(1)
+        still_needed = columns["masked"] & (position < columns["length"][:, None]) & (position > last)
+        highest = torch.where(still_needed, probability, 0.0).amax(1)
         for prompt, value in zip(columns["prompt"].tolist(), highest.tolist(), strict=True):
             worst[prompt] = max(worst.get(prompt, 0.0), value)
     return torch.tensor([worst[prompt] for prompt in sorted(worst)])
@@ -172,27 +220,39 @@ def surest_false_stops(network: PredictorNetwork, data: PredictorData, split: st
 def calibrate_end(
     predictor: Predictor, data: PredictorData, false_stops: float, confidence: float
 ) -> tuple[Predictor, dict[str, float]]:
-    """The end-of-text predictor with the least threshold that cuts few enough answers short, and what can be said of others.
+    """Set the end-of-text predictor's threshold to the least one that cuts few enough answers short.
 
-    Thresholds are tried on the states of the validation prompts from the strictest down, so that the bound of the chosen one holds. It is
-    never less than a margin above the surest false stop in the states of the training prompts.
+    The thresholds are tried on the states of the validation prompts, from the strictest one downwards, so that the
+    bound of the selected threshold holds. The threshold also stays at least a margin above the surest false stop in the
+    states of the training prompts.
+
+    Args:
+        predictor: the trained end-of-text predictor.
+        data: the recordings.
+        false_stops: the share of answers that may be cut short, above 0 and below 1.
+        confidence: confidence of the bound, above 0 and below 1.
+
+    Returns:
+        The predictor with its threshold, and its figures.
 
     Raises:
-        UserError: even the strictest cuts too many validation prompts short, or they are too few to show `false_stops` with that confidence.
+        UserError: even the strictest threshold cuts too many validation prompts short, or the prompts are too few to
+            show `false_stops` with that confidence.
     """
     held_out = surest_false_stops(predictor.network, data, "validation").double().numpy()
     thresholds = torch.tensor(END_ODDS, dtype=torch.float64).sigmoid().tolist()
     choice = fastest_within(
         thresholds, lambda threshold: held_out > threshold, false_stops, 1 - confidence, upper_bound_of_share
     )
-    if choice.chosen is None:
+    if choice.fastest is None:
         seen = choice.tried[0]
         raise UserError(
-            f"calibrate.false_stops={false_stops}: the strictest threshold cuts {seen.mean:.1%} of {len(held_out)} validation prompts short, up to "
-            f"{seen.bound:.1%} with calibrate.confidence={confidence}; record more prompts (data.train_prompts, data.validation_prompts)"
+            f"calibrate.false_stops={false_stops}: the strictest threshold cuts {seen.mean:.1%} of {len(held_out)} "
+            f"validation prompts short, up to {seen.bound:.1%} with calibrate.confidence={confidence}; "
+            "record more prompts (data.train_prompts, data.validation_prompts)"
         )
     surest = surest_false_stops(predictor.network, data, "train").max()
-    threshold = max(thresholds[choice.chosen], float((surest.double().logit(1e-7) + MARGIN_ODDS).sigmoid()))
+    threshold = max(thresholds[choice.fastest], float((surest.double().logit(1e-7) + MARGIN_ODDS).sigmoid()))
     bound = upper_bound_of_share((held_out > threshold).astype(float), 1 - confidence)
     return replace(predictor, threshold=threshold), {
         "threshold": threshold,
@@ -204,7 +264,19 @@ def calibrate_end(
 def calibrate_boundary(
     predictor: Predictor, data: PredictorData, false_stops: float, confidence: float
 ) -> tuple[Predictor, dict[str, float]]:
-    """The boundary predictor with the threshold of the best F1 on the states of validation prompts; nothing is promised of it."""
+    """Set the boundary predictor's threshold to the one with the best F1 on the states of the validation prompts.
+
+    This threshold comes with no guarantee.
+
+    Args:
+        predictor: the trained boundary predictor.
+        data: the recordings.
+        false_stops: not used; every calibration takes the same arguments.
+        confidence: not used.
+
+    Returns:
+        The predictor with its threshold, and its figures.
+    """
     probability, label = probabilities(predictor.network, data.stream("validation", batch_rows=4096))
     order = probability.argsort(descending=True)
     right = label[order].cumsum(0).double()
@@ -218,7 +290,8 @@ def calibrate_boundary(
 
 
 Calibration = Callable[[Predictor, PredictorData, float, float], tuple[Predictor, dict[str, float]]]
+# the kinds of predictor that are calibrated without a decode
 CALIBRATIONS: dict[str, Calibration] = {
     "end_of_text": calibrate_end,
     "boundary": calibrate_boundary,
-}  # those that need no decode
+}

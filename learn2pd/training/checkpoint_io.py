@@ -1,7 +1,10 @@
-"""Lightning checkpoints as safetensors: tensors in the file's body, everything else as JSON in its header. No pickle is written or read.
+"""Lightning checkpoints as safetensors files.
 
-A checkpoint is a tree of dicts, lists, tuples, tensors and plain values. Tensors move to the body under a running name and leave a
-reference; dicts with keys that are not strings (optimizer states) and tuples are tagged so that the tree comes back with the same types.
+Tensors are stored in the body of the file, and everything else as JSON in its header. No pickle is written or read.
+
+A checkpoint is a tree of dicts, lists, tuples, tensors and plain values. Each tensor moves to the body under a running
+name and leaves a reference in the tree. Tuples, and dicts whose keys are not all strings (the states of optimizers),
+are tagged so that the tree that is read has the same types.
 """
 
 from __future__ import annotations
@@ -55,9 +58,23 @@ def _unflatten(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 class SafetensorsCheckpointIO(CheckpointIO):
-    """Writes to a temporary name and renames, so that a kill at any moment leaves the previous checkpoint whole."""
+    """Writes and reads checkpoints as safetensors files.
+
+    A checkpoint is written to a temporary name and then renamed, so that a kill at any moment leaves the previous
+    checkpoint whole.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Args:
+            checkpoint: the tree that Lightning saves.
+            path: the file to write or replace.
+            storage_options: not used.
+
+        Raises:
+            TypeError: the tree holds something that is neither a tensor nor a JSON value.
+        """
         tensors: dict[str, Tensor] = {}
         tree = json.dumps(_flatten(checkpoint, tensors))
         target = Path(path)
@@ -67,7 +84,19 @@ class SafetensorsCheckpointIO(CheckpointIO):
         os.replace(temporary, target)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Raises ValueError, naming the file, where it is damaged."""
+        """Read a checkpoint.
+
+        Args:
+            path: the file.
+            map_location: not used; the tensors are on the CPU.
+            weights_only: not used; the file cannot hold code.
+
+        Returns:
+            The tree that was saved.
+
+        Raises:
+            ValueError: the file is damaged or is not such a checkpoint; the message names the file.
+        """
         try:
             with safe_open(path, framework="pt") as file:
                 tree = json.loads(file.metadata()["tree"])
@@ -80,4 +109,9 @@ class SafetensorsCheckpointIO(CheckpointIO):
         return restored
 
     def remove_checkpoint(self, path: Any) -> None:
+        """Delete a checkpoint if it exists.
+
+        Args:
+            path: the file.
+        """
         Path(path).unlink(missing_ok=True)

@@ -1,7 +1,9 @@
-"""Train a predictor (predictors/__init__.py) on recordings: one yes-or-no question a position, answered from the channels of a window.
+"""Training of predictors (predictors/__init__.py) on recordings.
 
-The rows stream from the shards, a few shards at a time, so that a recording larger than memory trains as well; splits are by prompt and
-come with the recording. The loss counts positions that are still to decode: committed ones are inputs.
+A predictor answers one yes-or-no question at each position, from the channels of a window. The rows are read from the
+shards, a few shards at a time, so that a recording that is larger than memory can be trained on as well. Prompts are
+assigned to splits when they are recorded. The loss counts positions that are still to decode; committed positions are
+inputs.
 """
 
 from __future__ import annotations
@@ -36,16 +38,21 @@ from learn2pd.recording.reading import Recording
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
 from learn2pd.training.lightning_setup import fit, loggers
 
-SHARDS_AT_A_TIME = 8  # shuffled together; what a training holds in memory
-VALIDATION_ROWS = 4096  # a batch
+SHARDS_AT_A_TIME = 8  # shards that are held in memory and whose rows are shuffled together
+VALIDATION_ROWS = 4096  # states in a batch of validation
 
 
 class StateStream(IterableDataset[Batch]):
-    """Batches of the states of one split, shuffled if there is a seed.
+    """Batches of the recorded states of one split, shuffled if a seed is given.
 
     Args:
-        recordings: the oracle's, and those of rounds.
-        seed: of the order of shards and of rows among `SHARDS_AT_A_TIME` shards; None keeps the order.
+        recordings: the oracle's recording, and those of rounds.
+        split: `train` or `validation`.
+        question: the question that the network answers, which decides the labels.
+        network: the network, which decides the channels.
+        batch_rows: states in each batch.
+        seed: seed of the order of the shards, and of the order of the rows among `SHARDS_AT_A_TIME` shards. With None
+            the recorded order is kept.
     """
 
     def __init__(
@@ -57,12 +64,24 @@ class StateStream(IterableDataset[Batch]):
         batch_rows: int,
         seed: int | None,
     ) -> None:
-        self.recordings, self.split, self.question, self.network = recordings, split, question, network
-        self.batch_rows, self.seed = batch_rows, seed
+        self.recordings = recordings
+        self.split = split
+        self.question = question
+        self.network = network
+        self.batch_rows = batch_rows
+        self.seed = seed
 
     def states(self, more: Sequence[str] = ()) -> Iterator[Columns]:
-        """Recorded columns, `batch_rows` states at a time; `more` names columns beyond what the question needs."""
-        generator, names = self._generator(), (*OBSERVED, *self.question.columns, *more)
+        """Read recorded columns, `batch_rows` states at a time.
+
+        Args:
+            more: names of columns that are read in addition to those that the question needs.
+
+        Yields:
+            The columns by their names.
+        """
+        generator = self._generator()
+        names = (*OBSERVED, *self.question.columns, *more)
         places = [(recording, shard) for recording in self.recordings for shard in range(len(recording))]
         order = (
             list(range(len(places))) if self.seed is None else torch.randperm(len(places), generator=generator).tolist()
@@ -74,8 +93,8 @@ class StateStream(IterableDataset[Batch]):
             ]
             columns = {name: torch.cat([part[name] for part in parts]) for name in names}
             count = len(columns["masked"])
-            chosen = torch.arange(count) if self.seed is None else torch.randperm(count, generator=generator)
-            for rows in chosen.split(self.batch_rows) if count else ():
+            row_order = torch.arange(count) if self.seed is None else torch.randperm(count, generator=generator)
+            for rows in row_order.split(self.batch_rows) if count else ():
                 yield {name: values[rows] for name, values in columns.items()}
 
     def __iter__(self) -> Iterator[Batch]:
@@ -86,39 +105,55 @@ class StateStream(IterableDataset[Batch]):
 
 
 class PredictorData(lightning.LightningDataModule):
-    """Args: recordings; question; network, for its channels; batch_rows, recorded states an optimizer step; seed of the shuffling."""
+    """The training and validation data of a predictor, for Lightning.
+
+    Args:
+        recordings: the oracle's recording, and those of rounds.
+        question: the question that the network answers, which decides the labels.
+        network: the network, which decides the channels.
+        batch_rows: recorded states in each optimizer step.
+        seed: seed of the shuffling.
+    """
 
     def __init__(
         self, recordings: Sequence[Recording], question: Question, network: PredictorNetwork, batch_rows: int, seed: int
     ) -> None:
         super().__init__()
-        self.recordings, self.question, self.network, self.batch_rows, self.seed = (
-            recordings,
-            question,
-            network,
-            batch_rows,
-            seed,
-        )
+        self.recordings = recordings
+        self.question = question
+        self.network = network
+        self.batch_rows = batch_rows
+        self.seed = seed
 
     def stream(self, split: str, batch_rows: int, seed: int | None = None) -> StateStream:
+        """Return the states of a split.
+
+        Args:
+            split: `train` or `validation`.
+            batch_rows: states in each batch.
+            seed: seed of the shuffling; with None the recorded order is kept.
+        """
         return StateStream(self.recordings, split, self.question, self.network, batch_rows, seed)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        # seeded by the step at which the epoch starts, so that a resumed run shuffles as the uninterrupted one
+        """Return the shuffled training states."""
+        # The seed depends on the step at which the epoch starts: a resumed run shuffles like an uninterrupted one.
         step = self.trainer.global_step if self.trainer else 0
         return DataLoader(self.stream("train", self.batch_rows, self.seed * 1_000_003 + step), batch_size=None)
 
     def val_dataloader(self) -> DataLoader[Any]:
+        """Return the validation states in their recorded order."""
         return DataLoader(self.stream("validation", VALIDATION_ROWS), batch_size=None)
 
     def prepare(self, normalise: bool = True) -> None:
-        """Look at all labels once.
+        """Read all labels one time, check them, and normalise the network's channels.
 
         Args:
-            normalise: give the network the training positions' mean and deviation of its channels; not where it is fine-tuned.
+            normalise: give the network the mean and the deviation of its channels over the training positions. A
+                network that is fine-tuned keeps the values it has.
 
         Raises:
-            UserError: a split without states, or labels of one class.
+            UserError: a split has no states, or all of its labels are the same.
         """
         for split in ("train", "validation"):
             right = wrong = rows = 0
@@ -129,14 +164,17 @@ class PredictorData(lightning.LightningDataModule):
                 right += int(batch.label[batch.judged].sum())
                 wrong += int((1 - batch.label[batch.judged]).sum())
                 inside = batch.inputs[batch.valid].double()
-                sums, squares, seen = sums + inside.sum(0), squares + inside.square().sum(0), seen + len(inside)
+                sums = sums + inside.sum(0)
+                squares = squares + inside.square().sum(0)
+                seen = seen + len(inside)
             if not rows:
                 raise UserError(
                     f"the recording has no rows of the split {split!r}: record more prompts (data.{split}_prompts)"
                 )
             if not right or not wrong:
                 raise UserError(
-                    f"every label of the split {split!r} is {'yes' if right else 'no'}: nothing to learn; record other or more prompts"
+                    f"every label of the split {split!r} is {'yes' if right else 'no'}: nothing to learn; "
+                    "record other or more prompts"
                 )
             if normalise and split == "train" and isinstance(self.network, LengthFree):
                 mean = sums / seen
@@ -144,17 +182,23 @@ class PredictorData(lightning.LightningDataModule):
 
 
 class RecallAtPrecision(BinaryRecallAtFixedPrecision):
-    """Share of the yes-labels found where `min_precision` of what is found is right; without the threshold of it."""
+    """The largest recall at which the precision is at least `min_precision`, without its threshold."""
 
     def compute(self) -> Tensor:
+        """Return the recall."""
         recall: Tensor = super().compute()[0]
         return recall
 
 
 def predictor_metrics(threshold: float | None = None) -> MetricCollection:
-    """Metrics over judged positions. `false_commit_rate` (1 - specificity) is the share of wrong proposals that would be committed.
+    """Return the metrics over judged positions.
 
-    Without a threshold only those that need none.
+    Args:
+        threshold: probability from which on the answer is yes. With None, only the metrics that need no threshold are
+            returned.
+
+    Returns:
+        The metrics. 1 - `specificity` is the share of wrong proposals that would be committed.
     """
     free: dict[str, Any] = {
         "auroc": BinaryAUROC(),
@@ -173,55 +217,84 @@ def predictor_metrics(threshold: float | None = None) -> MetricCollection:
 
 
 class PredictorTraining(lightning.LightningModule):
-    """Args: network, trained in place; learning_rate and weight_decay of AdamW."""
+    """The training of a predictor, for Lightning.
+
+    Args:
+        network: the network, which is trained in place.
+        learning_rate: learning rate of AdamW.
+        weight_decay: weight decay of AdamW.
+    """
 
     def __init__(self, network: PredictorNetwork, learning_rate: float, weight_decay: float) -> None:
         super().__init__()
-        self.network, self.learning_rate, self.weight_decay = network, learning_rate, weight_decay
+        self.network = network
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
         self.metrics = predictor_metrics()
 
     def loss(self, batch: Batch, counted: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss over `counted`, and the logits."""
+        """Compute the loss of a batch.
+
+        Args:
+            batch: the batch.
+            counted: [N, W] bool, the positions that the loss is averaged over.
+
+        Returns:
+            The loss, a scalar, which is 0 where no position counts; and the logits [N, W].
+        """
         logits: Tensor = self.network(*batch.seen)
         if not bool(counted.any()):
             return logits.sum() * 0, logits
         return functional.binary_cross_entropy_with_logits(logits[counted], batch.label[counted]), logits
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
+        """Return the loss of a training batch."""
         loss = self.loss(batch, batch.counted)[0]
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.label))
         return loss
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        counted = batch.counted & batch.masked  # never committed positions, so that `masked` and `all` can be compared
+        """Add a validation batch to the loss and to the metrics."""
+        # Committed positions are left out, so that the losses of `masked` and `all` can be compared.
+        counted = batch.counted & batch.masked
         loss, logits = self.loss(batch, counted)
         self.log("val_loss", loss, batch_size=int(counted.sum()) or 1, prog_bar=True)
         self.metrics.update(logits[batch.judged].sigmoid(), batch.label[batch.judged].long())
 
     def on_validation_epoch_end(self) -> None:
+        """Log the metrics and reset them."""
         self.log_dict({f"val_{name}": value for name, value in self.metrics.compute().items()}, prog_bar=True)
         self.metrics.reset()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return AdamW over the parameters that are trained."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a predictor is trained."""
+    """The settings of a predictor's training."""
 
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
     max_epochs: int = 100
-    patience_epochs: int = 10
+    patience_epochs: int = 10  # epochs without a lower validation loss after which the training stops
 
 
 def train_predictor(network: PredictorNetwork, data: PredictorData, folder: Path, recipe: Recipe) -> dict[str, float]:
-    """Train in place and keep the weights of the best epoch (validation loss); goes on from `folder` if interrupted.
+    """Train a network in place and give it the weights of the epoch with the least validation loss.
+
+    An interrupted training continues from its last checkpoint in `folder`.
+
+    Args:
+        network: the network.
+        data: the training and validation data.
+        folder: folder for checkpoints and logs.
+        recipe: the settings of the training.
 
     Returns:
-        The best epoch's validation figures.
+        The validation figures of the best epoch, and `epochs`, the number of epochs that were trained.
     """
     module = PredictorTraining(network, recipe.learning_rate, recipe.weight_decay)
     best = ModelCheckpoint(folder, filename="best", monitor="val_loss", enable_version_counter=False)

@@ -198,7 +198,7 @@ def test_a_setting_that_loses_more_than_the_target_is_chosen_with_probability_de
     for _ in range(DRAWS):
         prompts = draw.random(30)  # the same prompts for every setting
         choice = fastest_within(shares, lambda share, prompts=prompts: (prompts < share) * 1.0, 0.1, delta, bound)
-        wrong += choice.chosen is not None and shares[choice.chosen] > 0.1
+        wrong += choice.fastest is not None and shares[choice.fastest] > 0.1
     assert wrong / DRAWS <= delta + slack(delta)
 
 
@@ -211,21 +211,21 @@ def test_settings_are_tried_in_order_until_one_fails():
 
     choice = fastest_within([0, 1, 40, 0], losses_of, 0.1, 0.05)
     assert asked == [0, 1, 40]
-    assert choice.chosen == 1
+    assert choice.fastest == 1
     assert choice.tried == tuple(
         Trial(setting, setting / 100, upper_bound(losses_of(setting), 0.05)) for setting in (0, 1, 40)
     )
 
 
 def test_the_fastest_is_chosen_where_all_keep_to_the_target_and_none_where_the_strictest_does_not():
-    assert fastest_within("abc", lambda setting: np.zeros(100), 0.1, 0.05).chosen == 2
+    assert fastest_within("abc", lambda setting: np.zeros(100), 0.1, 0.05).fastest == 2
     failed = fastest_within("abc", lambda setting: np.ones(100), 0.1, 0.05)
-    assert (failed.chosen, failed.tried) == (None, (Trial("a", 1.0, 1.0),))
+    assert (failed.fastest, failed.tried) == (None, (Trial("a", 1.0, 1.0),))
     assert fastest_within("", lambda setting: np.ones(100), 0.1, 0.05) == Choice(None, ())
 
 
 def test_a_flawless_sample_of_just_the_number_needed_passes_and_one_less_is_refused():
-    assert fastest_within([0], lambda setting: np.zeros(59), 0.05, 0.05).chosen == 0
+    assert fastest_within([0], lambda setting: np.zeros(59), 0.05, 0.05).fastest == 0
     with pytest.raises(
         UserError, match=r"58 held-out prompts .* at most 0\.05 with confidence 0\.95: at least 59 are needed"
     ) as caught:

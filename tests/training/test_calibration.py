@@ -14,7 +14,7 @@ from learn2pd.predictors.networks import Conv
 from learn2pd.predictors.saving import Contract, Predictor
 from learn2pd.statistics.bounds import upper_bound
 from learn2pd.training.calibration import (
-    Measured,
+    DecodedValidation,
     calibrate_boundary,
     calibrate_end,
     calibrate_filter,
@@ -29,12 +29,12 @@ SIGNAL = Predictor("filter", Conv(["masked"], 4), 0.5, Contract(1, 400, (0,)))
 TARGET = {"target_agreement": 0.9, "max_accuracy_drop": None, "confidence": 0.9}
 
 
-def measure(predictor: Predictor, prompts=60, judged=True) -> Measured:
+def measure(predictor: Predictor, prompts=60, judged=True) -> DecodedValidation:
     """A policy that loses more and runs faster the lower its threshold."""
     generator = np.random.default_rng(0)
     loss = (1 - predictor.threshold) * generator.random(prompts) * 0.5
     drop = (generator.random(prompts) < 1 - predictor.threshold).astype(float) if judged else None
-    return Measured(1 - loss, drop, np.full(prompts, 20.0), np.full(prompts, 10 * predictor.threshold))
+    return DecodedValidation(1 - loss, drop, np.full(prompts, 20.0), np.full(prompts, 10 * predictor.threshold))
 
 
 def test_the_fastest_threshold_within_the_target_is_chosen_and_all_are_kept_as_the_curve():

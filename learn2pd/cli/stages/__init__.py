@@ -1,7 +1,8 @@
-"""The stages of a run: record, train, calibrate, compare. Each goes on where it stopped.
+"""The stages of a run: record, train, calibrate, compare.
 
-This is the edge of the package: here a configuration becomes components with flat arguments, and their results become files in
-output_dir. A stage leaves its figures in metrics.json; a stage that is complete there is not run again.
+This is the edge of the package. Here a configuration becomes components with flat arguments, and their results become
+files in output_dir. Each stage writes its figures to metrics.json and continues its work where an interruption stopped
+it; a stage whose work is complete does not repeat it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from learn2pd.cli.stages.calibration import check_target, stage_calibrate
 from learn2pd.cli.stages.comparison import stage_compare
 from learn2pd.cli.stages.components import checkers_of, model_of, prompts_of, usable_prompts
 from learn2pd.cli.stages.recording import dry_run, processes_of, stage_record
-from learn2pd.cli.stages.run_folder import claimed, open_output, write_metrics
+from learn2pd.cli.stages.run_folder import claim_output, open_output, write_metrics
 from learn2pd.cli.stages.training import check_training, stage_train
 
 __all__ = ["dry_run", "run_stages"]
@@ -32,31 +33,37 @@ STAGE_FUNCTIONS = {
 
 
 def run_stages(config: RunConfig, only: str | None = None) -> None:
-    """Run the stages of a configuration, or only one of them, in its output_dir. Of several processes, the first; the others only record.
+    """Run the stages of a configuration in its output_dir.
+
+    Of several processes, the first one runs the stages. The other processes only help to record.
+
+    Args:
+        config: the configuration.
+        only: the only stage to run; None runs the stages that the configuration lists.
 
     Raises:
-        UserError: anything the user can mend.
+        UserError: the user made a mistake that they can mend.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     lightning.seed_everything(config.seed, verbose=False)
-    chosen = [only] if only else config.stages
+    stages = [only] if only else config.stages
     if processes_of(config).rank:
-        if "record" in chosen:
+        if "record" in stages:
             stage_record(config, Path(config.output_dir))
         return
-    if "train" in chosen:
+    if "train" in stages:
         check_training(config)
-    if "calibrate" in chosen:
+    if "calibrate" in stages:
         check_target(config, prompts_of(config))
     prompts = usable_prompts(config, model_of(config))
-    if "calibrate" in chosen:
+    if "calibrate" in stages:
         check_target(config, prompts)
-    if set(chosen) - {"record"}:
+    if set(stages) - {"record"}:
         checkers_of(config, prompts)
-    with claimed(config) as output:
+    with claim_output(config) as output:
         open_output(config, output)
-        for stage in chosen:
+        for stage in stages:
             started = time.perf_counter()
             log.info("stage %s", stage)
             figures = STAGE_FUNCTIONS[stage](config, output)

@@ -1,4 +1,7 @@
-"""Choose thresholds and export -> output_dir/policy, plots/reliability.png."""
+"""The stage `calibrate`: it sets the thresholds and exports the policy.
+
+Outputs: output_dir/policy, output_dir/plots/reliability.png and, for a fine-tuned filter, output_dir/adapter.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 
 from learn2pd.cli.config import RunConfig
 from learn2pd.cli.stages.components import model_of, usable_prompts
-from learn2pd.cli.stages.training import check_trained, contract_of, data_of, trained
+from learn2pd.cli.stages.training import check_trained, contract_of, data_of, load_trained
 from learn2pd.cli.stages.validation import measure_on
 from learn2pd.data.prompts import Prompt
 from learn2pd.errors import UserError
@@ -24,14 +27,28 @@ log = logging.getLogger(__name__)
 
 
 def stage_calibrate(config: RunConfig, output: Path) -> dict[str, Any]:
-    """The filter's threshold by decoding the validation prompts, the other predictors' on their recorded states."""
+    """Set the thresholds of the trained predictors and export them.
+
+    The filter's threshold is set by decoding the validation prompts; the thresholds of the other predictors are set on
+    their recorded states.
+
+    Args:
+        config: the configuration.
+        output: the output_dir of the run.
+
+    Returns:
+        The figures of every predictor.
+
+    Raises:
+        UserError: the training has not finished, or a predictor cannot be calibrated.
+    """
     check_trained(output)
     recordings = [Recording.load(output / "records")]
     recordings += [Recording.load(output / "rounds" / str(number + 1)) for number in range(config.train.rounds)]
     prompts = [prompt for prompt in usable_prompts(config, model_of(config)) if prompt.split == "validation"]
     figures: dict[str, Any] = {"filter": _calibrate_filter(config, output, recordings, prompts)}
     for kind in config.train.predictors:
-        network = trained(config, output, kind, recordings[0].manifest).network
+        network = load_trained(config, output, kind, recordings[0].manifest).network
         predictor = Predictor(kind, network, 0.5, contract_of(recordings[0].manifest, network))
         data = data_of(config, recordings, kind, network)
         predictor, figures[kind] = CALIBRATIONS[kind](
@@ -42,9 +59,16 @@ def stage_calibrate(config: RunConfig, output: Path) -> dict[str, Any]:
 
 
 def check_target(config: RunConfig, prompts: Sequence[Prompt]) -> None:
-    """Raises UserError where the validation prompts are too few for the target, which is known before anything is recorded.
+    """Check, before anything is recorded, that there are enough validation prompts to show the target.
 
     A target of accuracy counts only prompts that a checker judges.
+
+    Args:
+        config: the configuration.
+        prompts: the prompts of all splits.
+
+    Raises:
+        UserError: the validation prompts are too few, or no checker judges them although the target is one of accuracy.
     """
     options = config.calibrate
     usable = [
@@ -62,23 +86,29 @@ def check_target(config: RunConfig, prompts: Sequence[Prompt]) -> None:
 def _calibrate_filter(
     config: RunConfig, output: Path, recordings: Sequence[Recording], prompts: Sequence[Prompt]
 ) -> dict[str, Any]:
-    options, found = config.calibrate, trained(config, output, "filter", recordings[0].manifest)
-    network = found.network if found.adapted is None else merged(found.adapted)
+    options = config.calibrate
+    trained = load_trained(config, output, "filter", recordings[0].manifest)
+    network = trained.network if trained.adapted is None else merged(trained.adapted)
     predictor = Predictor("filter", network, 0.5, contract_of(recordings[0].manifest, network))
     measure = measure_on(config, model_of(config), prompts, recordings[0])
     predictor, met = calibrate_filter(
-        predictor, measure, options.thresholds,
-        target_agreement=options.target_agreement, max_accuracy_drop=options.max_accuracy_drop, confidence=options.confidence,
-    )  # fmt: skip
+        predictor,
+        measure,
+        options.thresholds,
+        target_agreement=options.target_agreement,
+        max_accuracy_drop=options.max_accuracy_drop,
+        confidence=options.confidence,
+    )
     if not met:
         log.warning(
-            "no threshold of calibrate.thresholds keeps to the target on %d validation prompts; the strictest is exported",
+            "no threshold of calibrate.thresholds keeps to the target on %d validation prompts; "
+            "the strictest is exported",
             len(prompts),
         )
     probability, label = probabilities(
         network, data_of(config, recordings[1:] or recordings, "filter", network).stream("validation", batch_rows=1024)
     )
-    chosen = next(setting for setting in predictor.curve if setting.threshold == predictor.threshold)
+    calibrated = next(setting for setting in predictor.curve if setting.threshold == predictor.threshold)
     figures = {
         "target_agreement": options.target_agreement,
         "max_accuracy_drop": options.max_accuracy_drop,
@@ -86,16 +116,16 @@ def _calibrate_filter(
         "target_met": met,
         "prompts": len(prompts),
         "threshold": predictor.threshold,
-        "agreement": chosen.agreement,
-        "accuracy_drop": chosen.accuracy_drop,
-        "loss_bound": chosen.loss_bound,
-        "tokens_per_forward": chosen.tokens_per_forward,
+        "agreement": calibrated.agreement,
+        "accuracy_drop": calibrated.accuracy_drop,
+        "loss_bound": calibrated.loss_bound,
+        "tokens_per_forward": calibrated.tokens_per_forward,
         "states": metrics_at(probability, label, predictor.threshold),
     }
     predictor = replace(predictor, metrics=figures)
     save_predictor(predictor, output / "policy")
-    if found.base is not None and found.adapted is not None:
-        save_adapter(found.adapted, found.base, predictor, output / "adapter")
+    if trained.base is not None and trained.adapted is not None:
+        save_adapter(trained.adapted, trained.base, predictor, output / "adapter")
     (output / "plots").mkdir(exist_ok=True)
     bins = report.reliability(probability.numpy(), label.numpy())
     report.plot_reliability(bins, predictor.threshold, output / "plots" / "reliability.png")

@@ -1,7 +1,7 @@
-"""Compare: every method and stop rule on the test prompts, in tables and plots.
+"""The stage `compare`: it decodes the test prompts with every method and stop rule, and writes tables and plots.
 
-One canvas length a run: for another, run again with decode.gen_length=... and another output_dir. The policies stay the same; tables over
-lengths stand side by side.
+A run has one length of the canvas. For another length, run the stage again with another decode.gen_length and another
+output_dir; the policies stay the same.
 """
 
 from __future__ import annotations
@@ -40,7 +40,20 @@ log = logging.getLogger(__name__)
 
 
 def stage_compare(config: RunConfig, output: Path) -> dict[str, Any]:
-    """Every method and stop rule on the test prompts -> output_dir/compare.json, compare.md, plots."""
+    """Compare all methods and stop rules on the test prompts.
+
+    Outputs: compare.json, compare.md and plots in the output_dir.
+
+    Args:
+        config: the configuration.
+        output: the output_dir of the run.
+
+    Returns:
+        The numbers of rows and of prompts.
+
+    Raises:
+        UserError: the configuration lists no method or no stop rule, or one of them cannot be built.
+    """
     if not config.compare.methods:
         raise UserError("compare.methods is empty: list at least one method with name and policy")
     if not config.compare.stops:
@@ -51,8 +64,8 @@ def stage_compare(config: RunConfig, output: Path) -> dict[str, Any]:
     outcomes = _compare_outcomes(config, output, model, prompts, checkers)
     bootstrap = Bootstrap(config.compare.bootstrap_samples, config.seed)
     fields = measure(outcomes, bootstrap)
-    found = {"rows": build_rows(fields), "scores": score_rows(outcomes, checkers, bootstrap)}
-    found |= compare_families(fields, config.compare.accuracy_margin)
+    comparison = {"rows": build_rows(fields), "scores": score_rows(outcomes, checkers, bootstrap)}
+    comparison |= compare_families(fields, config.compare.accuracy_margin)
     meta: dict[str, Any] = {
         "model": model.spec.name,
         "model_fingerprint": model.spec.fingerprint,
@@ -68,31 +81,41 @@ def stage_compare(config: RunConfig, output: Path) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "dtype": config.model.dtype,
     }
-    write_json(output / "compare.json", {"meta": meta} | found)
-    (output / "compare.md").write_text(tables.markdown(found, meta), encoding="utf-8")
+    write_json(output / "compare.json", {"meta": meta} | comparison)
+    (output / "compare.md").write_text(tables.markdown(comparison, meta), encoding="utf-8")
     plots = output / "plots"
     plots.mkdir(exist_ok=True)
-    report.plot_tradeoff(found, plots / "tradeoff.png", config.compare.accuracy_margin)
-    if len({row["task"] for row in found["rows"]}) > 2:  # of one task, `all` is that task
-        report.plot_tradeoff(found, plots / "tradeoff_tasks.png", config.compare.accuracy_margin, by_task=True)
-    if found["fastest"]:
-        report.plot_fastest(found, plots / "fastest.png", config.compare.accuracy_margin)
+    report.plot_tradeoff(comparison, plots / "tradeoff.png", config.compare.accuracy_margin)
+    # With only one task, the rows of the task `all` are the same as those of that task.
+    if len({row["task"] for row in comparison["rows"]}) > 2:
+        report.plot_tradeoff(comparison, plots / "tradeoff_tasks.png", config.compare.accuracy_margin, by_task=True)
+    if comparison["fastest"]:
+        report.plot_fastest(comparison, plots / "fastest.png", config.compare.accuracy_margin)
     _plot_one_answer(model, outcomes, plots / "commit_steps.png")
-    log.info("comparison over all tasks:\n%s\n\nall tables: %s", tables.summary(found, meta), output / "compare.md")
-    return {"rows": len(found["rows"]), "prompts": len(prompts)}
+    log.info(
+        "comparison over all tasks:\n%s\n\nall tables: %s", tables.summary(comparison, meta), output / "compare.md"
+    )
+    return {"rows": len(comparison["rows"]), "prompts": len(prompts)}
 
 
 def expand_sweeps(methods: list[MethodConfig]) -> list[tuple[str, MethodConfig]]:
-    """Every method with the family it belongs to; one with a sweep becomes a method a value.
+    """Replace every method that has a sweep by one method for each value.
+
+    Args:
+        methods: the methods of the configuration.
+
+    Returns:
+        The methods, each after the name of the family it belongs to.
 
     Raises:
-        UserError: a sweep that is not one option with a list of values, two methods of one name, or a group of different recipes.
+        UserError: a sweep is not one option with a list of values, two methods have the same name, or a group holds
+            different recipes.
     """
     _check_groups(methods)
-    found = []
+    expanded = []
     for method in methods:
         if not method.sweep:
-            found.append((method.name, method))
+            expanded.append((method.name, method))
             continue
         values = next(iter(method.sweep.values()))
         if len(method.sweep) != 1 or not isinstance(values, list) or not values:
@@ -101,27 +124,28 @@ def expand_sweeps(methods: list[MethodConfig]) -> list[tuple[str, MethodConfig]]
             )
         (option,) = method.sweep
         for value in values:
-            chosen = dataclasses.replace(
+            swept = dataclasses.replace(
                 method, name=f"{method.name} {value}", options=method.options | {option: value}, sweep={}
             )
-            found.append((method.name, chosen))
-    names = [method.name for _, method in found]
+            expanded.append((method.name, swept))
+    names = [method.name for _, method in expanded]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(f"compare.methods: two methods are called {twice[0]!r}: give each a name of its own")
-    return found
+    return expanded
 
 
 def _check_groups(methods: list[MethodConfig]) -> None:
-    """Methods of one group are to differ in their name and in the folder of the trained policy only."""
+    """Check that the methods of a group differ only in their name and in the folder of the trained policy."""
     first: dict[str, MethodConfig] = {}
     for method in (method for method in methods if method.group is not None):
         other = first.setdefault(str(method.group), method)
         for key in ("policy", "scheduler", "scheduler_options", "cache", "cache_options", "sweep"):
             if getattr(method, key) != getattr(other, key):
                 raise UserError(
-                    f"compare.methods: group={method.group!r} holds {other.name!r} with {key}={getattr(other, key)!r} and {method.name!r} with "
-                    f"{getattr(method, key)!r}: a group is one recipe trained with several seeds"
+                    f"compare.methods: group={method.group!r} holds {other.name!r} with {key}={getattr(other, key)!r} "
+                    f"and {method.name!r} with {getattr(method, key)!r}: "
+                    "a group is one recipe trained with several seeds"
                 )
 
 
@@ -134,14 +158,16 @@ def _compare_outcomes(
     methods = expand_sweeps(config.compare.methods)
     if any(method.policy == "oracle" for _, method in methods) and methods[0][1].policy != "fixed":
         raise UserError(
-            "compare.methods: 'oracle' needs a method with policy 'fixed' at the head of the list, whose answers it knows"
+            "compare.methods: 'oracle' needs a method with policy 'fixed' at the head of the list, "
+            "whose answers it knows"
         )
-    runs = [  # all of them built before the first one runs: a mistake in the last line must not cost an hour
+    # All methods are built before the first one runs, so that a mistake in the last line does not cost an hour.
+    runs = [
         (stop, family, method, method_of(config, model, folder, method, stop))
         for stop in config.compare.stops
         for family, method in methods
     ]
-    references: dict[tuple[str, str], torch.Tensor] = {}  # by stop rule and task
+    references: dict[tuple[str, str], torch.Tensor] = {}  # answers with one token a step, by stop rule and task
     outcomes: list[Outcome] = []
     with tqdm(total=len(runs) * len(prompts), desc="compare", unit="prompt", dynamic_ncols=True) as bar:
         for stop, family, described, built in runs:
@@ -152,9 +178,18 @@ def _compare_outcomes(
                     method = dataclasses.replace(built, policy=OraclePolicy(references[stop, task]))
                 labels = _labels(described, family, method, task)
                 produce = functools.partial(
-                    run_method, model, group, checkers, labels, method, progress=bar,
-                    gen_length=decoding.gen_length, batch_size=decoding.batch_size, sampling=sampling_of(config), seed=config.seed,
-                )  # fmt: skip
+                    run_method,
+                    model,
+                    group,
+                    checkers,
+                    labels,
+                    method,
+                    progress=bar,
+                    gen_length=decoding.gen_length,
+                    batch_size=decoding.batch_size,
+                    sampling=sampling_of(config),
+                    seed=config.seed,
+                )
                 key = outcome_key(model, group, config, method)
                 before = bar.n
                 outcome = cached(output / "compare" / _file_name(described.name, stop, task), key, labels, produce)
@@ -167,36 +202,60 @@ def _compare_outcomes(
 
 
 def _labels(described: MethodConfig, family: str, method: Method, task: str) -> Labels:
-    """Where an outcome belongs."""
+    """Return the labels of an outcome."""
     kind = "oracle" if method.policy.knows_answer else "learned" if method.learned else "training-free"
     marks = ((OraclePolicy, "oracle"), (FixedPolicy, "reference"), (ThresholdPolicy, "baseline"))
     mark = next((mark for policy, mark in marks if isinstance(method.policy, policy)), "")
     return Labels(
-        described.name, family, described.name.removeprefix(family).strip(), described.group,
-        method.scheduler.name, method.policy.name, method.cache.name, method.stop.name, task, mark, kind,
-    )  # fmt: skip
+        method=described.name,
+        family=family,
+        setting=described.name.removeprefix(family).strip(),
+        group=described.group,
+        scheduler=method.scheduler.name,
+        policy=method.policy.name,
+        cache=method.cache.name,
+        stop=method.stop.name,
+        task=task,
+        mark=mark,
+        kind=kind,
+    )
 
 
 def _file_name(*names: str) -> str:
-    """Readable, and different for different names."""
+    """Return a readable file name that is different for different names."""
     readable = "-".join("".join(c if c.isalnum() else "_" for c in name) for name in names)
     return f"{readable[:120]}-{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]}.safetensors"
 
 
 def outcome_key(model: Model, prompts: list[Prompt], config: RunConfig, method: Method) -> str:
-    """Everything an outcome depends on, hashed: the names of a method are no part of it, the package's version is."""
-    decoding = {
-        key: value for key, value in as_dict(config)["decode"].items() if key != "stop_floor"
-    }  # the method's stop rule holds it
+    """Return a digest of everything that an outcome depends on.
+
+    The package's version is part of the digest; the names of a method are not.
+
+    Args:
+        model: the model that decodes.
+        prompts: the prompts of the task.
+        config: the configuration.
+        method: the method, with its stop rule.
+    """
+    # the fingerprint of the method covers its stop rule, and with it `stop_floor`
+    decoding = {key: value for key, value in as_dict(config)["decode"].items() if key != "stop_floor"}
     depends = [
-        __version__, model.spec.fingerprint, config.model.dtype, prompts_digest(prompts), decoding, config.seed, method.fingerprint,
-        config.data.run_generated_code, [[prompt.task, prompt.facts] for prompt in prompts],
-    ]  # fmt: skip
+        __version__,
+        model.spec.fingerprint,
+        config.model.dtype,
+        prompts_digest(prompts),
+        decoding,
+        config.seed,
+        method.fingerprint,
+        config.data.run_generated_code,
+        [[prompt.task, prompt.facts] for prompt in prompts],
+    ]
     return hashlib.sha256(json.dumps(depends).encode()).hexdigest()
 
 
 def _plot_one_answer(model: Model, outcomes: list[Outcome], path: Path) -> None:
-    """The heat map for the prompt whose answer has the median length, under the first stop rule."""
+    """Draw the heat map of the prompt whose answer has the median length, under the first stop rule."""
     shown = [
         outcome
         for outcome in outcomes

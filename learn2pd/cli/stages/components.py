@@ -1,4 +1,4 @@
-"""From a configuration to what several stages need: model, prompts, components."""
+"""The parts that several stages build from a configuration: the model, the prompts and the components."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from learn2pd.types import Sampling
 
 log = logging.getLogger(__name__)
 FILE_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-LONG_SHOWN = 3
+LONG_SHOWN = 3  # prompts that a message names as too long
 
 
 @functools.lru_cache(maxsize=2)
@@ -40,15 +40,18 @@ def _model(**options: Any) -> Model:
 
 
 def model_of(config: RunConfig) -> Model:
-    """The dLLM, loaded once a process."""
+    """Return the diffusion language model, which is loaded once in each process."""
     return _model(**dataclasses.asdict(config.model))
 
 
 def prompts_of(config: RunConfig) -> list[Prompt]:
-    """Every prompt of a run, all splits. A file is read once a process, unless it changes.
+    """Return the prompts of all splits of a run. A file is read once in each process, unless it changes.
+
+    Args:
+        config: the configuration.
 
     Raises:
-        UserError: the prompts cannot be had, by the configuration key that is at fault.
+        UserError: the prompts cannot be read or dealt out; the message names the configuration key that is at fault.
     """
     data = config.data
     files = [path for path in (data.path, data.domain, data.validation_path, data.test_path) if path]
@@ -56,7 +59,7 @@ def prompts_of(config: RunConfig) -> list[Prompt]:
 
 
 def _stamp(path: str) -> tuple[int, ...]:
-    """What is another where a file is another; a pipe stays what it is when it has been read."""
+    """Return numbers that change when a file is replaced or written. A pipe keeps its numbers when it is read."""
     try:
         status = os.stat(os.path.expanduser(path))
     except (OSError, ValueError):
@@ -73,7 +76,8 @@ def _prompts(described: str, seed: int, stamps: tuple[tuple[int, ...], ...]) -> 
         for key in ("validation_path", "test_path"):
             if getattr(data, key) is not None:
                 raise UserError(
-                    f"data.{key}={getattr(data, key)!r}: built-in tasks bring their own splits; set data.source=jsonl and data.path"
+                    f"data.{key}={getattr(data, key)!r}: built-in tasks bring their own splits; "
+                    "set data.source=jsonl and data.path"
                 )
         domain = [data.domain] if data.domain else data.tasks
         learnt = task_prompts(_generators(domain, "data.domain" if data.domain else "data.tasks"), counts, seed)
@@ -85,7 +89,8 @@ def _prompts(described: str, seed: int, stamps: tuple[tuple[int, ...], ...]) -> 
         for key in ("path", "validation_path", "test_path"):
             if getattr(data, key) is not None:
                 raise UserError(
-                    f"data.{key}={getattr(data, key)!r}: data.source=humaneval brings its own problems; set data.source=jsonl"
+                    f"data.{key}={getattr(data, key)!r}: data.source=humaneval brings its own problems; "
+                    "set data.source=jsonl"
                 )
         return deal(humaneval_prompts(data.run_generated_code), {}, counts, seed)
     checker = build_task(data.task, data.run_generated_code, "data.task")
@@ -101,41 +106,58 @@ def _prompts(described: str, seed: int, stamps: tuple[tuple[int, ...], ...]) -> 
 
 
 def _generators(names: Sequence[str], key: str) -> list[Task]:
-    """Raises UserError for a name that is no task with problems of its own."""
+    """Build the tasks that generate problems of their own.
+
+    Args:
+        names: names of tasks.
+        key: the configuration key, for the message.
+
+    Raises:
+        UserError: a name is not that of a task with problems of its own.
+    """
     for name in names:
         if name not in GENERATED_TASKS:
             raise UserError(
-                f"{key}: unknown task {name!r}{suggest(name, GENERATED_TASKS)}; expected some of {', '.join(GENERATED_TASKS)}"
+                f"{key}: unknown task {name!r}{suggest(name, GENERATED_TASKS)}; "
+                f"expected some of {', '.join(GENERATED_TASKS)}"
             )
     return [build_task(name) for name in names]
 
 
 def _main_records(data: DataConfig) -> Records:
-    """The records of `data.domain`, else of `data.path`."""
+    """Read the records of `data.domain` where it is set, else those of `data.path`."""
     if data.domain is not None:
         if not data.domain.lower().removesuffix(".gz").endswith(FILE_ENDINGS):
             raise UserError(
-                f"data.domain={data.domain!r}: expected one of {', '.join(GENERATED_TASKS)}, or a file that ends in {', '.join(FILE_ENDINGS)}"
+                f"data.domain={data.domain!r}: expected one of {', '.join(GENERATED_TASKS)}, "
+                f"or a file that ends in {', '.join(FILE_ENDINGS)}"
                 f"{suggest(data.domain, GENERATED_TASKS)}"
             )
         return read_records(data.domain, "data.domain")
     if not data.path:
-        raise UserError(
-            f"data.path is not set: data.source={data.source} needs {'a file' if data.source == 'jsonl' else 'the name of a hub data set'}"
-        )
+        needed = "a file" if data.source == "jsonl" else "the name of a hub data set"
+        raise UserError(f"data.path is not set: data.source={data.source} needs {needed}")
     return read_records(data.path) if data.source == "jsonl" else hub_records(data.path, data.subset, data.hub_split)
 
 
-_usable: dict[str, list[Prompt]] = {}  # by model, canvas and prompts
+_usable: dict[str, list[Prompt]] = {}  # usable prompts by model, length of the canvas and prompts
 
 
 def usable_prompts(config: RunConfig, model: Model) -> list[Prompt]:
-    """The prompts of a run that its model can take: `check_prompts` of all of them, done once a process.
+    """Return the prompts of a run that its model can take.
+
+    The prompts go through `check_prompts`, which is done once in each process.
+
+    Args:
+        config: the configuration.
+        model: the model.
 
     Raises:
-        UserError: as `prompts_of` and `check_prompts`.
+        UserError: `prompts_of` or `check_prompts` refuses the prompts.
     """
-    prompts, gen_length, skip_long = prompts_of(config), config.decode.gen_length, config.data.skip_long
+    prompts = prompts_of(config)
+    gen_length = config.decode.gen_length
+    skip_long = config.data.skip_long
     described = [[prompt.id, prompt.split, prompt.origin, prompt.task, prompt.facts] for prompt in prompts]
     key = json.dumps([model.spec.fingerprint, gen_length, skip_long, described])
     if key not in _usable:
@@ -145,21 +167,26 @@ def usable_prompts(config: RunConfig, model: Model) -> list[Prompt]:
 
 
 def check_prompts(model: Model, prompts: Sequence[Prompt], gen_length: int, skip_long: bool = False) -> list[Prompt]:
-    """The prompts that fit on a canvas, in their order; no two of different splits are the same tokens to the model.
+    """Check the prompts, and leave out those that cannot be used.
 
-    Of prompts that are the same tokens, the test split keeps its one, and training gives way to validation. What is left out is counted and
-    logged.
+    No two of the remaining prompts that belong to different splits have the same tokens. Among prompts with the same
+    tokens, those of the test split are kept, else those of the validation split. The prompts that are left out are
+    counted in the log.
 
     Args:
-        model: its tokenizer and its longest sequence decide.
-        prompts: of all splits.
+        model: the model, whose tokenizer and longest sequence decide.
+        prompts: the prompts of all splits.
         gen_length: length of the canvas, in tokens.
-        skip_long: leave out prompts that are too long, where they would otherwise be refused.
+        skip_long: leave out prompts that are too long; with False they are refused.
+
+    Returns:
+        The prompts that are left, in their order.
 
     Raises:
-        UserError: a prompt is too long or has no tokens, by its place in the file; or a split has no prompt left.
+        UserError: a prompt has no tokens, is too long, or cannot be encoded (the message says where the prompt stands),
+            or a split has no prompt left.
     """
-    tokens: dict[int, tuple[int, ...]] = {}  # by place in `prompts`
+    tokens: dict[int, tuple[int, ...]] = {}  # tokens of the prompts that fit, by place in `prompts`
     too_long: list[str] = []
     for place, prompt in enumerate(prompts):
         try:
@@ -199,10 +226,17 @@ def check_prompts(model: Model, prompts: Sequence[Prompt], gen_length: int, skip
 
 
 def checkers_of(config: RunConfig, prompts: Sequence[Prompt]) -> dict[str, Checker]:
-    """The checkers of prompts by the name of their task.
+    """Build the checkers of prompts.
+
+    Args:
+        config: the configuration.
+        prompts: the prompts.
+
+    Returns:
+        The checkers by the names of their tasks.
 
     Raises:
-        UserError: one of them runs generated code, and nobody allowed it.
+        UserError: a checker runs generated code and the configuration does not allow it.
     """
     checkers: dict[str, Checker] = {}
     for name in {prompt.task: None for prompt in prompts if prompt.task}:
@@ -214,8 +248,15 @@ def checkers_of(config: RunConfig, prompts: Sequence[Prompt]) -> dict[str, Check
 
 
 def provided_to(config: RunConfig, model: Model, folder: Path) -> Provided:
-    """What components get without being told: see registry.py."""
-    length, floor = config.decode.block_length, config.decode.stop_floor
+    """Return the values that components receive without being given them as options (see registry.py).
+
+    Args:
+        config: the configuration.
+        model: the model.
+        folder: the folder of the trained policy.
+    """
+    length = config.decode.block_length
+    floor = config.decode.stop_floor
     return {
         **provided_by(model),
         "folder": lambda: folder,
@@ -226,7 +267,14 @@ def provided_to(config: RunConfig, model: Model, folder: Path) -> Provided:
 
 
 def sampling_of(config: RunConfig) -> Sampling:
-    """Raises UserError for values that make no sense."""
+    """Return the sampling of a configuration.
+
+    Args:
+        config: the configuration.
+
+    Raises:
+        UserError: a value is not allowed.
+    """
     try:
         return Sampling(config.decode.temperature, config.decode.top_p, config.decode.top_k)
     except ValueError as error:
@@ -234,16 +282,30 @@ def sampling_of(config: RunConfig) -> Sampling:
 
 
 def method_of(config: RunConfig, model: Model, folder: Path, method: MethodConfig, stop: str) -> Method:
-    """The method that a configuration describes, which fits the model. An oracle is built without the answers.
+    """Build the method that a configuration describes, and check that it fits the model.
+
+    An oracle is built without the answers.
+
+    Args:
+        config: the configuration.
+        model: the model.
+        folder: the folder of the trained policy.
+        method: the method's description.
+        stop: the name of the stop rule.
 
     Raises:
-        UserError: one of its components cannot be built, or they do not go together.
+        UserError: a component cannot be built, or the components do not fit each other or the model.
     """
     unanswered = torch.zeros(0, config.decode.gen_length, dtype=torch.long)
     built = Method.from_names(
-        method.policy, method.scheduler, method.cache, stop,
-        options=method.options, scheduler_options=method.scheduler_options, cache_options=method.cache_options,
+        method.policy,
+        method.scheduler,
+        method.cache,
+        stop,
+        options=method.options,
+        scheduler_options=method.scheduler_options,
+        cache_options=method.cache_options,
         provided={**provided_to(config, model, folder), "reference": lambda: unanswered},
-    )  # fmt: skip
+    )
     built.check(model.spec)
     return built

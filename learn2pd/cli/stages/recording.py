@@ -1,4 +1,8 @@
-"""Record: the oracle's states of every train and validation prompt, and in rounds those that a policy leads into."""
+"""The stage `record`, and the recordings of rounds.
+
+The stage records the oracle's states of every train and validation prompt. A round records the states that a trained
+policy leads into.
+"""
 
 from __future__ import annotations
 
@@ -28,33 +32,66 @@ from learn2pd.types import CONFIDENCE
 
 
 def processes_of(config: RunConfig) -> Processes:
-    """Raises UserError for numbers that make no sense."""
+    """Return the processes that record together.
+
+    Args:
+        config: the configuration.
+
+    Raises:
+        UserError: a number of processes is not allowed.
+    """
     return Processes(config.record.devices, config.record.num_nodes, config.record.strategy)
 
 
 def recorded_prompts(config: RunConfig, model: Model) -> list[Prompt]:
-    """The train and validation prompts; test prompts are checked with them, since hours later they must fit too.
+    """Return the train and validation prompts.
+
+    The test prompts are checked together with them, so that a test prompt that does not fit is reported before hours of
+    recording and not after them.
+
+    Args:
+        config: the configuration.
+        model: the model.
 
     Raises:
-        UserError: one that the model does not take, of any split.
+        UserError: the model cannot take a prompt of any split.
     """
     return [prompt for prompt in usable_prompts(config, model) if prompt.split != "test"]
 
 
 def stage_record(config: RunConfig, output: Path) -> dict[str, Any] | None:
-    """Reference and oracle states of every train and validation prompt -> output_dir/records, in every process of a run."""
-    processes, threads = processes_of(config), torch.get_num_threads()
+    """Record the references and the oracle's states of every train and validation prompt.
+
+    Every process of a run calls this function. The output is output_dir/records.
+
+    Args:
+        config: the configuration.
+        output: the output_dir of the run.
+
+    Returns:
+        The figures of the recording; None in a process that only helps, and where the recording was already complete
+        and reported.
+
+    Raises:
+        UserError: the recording cannot be made or continued.
+    """
+    processes = processes_of(config)
+    threads = torch.get_num_threads()
     processes.meet()
     if config.threads:
         torch.set_num_threads(config.threads)
     if processes.local_rank and config.model.device == "auto" and torch.cuda.is_available():
         config = replace(config, model=replace(config.model, device=f"cuda:{processes.local_rank}"))
     model = model_of(config)
-    prompts, folder = recorded_prompts(config, model), output / "records"
+    prompts = recorded_prompts(config, model)
+    folder = output / "records"
     produce = functools.partial(
-        oracle_tables, gen_length=config.decode.gen_length, block_length=config.decode.block_length, batch_size=config.decode.batch_size,
+        oracle_tables,
+        gen_length=config.decode.gen_length,
+        block_length=config.decode.block_length,
+        batch_size=config.decode.batch_size,
         delimiter_ids=newline_ids(model.tokenizer),
-    )  # fmt: skip
+    )
     open_recording(folder, _described(config, model, prompts))
     figures = record(
         model, prompts, folder, produce, shard_prompts=config.record.shard_prompts, leads=processes.rank == 0
@@ -69,9 +106,23 @@ def stage_record(config: RunConfig, output: Path) -> dict[str, Any] | None:
 
 
 def record_round(config: RunConfig, output: Path, number: int, policy: FilterPolicy) -> dict[str, Any]:
-    """The states that a policy meets when it decodes the recorded prompts, with their reference labels -> output_dir/rounds/NUMBER."""
-    model, recording = model_of(config), Recording.load(output / "records")
-    prompts, folder = recorded_prompts(config, model), output / "rounds" / str(number)
+    """Record the states that a policy meets when it decodes the recorded prompts, with the labels of their references.
+
+    The output is output_dir/rounds/NUMBER.
+
+    Args:
+        config: the configuration.
+        output: the output_dir of the run.
+        number: number of the round, from 1.
+        policy: the trained policy.
+
+    Returns:
+        The figures of the recording.
+    """
+    model = model_of(config)
+    recording = Recording.load(output / "records")
+    prompts = recorded_prompts(config, model)
+    folder = output / "rounds" / str(number)
     scheduler = BlocksScheduler(config.decode.block_length)
 
     def produce(model: Model, prompts: Sequence[Prompt]) -> Tables:
@@ -86,14 +137,18 @@ def record_round(config: RunConfig, output: Path, number: int, policy: FilterPol
             delimiter_ids=recording.manifest["delimiter_ids"],
         )
 
-    by = {"round": number, "policy_fingerprint": policy.predictor.fingerprint, "threshold": policy.threshold}
-    open_recording(folder, _described(config, model, prompts, **by))
+    decoded_by = {
+        "round": number,
+        "policy_fingerprint": policy.predictor.fingerprint,
+        "threshold": policy.threshold,
+    }
+    open_recording(folder, _described(config, model, prompts, **decoded_by))
     figures = record(model, prompts, folder, produce, shard_prompts=config.record.shard_prompts)
     return {"record_seconds": figures["seconds"]} | summary(Recording.load(folder))
 
 
 def summary(recording: Recording) -> dict[str, Any]:
-    """Sizes of a finished recording, and forwards a prompt."""
+    """Return the sizes of a finished recording, and the mean numbers of forwards of a prompt."""
     references = recording.references.with_format("numpy")
     return {
         "prompts": len(references),
@@ -104,18 +159,35 @@ def summary(recording: Recording) -> dict[str, Any]:
 
 
 def dry_run(config: RunConfig) -> str:
-    """What the stage `record` would cost, in words. Nothing is written."""
+    """Word the cost of the stage `record`. Nothing is written.
+
+    Args:
+        config: the configuration.
+    """
     model = model_of(config)
     prompts = recorded_prompts(config, model)
     return estimate(
-        model, [prompt.text for prompt in prompts], gen_length=config.decode.gen_length, block_length=config.decode.block_length,
-        batch_size=config.decode.batch_size, shard_prompts=config.record.shard_prompts, processes=processes_of(config).count,
-    )  # fmt: skip
+        model,
+        [prompt.text for prompt in prompts],
+        gen_length=config.decode.gen_length,
+        block_length=config.decode.block_length,
+        batch_size=config.decode.batch_size,
+        shard_prompts=config.record.shard_prompts,
+        processes=processes_of(config).count,
+    )
 
 
 def _described(config: RunConfig, model: Model, prompts: Sequence[Prompt], **more: Any) -> dict[str, Any]:
     return describe_recording(
-        model, prompts, gen_length=config.decode.gen_length, block_length=config.decode.block_length, alignment="prompt",
-        confidence=CONFIDENCE, delimiter_ids=newline_ids(model.tokenizer), shard_prompts=config.record.shard_prompts, seed=config.seed,
-        config=identity(config), **more,
-    )  # fmt: skip
+        model,
+        prompts,
+        gen_length=config.decode.gen_length,
+        block_length=config.decode.block_length,
+        alignment="prompt",
+        confidence=CONFIDENCE,
+        delimiter_ids=newline_ids(model.tokenizer),
+        shard_prompts=config.record.shard_prompts,
+        seed=config.seed,
+        config=identity(config),
+        **more,
+    )

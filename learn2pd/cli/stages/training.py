@@ -1,4 +1,7 @@
-"""Train the filter, in rounds, and the other predictors -> output_dir/train, output_dir/rounds."""
+"""The stage `train`: it trains the filter, in rounds, and the other predictors.
+
+Outputs: output_dir/train and output_dir/rounds.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from learn2pd.predictors.lora import add_adapter
 from learn2pd.predictors.networks import PredictorNetwork
 from learn2pd.predictors.saving import Contract, Predictor, build_network, load_predictor, network_json
 from learn2pd.recording.reading import Recording
-from learn2pd.training.calibration import Measured
+from learn2pd.training.calibration import DecodedValidation
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
 from learn2pd.training.fit import PredictorData, Recipe, train_predictor
 
@@ -35,43 +38,67 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """A network, and where it is a fine-tuned one, what it came from."""
+    """The network that a training begins with, and the filter that it comes from if it is fine-tuned."""
 
     network: PredictorNetwork
-    base: Predictor | None = None
-    adapted: PeftModel | None = None  # holds `network`, whose layers carry the adapter
+    base: Predictor | None = None  # the filter that is fine-tuned
+    adapted: PeftModel | None = None  # the peft model around `network`, whose layers carry the adapter
 
 
 def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
-    """Train the filter on the oracle's states; in every round let it decode the recorded prompts, and train anew on the states it led into.
+    """Train the filter, first on the oracle's states and then in rounds, and train the other predictors.
 
-    The oracle's states are left out from the first round on: what is masked in them is what the model had wrong, which no other policy meets.
-    Where a policy is fine-tuned in rounds it is itself round 0: the states it leads into on the new prompts are there without any training.
+    In a round, the trained filter decodes the recorded prompts, and a new filter is trained on the states that this
+    decode visits. From the first round on, the visited states of all rounds replace the oracle's states for the filter.
+    The reason is that the oracle commits everything that the model has right, so the positions that stay masked in its
+    states are those that the model has wrong. No other policy meets such states. The other predictors are trained on
+    the oracle's states together with the visited states.
+
+    A filter that is fine-tuned in rounds starts as its own round 0: it visits its first states without having been
+    trained on the recording.
+
+    Args:
+        config: the configuration.
+        output: the output_dir of the run.
+
+    Returns:
+        The figures of the rounds and of the other predictors; None where everything is already trained.
+
+    Raises:
+        UserError: the recording is not complete, or the filter to fine-tune does not fit it.
     """
     if {"rounds", *config.train.predictors} <= read_metrics(output).get("train", {}).keys():
         log.info("already trained: %s", output / "train")
         return None
-    oracle, model = Recording.load(output / "records"), model_of(config)
+    oracle = Recording.load(output / "records")
+    model = model_of(config)
     validation = [prompt for prompt in usable_prompts(config, model) if prompt.split == "validation"]
     measure = measure_on(config, model, validation, oracle)
     visited: list[Recording] = []
     rounds: list[dict[str, Any]] = []
     for number in range(config.train.rounds + 1):
-        base = start(config, "filter", oracle.manifest).base if number == 0 and config.train.rounds else None
-        network, figures = (
-            (base.network, {}) if base else _trained(config, visited or [oracle], output, "filter", f"round-{number}")
-        )
+        base = start_of(config, "filter", oracle.manifest).base if number == 0 and config.train.rounds else None
+        if base:
+            network = base.network
+            figures: dict[str, Any] = {}
+        else:
+            network, figures = _train_or_load(config, visited or [oracle], output, "filter", f"round-{number}")
         predictor = Predictor("filter", network, config.train.rollout_threshold, contract_of(oracle.manifest, network))
         rounds.append({"round": number, **figures, **_alone(measure(predictor))})
         if number < config.train.rounds:
             rounds[-1] |= record_round(config, output, number + 1, FilterPolicy(predictor))
             visited.append(Recording.load(output / "rounds" / str(number + 1)))
-    extra = {name: _trained(config, [oracle, *visited], output, name, name)[1] for name in config.train.predictors}
+    extra = {
+        name: _train_or_load(config, [oracle, *visited], output, name, name)[1] for name in config.train.predictors
+    }
     return {"filter": network_json(network)["name"], "rounds": rounds, **extra}
 
 
-def _alone(measured: Measured) -> dict[str, float | None]:
-    """Of the validation prompts, decoded with the round's filter at `train.rollout_threshold`, nobody correcting it."""
+def _alone(measured: DecodedValidation) -> dict[str, float | None]:
+    """Return the means over the validation prompts, which the round's filter decodes at `train.rollout_threshold`.
+
+    Nothing corrects the filter in this decode, unlike in the decode that records the states of a round.
+    """
     return {
         "agreement": float(measured.agreement.mean()),
         "accuracy_drop": None if measured.drop is None else float(measured.drop.mean()),
@@ -80,22 +107,36 @@ def _alone(measured: Measured) -> dict[str, float | None]:
 
 
 def check_training(config: RunConfig) -> None:
-    """Raises UserError for what can be seen before anything is recorded: a predictor, an option or a policy to begin with that does not exist."""
+    """Check the configuration of the training before anything is recorded.
+
+    Args:
+        config: the configuration.
+
+    Raises:
+        UserError: a predictor, an option of the network, or the filter to fine-tune does not exist.
+    """
     network_of(config, "filter")
     if config.train.start != "scratch":
         base_of(config)
     for name in config.train.predictors:
         if name not in BESIDE_THE_FILTER:
             raise UserError(
-                f"train.predictors: unknown predictor {name!r}{suggest(name, BESIDE_THE_FILTER)}; expected some of {', '.join(BESIDE_THE_FILTER)}"
+                f"train.predictors: unknown predictor {name!r}{suggest(name, BESIDE_THE_FILTER)}; "
+                f"expected some of {', '.join(BESIDE_THE_FILTER)}"
             )
 
 
 def network_of(config: RunConfig, kind: str) -> PredictorNetwork:
-    """An untrained network for a kind of predictor; the filter's is configured.
+    """Build an untrained network for a kind of predictor.
+
+    The filter's network is configured; the other kinds have a network of their own.
+
+    Args:
+        config: the configuration.
+        kind: kind of the predictor.
 
     Raises:
-        UserError: `filter_options` that the network does not take.
+        UserError: the network does not take one of the `filter_options`.
     """
     if kind in BESIDE_THE_FILTER:
         return BESIDE_THE_FILTER[kind]()
@@ -104,30 +145,47 @@ def network_of(config: RunConfig, kind: str) -> PredictorNetwork:
 
 
 def check_trained(output: Path) -> None:
-    """Raises UserError where stage `train` has not finished."""
+    """Check that the stage `train` has finished.
+
+    Args:
+        output: the output_dir of the run.
+
+    Raises:
+        UserError: it has not finished.
+    """
     if "train" not in read_metrics(output):
         raise UserError(f"{output / 'train'}: no finished training; run the stage 'train' first")
 
 
-def start(config: RunConfig, kind: str, manifest: dict[str, Any]) -> Start:
-    """What the training of a predictor begins with.
+def start_of(config: RunConfig, kind: str, manifest: dict[str, Any]) -> Start:
+    """Return the network that the training of a predictor begins with.
+
+    Args:
+        config: the configuration.
+        kind: kind of the predictor.
+        manifest: the manifest of the recording that it is trained on.
 
     Raises:
-        UserError: `policy` is missing, is no filter, or was trained for another geometry or vocabulary than the recording's.
+        UserError: `policy` is missing or is not a filter, or it was trained for another geometry or vocabulary than
+            that of the recording.
     """
     if kind != "filter" or config.train.start == "scratch":
         return Start(network_of(config, kind))
     base = base_of(config)
     check_same(base, manifest)
     network = copy.deepcopy(base.network)
-    return Start(network, base, add_adapter(network, config.train.lora_rank) if config.train.start == "lora" else None)
+    adapted = add_adapter(network, config.train.lora_rank) if config.train.start == "lora" else None
+    return Start(network, base, adapted)
 
 
 def base_of(config: RunConfig) -> Predictor:
-    """The filter that fine-tuning begins with.
+    """Return the filter that fine-tuning begins with.
+
+    Args:
+        config: the configuration.
 
     Raises:
-        UserError: `policy` is not set, missing, or no filter.
+        UserError: `policy` is not set, does not exist, or is not a filter.
     """
     if config.policy is None:
         raise UserError(
@@ -137,18 +195,36 @@ def base_of(config: RunConfig) -> Predictor:
 
 
 def check_same(base: Predictor, manifest: dict[str, Any]) -> None:
-    """Raises UserError where a policy and a recording do not go together."""
+    """Check that a filter fits a recording.
+
+    Args:
+        base: the filter.
+        manifest: the manifest of the recording.
+
+    Raises:
+        UserError: the filter was trained for other tokens, blocks or confidences than those of the recording.
+    """
     for name in ("mask_id", "vocab_size", "eot_ids", "block_length", "alignment", "confidence"):
-        trained, recorded = getattr(base.contract, name), manifest[name]
-        recorded = tuple(recorded) if isinstance(recorded, list) else recorded
+        trained = getattr(base.contract, name)
+        recorded = manifest[name]
+        if isinstance(recorded, list):
+            recorded = tuple(recorded)
         if trained is not None and trained != recorded:
             raise UserError(
-                f"policy was trained for {name}={trained!r}, this recording has {recorded!r}: record as it was trained, or train from scratch"
+                f"policy was trained for {name}={trained!r}, this recording has {recorded!r}: "
+                "record as it was trained, or train from scratch"
             )
 
 
 def data_of(config: RunConfig, recordings: Sequence[Recording], kind: str, network: PredictorNetwork) -> PredictorData:
-    """What a predictor is trained and judged on."""
+    """Return the data that a predictor is trained and validated on.
+
+    Args:
+        config: the configuration.
+        recordings: the recordings whose states are used.
+        kind: kind of the predictor.
+        network: the network of the predictor.
+    """
     return PredictorData(
         recordings,
         QUESTIONS[kind].of(recordings[0].manifest, config.train.loss_on),
@@ -159,7 +235,12 @@ def data_of(config: RunConfig, recordings: Sequence[Recording], kind: str, netwo
 
 
 def contract_of(manifest: dict[str, Any], network: PredictorNetwork) -> Contract:
-    """What a network trained on a recording must find again."""
+    """Return the contract of a network: the conditions under which it was trained and must be used.
+
+    Args:
+        manifest: the manifest of the recording.
+        network: the network that was trained on it.
+    """
     fixed = network.width is not None
     return Contract(
         mask_id=manifest["mask_id"],
@@ -174,32 +255,41 @@ def contract_of(manifest: dict[str, Any], network: PredictorNetwork) -> Contract
     )
 
 
-def trained(config: RunConfig, output: Path, kind: str, manifest: dict[str, Any]) -> Start:
-    """What stage `train` made of its start.
+def load_trained(config: RunConfig, output: Path, kind: str, manifest: dict[str, Any]) -> Start:
+    """Load the network that the stage `train` has trained, with the start of its training.
+
+    Args:
+        config: the configuration.
+        output: the output_dir of the run.
+        kind: kind of the predictor.
+        manifest: the manifest of the recording that it was trained on.
 
     Raises:
-        UserError: it did not train this one.
+        UserError: the stage has not finished training this predictor.
     """
     folder = output / "train" / (f"round-{config.train.rounds}" if kind == "filter" else kind)
     if not (folder / "done.json").is_file():
         raise UserError(f"{folder}: no finished training; run the stage 'train' first")
-    found = start(config, kind, manifest)
-    _load(found.network, folder)
-    return found
+    start = start_of(config, kind, manifest)
+    _load(start.network, folder)
+    return start
 
 
-def _trained(
+def _train_or_load(
     config: RunConfig, recordings: Sequence[Recording], output: Path, kind: str, name: str
 ) -> tuple[PredictorNetwork, dict[str, Any]]:
-    """Train, or take what an interrupted run had finished."""
-    folder, options, begun = output / "train" / name, config.train, start(config, kind, recordings[0].manifest)
-    network = begun.network
+    """Train a predictor, or load it where an interrupted run has finished training it; return it with its figures."""
+    folder = output / "train" / name
+    options = config.train
+    start = start_of(config, kind, recordings[0].manifest)
+    network = start.network
     done = folder / "done.json"
     if done.is_file():
         _load(network, folder)
         return network, json.loads(done.read_text(encoding="utf-8"))
-    data, started = data_of(config, recordings, kind, network), time.perf_counter()
-    data.prepare(normalise=begun.base is None)
+    data = data_of(config, recordings, kind, network)
+    started = time.perf_counter()
+    data.prepare(normalise=start.base is None)
     figures = train_predictor(
         network,
         data,

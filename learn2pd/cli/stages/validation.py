@@ -1,4 +1,4 @@
-"""What a filter does when it decodes recorded prompts by itself."""
+"""Measurement of a filter that decodes recorded prompts by itself."""
 
 from __future__ import annotations
 
@@ -18,19 +18,27 @@ from learn2pd.predictors.saving import Predictor
 from learn2pd.recording.reading import Recording
 from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.stops.eot import EotStop
-from learn2pd.training.calibration import Measured
+from learn2pd.training.calibration import DecodedValidation
 
 
 def measure_on(
     config: RunConfig, model: Model, prompts: Sequence[Prompt], recording: Recording
-) -> Callable[[Predictor], Measured]:
-    """How a predictor's decodes of the prompts compare with their recorded reference answers."""
+) -> Callable[[Predictor], DecodedValidation]:
+    """Return a function that decodes prompts with a filter and compares the answers with the recorded references.
+
+    Args:
+        config: the configuration.
+        model: the model.
+        prompts: the prompts, which must have been recorded.
+        recording: the recording that holds their references.
+    """
     known = recording.references_of([prompt.id for prompt in prompts]).with_format("numpy")
-    reference, lengths = known["tokens"][:], known["length"][:]
+    reference = known["tokens"][:]
+    lengths = known["length"][:]
     checkers = checkers_of(config, prompts)
 
     def verdicts(texts: Sequence[str]) -> np.ndarray[Any, Any]:
-        """[J] 1 right, 0 wrong, of the answers that a checker judges."""
+        """Return the verdicts [J] of the answers that a checker judges: 1 is right, 0 is wrong."""
         judged = [(prompt, text) for prompt, text in zip(prompts, texts, strict=True) if prompt.task]
         return np.array(
             [checkers[str(prompt.task)].check(prompt.facts, text).correct for prompt, text in judged], float
@@ -42,13 +50,18 @@ def measure_on(
     ]
     before = verdicts(answers)
 
-    def measure(predictor: Predictor) -> Measured:
+    def measure(predictor: Predictor) -> DecodedValidation:
         result = decode(
-            model, encoded(model, prompts), policy=FilterPolicy(predictor), scheduler=BlocksScheduler(config.decode.block_length),
-            stop=EotStop(config.decode.stop_floor), gen_length=config.decode.gen_length, batch_size=config.decode.batch_size,
-        )  # fmt: skip
+            model,
+            encoded(model, prompts),
+            policy=FilterPolicy(predictor),
+            scheduler=BlocksScheduler(config.decode.block_length),
+            stop=EotStop(config.decode.stop_floor),
+            gen_length=config.decode.gen_length,
+            batch_size=config.decode.batch_size,
+        )
         drop = before - verdicts(result.texts) if len(before) else None
-        return Measured(
+        return DecodedValidation(
             agreement(result.tokens.numpy(), reference, lengths), drop, result.lengths.numpy(), result.forwards.numpy()
         )
 
