@@ -25,13 +25,8 @@ from learn2pd.models.neighbours import cause, told_in_one_line
 ADAPTER_CONFIG = "adapter_config.json"
 # SafetensorError is here for weights that are read lazily, long after their file was opened
 UNREADABLE = (OSError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, SafetensorError)
-DESCRIPTIONS = (
-    "*.json",
-    "*.txt",
-    "*.jinja",
-    "*.model",
-    "*.tiktoken",
-)  # every file of a repository but weights, code and pictures
+# the files of a repository that are not weights, code or pictures
+DESCRIPTIONS = ("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken")
 PROBE_SECONDS = 5.0
 LFS_POINTER = b"version https://git-lfs.github.com"
 
@@ -128,12 +123,16 @@ def local_folder(
             ) from error
         at = f" at revision {revision!r}" if revision else ""
         raise UserError(
-            f"{key}={path!r}{at} could not be read from {constants.ENDPOINT} ({cause(error)}); check the name, or {advice}"
+            f"{key}={path!r}{at} could not be read from {constants.ENDPOINT} ({cause(error)}); "
+            f"check the name, or {advice}"
         ) from error
 
 
 def _why_unreachable() -> str | None:
-    """Why the hub does not answer; None where it does. The question is asked in a thread, since a name server may take its time."""
+    """Say why the hub does not answer, or return None where it does.
+
+    A thread asks the hub, since a name server may take a long time.
+    """
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     answer: list[str | None] = []

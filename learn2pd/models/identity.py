@@ -83,7 +83,10 @@ def fingerprint(config: PretrainedConfig, weights: str) -> str:
 
 
 class WeightsDigest:
-    """SHA-256 of the names, types, shapes and bytes of tensors, in whatever order and from whatever thread they come."""
+    """SHA-256 of the names, types, shapes and bytes of tensors.
+
+    The order in which tensors are added does not matter, nor do the threads that add them.
+    """
 
     def __init__(self) -> None:
         self._lines: dict[str, str] = {}
@@ -139,7 +142,14 @@ class KeptDigest:
         return digest if len(digest) == 64 and set(digest) <= set("0123456789abcdef") else None
 
     def write(self, digest: str) -> None:
-        """Keep a digest, unless the files have changed since, or so lately that they may change again without a new time."""
+        """Keep a digest.
+
+        Nothing is kept where the files have changed since this object was made, or where they changed so lately that
+        they may change again without a new time.
+
+        Args:
+            digest: 64 hex digits.
+        """
         if not self.unchanged:
             return
         try:

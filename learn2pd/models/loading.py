@@ -33,7 +33,7 @@ from learn2pd.types import ModelSpec
 
 
 @dataclass(frozen=True)
-class Family:
+class ModelFamily:
     """How checkpoints of one `model_type` are read."""
 
     config: type[LLaDAConfig] | type[DreamConfig]
@@ -41,17 +41,12 @@ class Family:
     shifted_logits: bool
 
 
-FAMILIES = {"llada": Family(LLaDAConfig, LLaDAModelLM, False), "Dream": Family(DreamConfig, DreamModel, True)}
-END_OF_TURN_TOKENS = (
-    "<|eot_id|>",
-    "<|im_end|>",
-)  # LLaDA and Dream end an answer with this and pad with end-of-text; either ends it
+FAMILIES = {"llada": ModelFamily(LLaDAConfig, LLaDAModelLM, False), "Dream": ModelFamily(DreamConfig, DreamModel, True)}
+# LLaDA and Dream end an answer with one of these and pad with end-of-text; either token ends the answer
+END_OF_TURN_TOKENS = ("<|eot_id|>", "<|im_end|>")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-NOT_READ = (
-    "auto_map",
-    "dtype",
-    "torch_dtype",
-)  # fields of config.json: no remote code is run, and the type of the weights is the caller's choice
+# fields of config.json that are ignored: no remote code is run, and the caller decides on the type of the weights
+NOT_READ = ("auto_map", "dtype", "torch_dtype")
 # The families' defaults of these fields are ids of the published models, which mean something else in another
 # vocabulary.
 IDS = ("mask_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -73,14 +68,19 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded dLLM: what the loop uses, and the tokenizer that the loop does not know."""
+    """A loaded dLLM.
+
+    Attributes:
+        adapter: The network and its specification, as the loop uses them.
+        tokenizer: The tokenizer, which the loop does not know.
+    """
 
     adapter: ModelAdapter
     tokenizer: PreTrainedTokenizerBase
 
     @property
     def spec(self) -> ModelSpec:
-        """What the loop knows of the model."""
+        """The facts about the model that the loop needs."""
         return self.adapter.spec
 
     def encode(self, prompt: object) -> list[int]:
@@ -102,10 +102,16 @@ class Model:
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """`auto` is the GPU where there is one.
+    """Turn the name of a device into a device.
+
+    Args:
+        device: `auto` takes the GPU of a machine that has one, and the CPU otherwise. Other names are torch's.
+
+    Returns:
+        The device.
 
     Raises:
-        UserError: for a device this machine lacks.
+        UserError: The machine lacks the device.
     """
     if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -198,23 +204,26 @@ def read_config(path: str | os.PathLike[str], revision: str | None = None) -> di
     experts = _experts(fields)
     if experts:
         raise UserError(
-            f"path={path!r}: config.json describes a mixture of experts ({experts}), which is not implemented; expected {known}"
+            f"path={path!r}: config.json describes a mixture of experts ({experts}), which is not implemented; "
+            f"expected {known}"
         )
     if str(fields.get("model_type")) not in FAMILIES:
         raise UserError(
-            f"path={path!r}: config.json says model_type {fields.get('model_type')!r}, which is no dLLM known here; expected {known}"
+            f"path={path!r}: config.json says model_type {fields.get('model_type')!r}, which is no dLLM known here; "
+            f"expected {known}"
         )
     for name in QUANTISATION:
         settings = fields.pop(name, None)
         if settings is not None:
             raise UserError(
-                f"path={path!r}: config.json has a {name}{_tool(settings)}; quantised weights are not read, expected the plain checkpoint"
+                f"path={path!r}: config.json has a {name}{_tool(settings)}; "
+                "quantised weights are not read, expected the plain checkpoint"
             )
     return fields
 
 
 def _tool(settings: Any) -> str:
-    """Whose quantisation it is, as the settings tell."""
+    """Return the tool that quantised the weights, as far as the settings name it."""
     if not isinstance(settings, dict):
         return ""
     if isinstance(settings.get("quant_method"), str):
@@ -337,7 +346,8 @@ def _spec(
     if tokenizer.convert_ids_to_tokens(mask_id) is None:
         last = len(tokenizer) - 1
         raise UserError(
-            f"path={path!r}: the tokenizer has no mask token: config.json says id {mask_id}, the tokenizer ends at {last}"
+            f"path={path!r}: the tokenizer has no mask token: config.json says id {mask_id}, "
+            f"the tokenizer ends at {last}"
         )
     config.mask_token_id = mask_id
     stated = config.eos_token_id
@@ -345,21 +355,22 @@ def _spec(
         stated = tokenizer.convert_tokens_to_ids(named["eos_token"])
     if stated is None:
         raise UserError(
-            f"path={path!r}: no end-of-text token: config.json names no eos_token_id, and the tokenizer has no eos_token"
+            f"path={path!r}: no end-of-text token: config.json names no eos_token_id, "
+            "and the tokenizer has no eos_token"
         )
     ends = [*stated] if isinstance(stated, list) else [stated]
     if not ends or not all(_is_id(end, config.vocab_size) for end in ends):
         raise UserError(
-            f"path={path!r}: no end-of-text token: {_stated(config.eos_token_id, 'eos', stated)}, expected {_range(config)}"
+            f"path={path!r}: no end-of-text token: {_stated(config.eos_token_id, 'eos', stated)}, "
+            f"expected {_range(config)}"
         )
     ends += [tokenizer.convert_tokens_to_ids(token) for token in END_OF_TURN_TOKENS if token in tokenizer.get_vocab()]
     return ModelSpec(
         name=shown_name(path),
         mask_id=int(mask_id),
         eot_ids=tuple(dict.fromkeys(ends)),
-        pad_id=config.pad_token_id
-        if _is_id(config.pad_token_id, config.vocab_size)
-        else ends[0],  # any token does: padding is never seen
+        # any token can serve as padding, since no query sees it
+        pad_id=config.pad_token_id if _is_id(config.pad_token_id, config.vocab_size) else ends[0],
         vocab_size=int(config.vocab_size),
         max_length=int(config.max_position_embeddings),
         shifted_logits=shifted_logits,

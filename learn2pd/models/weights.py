@@ -56,10 +56,17 @@ class Stored:
 
 
 def files_to_fetch(subject: str, folder: Path) -> list[str]:
-    """Names of the files with the weights, by the index where there is one beside the description.
+    """List the names of the files with the weights.
+
+    Args:
+        subject: The model, for messages.
+        folder: The folder that may hold an index of the weights.
+
+    Returns:
+        The files that the index names, or the name of the single file where the folder holds no index.
 
     Raises:
-        UserError: the index cannot be read.
+        UserError: The index cannot be read.
     """
     if (folder / SINGLE).exists() or not (folder / INDEX).exists():
         return [SINGLE]
@@ -82,7 +89,8 @@ def find_tensors(subject: str, folder: Path) -> tuple[dict[str, Stored], list[Pa
     """
     if not (folder / SINGLE).is_file() and not (folder / INDEX).is_file():
         raise UserError(
-            f"{subject}: there are no weights in {SINGLE} or {INDEX}{_instead(folder)}; expected whole *.safetensors files"
+            f"{subject}: there are no weights in {SINGLE} or {INDEX}{_instead(folder)}; "
+            "expected whole *.safetensors files"
         )
     by_file: dict[str, list[str]] = {}
     if (folder / SINGLE).is_file():
@@ -237,6 +245,7 @@ def _refuse_quantised(subject: str, named: Mapping[str, Stored], unknown: list[s
     for name, stored in sorted(named.items()):
         if stored.dtype not in PLAIN_TYPES and name not in unknown:
             raise UserError(
-                f"{subject}: the tensor {name} holds values of type {stored.dtype}, as quantised weights do, and no scales belong to them; "
+                f"{subject}: the tensor {name} holds values of type {stored.dtype}, as quantised weights do, "
+                "and no scales belong to them; "
                 f"expected the plain checkpoint, of type {', '.join(sorted(PLAIN_TYPES))}"
             )
