@@ -220,7 +220,8 @@ def _messages(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Any]) -> list
         if other or not {"role", "content"} <= message.keys():
             keys = ", ".join(map(repr, message)) or "none"
             raise UserError(f"{subject} has the keys {keys}: expected role and content alone")
-        role, content = message["role"], message["content"]
+        role = message["role"]
+        content = message["content"]
         if not isinstance(role, str) or not re.fullmatch(r"\w[\w.-]*", role):
             raise UserError(f"{subject} has the role {role!r}: expected a name such as system, user or assistant")
         if not isinstance(content, str):

@@ -23,7 +23,8 @@ from learn2pd.errors import UserError
 from learn2pd.models.files import check_file, refuse_tensors
 from learn2pd.models.neighbours import told_in_one_line
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 MOST_HEADER_BYTES = 100_000_000  # the limit of the format
 MOST_THREADS = 8
 PLAIN_TYPES = {"F64", "F32", "F16", "BF16"}
