@@ -33,7 +33,7 @@ class Prompt:
     Attributes:
         id: The name of the prompt in recordings. Equal texts have equal ids.
         text: The text. For a conversation, its turns in a form for people to read.
-        split: train, validation or test.
+        split: Train, validation or test.
         task: The name of the checker that judges an answer; None where no checker can.
         facts: The facts that the checker needs.
         held_out: Whether the prompt shows a combination that training never saw.
@@ -95,14 +95,14 @@ def record_prompts(
     the same prompt stands elsewhere with an answer that means something else.
 
     Args:
-        records: of the file or data set.
-        prompt_field: name of the field with the prompt: a text, or a list of messages with role and content.
-        answer_field: name of the field with the right answer; None where nothing judges.
-        task: name of the checker.
-        checker: makes facts out of answers.
+        records: The records of a file or data set.
+        prompt_field: Name of the field with the prompt: a text, or a list of messages with role and content.
+        answer_field: Name of the field with the right answer; None where nothing judges.
+        task: Name of the checker.
+        checker: Makes facts out of answers.
 
     Raises:
-        UserError: no record holds a prompt, or none has the answer field.
+        UserError: No record holds a prompt, or none has the answer field.
     """
     if answer_field is not None and records.rows and not any(answer_field in row.fields for row in records.rows):
         raise UserError(_no_field("data.answer_field", answer_field, records))
@@ -169,7 +169,7 @@ def _prompt_of(
     """A prompt, and why it is not judged although the run has an answer field.
 
     Raises:
-        ValueError: the record holds no prompt, or an answer that the checker refuses.
+        ValueError: The record holds no prompt, or an answer that the checker refuses.
     """
     text, messages = _content_of(row.fields, prompt_field)
     identifier = hashlib.sha256(json.dumps(messages).encode() if messages else text.strip().encode()).hexdigest()[:16]
@@ -196,7 +196,7 @@ def _content_of(fields: Mapping[str, Any], name: str) -> tuple[str, Messages]:
     """The text of a prompt and its turns. One message of the user alone is the same as its text, and has no turns.
 
     Raises:
-        ValueError: the field is missing, or neither a text nor messages.
+        ValueError: The field is missing, or neither a text nor messages.
     """
     value = fields.get(name)
     if isinstance(value, list) and value and all(isinstance(message, dict) and "role" in message for message in value):
@@ -214,7 +214,7 @@ def _messages_of(value: Sequence[dict[str, Any]]) -> Messages:
     """Turns up to the user's last one; what the assistant says after it is an answer and no part of the prompt.
 
     Raises:
-        ValueError: a turn lacks its role or its content, or none is the user's.
+        ValueError: A turn lacks its role or its content, or none is the user's.
     """
     for number, message in enumerate(value, 1):
         if not isinstance(message["role"], str) or not isinstance(message.get("content"), str):
@@ -254,15 +254,15 @@ def deal(
     """Prompts with their splits, each in one.
 
     Args:
-        common: prompts that are dealt out to the splits without prompts of their own.
-        own: split -> all prompts of a file that holds this split alone. Whatever stands there is left out of `common`,
+        common: Prompts that are dealt out to the splits without prompts of their own.
+        own: Split -> all prompts of a file that holds this split alone. Whatever stands there is left out of `common`,
             also where the counts take a part of the file only; of a prompt that two such files hold, the test split
             keeps its one.
-        counts: split -> how many prompts it gets, or fewer in the same proportions.
-        seed: of the shuffling; the order of the files has no part in it.
+        counts: Split -> how many prompts it gets, or fewer in the same proportions.
+        seed: The seed of the shuffling; the order of the files has no part in it.
 
     Raises:
-        UserError: too few prompts.
+        UserError: Too few prompts.
     """
     taken: dict[str, str] = {}  # id -> split
     pools: dict[str, list[Prompt]] = {}

@@ -75,12 +75,12 @@ def read_records(path: str | Path, key: str = "data.path") -> Records:
     """The records of a file, and a complaint for each line that holds none.
 
     Args:
-        path: the file. Its ending decides between CSV, TSV and JSON; Parquet and gzip are recognised by their first
+        path: The file. Its ending decides between CSV, TSV and JSON; Parquet and gzip are recognised by their first
             bytes.
-        key: the configuration's name for the path, for messages.
+        key: The configuration's name for the path, for messages.
 
     Raises:
-        UserError: the file is missing, a folder, empty, damaged or not text.
+        UserError: The file is missing, a folder, empty, damaged or not text.
     """
     source = f"{key}={str(path)!r}"
     raw = _bytes_of(Path(path).expanduser(), source)
@@ -150,7 +150,7 @@ def _parsed(text: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is not JSON, or nested too deeply to be read.
+        ValueError: It is not JSON, or nested too deeply to be read.
     """
     try:
         return json.loads(text, object_pairs_hook=_object, parse_int=_integer)

@@ -1,4 +1,4 @@
-"""Which model it is: 16 hex digits of every byte of every weight and of the configuration.
+"""The identity of a model: 16 hex digits that depend on every byte of its weights and on its configuration.
 
 Recordings, policies and compared outcomes belong to a model by this fingerprint, so that a model with one changed value
 is another one.
@@ -69,8 +69,8 @@ def fingerprint(config: PretrainedConfig, weights: str) -> str:
     """The identity of a model.
 
     Args:
-        config: every field counts but those of `CANNOT_MATTER` and those that have transformers' own default.
-        weights: from `WeightsDigest`.
+        config: Every field counts but those of `CANNOT_MATTER` and those that have transformers' own default.
+        weights: The hex digest of a `WeightsDigest`.
 
     Returns:
         16 hex digits.
@@ -92,7 +92,12 @@ class WeightsDigest:
         self._lines: dict[str, str] = {}
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Take in a tensor under its name in the network."""
+        """Add a tensor to the digest.
+
+        Args:
+            name: The name of the tensor in the network.
+            tensor: The tensor, on any device.
+        """
         values = tensor.detach().cpu().contiguous().reshape(-1)
         digest = hashlib.sha256(cast(Any, values.view(torch.uint8).numpy())).hexdigest()
         self._lines[name] = f"{name} {tensor.dtype} {tuple(tensor.shape)} {digest}"
@@ -116,8 +121,8 @@ class KeptDigest:
     A cache that cannot be read or written only costs the time to digest the weights again.
 
     Args:
-        files: the files that hold the weights; how they are is noted here, so make this before they are read.
-        dtype: the type in which the weights are loaded.
+        files: The files that hold the weights; how they are is noted here, so make this before they are read.
+        dtype: The type in which the weights are loaded.
     """
 
     def __init__(self, files: Sequence[Path], dtype: torch.dtype) -> None:

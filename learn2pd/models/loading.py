@@ -1,4 +1,4 @@
-"""Load a dLLM from a hub name or a local folder: one path for the embedded model and for LLaDA-8B."""
+"""Loading of dLLMs from a hub name or a folder. The embedded model and LLaDA-8B are loaded by the same code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,13 @@ from learn2pd.types import ModelSpec
 
 @dataclass(frozen=True)
 class ModelFamily:
-    """How checkpoints of one `model_type` are read."""
+    """The classes by which checkpoints of one `model_type` are read.
+
+    Attributes:
+        config: The class of the configuration.
+        network: The class of the network.
+        shifted_logits: True where the output at position i predicts the token at i + 1.
+    """
 
     config: type[LLaDAConfig] | type[DreamConfig]
     network: type[DiffusionNetwork]
@@ -87,12 +93,12 @@ class Model:
         """Token ids of one prompt.
 
         Args:
-            prompt: a text, which becomes a user's turn where the tokenizer has a chat template; chat messages, a list
+            prompt: A text, which becomes a user's turn where the tokenizer has a chat template; chat messages, a list
                 of `{"role": ..., "content": ...}` of which the last one is the user's; or token ids, which are taken as
                 they are. Control tokens that a text or a message spells out, such as `<|endoftext|>`, stay text.
 
         Raises:
-            UserError: it is of another type, it is empty, an id is outside the vocabulary, or the chat template fails.
+            UserError: It is of another type, it is empty, an id is outside the vocabulary, or the chat template fails.
         """
         ids = prompt_ids(self.tokenizer, prompt, (self.spec.mask_id, *self.spec.eot_ids))
         wrong = next((token for token in ids if not 0 <= token < self.spec.vocab_size), None)
@@ -127,10 +133,16 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """A type of weights by its name, or as it is.
+    """Turn the name of a type of weights into the type.
+
+    Args:
+        dtype: A name in `DTYPES`, or one of these types.
+
+    Returns:
+        The type.
 
     Raises:
-        UserError: for a type that is not one of `DTYPES`.
+        UserError: The type is not one of `DTYPES`.
     """
     if isinstance(dtype, str) and dtype in DTYPES:
         return DTYPES[dtype]
@@ -153,16 +165,16 @@ def load_model(
     costs.
 
     Args:
-        path: a hub name such as `GSAI-ML/LLaDA-8B-Instruct`, or a folder in the hub's layout. A hub name is downloaded
+        path: A hub name such as `GSAI-ML/LLaDA-8B-Instruct`, or a folder in the hub's layout. A hub name is downloaded
             once; where the hub does not answer within seconds, its local cache is used.
         dtype: `float32`, `bfloat16` or `float16`, or the same as a torch.dtype.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
-        revision: of the hub repository.
-        compile: let torch.compile fuse the layers; the first forwards of every new shape take much longer.
-        adapter: a hub name or folder of a peft adapter of this dLLM, which is added into the weights.
+        revision: The revision of the hub repository.
+        compile: Let torch.compile fuse the layers; the first forwards of every new shape take much longer.
+        adapter: A hub name or folder of a peft adapter of this dLLM, which is added into the weights.
 
     Raises:
-        UserError: the folder is missing or is not a dLLM, weights are damaged or do not fit, there is no mask token,
+        UserError: The folder is missing or is not a dLLM, weights are damaged or do not fit, there is no mask token,
             the adapter is of another dLLM. The line starts with the name of the argument that is wrong.
     """
     path = path_text("path", path)
@@ -184,17 +196,24 @@ def load_model(
         from learn2pd.models.merging import merge_adapter
 
         network, of_adapter = merge_adapter(network, adapter, path)
-        # of base and adapter, and not of their sum: that is rounded differently on every device
+        # the fingerprint is made of base and adapter, and not of their sum, which every device rounds differently
         both = hashlib.sha256(f"{spec.fingerprint}{of_adapter}".encode()).hexdigest()[: identity.DIGITS]
         spec = replace(spec, name=f"{spec.name}+{shown_name(adapter)}", fingerprint=both)
     return Model(ModelAdapter(network, spec, compile), tokenizer)
 
 
 def read_config(path: str | os.PathLike[str], revision: str | None = None) -> dict[str, Any]:
-    """The fields of config.json, once it is clear that they describe a dLLM this toolkit runs.
+    """Read the fields of config.json, and refuse a checkpoint that this toolkit cannot run.
+
+    Args:
+        path: A folder or a hub name.
+        revision: The revision of the hub repository.
+
+    Returns:
+        The fields by name.
 
     Raises:
-        UserError: naming what was looked for, or what the checkpoint is instead.
+        UserError: The checkpoint is missing, is not a dLLM known here, is a mixture of experts, or is quantised.
     """
     path = path_text("path", path)
     known = ", ".join(FAMILIES)
@@ -258,7 +277,7 @@ def _load_weights(
     """The network on its device, and the digest of its weights.
 
     Raises:
-        UserError: a file of weights is missing or damaged, or a tensor does not fit; the message names it.
+        UserError: A file of weights is missing or damaged, or a tensor does not fit; the message names it.
     """
     subject = f"path={path!r}"
     folder = local_folder("path", path, revision)
@@ -293,14 +312,14 @@ def load_tokenizer(
     template's control tokens would be text.
 
     Args:
-        path: as for `load_model`.
-        config: of the model, as loaded: transformers would read it again, and ask on the terminal about the code that
+        path: A folder or a hub name, as for `load_model`.
+        config: The loaded configuration. transformers would read it again, and ask on the terminal about the code that
             its auto_map names.
-        revision: of the hub repository.
-        key: the argument's name, for messages.
+        revision: The revision of the hub repository.
+        key: The argument's name, for messages.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: There is none, or it is damaged.
     """
     path = path_text(key, path)
     folder = local_folder(key, path, revision)
@@ -397,5 +416,5 @@ def _is_id(value: Any, vocab_size: int) -> bool:
 
 
 def fingerprint(network: DiffusionNetwork) -> str:
-    """The identity of a network as it is in memory: the same as `ModelSpec.fingerprint` of a freshly loaded one."""
+    """Return the identity of a network in memory. It equals `ModelSpec.fingerprint` of a freshly loaded network."""
     return identity.fingerprint(network.config, identity.weights_digest(network.state_dict()))

@@ -93,7 +93,7 @@ def cause(error: BaseException) -> str:
     """What went wrong, in one line.
 
     Args:
-        error: whatever a neighbour raised.
+        error: Whatever a neighbour raised.
 
     Returns:
         The text of the first row of `CAUSES` that fits, else the first line of the error's own text. An error that only
@@ -120,11 +120,11 @@ def told_in_one_line(subject: str, expected: str = "") -> Iterator[None]:
     """Turn whatever is raised inside into a UserError of one line; a UserError passes as it is.
 
     Args:
-        subject: what could not be done, as the start of the line: "path='x': config.json could not be read".
-        expected: what is allowed or what to do, as the end of the line.
+        subject: What could not be done, as the start of the line: "path='x': config.json could not be read".
+        expected: What is allowed or what to do, as the end of the line.
 
     Raises:
-        UserError: f"{subject} ({cause}); {expected}".
+        UserError: F"{subject} ({cause}); {expected}".
     """
     try:
         yield

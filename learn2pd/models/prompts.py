@@ -1,4 +1,4 @@
-"""From what a caller calls a prompt to token ids, by type, and with the caller's text kept as text.
+"""The step from a caller's prompts to token ids.
 
 A prompt is a text, token ids, or chat messages. `prompt_list` checks the whole argument of `decode` and makes a list of
 it; `prompt_ids` encodes one prompt. Whatever is no prompt is refused by a line that names its type: a mapping iterates
@@ -35,7 +35,7 @@ def prompt_list(prompts: object) -> list[Any]:
     """Make a list of what a caller gave as prompts. The prompts themselves are checked where they are encoded.
 
     Args:
-        prompts: a list, tuple, generator, column of a table, one-dimensional array of texts or two-dimensional array of
+        prompts: A list, tuple, generator, column of a table, one-dimensional array of texts or two-dimensional array of
             token ids; or what a tokenizer returns, a mapping with `input_ids` and perhaps `attention_mask`, whose rows
             are taken without their padding.
 
@@ -43,7 +43,7 @@ def prompt_list(prompts: object) -> list[Any]:
         One entry for each prompt, in order.
 
     Raises:
-        UserError: it is one prompt instead of several, or of a type that holds no prompts.
+        UserError: It is one prompt instead of several, or of a type that holds no prompts.
     """
     kind = type(prompts).__name__
     if isinstance(prompts, str):
@@ -72,14 +72,14 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: object, control_ids: 
     """Token ids of one prompt.
 
     Args:
-        tokenizer: the model's.
-        prompt: a text, which becomes a user's turn where the tokenizer has a chat template; token ids, which are taken
+        tokenizer: The model's.
+        prompt: A text, which becomes a user's turn where the tokenizer has a chat template; token ids, which are taken
             as they are (a list, tuple, range, integer array or integer tensor of one dimension); or a list of chat
             messages, the last one from the user.
-        control_ids: ids that are control tokens whatever the tokenizer says of them, such as the model's mask.
+        control_ids: Ids that are control tokens whatever the tokenizer says of them, such as the model's mask.
 
     Raises:
-        UserError: it is none of these, it is empty, or the chat template fails.
+        UserError: It is none of these, it is empty, or the chat template fails.
     """
     if isinstance(prompt, str):
         text = str(prompt)
@@ -241,7 +241,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) 
     """The text that the chat template makes of a conversation.
 
     Raises:
-        UserError: with the real cause where the template fails.
+        UserError: The template fails; the message gives the real cause.
     """
     if isinstance(tokenizer.chat_template, Mapping) and "default" not in tokenizer.chat_template:
         names = ", ".join(tokenizer.chat_template)

@@ -95,8 +95,8 @@ class ScoringChecker(Checker, Protocol):
         """Scores by name, out of the sums of the counts of verdicts.
 
         Args:
-            totals: sums by name of the count; each an array with one sum for each resample.
-            answers: how many verdicts are in a sum.
+            totals: Sums by name of the count; each an array with one sum for each resample.
+            answers: How many verdicts are in a sum.
         """
 
 
@@ -145,12 +145,12 @@ def problems(task: Task, split: str, seed: int) -> Iterator[Problem]:
     """An endless, deterministic stream of distinct problems of one split.
 
     Args:
-        task: where the problems come from.
+        task: Where the problems come from.
         split: `train`, `validation` or `test`.
-        seed: two streams of one task, split and seed are identical.
+        seed: Two streams of one task, split and seed are identical.
 
     Raises:
-        ValueError: for an unknown split.
+        ValueError: The split is unknown.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")

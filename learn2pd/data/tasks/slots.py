@@ -26,7 +26,7 @@ def parse_record(text: str) -> Record:
     """The record of a JSON text.
 
     Raises:
-        ValueError: it is not JSON, not an object, has a key twice, no intent, or a value that is neither a text nor a
+        ValueError: It is not JSON, not an object, has a key twice, no intent, or a value that is neither a text nor a
             list of texts.
     """
     try:
@@ -47,7 +47,7 @@ def unique_keys(pairs: Sequence[tuple[str, Any]]) -> Record:
     """A JSON object out of its keys and values.
 
     Raises:
-        ValueError: a key stands twice.
+        ValueError: A key stands twice.
     """
     record: Record = {}
     for key, value in pairs:
@@ -130,7 +130,7 @@ class SlotsTask:
         """Shares over many answers; slot F1 is micro-averaged, and 1 where neither side has a slot.
 
         Args:
-            totals: the sums of the counts of the verdicts, by name; each an array with a sum for each resample.
+            totals: The sums of the counts of the verdicts, by name; each an array with a sum for each resample.
             answers: The number of verdicts in a sum.
         """
         both = totals["slots_given"] + totals["slots_expected"]
