@@ -1,6 +1,7 @@
-"""learn2pd: record what an oracle decoder of a diffusion LLM would have done, train a tiny decoding policy on it, decode with it.
+"""learn2pd trains small decoding policies for diffusion LLMs and decodes with them.
 
-Importing the package loads nothing heavy: a name is imported when it is first used.
+The toolkit records the decisions of an oracle decoder, trains a tiny policy on the record, and decodes with the policy.
+`import learn2pd` loads no heavy library: each public name is imported when it is first used.
 """
 
 from __future__ import annotations

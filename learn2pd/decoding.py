@@ -1,4 +1,4 @@
-"""`decode`: prompts in, answers out, in batches. The loop itself is in loop/loop.py and knows neither texts nor batches of batches."""
+"""`decode` turns prompts into answers, batch by batch. loop/loop.py decodes one batch and knows no texts."""
 
 from __future__ import annotations
 
@@ -48,33 +48,41 @@ def decode(
 ) -> DecodeResult:
     """Decode prompts with any method.
 
-    Prompts are sorted by length and decoded in batches. In float32 each row comes out as if it were decoded alone.
+    The prompts are sorted by length and decoded in batches. In float32 every prompt gives the same answer as if it were
+    decoded alone.
 
     Args:
-        model: from `load_model`.
-        prompts: a list of texts (the chat template is applied), chat messages (`[{"role": ..., "content": ...}]`, system and several turns)
-            or token ids (taken as they are); or what a tokenizer returns.
-        method: policy, scheduler, cache and stop rule in one; or give them one by one.
-        policy: a rule such as `ThresholdPolicy(0.9)`, a trained policy from `load_policy`, or a registered name such as `"threshold"`.
-        scheduler: a component or a name; default blocks of 32 tokens, or of the block length that a trained policy needs.
-        cache: a component or a name; default none.
-        stop: a component or a name; default `EotStop()`. `NoStop()` decodes the whole canvas.
-        gen_length: canvas, tokens; need not be a multiple of the block.
-        batch_size: rows decoded together.
-        sampling: default greedy and deterministic; `Sampling(temperature=0.2, top_p=0.95)` draws, every prompt from a seed of its own.
-        seed: of those draws.
-        given: [N, gen_length] long, tokens that stand in the answer from the start, -1 where the model decodes.
-        allowed: [N, gen_length, A] long, ids that a position may hold, filled with -1; a position with none but -1 may hold any.
-        on_step: called with every step: what was committed and revoked, with tokens and log-probabilities.
-        observer: as `on_step`, for observers that ask for more of the model.
-        progress: called with the number of prompts after each batch.
+        model: The model, from `load_model`.
+        prompts: A list of prompts, or the result of a tokenizer. A prompt is a text, to which the chat template is
+            applied; chat messages (`[{"role": ..., "content": ...}]`, with a system message and several turns if
+            wanted); or token ids, which are used as they are.
+        method: Policy, scheduler, cache and stop rule together. Without it, the next four arguments give them one by
+            one.
+        policy: A rule such as `ThresholdPolicy(0.9)`, a trained policy from `load_policy`, or a registered name such as
+            `"threshold"`.
+        scheduler: A component or a name. The default makes blocks of 32 tokens, or of the block length that a trained
+            policy needs.
+        cache: A component or a name. The default recomputes everything.
+        stop: A component or a name. The default is `EotStop()`. `NoStop()` decodes the whole canvas.
+        gen_length: The tokens of the canvas. The number need not be a multiple of the block length.
+        batch_size: The number of prompts that are decoded together.
+        sampling: The rule by which tokens are drawn. The default is greedy and deterministic.
+            `Sampling(temperature=0.2, top_p=0.95)` draws, and every prompt has a seed of its own.
+        seed: The number from which those seeds are made.
+        given: [N, gen_length] long, the tokens that stand in the answer from the start, -1 where the model decodes.
+        allowed: [N, gen_length, A] long, the ids that a position may hold. Unused places hold -1. A position whose
+            places all hold -1 may hold any id.
+        on_step: A function that receives every step: committed and revoked positions, tokens and log-probabilities.
+        observer: As `on_step`, for observers that need more proposals or extras than the method. It wins over
+            `on_step` where both are given.
+        progress: A function that receives the number of prompts of each finished batch.
 
     Returns:
         Answers and counts in the order of the prompts.
 
     Raises:
-        UserError: an empty prompt, prompt and canvas longer than the model allows, components that do not go together, a policy that was
-            trained for another geometry or model, given tokens of another shape.
+        UserError: A prompt is empty, prompt and canvas are longer than the model allows, components do not fit each
+            other, a policy was trained for another geometry or model, or given tokens have another shape.
     """
     if gen_length < 1 or batch_size < 1:
         raise UserError(f"gen_length={gen_length}, batch_size={batch_size}: both must be at least 1")
@@ -85,7 +93,8 @@ def decode(
     _check_fixed(model, len(ids), gen_length, given, allowed)
     watcher = observer or (CallbackObserver(on_step) if on_step else None)
     states: list[DecodeState] = []
-    started, watch = time.perf_counter(), Stopwatch(model.adapter.device)
+    watch = Stopwatch(model.adapter.device)
+    started = time.perf_counter()
     order = sorted(range(len(ids)), key=lambda number: len(ids[number]))
     for first in range(0, len(order), batch_size):
         numbers = order[first : first + batch_size]
@@ -115,15 +124,22 @@ def decode(
 
 
 def provided_by(model: Model) -> Provided:
-    """What a model gives to components that are built by name."""
+    """Return the values that a model provides to components that are built by name.
+
+    Args:
+        model: The model.
+
+    Returns:
+        A function for each value, by the name of the parameter that it fills.
+    """
     return {"delimiter_ids": lambda: newline_ids(model.tokenizer), "device": lambda: str(model.adapter.device)}
 
 
 def _method(model: Model, method: Method | None, policy: Any, scheduler: Any, cache: Any, stop: Any) -> Method:
-    """The method, or one of the parts that are given one by one.
+    """Return the method that the caller gave, or build one of the components that the caller gave one by one.
 
     Raises:
-        UserError: both, neither, or an unknown name.
+        UserError: The caller gave both, or neither, or an unknown name.
     """
     parts = {"policy": policy, "scheduler": scheduler, "cache": cache, "stop": stop}
     given = {role: part for role, part in parts.items() if part is not None}
@@ -140,26 +156,40 @@ def _method(model: Model, method: Method | None, policy: Any, scheduler: Any, ca
 
 
 def _check_fixed(model: Model, rows: int, gen_length: int, given: Tensor | None, allowed: Tensor | None) -> None:
-    """Raises UserError for given tokens or allowed ids of another shape, or outside the vocabulary."""
+    """Refuse given tokens or allowed ids that have a wrong shape or are outside the vocabulary.
+
+    Raises:
+        UserError: The values do not fit; the message names the argument.
+    """
     for name, values, shape in (("given", given, (rows, gen_length)), ("allowed", allowed, (rows, gen_length, -1))):
         if values is None:
             continue
         if values.ndim != len(shape) or values.shape[:2] != shape[:2]:
             raise UserError(
-                f"{name} has the shape {tuple(values.shape)}: expected {shape} for {rows} prompts and gen_length={gen_length}"
+                f"{name} has the shape {tuple(values.shape)}: "
+                f"expected {shape} for {rows} prompts and gen_length={gen_length}"
             )
         if values.numel() and not -1 <= int(values.min()) <= int(values.max()) < model.spec.vocab_size:
             raise UserError(
-                f"{name} holds ids from {int(values.min())} to {int(values.max())}: {model.spec.name} has ids 0 to {model.spec.vocab_size - 1}, "
-                "and -1 stands for none"
+                f"{name} holds ids from {int(values.min())} to {int(values.max())}: "
+                f"{model.spec.name} has ids 0 to {model.spec.vocab_size - 1}, and -1 stands for none"
             )
 
 
 def encode_checked(model: Model, prompt: Any, number: int | str, gen_length: int) -> list[int]:
-    """Ids of a prompt that fits.
+    """Encode a prompt, and refuse one that does not fit the model.
+
+    Args:
+        model: The model.
+        prompt: A text, chat messages or token ids.
+        number: The prompt's number, counted from 0, or its name, for messages.
+        gen_length: The tokens of the canvas.
+
+    Returns:
+        The token ids.
 
     Raises:
-        UserError: with the prompt's number (from 0) or name.
+        UserError: The prompt cannot be encoded, is empty, has ids outside the vocabulary, or is too long.
     """
     try:
         ids = model.encode(prompt)
@@ -181,7 +211,15 @@ def encode_checked(model: Model, prompt: Any, number: int | str, gen_length: int
 
 
 def answer_lengths(tokens: Tensor, eot_ids: tuple[int, ...]) -> Tensor:
-    """[N] tokens of each row of [N, G] before its first end-of-text."""
+    """Count the tokens of each row before its first end-of-text.
+
+    Args:
+        tokens: [N, G] long.
+        eot_ids: The ids that end an answer.
+
+    Returns:
+        [N] long, G for a row without an end-of-text.
+    """
     ended = is_among(tokens, eot_ids)
     return torch.where(ended.any(1), ended.int().argmax(1), tokens.shape[1])
 
@@ -189,17 +227,16 @@ def answer_lengths(tokens: Tensor, eot_ids: tuple[int, ...]) -> Tensor:
 def _collect(
     model: Model, states: list[DecodeState], gen_length: int, wall_s: float, seconds: Mapping[str, float]
 ) -> DecodeResult:
+    """Put the final states of all batches together, in the order of the prompts."""
     names = ("canvas", "committed_at", "forwards", "columns", "auxiliary_forwards", "revoked", "edited", "failed")
     if states:
         order = torch.cat([state.index for state in states]).argsort().cpu()
         values = {name: torch.cat([getattr(state, name) for state in states]).cpu()[order] for name in names}
     else:
         none = torch.zeros(0, dtype=torch.long)
-        values = (
-            dict.fromkeys(names, none)
-            | {name: none.view(0, gen_length) for name in ("canvas", "committed_at")}
-            | {"failed": none > 0}
-        )
+        values = dict.fromkeys(names, none)
+        values |= {name: none.view(0, gen_length) for name in ("canvas", "committed_at")}
+        values["failed"] = none > 0
     tokens = values.pop("canvas")
     lengths = answer_lengths(tokens, model.spec.eot_ids)
     texts = [

@@ -20,10 +20,11 @@ class Method:
     """Policy, scheduler, cache and stop rule.
 
     Attributes:
-        policy: what to commit, and what to take back.
-        scheduler: where; None gives blocks of 32 tokens, or of the only width that the policy works at.
-        cache: what is recomputed; nothing is kept by default.
-        stop: where a row ends; by default after a committed end-of-text.
+        policy: It decides which proposals are committed, and which commits are taken back.
+        scheduler: It decides where the policy may commit. None makes blocks of 32 tokens, or of the only window width
+            with which the policy works.
+        cache: It decides which columns a step recomputes. The default recomputes everything.
+        stop: It decides where a row ends. The default ends a row behind a committed end-of-text.
     """
 
     policy: Policy
@@ -52,12 +53,22 @@ class Method:
         """Build a method from registered names, or from `package.module:Class`.
 
         Args:
-            policy, scheduler, cache, stop: names.
-            options: of the policy, by the names of its constructor's parameters; the others likewise.
-            provided: what components get without being told, such as the tokenizer or the block length.
+            policy: The name of the policy.
+            scheduler: The name of the scheduler.
+            cache: The name of the cache.
+            stop: The name of the stop rule.
+            options: The options of the policy, by the names of its constructor's parameters.
+            scheduler_options: The options of the scheduler.
+            cache_options: The options of the cache.
+            stop_options: The options of the stop rule.
+            provided: Values that a component receives where the caller gives no option for them, such as the token ids
+                of delimiters or the block length.
+
+        Returns:
+            The method.
 
         Raises:
-            UserError: an unknown name or option, a value that a component refuses, or parts that do not go together.
+            UserError: A name or an option is unknown, or a component refuses a value.
         """
         known = provided or {}
         parts = {
@@ -70,19 +81,29 @@ class Method:
 
     @classmethod
     def from_dict(cls, described: Mapping[str, Any], provided: Provided | None = None) -> Method:
-        """The method that `to_dict` described.
+        """Build the method that `to_dict` described.
+
+        Args:
+            described: The name and the options of each component, by role.
+            provided: As for `from_names`.
+
+        Returns:
+            The method.
 
         Raises:
-            UserError: as `from_names`.
+            UserError: As for `from_names`.
         """
         parts = {role: build(role, part["name"], part["options"], provided or {}) for role, part in described.items()}
         return cls(**parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Names and options as JSON values.
+        """Describe the method by the names and options of its components.
+
+        Returns:
+            JSON values, by role.
 
         Raises:
-            UserError: a component cannot be named, such as a policy that is not saved yet.
+            UserError: A component has no name by which it could be built again, such as a policy that is not saved.
         """
         return {role: {"name": name_of(role, part), "options": part.describe()} for role, part in self.parts.items()}
 
@@ -93,24 +114,30 @@ class Method:
 
     @property
     def needs(self) -> frozenset[str]:
-        """Extras of the prediction that any of the four reads."""
+        """The extras of the prediction that any of the four components reads."""
         return frozenset[str]().union(*(part.needs for part in self.parts.values()))
 
     @property
     def learned(self) -> bool:
-        """Whether any of the four was trained."""
+        """Whether any of the four components was trained."""
         return any(part.learned for part in self.parts.values())
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change with anything that the method decodes by, but the package's own code."""
+        """16 hex digits that identify the four components and their options.
+
+        They do not depend on the code of this package.
+        """
         return hashlib.sha256("/".join(part.fingerprint for part in self.parts.values()).encode()).hexdigest()[:16]
 
     def check(self, spec: ModelSpec) -> None:
-        """Refuse parts that do not fit the model or each other.
+        """Refuse components that do not fit the model or each other.
+
+        Args:
+            spec: The facts about the model.
 
         Raises:
-            UserError: naming both sides.
+            UserError: Two sides do not fit; the message names both.
         """
         for part in self.parts.values():
             part.check(spec, self)

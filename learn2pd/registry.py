@@ -1,7 +1,9 @@
-"""Names to components: `threshold` -> ThresholdPolicy, or `package.module:Class` for one of the user's own.
+"""The registry turns names into components, such as `threshold` into a ThresholdPolicy.
 
-A component's options are the parameters of its constructor (or of the function that builds it). Parameters that the caller provides (the
-reference answers of an oracle, the folder of a filter, the block length) are filled in by name. Modules are imported when they are named.
+A user's own component has the name `package.module:Class`. The options of a component are the parameters of its
+constructor, or of the function that builds it. The registry fills in by name the parameters that the caller provides,
+such as the reference answers of an oracle, the folder of a filter, or the block length. It imports a module when
+somebody names a component of it.
 """
 
 from __future__ import annotations
@@ -52,24 +54,27 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "anywhere": "learn2pd.stops.anywhere:AnywhereStop",
     },
 }
-LARGEST = 10**9  # whole number of an option: what is far beyond every canvas and every vocabulary would only overflow
+LARGEST = 10**9  # largest whole number of an option; larger ones exceed every canvas and vocabulary and would overflow
 
 
-Provided = Mapping[str, Callable[[], Any]]  # by the name of a parameter; called only where a component asks for it
+Provided = Mapping[str, Callable[[], Any]]  # by the name of a parameter; called only if a component has that parameter
 
 
 def build(role: str, name: str, options: Mapping[str, Any], provided: Provided) -> Any:
-    """A component by name.
+    """Build a component by its name.
 
     Args:
         role: `policy`, `scheduler`, `cache` or `stop`.
-        name: registered, or `package.module:Class`.
-        options: the user's; every one must be a parameter.
-        provided: used where the constructor has a parameter of that name.
+        name: A registered name, or `package.module:Class`.
+        options: The user's options. Each of them must be a parameter of the component.
+        provided: Values for the parameters that the user's options leave out.
+
+    Returns:
+        The component.
 
     Raises:
-        UserError: unknown name or option, value of another type than the parameter's, value refused by the constructor, or something that is
-            no component of this role.
+        UserError: The name or an option is unknown, a value has another type than its parameter, the component refuses
+            a value, or the name stands for something that is not a component of this role.
     """
     factory = _factory(role, name)
     try:
@@ -101,20 +106,34 @@ def build(role: str, name: str, options: Mapping[str, Any], provided: Provided) 
         raise UserError(f"{role} {name!r}: {error}") from error
     if not isinstance(component, ROLES[role]):
         raise UserError(
-            f"{role}={name!r}: it is no {ROLES[role].__name__}; derive it from learn2pd.{ROLES[role].__name__}, see docs/adding_a_policy.md"
+            f"{role}={name!r}: it is no {ROLES[role].__name__}; derive it from learn2pd.{ROLES[role].__name__}, "
+            "see docs/adding_a_policy.md"
         )
     return component
 
 
 def name_of(role: str, component: Role) -> str:
-    """The name by which `build` makes such a component."""
+    """Return the name by which `build` makes a component of this class.
+
+    Args:
+        role: `policy`, `scheduler`, `cache` or `stop`.
+        component: The component.
+
+    Returns:
+        A registered name, or `package.module:Class`.
+    """
     own = f"{type(component).__module__}:{type(component).__qualname__}"
     registered = [name for name, target in COMPONENTS[role].items() if target in (own, component.built_by)]
     return registered[0] if registered else own
 
 
 def is_known(role: str, name: str) -> bool:
-    """Whether a name is registered or names a class of the user's own."""
+    """Say whether a name is registered, or names a class of the user's own.
+
+    Args:
+        role: `policy`, `scheduler`, `cache` or `stop`.
+        name: The name.
+    """
     return name in COMPONENTS[role] or ":" in name
 
 
@@ -122,25 +141,25 @@ def _factory(role: str, name: str) -> Callable[..., Any]:
     table = COMPONENTS[role]
     if not is_known(role, name):
         raise UserError(
-            f"{role}={name!r}: unknown{suggest(name, table)}; expected one of {', '.join(table)} or package.module:Class"
+            f"{role}={name!r}: unknown{suggest(name, table)}; "
+            f"expected one of {', '.join(table)} or package.module:Class"
         )
     target: Callable[..., Any] = _import(role, table.get(name, name))
     return target
 
 
 def _annotations(factory: Callable[..., Any]) -> dict[str, Any]:
-    """Types of the parameters, as far as they are stated and exist at run time."""
+    """Return the types of the parameters, as far as the factory states them and they exist at run time."""
     try:
         return typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
-    except (NameError, TypeError):  # a user's own class may import its types for the type checker only
+    except (NameError, TypeError):  # a user's own class may import its types only for the type checker
         return {}
 
 
 def _import(role: str, target: str) -> Any:
     module, _, attribute = target.partition(":")
-    if (
-        os.getcwd() not in sys.path
-    ):  # a console script does not look into the working directory, where the user's file is
+    # a console script does not search the working directory, in which the user's file lies
+    if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -150,7 +169,7 @@ def _import(role: str, target: str) -> Any:
         ) from error
 
 
-# ---- tasks by name. They are imported when they are used: data/ and embedded/ must not know the registry.
+# ---- Tasks by name. A task is imported when it is used, since data/ and embedded/ must not know the registry.
 
 TASKS = {
     "math": "learn2pd.embedded.tasks.math_problems:MathTask",
@@ -164,22 +183,26 @@ GENERATED_TASKS = ("math", "json", "code")  # these also generate their problems
 
 
 def build_task(name: str, run_generated_code: bool = False, key: str = "task") -> Any:
-    """The task of a name.
+    """Build a task by its name.
 
     Args:
-        name: one of `TASKS`, or `package.module:Class`.
-        run_generated_code: allows a task that judges programs to run model output in a limited subprocess.
-        key: what the caller's user knows the name as, for messages.
+        name: One of `TASKS`, or `package.module:Class`.
+        run_generated_code: True allows a task that judges programs to run a model's answers in a limited subprocess.
+        key: The word by which the user gave the name, for messages.
+
+    Returns:
+        The task.
 
     Raises:
-        UserError: the name is unknown, or it names nothing that judges answers.
+        UserError: The name is unknown, or it stands for something that cannot judge answers.
     """
     from learn2pd.data.sandbox import Sandbox
 
     target = TASKS.get(name, name)
     if ":" not in target:
         raise UserError(
-            f"{key}={name!r}: unknown task{suggest(name, TASKS)}; expected one of {', '.join(TASKS)} or package.module:Class"
+            f"{key}={name!r}: unknown task{suggest(name, TASKS)}; "
+            f"expected one of {', '.join(TASKS)} or package.module:Class"
         )
     task_class = _import(key, target)
     try:

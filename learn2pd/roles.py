@@ -1,10 +1,18 @@
 """The four roles of a decoding method: policy, scheduler, cache, stop rule.
 
-Every role has one shape. `check` refuses, before anything runs, what does not fit the model or the other three; `start` makes the memory of one
-run; one verb acts in every step (`select`, `propose` with `resolve`, `plan`, `ends`). A component never changes once it is built, so that several
-runs can share it. What changes in a run is in `DecodeState`, or in the memory that `start` returned.
+A component is one object of a role, such as `ThresholdPolicy(0.9)`. Every role has the same three kinds of methods:
 
-A memory is None or a `RowMemory`: immutable, one entry a row, so that rows can be taken out of a run and put into another.
+- `check` runs before the first step. It refuses a model, or other components, that the component does not fit.
+- `start` makes the component's memory of one run.
+- One verb acts in every step: `select`, `propose` with `resolve`, `plan` or `ends`.
+
+A component never changes after it is built, so that several runs can share it. Everything that changes during a run is
+in `DecodeState`, or in the memory that `start` returned.
+
+A memory is None or a `RowMemory`. A `RowMemory` is immutable and has one entry for each row, so that rows can be taken
+out of one run and put into another.
+
+In the shapes, B is the number of rows of the batch and G the number of positions of the canvas.
 """
 
 from __future__ import annotations
@@ -24,13 +32,15 @@ if TYPE_CHECKING:
 
 
 class Role:
-    """What the four roles share.
+    """The part that the four roles share.
 
     Attributes:
-        name: what messages and tables call the component. Nothing depends on it.
-        needs: extras of the prediction that the component reads, such as `margin`, `entropy`, `logits`, `leave_one_out`.
-        learned: whether it was trained.
-        built_by: the function that the registry builds it by, `module:function`; empty where that is its class.
+        name: The name of the component in messages and tables. No behaviour depends on it.
+        needs: The extras of the prediction that the component reads, such as `margin`, `entropy`, `logits` or
+            `leave_one_out`.
+        learned: Whether the component was trained.
+        built_by: The function by which the registry builds the component, as `module:function`. It is empty where the
+            registry calls the class.
     """
 
     name: str
@@ -41,34 +51,59 @@ class Role:
     def check(self, spec: ModelSpec, method: Method) -> None:
         """Refuse a model or a method that the component does not fit.
 
+        Args:
+            spec: The facts about the model.
+            method: The method of which this component is a part.
+
         Raises:
-            UserError: naming both sides.
+            UserError: The component does not fit; the message names both sides.
         """
 
     def start(self, state: DecodeState, spec: ModelSpec) -> Any:
-        """The memory of one run; None where the component remembers nothing."""
+        """Make the memory of one run.
+
+        Args:
+            state: The state before the first step.
+            spec: The facts about the model.
+
+        Returns:
+            A `RowMemory`, or None where the component remembers nothing.
+        """
         return None
 
     def options(self) -> dict[str, Any]:
-        """The arguments of the constructor that would build this component again; each is kept in the attribute of its name."""
+        """Return the arguments with which the constructor would build this component again.
+
+        The method reads each argument from the attribute of the same name.
+
+        Returns:
+            The value of every parameter of the constructor, by its name.
+        """
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def describe(self) -> dict[str, Any]:
-        """The options by which the registry builds this component, as JSON values.
+        """Return the options with which the registry builds this component, as JSON values.
+
+        Returns:
+            The options by name.
 
         Raises:
-            UserError: one of them is no JSON value.
+            UserError: One of the options is not a JSON value.
         """
         for name, value in self.options().items():
             if not isinstance(value, bool | int | float | str | list | tuple | dict | None):
                 raise UserError(
-                    f"{type(self).__name__}: its option {name} is a {type(value).__name__}, which has no name to be saved by"
+                    f"{type(self).__name__}: its option {name} is a {type(value).__name__}, "
+                    "which has no name to be saved by"
                 )
         return self.options()
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the class and its options, and of the file of a class that is not this package's."""
+        """16 hex digits that identify the component.
+
+        They depend on the class and its options. For a class outside this package they also depend on its source file.
+        """
         described = [f"{type(self).__module__}:{type(self).__qualname__}", _own_source(type(self)), self.options()]
         return hashlib.sha256(json.dumps(described, default=_identity, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -79,31 +114,35 @@ class Role:
 
 
 def _own_source(role: type) -> str:
-    """The source of the module of a user's own class; nothing for this package, whose version says what it does."""
+    """Return the source of the module of a user's own class.
+
+    The result is empty for a class of this package, since the version of the package already identifies its code.
+    """
     if role.__module__.partition(".")[0] == "learn2pd":
         return ""
     try:
         return inspect.getsource(inspect.getmodule(role) or role)
-    except (OSError, TypeError):  # typed into an interpreter
+    except (OSError, TypeError):  # the class was typed into an interpreter and has no source file
         return ""
 
 
 def _identity(option: Any) -> Any:
-    """What identifies an option that is no JSON value."""
+    """Return a text that identifies an option that is not a JSON value."""
     if isinstance(option, Tensor):
         return hashlib.sha256(option.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
     return option.fingerprint
 
 
 class Policy(Role):
-    """What to commit, and what to take back.
+    """The role that decides which proposals are committed, and which commits are taken back.
 
     Attributes:
-        scores_committed: True asks for proposals at committed positions of the window too.
-        window_width: the only window length that the policy works at; None for any.
-        revisions: number of first steps in which the policy may revoke or overwrite committed tokens; it bounds the run.
-        auxiliary: whether it runs a model of its own.
-        knows_answer: whether it was given the answer beforehand.
+        scores_committed: True asks the model for proposals at the committed positions of the window too.
+        window_width: The only window length, in tokens, with which the policy works; None stands for any length.
+        revisions: The number of steps, from the first one on, in which the policy may revoke or overwrite committed
+            tokens. The number is finite, so that every run ends.
+        auxiliary: Whether the policy runs a model of its own.
+        knows_answer: Whether the caller gave the policy the answer before the run.
     """
 
     scores_committed: bool = False
@@ -121,27 +160,32 @@ class Policy(Role):
             )
 
     def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: Any) -> Commit:
-        """Choose what to commit.
+        """Decide which positions are committed in this step.
 
         Args:
-            prediction: the proposals of this step.
-            eligible: [B, G] bool, masked positions of the window that may be committed. Rows without any are ignored.
-            state: before the commit.
-            memory: what `start`, or the last commit's `memory`, holds.
+            prediction: The proposals of this step.
+            eligible: [B, G] bool, the masked positions of the window that the policy may commit. The loop ignores the
+                rows that have none.
+            state: The state before the commit.
+            memory: The memory that `start` returned, or the `memory` of the latest commit that carried one.
 
         Returns:
-            The commit. While `state.step < revisions` it may also revoke or overwrite committed positions of the window.
+            The commit. While `state.step < revisions` it may also revoke or overwrite committed positions of the
+            window.
         """
         raise NotImplementedError
 
 
 class Scheduler(Role):
-    """Where a policy may commit next. A window that stays open over several steps is read from `state.window`.
+    """The role that decides where the policy may commit next: it opens a window in every row.
+
+    A scheduler that keeps a window open over several steps reads the window from `state.window`.
 
     Attributes:
-        alignment: `prompt`: windows are whole blocks counted from the end of the prompt; `grid`: counted from the first token of the prompt;
-            `sliding`: windows move with the leftmost mask; `semantic`: their ends follow the text.
-        block_length: tokens of a block, of the first window, or of a block without a delimiter.
+        alignment: How the windows lie. With `prompt` they are blocks that are counted from the end of the prompt. With
+            `grid` they are blocks that are counted from the first token of the prompt. With `sliding` they move with
+            the leftmost mask. With `semantic` their ends follow the text.
+        block_length: The tokens of a block, of the first window, or of a block in which no delimiter was proposed.
         slides: True where the window moves at every step.
     """
 
@@ -153,25 +197,45 @@ class Scheduler(Role):
         fits = (self.alignment, self.block_length) == ("grid", spec.causal_block)
         if spec.causal_block is not None and not fits:
             raise UserError(
-                f"{spec.name} reads blocks of {spec.causal_block} tokens from the start of the sequence, scheduler {self.name!r} opens "
-                f"{self.alignment} windows of {self.block_length}: use BlocksScheduler({spec.causal_block}, alignment='grid')"
+                f"{spec.name} reads blocks of {spec.causal_block} tokens from the start of the sequence, "
+                f"scheduler {self.name!r} opens {self.alignment} windows of {self.block_length}: "
+                f"use BlocksScheduler({spec.causal_block}, alignment='grid')"
             )
 
     def propose(self, state: DecodeState, memory: Any) -> Window:
-        """The window, before the forward."""
+        """Open a window in every row, before the forward.
+
+        Args:
+            state: The state before the step.
+            memory: The memory that `start` returned.
+
+        Returns:
+            The window of each row.
+        """
         raise NotImplementedError
 
     def resolve(self, state: DecodeState, window: Window, prediction: Prediction, memory: Any) -> Window:
-        """The window, after the forward; for schedulers that depend on the proposals. It lies within `window`."""
+        """Shorten the window after the forward, for schedulers that depend on the proposals.
+
+        Args:
+            state: The state before the commit.
+            window: The window that `propose` opened.
+            prediction: The proposals of this step.
+            memory: The memory that `start` returned.
+
+        Returns:
+            The window in which the policy may commit. It lies within `window`.
+        """
         return window
 
 
 class Cache(Role):
-    """What a step recomputes.
+    """The role that decides which columns a step recomputes.
 
     Attributes:
-        keeps: True where its plans keep keys and values.
-        slides: True where it works with a window that moves at every step, without recomputing everything each time.
+        keeps: True where the plans of the cache keep keys and values.
+        slides: True where the cache works with a window that moves at every step, without recomputing every column each
+            time.
     """
 
     keeps: bool = True
@@ -180,15 +244,19 @@ class Cache(Role):
     def check(self, spec: ModelSpec, method: Method) -> None:
         if method.scheduler.slides and not self.slides:
             raise UserError(
-                f"cache {self.name!r} is refilled when a block opens, scheduler {method.scheduler.name!r} moves its window at every step: "
+                f"cache {self.name!r} is refilled when a block opens, "
+                f"scheduler {method.scheduler.name!r} moves its window at every step: "
                 "use cache none or dsb, or scheduler blocks or adablock"
             )
 
     def plan(self, state: DecodeState, score: Tensor, memory: Any) -> tuple[list[ForwardPlan], Any]:
-        """The forwards of this step.
+        """Plan the forwards of this step.
 
         Args:
-            score: [B, G] bool, where proposals are wanted. A cache may score less, never more.
+            state: The state before the forward, with the window that the scheduler opened.
+            score: [B, G] bool, the positions at which proposals are wanted. A cache may score fewer positions, but
+                never more.
+            memory: The memory that `start`, or the last call of this method, returned.
 
         Returns:
             The plans, and the memory of the next step.
@@ -197,18 +265,31 @@ class Cache(Role):
 
 
 class StopRule(Role):
-    """Where a row ends, decided after each commit.
+    """The role that decides, after each commit, at which position each row ends.
+
+    The positions from a row's end on are closed: the loop fills them with end-of-text and decodes them no more.
 
     Attributes:
-        cuts: True where closed positions leave the sequence; False where they stay in it as end-of-text.
-        looks_ahead: True asks for proposals at every masked position, not only in the window.
+        cuts: True where the closed positions leave the sequence, so that the model sees them no more. False where they
+            stay in it.
+        looks_ahead: True asks the model for proposals at every masked position, and not only in the window.
     """
 
     cuts: bool = False
     looks_ahead: bool = False
 
     def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, memory: Any) -> Tensor:
-        """Where each row ends, [B] long, never later than `state.end`; `state` is the one before the commit."""
+        """Decide where each row ends.
+
+        Args:
+            state: The state before the commit.
+            prediction: The proposals of this step.
+            commit: The commit of this step, with the position that the loop added where the policy committed none.
+            memory: The memory that `start` returned.
+
+        Returns:
+            [B] long, the first position that is closed in each row, never greater than `state.end`.
+        """
         raise NotImplementedError
 
 

@@ -1,4 +1,8 @@
-"""Small tensor functions that several roles share."""
+"""Small tensor functions that several roles share.
+
+In the shapes, B is the number of rows, G the number of positions of the canvas, and W the number of positions of a
+window.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +14,45 @@ from learn2pd.types import Window
 
 
 def is_among(tokens: Tensor, ids: tuple[int, ...]) -> Tensor:
-    """[...] bool: which tokens are one of a few ids."""
+    """Mark the tokens that are one of a few ids.
+
+    Args:
+        tokens: [...] long, of any shape.
+        ids: The ids to look for.
+
+    Returns:
+        [...] bool, of the shape of `tokens`.
+    """
     among = torch.zeros_like(tokens, dtype=torch.bool)
-    for token in ids:  # compared one by one: building a tensor of the ids would wait for the device
+    for token in ids:  # the ids are compared one by one, since building a tensor of them would wait for the device
         among = among | (tokens == token)
     return among
 
 
 def after_first(mask: Tensor) -> Tensor:
-    """[B] long: one past the first True of [B, G], or G where no entry is."""
+    """Return the position behind the first True of each row.
+
+    Args:
+        mask: [B, G] bool.
+
+    Returns:
+        [B] long, one more than the position of the first True, or G for a row without any True.
+    """
     return torch.where(mask.any(1), mask.int().argmax(1) + 1, mask.shape[1])
 
 
 def most_confident(confidence: Tensor, eligible: Tensor, count: Tensor | int = 1) -> Tensor:
-    """[B, G] bool: the `count` ([B] or one number) most confident eligible positions of each row, the leftmost first on a tie."""
+    """Mark the most confident eligible positions of each row. On a tie the leftmost position comes first.
+
+    Args:
+        confidence: [B, G] float.
+        eligible: [B, G] bool, the positions that may be marked.
+        count: How many positions are marked: one number for all rows, or [B] long with a number for each row. A row
+            with fewer eligible positions has all of them marked.
+
+    Returns:
+        [B, G] bool.
+    """
     if isinstance(count, int) and count == 1:
         best = confidence.masked_fill(~eligible, -torch.inf).argmax(1, keepdim=True)
         return torch.zeros_like(eligible).scatter_(1, best, True) & eligible
@@ -36,15 +65,33 @@ def most_confident(confidence: Tensor, eligible: Tensor, count: Tensor | int = 1
 
 
 def window_view(values: Tensor, window: Window, width: int) -> Tensor:
-    """[B, W] the entries of [B, G] that each row's window covers, zeros past its end."""
+    """Cut each row's window out of values over the canvas.
+
+    Args:
+        values: [B, G].
+        window: The window of each row.
+        width: W, at least the length of the longest window.
+
+    Returns:
+        [B, W], the values from the window's start on, with zeros behind the window's end.
+    """
     offset = torch.arange(width, device=values.device)
-    position = window.start[:, None] + offset  # [B, W], may run past the canvas
+    position = window.start[:, None] + offset  # [B, W], where entries may lie behind the canvas
     inside = position < window.stop[:, None]
     return functional.pad(values, (0, width)).gather(1, position).masked_fill(~inside, 0)
 
 
 def canvas_view(values: Tensor, window: Window, gen_length: int) -> Tensor:
-    """The reverse: [B, G] with the entries of [B, W] at each row's window, False or 0 elsewhere."""
+    """Put values over each row's window back into a canvas. This is the reverse of `window_view`.
+
+    Args:
+        values: [B, W].
+        window: The window of each row.
+        gen_length: G.
+
+    Returns:
+        [B, G], with False or 0 outside the window.
+    """
     width = values.shape[1]
     position = window.start[:, None] + torch.arange(width, device=values.device)
     canvas = values.new_zeros(len(values), gen_length + width).scatter_(1, position, values)
@@ -52,5 +99,5 @@ def canvas_view(values: Tensor, window: Window, gen_length: int) -> Tensor:
 
 
 def widened(x: Tensor) -> Tensor:
-    """`x` in float32, or as it is where it is wider."""
+    """Return `x` in float32, or unchanged where its type is already wider than float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

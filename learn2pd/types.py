@@ -1,7 +1,11 @@
-"""The values that pass between the roles of the decoding loop. All frozen: a step makes new ones.
+"""The values that pass between the roles of the decoding loop. All of them are frozen: a step makes new ones.
 
-Two coordinate systems and no third: *columns* 0..L-1 of the padded batch (prompt left-padded to P, then the canvas), used by plans and
-models; *generation positions* 0..G-1 of the canvas, used by everything else. B is rows of the batch, R the rows in one forward.
+The package has two coordinate systems. *Columns* 0..L-1 count the padded batch: the prompt, left-padded to P columns,
+and the canvas behind it. Plans and models use columns. *Generation positions* 0..G-1 count the canvas. Everything else
+uses generation positions.
+
+In the shapes, B is the number of rows of the batch, L of columns, G of canvas positions, R of rows of one forward,
+N of scored positions, V of tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -14,21 +18,32 @@ import torch
 from torch import Tensor
 
 CONFIDENCE = "float32 softmax of unscaled logits, mask token excluded, before temperature"
-NOT_PROPOSED = -1  # in `DecodeState.previous`
-UNRESTRICTED = -1  # fills `DecodeState.allowed`
+NOT_PROPOSED = -1  # stands in `DecodeState.previous` where the last step proposed nothing
+UNRESTRICTED = -1  # fills the unused places of `DecodeState.allowed`
 
 
 @dataclass(frozen=True)
 class RowMemory:
-    """What a component remembers of a run: every tensor has one entry a row, every other value is the same for all rows."""
+    """The memory that a component keeps of a run.
+
+    Every tensor in it has one entry for each row. Every other value is the same for all rows.
+    """
 
     def rows(self, index: Tensor) -> Self:
-        """The memory of some rows. `index` [R] long or [B] bool."""
+        """Return the memory of some rows.
+
+        Args:
+            index: [R] long, the numbers of the rows, or [B] bool, True for the rows.
+        """
         return replace(self, **{name: _rows(value, index) for name, value in vars(self).items()})
 
     @classmethod
     def stack(cls, memories: Sequence[Self]) -> Self:
-        """The memory of the rows of several runs, one after another."""
+        """Return the memory of the rows of several runs, one run behind the other.
+
+        Args:
+            memories: The memories of the runs.
+        """
         return replace(
             memories[0],
             **{name: _stacked([getattr(memory, name) for memory in memories]) for name in vars(memories[0])},
@@ -50,62 +65,104 @@ def _stacked(values: Sequence[Any]) -> Any:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What the loop must know of a model, and what recordings and policies are tied to."""
+    """The facts about a model that the loop needs, and to which recordings and policies are tied.
+
+    Attributes:
+        name: The name of the model in messages.
+        mask_id: The id of the mask token.
+        eot_ids: The ids that end an answer. The first one fills closed positions.
+        pad_id: The id that fills the columns of left padding.
+        vocab_size: The number of tokens.
+        max_length: The most tokens that prompt and canvas may have together.
+        shifted_logits: True where the output at position i predicts the token at i + 1, as in Dream.
+        fingerprint: 16 hex digits that identify the configuration and the weights.
+        causal_block: The tokens of a block, for a model in which a block sees itself and the blocks before it. None
+            where every token sees every other token.
+        special_tokens: control tokens of the tokenizer.
+        vocabulary: The id of every token by its text. It is empty for a model without a tokenizer.
+    """
 
     name: str
     mask_id: int
-    eot_ids: tuple[int, ...]  # ids that end an answer; the first one fills closed positions
+    eot_ids: tuple[int, ...]
     pad_id: int
     vocab_size: int
-    max_length: int  # prompt and canvas together, tokens
-    shifted_logits: bool  # True where output i predicts token i+1 (Dream)
-    fingerprint: str  # of configuration and weights
-    causal_block: int | None = (
-        None  # tokens of a block that sees itself and what lies before it; None: every token sees every other
-    )
-    special_tokens: tuple[str, ...] = field(default=(), compare=False, repr=False)  # the tokenizer's control tokens
-    vocabulary: Mapping[str, int] = field(
-        default_factory=dict, compare=False, repr=False
-    )  # token -> id; empty where there is no tokenizer
+    max_length: int
+    shifted_logits: bool
+    fingerprint: str
+    causal_block: int | None = None
+    special_tokens: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    vocabulary: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Window(RowMemory):
-    """The positions a policy may commit, per row: start <= position < stop."""
+    """The positions that a policy may commit in each row: start <= position < stop."""
 
     start: Tensor  # [B] long
     stop: Tensor  # [B] long
 
     def mask(self, gen_length: int) -> Tensor:
-        """[B, G] bool."""
+        """Mark the positions of the window.
+
+        Args:
+            gen_length: G.
+
+        Returns:
+            [B, G] bool.
+        """
         position = torch.arange(gen_length, device=self.start.device)
         return (position >= self.start[:, None]) & (position < self.stop[:, None])
 
 
 @dataclass(frozen=True)
 class DecodeState(RowMemory):
-    """All state of a run. `masked` and not the token id says what is still to decode: a prompt may hold the literal mask id."""
+    """All state of a run.
 
-    tokens: Tensor  # [B, L] long
-    pad: Tensor  # [B] long, columns of left padding
-    masked: Tensor  # [B, G] bool, still to decode
-    given: Tensor  # [B, G] bool, tokens that the caller fixed; no policy touches them
-    allowed: (
-        Tensor | None
-    )  # [B, G, A] long, ids a position may hold, filled with `UNRESTRICTED`; all of them so: any id. None: any everywhere
-    end: Tensor  # [B] long, positions from here on are closed
-    visible: Tensor  # [B] long, positions from here on are out of the sequence (cut), <= G
-    committed_at: Tensor  # [B, G] long, step of the last commit, -1 where none
-    previous: Tensor  # [B, G] long, what the last step proposed in its window, `NOT_PROPOSED` elsewhere
-    step: Tensor  # [B] long, steps the row has taken
-    forwards: Tensor  # [B] long, model forwards the row took part in
-    columns: Tensor  # [B] long, columns those forwards computed, shadow columns included
-    auxiliary_forwards: Tensor  # [B] long, forwards of a policy's auxiliary model
-    revoked: Tensor  # [B] long, commits that were taken back
-    edited: Tensor  # [B] long, committed tokens that were overwritten
-    index: Tensor  # [B] long, number of the prompt in the caller's list
-    seed: Tensor  # [B] long, of the row's own random draws
-    failed: Tensor  # [B] bool, ended because the model gave logits that are not finite
+    The field `masked` decides which positions are still to decode. The token ids do not, since a prompt may hold the
+    literal mask id.
+
+    Attributes:
+        tokens: [B, L] long, the prompts and the canvas.
+        pad: [B] long, the columns of left padding.
+        masked: [B, G] bool, the positions that are still to decode.
+        given: [B, G] bool, the positions whose token the caller fixed. No policy changes them.
+        allowed: [B, G, A] long, the ids that a position may hold. Unused places hold `UNRESTRICTED`. A position whose
+            places all hold `UNRESTRICTED` may hold any id. None where every position may hold any id.
+        end: [B] long, the first position that is closed, G where none is.
+        visible: [B] long, the first position that was cut from the sequence, G where none was.
+        committed_at: [B, G] long, the step in which the position was committed, -1 where it was not.
+        previous: [B, G] long, the tokens that the last step proposed in its window, `NOT_PROPOSED` elsewhere.
+        step: [B] long, the steps that the row has taken.
+        forwards: [B] long, the forwards of the model in which the row took part.
+        columns: [B] long, the columns that those forwards computed, shadow columns included.
+        auxiliary_forwards: [B] long, the forwards of a policy's auxiliary model.
+        revoked: [B] long, the number of commits that were taken back.
+        edited: [B] long, the number of committed tokens that were overwritten.
+        index: [B] long, the number of the prompt in the caller's list.
+        seed: [B] long, the seed of the row's own random draws.
+        failed: [B] bool, True where the row ended because the model gave logits that are not finite.
+        window: The window that is open in each row.
+    """
+
+    tokens: Tensor
+    pad: Tensor
+    masked: Tensor
+    given: Tensor
+    allowed: Tensor | None
+    end: Tensor
+    visible: Tensor
+    committed_at: Tensor
+    previous: Tensor
+    step: Tensor
+    forwards: Tensor
+    columns: Tensor
+    auxiliary_forwards: Tensor
+    revoked: Tensor
+    edited: Tensor
+    index: Tensor
+    seed: Tensor
+    failed: Tensor
     window: Window
 
     @classmethod
@@ -121,18 +178,23 @@ class DecodeState(RowMemory):
         allowed: Tensor | None = None,
         device: torch.device | str = "cpu",
     ) -> DecodeState:
-        """Left-padded prompts followed by a canvas of masks.
+        """Make the state before the first step: left-padded prompts and behind them a canvas of masks.
 
         Args:
-            prompts: token ids.
-            gen_length: G, tokens of the canvas.
-            spec: of the model.
-            index: the prompts' numbers in the caller's list; in order where None.
-            seed: of each row's random draws; the row's index where None.
-            given: [B, G] long, tokens that are fixed, -1 where the model decodes; None fixes nothing.
-            allowed: as the field.
+            prompts: The token ids of each prompt.
+            gen_length: G, the tokens of the canvas.
+            spec: The facts about the model.
+            index: The numbers of the prompts in the caller's list; None numbers them in order.
+            seed: The seeds of the rows' random draws; None takes the index of each row.
+            given: [B, G] long, the tokens that the caller fixes, -1 where the model decodes; None fixes no token.
+            allowed: [B, G, A] long, as the attribute `allowed`.
+            device: The device of all tensors.
+
+        Returns:
+            The state.
         """
-        count, width = len(prompts), max(map(len, prompts))
+        count = len(prompts)
+        width = max(map(len, prompts))
         device = torch.device(device)
         numbers = list(range(count)) if index is None else list(index)
         rows = [[spec.pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
@@ -149,11 +211,11 @@ class DecodeState(RowMemory):
 
     @classmethod
     def of_block(cls, tokens: Tensor, masked: Tensor) -> DecodeState:
-        """A block as a canvas without a prompt, for a policy that is asked outside a run.
+        """Make the state of a block that is a canvas without a prompt, for a policy that decides outside a run.
 
         Args:
-            tokens: [B, W] long.
-            masked: [B, W] bool, positions that are still to decode.
+            tokens: [B, W] long, the tokens of the block.
+            masked: [B, W] bool, the positions that are still to decode.
 
         Returns:
             A state whose window is the whole block.
@@ -164,53 +226,81 @@ class DecodeState(RowMemory):
 
     @classmethod
     def _at(cls, tokens: Tensor, pad: Tensor, masked: Tensor, index: Tensor, seed: Tensor) -> DecodeState:
-        """A state before its first step."""
+        """Make a state before its first step. The arguments are the attributes of their names."""
         zeros = torch.zeros_like(index)
         full = zeros + masked.shape[1]
         nowhere = torch.full_like(masked, -1, dtype=torch.long)
         return cls(
-            tokens=tokens, pad=pad, masked=masked, given=~masked, allowed=None, end=full, visible=full, committed_at=nowhere, previous=nowhere,
-            step=zeros, forwards=zeros, columns=zeros, auxiliary_forwards=zeros, revoked=zeros, edited=zeros, index=index, seed=seed,
-            failed=zeros > 0, window=Window(zeros, zeros),
-        )  # fmt: skip
+            tokens=tokens,
+            pad=pad,
+            masked=masked,
+            given=~masked,
+            allowed=None,
+            end=full,
+            visible=full,
+            committed_at=nowhere,
+            previous=nowhere,
+            step=zeros,
+            forwards=zeros,
+            columns=zeros,
+            auxiliary_forwards=zeros,
+            revoked=zeros,
+            edited=zeros,
+            index=index,
+            seed=seed,
+            failed=zeros > 0,
+            window=Window(zeros, zeros),
+        )
 
     @property
     def gen_length(self) -> int:
+        """G, the number of positions of the canvas."""
         return self.masked.shape[1]
 
     @property
     def prompt_width(self) -> int:
+        """P, the number of columns before the canvas, left padding included."""
         return self.tokens.shape[1] - self.gen_length
 
     @property
     def canvas(self) -> Tensor:
-        """[B, G] long, a view."""
+        """The tokens of the canvas, [B, G] long, a view of `tokens`."""
         return self.tokens[:, self.prompt_width :]
 
     @property
     def open(self) -> Tensor:
-        """[B] bool, rows with something left to decode."""
+        """The rows that still have a masked position, [B] bool."""
         return self.masked.any(1)
 
     @property
     def leftmost_mask(self) -> Tensor:
-        """[B] long, 0 for finished rows, which no plan contains."""
+        """The first masked position of each row, [B] long. It is 0 for finished rows, which no plan contains."""
         return self.masked.int().argmax(1)
 
     @property
     def decided(self) -> Tensor:
-        """[B, G] bool: committed or given, and not closed."""
+        """The positions that are committed or given, and not closed, [B, G] bool."""
         return ~self.masked & (torch.arange(self.gen_length, device=self.end.device) < self.end[:, None])
 
     def commit(self, commit: Commit, proposals: Tensor, mask_id: int) -> DecodeState:
-        """The state after writing a commit: what is taken back becomes a mask again."""
+        """Write a commit into the canvas. Positions that are taken back become masks again.
+
+        Args:
+            commit: The commit.
+            proposals: [B, G] long, the tokens that are written where `commit.tokens` is None.
+            mask_id: The id of the mask token.
+
+        Returns:
+            The state after the commit.
+        """
         written = proposals if commit.tokens is None else commit.tokens
         canvas = torch.where(commit.mask, written, self.canvas)
-        masked, committed_at, revoked = (
-            self.masked & ~commit.mask,
-            torch.where(commit.mask, self.step[:, None], self.committed_at),
-            self.revoked,
-        )
+        masked = self.masked & ~commit.mask
+        committed_at = torch.where(commit.mask, self.step[:, None], self.committed_at)
+        revoked = self.revoked
+        auxiliary_forwards = self.auxiliary_forwards
+        if commit.auxiliary is not None:
+            auxiliary_forwards = auxiliary_forwards + commit.auxiliary
         if commit.revoke is not None:
             canvas = canvas.masked_fill(commit.revoke, mask_id)
             masked = masked | commit.revoke
@@ -223,15 +313,19 @@ class DecodeState(RowMemory):
             committed_at=committed_at,
             revoked=revoked,
             edited=self.edited + (commit.mask & ~self.masked).sum(1),
-            auxiliary_forwards=self.auxiliary_forwards
-            if commit.auxiliary is None
-            else self.auxiliary_forwards + commit.auxiliary,
+            auxiliary_forwards=auxiliary_forwards,
         )
 
     def close(self, end: Tensor, fill_id: int, cut: bool) -> DecodeState:
-        """The state after ending rows at `end` [B]: later positions hold `fill_id` and, where `cut`, leave the sequence.
+        """End rows: close the positions from their end on. No row ends before a token that the caller gave.
 
-        No row ends before a token that the caller gave.
+        Args:
+            end: [B] long, the first position of each row that is closed.
+            fill_id: The token that closed positions hold.
+            cut: True removes the closed positions from the sequence, so that the model sees them no more.
+
+        Returns:
+            The state after closing.
         """
         position = torch.arange(self.gen_length, device=end.device)
         end = torch.maximum(end, torch.where(self.given, position + 1, 0).amax(1))
@@ -250,41 +344,66 @@ class DecodeState(RowMemory):
 
 @dataclass(frozen=True)
 class ForwardPlan:
-    """One model call: which rows and columns to compute, what they may see, where proposals are wanted.
+    """One call of the model: the rows and columns to compute, the columns they see, and the columns to score.
 
-    With a `span`, keys and values of the query are kept and the query attends to the kept columns first..stop-1 of the span; without
-    one, nothing is kept and the query attends to itself. Where a row's query is shorter than Q it repeats its last column.
+    With a `span`, the model keeps the keys and values of the query, and the query attends to the kept columns
+    first..stop-1 of the span. Without a span the model keeps nothing, and the query attends to itself. A row with fewer
+    than Q columns to compute repeats its last column.
+
+    Attributes:
+        rows: [R] long, the numbers of the rows, ascending.
+        query: [R, Q] long, the columns to compute.
+        position: [R, Q] long, the place of each query column in the row's own sequence, whose first real token is at 0.
+        key_mask: [R, K] or [R, Q, K] bool, False for columns that are not seen; None where all are seen.
+        score: [R, Q] bool, the query columns for which the model proposes a token.
+        columns: [R] long, the number of different columns that are computed in each row.
+        span: The first column, and the column behind the last one, of the K columns that the query attends to. None
+            where the query attends to itself, and K = Q.
+        shadow: [R, S] long, the columns whose token the model predicts as if it knew every token but that one.
     """
 
-    rows: Tensor  # [R] long, ascending
-    query: Tensor  # [R, Q] long, columns
-    position: Tensor  # [R, Q] long, position in the row's own sequence (its first real token is 0)
-    key_mask: Tensor | None  # [R, K] or [R, Q, K] bool, False on columns that are not seen; None where all are
-    score: Tensor  # [R, Q] bool, columns whose token is to be proposed
-    columns: Tensor  # [R] long, how many different columns of each row are computed
-    span: tuple[int, int] | None = None  # columns attended to, K of them; None: the query, K = Q
-    shadow: Tensor | None = None  # [R, S] long, columns whose token is asked for as if it alone were not known
+    rows: Tensor
+    query: Tensor
+    position: Tensor
+    key_mask: Tensor | None
+    score: Tensor
+    columns: Tensor
+    span: tuple[int, int] | None = None
+    shadow: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model proposes. Entries where `valid` is False are zeros.
+    """The proposals of a step. Entries at which `valid` is False are zeros.
 
-    `valid` holds the positions that the plans scored; N of them, in row-major order, index `logits` and the noise of `draw`.
+    Attributes:
+        tokens: [B, G] long, the proposed tokens.
+        confidence: [B, G] float32, the probability of the proposed token before temperature.
+        valid: [B, G] bool, the positions that the plans of this step scored. N of them are True.
+        extras: [B, G] float32 by name: `margin`, `entropy`, `leave_one_out`, as far as a component needs them.
+        logits: [N, V] float32, the logits of the scored positions in row-major order, with the mask token at -inf. None
+            where no component needs `logits`.
+        draw: The draw that made the proposals; its noise is [N, V], in the order of `logits`. None without `logits`.
     """
 
-    tokens: Tensor  # [B, G] long
-    confidence: Tensor  # [B, G] float32 probability of the proposed token, before temperature
-    valid: Tensor  # [B, G] bool, scored in this step
-    extras: Mapping[str, Tensor] = field(default_factory=dict)  # [B, G] by name: margin, entropy, leave_one_out
-    logits: Tensor | None = None  # [N, V] float32, mask token at -inf, for policies that need "logits"
-    draw: Draw | None = None  # what chose the proposals, with `logits`
+    tokens: Tensor
+    confidence: Tensor
+    valid: Tensor
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    logits: Tensor | None = None
+    draw: Draw | None = None
 
     def extra(self, name: str) -> Tensor:
-        """[B, G] an extra.
+        """Return an extra.
+
+        Args:
+            name: The name of the extra, such as `margin`.
+
+        Returns:
+            [B, G] float32.
 
         Raises:
-            ValueError: nobody asked for it; a component asks by its attribute `needs`.
+            ValueError: No component asked for the extra. A component asks for it in its attribute `needs`.
         """
         if name not in self.extras:
             raise ValueError(
@@ -295,67 +414,111 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Commit:
-    """What a policy does in a step. Overwriting a committed token is a commit at its position with another token."""
+    """The decision of a policy in a step.
 
-    mask: Tensor  # [B, G] bool
-    tokens: Tensor | None = None  # [B, G] long where they are not the proposals
-    revoke: Tensor | None = None  # [B, G] bool, committed positions of the window that become masks again
-    forced: Tensor | None = None  # [B, G] bool, part of `mask` that the rule itself would not have taken
-    auxiliary: Tensor | None = None  # [B] long, forwards of an auxiliary model that the choice took
-    memory: Any = None  # of the policy's next step; None keeps the last one
+    A policy overwrites a committed token by committing its position again, with another token.
+
+    Attributes:
+        mask: [B, G] bool, the positions to commit.
+        tokens: [B, G] long, the tokens to write; None writes the proposals.
+        revoke: [B, G] bool, the committed positions of the window that become masks again; None revokes nothing.
+        forced: [B, G] bool, the part of `mask` that the policy's rule alone would not commit.
+        auxiliary: [B] long, the forwards of an auxiliary model that the decision took; None for none.
+        memory: The memory of the policy's next step; None keeps the present one.
+    """
+
+    mask: Tensor
+    tokens: Tensor | None = None
+    revoke: Tensor | None = None
+    forced: Tensor | None = None
+    auxiliary: Tensor | None = None
+    memory: Any = None
 
 
 @dataclass(frozen=True)
 class Step:
-    """What happened in one step: the event that observers of a run get."""
+    """One step of a run, as observers receive it.
 
-    state: DecodeState  # before the commit
+    Attributes:
+        state: The state before the commit.
+        prediction: The proposals.
+        commit: The commit that was written, with the positions that the loop added.
+        after: The state after the commit and after the stop rule.
+    """
+
+    state: DecodeState
     prediction: Prediction
-    commit: Commit  # as it was written
+    commit: Commit
     after: DecodeState
 
     @property
     def tokens(self) -> Tensor:
-        """[B, G] long, what was written where `commit.mask` is True."""
+        """The tokens that were written at the positions of `commit.mask`, [B, G] long."""
         return self.prediction.tokens if self.commit.tokens is None else self.commit.tokens
 
     @property
     def log_probability(self) -> Tensor:
-        """[B, G] float32, of the proposals that were committed; 0 where the token is not the proposal."""
+        """The log-probability of each committed proposal, [B, G] float32. It is 0 where no proposal was committed."""
         proposed = self.commit.mask & (self.tokens == self.prediction.tokens) & self.prediction.valid
         return self.prediction.confidence.log().masked_fill(~proposed, 0.0)
 
 
 @dataclass(frozen=True)
 class DecodeResult:
-    """What came out, in the caller's order; `lengths` counts answer tokens up to, and without, the first end-of-text."""
+    """The answers of `decode`, in the order of the caller's prompts. N is the number of prompts.
 
-    tokens: Tensor  # [N, G] long
-    lengths: Tensor  # [N] long
-    committed_at: Tensor  # [N, G] long, -1 for positions closed by a stop rule
-    forwards: Tensor  # [N] long
-    columns: Tensor  # [N] long, columns that those forwards computed
-    auxiliary_forwards: Tensor  # [N] long, of a policy's auxiliary model
-    revoked: Tensor  # [N] long, commits that were taken back
-    edited: Tensor  # [N] long, committed tokens that were overwritten
-    failed: Tensor  # [N] bool, stopped early because the model gave logits that are not finite
+    Attributes:
+        tokens: [N, G] long, the whole canvas of each prompt.
+        lengths: [N] long, the answer tokens: those before the first end-of-text.
+        committed_at: [N, G] long, the step in which each position was committed, -1 for positions that a stop rule
+            closed.
+        forwards: [N] long, the forwards of the model.
+        columns: [N] long, the columns that those forwards computed.
+        auxiliary_forwards: [N] long, the forwards of a policy's auxiliary model.
+        revoked: [N] long, the number of commits that were taken back.
+        edited: [N] long, the number of committed tokens that were overwritten.
+        failed: [N] bool, True where a prompt stopped early because the model gave logits that are not finite.
+        texts: The answers as texts.
+        wall_s: The seconds that decoding took.
+        seconds: The seconds of `wall_s` by part: `forward`, `score` (projection to the vocabulary and proposals) and
+            `policy`.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    committed_at: Tensor
+    forwards: Tensor
+    columns: Tensor
+    auxiliary_forwards: Tensor
+    revoked: Tensor
+    edited: Tensor
+    failed: Tensor
     texts: list[str]
     wall_s: float
-    seconds: Mapping[str, float]  # of wall_s by part: forward, score (vocabulary projection and proposals), policy
+    seconds: Mapping[str, float]
 
     @property
     def model_s(self) -> float:
-        """Seconds inside the model and its vocabulary."""
+        """The seconds inside the model, its projection to the vocabulary included."""
         return self.seconds.get("forward", 0.0) + self.seconds.get("score", 0.0)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn; the default is greedy."""
+    """The rule by which tokens are drawn. The default takes the most probable token.
+
+    Attributes:
+        temperature: Divides the logits; 0 takes the most probable token.
+        top_p: Draws from the smallest set of tokens that has at least this probability at the temperature.
+        top_k: Draws from this many most probable tokens; 0 draws from all.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
 
     temperature: float = 0.0
-    top_p: float = 1.0  # smallest set of tokens with at least this probability at the temperature
-    top_k: int = 0  # most probable tokens; 0 is all
+    top_p: float = 1.0
+    top_k: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -371,13 +534,28 @@ GREEDY = Sampling()
 
 @dataclass(frozen=True)
 class Draw:
-    """One draw of N tokens. Applied to other logits it uses the same noise, so that equal distributions always agree (Gumbel coupling)."""
+    """One draw of N tokens.
+
+    A draw that is applied to other logits uses the same noise again, so that equal distributions always give equal
+    tokens. This is known as Gumbel coupling.
+
+    Attributes:
+        sampling: The rule by which tokens are drawn.
+        noise: [N, V] float64, Gumbel noise; None takes the most probable token.
+    """
 
     sampling: Sampling
-    noise: Tensor | None = None  # [N, V] float64 Gumbel; None is greedy
+    noise: Tensor | None = None
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Tokens [N] long of logits [N, V]."""
+        """Draw tokens.
+
+        Args:
+            logits: [N, V] float.
+
+        Returns:
+            [N] long.
+        """
         if self.noise is None:
             return logits.argmax(-1)
         scaled = restrict(logits.double() / self.sampling.temperature, self.sampling)
@@ -385,13 +563,21 @@ class Draw:
 
 
 def restrict(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Logits [N, V] with -inf outside the `top_k` and `top_p` sets; the most probable token always stays."""
+    """Set the logits outside the `top_k` and `top_p` sets to -inf. The most probable token always stays.
+
+    Args:
+        logits: [N, V] float, already divided by the temperature.
+        sampling: The rule that names the sets.
+
+    Returns:
+        [N, V] float.
+    """
     if 0 < sampling.top_k < logits.shape[-1]:
         least = logits.topk(sampling.top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
     if sampling.top_p < 1:
         ordered, order = logits.sort(-1, descending=True)
         probability = ordered.softmax(-1)
-        dropped = probability.cumsum(-1) - probability >= sampling.top_p  # what comes before a token already suffices
+        dropped = probability.cumsum(-1) - probability >= sampling.top_p  # the tokens before this one already suffice
         logits = logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -torch.inf)
     return logits

@@ -1,7 +1,11 @@
-"""Exact reuse for models whose blocks see only what lies before them: a finished block's keys and values are final.
+"""Exact reuse for block-causal models such as SDAR, in which a block sees only itself and the blocks before it.
 
-The forward that opens a block recomputes the block before it too, whose last tokens were masks in its own last forward. So the cache
-costs no forward of its own, and tokens, steps and forwards are those without a cache.
+The keys and values of a block whose tokens are all committed never change again, so that the cache keeps them. The
+forward that opens a block also recomputes the block before it, since the last committed tokens of that block were still
+masks in its own last forward. The cache therefore needs no extra forward: tokens, steps and forwards are the same as
+without a cache.
+
+The rule follows from the models' attention mask; it comes from no paper.
 """
 
 from __future__ import annotations
@@ -23,11 +27,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FinalBefore(RowMemory):
-    """From where on keys and values are not final yet."""
+    """The place from which on keys and values are not final yet.
 
-    extra: int  # columns before a window whose output is needed to propose its first token
+    Attributes:
+        extra: The columns left of a window whose output is needed to propose the window's first token.
+        block_length: The tokens of a block.
+        start: [B] long, the generation position at which the last block starts. It is negative inside the prompt.
+    """
+
+    extra: int
     block_length: int
-    start: Tensor  # [B] long, start of the last block; it may lie in the prompt and is negative then
+    start: Tensor
 
 
 class CausalBlockCache(Cache):
@@ -39,7 +49,8 @@ class CausalBlockCache(Cache):
         super().check(spec, method)
         if spec.causal_block is None:
             raise UserError(
-                f"cache {self.name!r} is for block-causal models, in {spec.name} every token sees every other: use another cache"
+                f"cache {self.name!r} is for block-causal models, in {spec.name} every token sees every other: "
+                "use another cache"
             )
 
     def start(self, state: DecodeState, spec: ModelSpec) -> FinalBefore:
@@ -49,7 +60,7 @@ class CausalBlockCache(Cache):
     def plan(self, state: DecodeState, score: Tensor, memory: FinalBefore) -> tuple[list[ForwardPlan], FinalBefore]:
         length = state.prompt_width - state.pad
         block = (state.window.start + length) // memory.block_length * memory.block_length - length
-        # not the window's end: what a stop rule closed stays in the sequence
+        # the window ends at closed positions, and the block goes on: closed positions stay in the sequence
         stop = torch.minimum(block + memory.block_length, state.visible)
         score = score & state.window.mask(state.gen_length)
         plans = partial_plan(state, state.open, memory.start, stop, score, stop, memory.extra)

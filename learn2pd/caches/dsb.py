@@ -1,10 +1,16 @@
-"""DSB Cache (arXiv 2602.05992): recompute the window and a few columns around it; everything again after `refresh_tokens` commits.
+"""DSB Cache (arXiv 2602.05992): a step recomputes the window and a few columns around it.
 
-The columns before the window are recomputed because tokens that were committed lately have unstable keys and values: `prefix_window` of
-them, or as many as the window moved by, if that is more.
+The rule: with the window at start <= i < stop, and d the number of positions by which the window moved since the last
+step, a step recomputes the positions i with
 
-Deviation from the authors' code: masks behind the window are never committed. Theirs commits some of them with `suffix_window` above 0,
-because a mask that is meant for the whole sequence is applied to a slice of it.
+    start - max(prefix_window, d) <= i < stop + suffix_window.
+
+A step recomputes everything instead if at least `refresh_tokens` tokens were committed since the last full forward.
+The columns before the window are recomputed because the keys and values of tokens that were committed a short time ago
+are not stable yet.
+
+Deviation from the authors' code: masks behind the window are never committed here. Their code commits some of them
+where `suffix_window` is above 0, because it applies a mask of the whole sequence to a slice of the sequence.
 """
 
 from __future__ import annotations
@@ -22,23 +28,31 @@ from learn2pd.types import DecodeState, ForwardPlan, ModelSpec, RowMemory
 
 @dataclass(frozen=True)
 class Refreshed(RowMemory):
-    """Where the window was, and how long ago everything was recomputed."""
+    """The last window, and the commits since the last full forward.
 
-    extra: int  # columns before a window whose output is needed to propose its first token
-    start: Tensor  # [B] long, start of the last window
-    since: Tensor  # [B] long, tokens committed since everything was last recomputed, -1 before
+    Attributes:
+        extra: The columns left of a window whose output is needed to propose the window's first token.
+        start: [B] long, the start of the last window.
+        since: [B] long, the tokens committed since the last full forward, -1 before the first one.
+    """
+
+    extra: int
+    start: Tensor
+    since: Tensor
 
 
 class DSBCache(Cache):
     """DSB Cache.
 
     Args:
-        refresh_tokens: commits since the last full forward, its own included, after which everything is recomputed.
-        prefix_window: columns before the window that are recomputed with it; 24 for LLaDA and 4 for Dream in the paper.
-        suffix_window: columns behind the window that are recomputed with it; 0 in the paper.
+        refresh_tokens: The number of commits since the last full forward, the commits of that step included, after
+            which everything is recomputed; at least 1.
+        prefix_window: The columns before the window that are recomputed with it. The paper has 24 for LLaDA and 4 for
+            Dream.
+        suffix_window: The columns behind the window that are recomputed with it. The paper has 0.
 
     Raises:
-        ValueError: for a negative number, or `refresh_tokens` below 1.
+        ValueError: A number is too small.
     """
 
     name = "dsb"
@@ -54,8 +68,9 @@ class DSBCache(Cache):
         return Refreshed(int(spec.shifted_logits), zeros, zeros - 1)
 
     def plan(self, state: DecodeState, score: Tensor, memory: Refreshed) -> tuple[list[ForwardPlan], Refreshed]:
-        start, stop = state.window.start, state.window.stop
-        # counted step by step: what a stop rule closes later was committed all the same
+        start = state.window.start
+        stop = state.window.stop
+        # the commits are counted step by step, since a stop rule may later close positions that were committed
         committed = (state.committed_at == state.step[:, None] - 1).sum(1)
         since = torch.where(memory.since < 0, self.refresh_tokens, memory.since + committed)
         refresh = state.open & (since >= self.refresh_tokens)
@@ -68,5 +83,15 @@ class DSBCache(Cache):
         return plans, Refreshed(memory.extra, start, torch.where(refresh, 0, since))
 
     def scored(self, state: DecodeState, refresh: Tensor, first: Tensor, stop: Tensor) -> Tensor:
-        """[B, G] bool: positions that may be proposed, those before `stop` [B]; `refresh` and `first` say what is recomputed."""
+        """Mark the positions that the step may score: those before `stop`. A subclass may decide otherwise.
+
+        Args:
+            state: The state before the forward.
+            refresh: [B] bool, the rows that recompute everything.
+            first: [B] long, the first position that the other rows recompute.
+            stop: [B] long, the end of the window, or of the sequence where it was cut before.
+
+        Returns:
+            [B, G] bool.
+        """
         return torch.arange(state.gen_length, device=stop.device) < stop[:, None]

@@ -1,10 +1,15 @@
-"""Fast-dLLM's caches (arXiv 2505.22618): everything is recomputed when a block opens, and that forward commits too.
+"""Fast-dLLM's caches (arXiv 2505.22618): the forward that opens a block recomputes everything, later ones only a part.
 
-After it, `prefix` recomputes the block and all that follows it. `dual` recomputes the block alone, so that the values of the masks behind the
-block go stale until the next block opens.
+The rule: in the later forwards of a block at start <= i < stop, the cache recomputes the positions
 
-Deviations from the authors' code: none that changes a token. (An early version of theirs makes one forward without a commit in a block that
-its opening forward has finished; their later code does without, and so does this one.)
+    i >= start              with `prefix`: the block and everything behind it,
+    start <= i < stop       with `dual`: the block alone.
+
+With `dual`, the keys and values of the masks behind the block are therefore stale until the next block opens. The
+forward that opens a block commits tokens too.
+
+Deviations from the authors' code: none that changes a token. An early version of their code makes one forward without a
+commit in a block that its opening forward has finished. Their later code leaves this forward out, and so does this one.
 """
 
 from __future__ import annotations
@@ -21,20 +26,35 @@ from learn2pd.types import DecodeState, ForwardPlan, ModelSpec, RowMemory
 
 @dataclass(frozen=True)
 class OpenBlock(RowMemory):
-    """Which block everything was last recomputed for."""
+    """The block that is open in each row.
 
-    extra: int  # columns before a window whose output is needed to propose its first token
-    start: Tensor  # [B] long, -1 before the first
+    Attributes:
+        extra: The columns left of a window whose output is needed to propose the window's first token.
+        start: [B] long, the start of the block, -1 before the first block.
+    """
+
+    extra: int
+    start: Tensor
 
 
 class BlockCache(Cache):
-    """What `PrefixCache` and `DualCache` share: when a block opens. A subclass says which columns are recomputed after that."""
+    """The part that `PrefixCache` and `DualCache` share: a full forward when a block opens.
+
+    A subclass says which columns the later forwards of the block recompute.
+    """
 
     def start(self, state: DecodeState, spec: ModelSpec) -> OpenBlock:
         return OpenBlock(int(spec.shifted_logits), torch.full_like(state.end, -1))
 
     def recomputed_stop(self, state: DecodeState) -> Tensor:
-        """[B] long: positions of a block's later forwards, counted from its start, end here."""
+        """Return the position before which the later forwards of a block end.
+
+        Args:
+            state: The state before the forward.
+
+        Returns:
+            [B] long. These forwards recompute the positions from the start of the block up to here.
+        """
         raise NotImplementedError
 
     def plan(self, state: DecodeState, score: Tensor, memory: OpenBlock) -> tuple[list[ForwardPlan], OpenBlock]:
@@ -49,7 +69,7 @@ class BlockCache(Cache):
 
 
 class PrefixCache(BlockCache):
-    """Keep what lies before the block."""
+    """The cache that keeps the columns before the block."""
 
     name = "prefix"
 
@@ -58,7 +78,7 @@ class PrefixCache(BlockCache):
 
 
 class DualCache(BlockCache):
-    """Keep what lies before the block and behind it."""
+    """The cache that keeps the columns before the block and those behind it."""
 
     name = "dual"
 

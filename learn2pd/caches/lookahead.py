@@ -1,4 +1,12 @@
-"""APD's forward (arXiv 2506.00413): nothing right of the window is seen, and what lies far enough left of it is frozen.
+"""APD's forward (arXiv 2506.00413): it leaves out the columns right of the window and reuses columns far left of it.
+
+The rule: with the last window at `last`, the present one at start <= i < stop, and W = `kv_window`, a step recomputes
+the positions i with
+
+    last - W + 1 <= i < stop.
+
+It also recomputes the column before the window where the model needs its output. The keys and values of the columns
+left of that are frozen. No query attends to a column at or behind `stop`.
 
 Deviations from the authors' code: none.
 """
@@ -18,22 +26,27 @@ from learn2pd.types import DecodeState, ForwardPlan, ModelSpec, RowMemory
 
 @dataclass(frozen=True)
 class LastWindow(RowMemory):
-    """Where the window was."""
+    """The last window.
 
-    extra: int  # columns before a window whose output is needed to propose its first token
-    start: Tensor  # [B] long, start of the last window, -1 before the first
+    Attributes:
+        extra: The columns left of a window whose output is needed to propose the window's first token.
+        start: [B] long, the start of the last window, -1 before the first window.
+    """
+
+    extra: int
+    start: Tensor
 
 
 class LookaheadCache(Cache):
     """APD's forward.
 
     Args:
-        kv_window: W. The tokens that were committed in the last step and the W - 1 before them are recomputed with the window; what lies left
-            of them is frozen. With 0, as in the authors' code, a token's column stays as it was when the token was still a mask. None
-            freezes nothing.
+        kv_window: W. The tokens that were committed in the last step, and the W - 1 tokens before them, are recomputed
+            with the window. The columns left of them are frozen. With 0, as in the authors' code, the column of a token
+            stays as it was while the token was still a mask. None freezes no column.
 
     Raises:
-        ValueError: for a negative number.
+        ValueError: The number is negative.
     """
 
     name = "lookahead"
@@ -46,7 +59,8 @@ class LookaheadCache(Cache):
         return LastWindow(int(spec.shifted_logits), torch.full_like(state.end, -1))
 
     def plan(self, state: DecodeState, score: Tensor, memory: LastWindow) -> tuple[list[ForwardPlan], LastWindow]:
-        start, stop = state.window.start, state.window.stop
+        start = state.window.start
+        stop = state.window.stop
         everything = state.pad - state.prompt_width
         first = everything
         if self.kv_window is not None:

@@ -1,4 +1,4 @@
-"""Recompute everything at every step."""
+"""No cache: every step recomputes every column. The results are exact."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from learn2pd.types import DecodeState, ForwardPlan
 
 
 class NoCache(Cache):
-    """One plan for all open rows, trimmed to the columns that any of them still uses."""
+    """One plan for all open rows. The plan leaves out the columns that no open row uses any more."""
 
     name = "none"
     keeps = False

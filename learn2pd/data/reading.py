@@ -35,22 +35,36 @@ KINDS = "JSON lines, a JSON array, CSV, TSV or Parquet, in UTF-8"
 
 @dataclass(frozen=True)
 class Record:
-    """One object of a file, and where it stands there."""
+    """One object of a file.
+
+    Attributes:
+        fields: The values by the names of their fields.
+        place: The place of the object in the file, such as "line 12".
+    """
 
     fields: dict[str, Any]
-    place: str  # "line 12"
+    place: str
 
 
 @dataclass
 class Records:
-    """What a file or a data set holds."""
+    """The content of a file or a data set.
 
-    source: str  # for messages: "data.path='questions.jsonl'"
-    name: str  # for the origin of a prompt: "questions.jsonl"
-    unit: str  # what its records are: line, row, entry
+    Attributes:
+        source: The words by which messages name the file, such as "data.path='questions.jsonl'".
+        name: The name for the origin of a prompt, such as "questions.jsonl".
+        unit: The word for one record: line, row or entry.
+        rows: The records that can be used.
+        complaints: A sentence for each record that cannot be used.
+        digest: The SHA-256 of the file on the disk; empty for a data set of the hub.
+    """
+
+    source: str
+    name: str
+    unit: str
     rows: list[Record] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)  # one for each record that cannot be used
-    digest: str = ""  # sha256 of the file as it lies on the disk
+    complaints: list[str] = field(default_factory=list)
+    digest: str = ""
 
     def columns(self) -> list[str]:
         """The names of all fields, in the order in which they first occur."""
@@ -61,12 +75,12 @@ def read_records(path: str | Path, key: str = "data.path") -> Records:
     """The records of a file, and a complaint for each line that holds none.
 
     Args:
-        path: the file. Its ending decides between CSV, TSV and JSON; Parquet and gzip are recognised by their first
+        path: The file. Its ending decides between CSV, TSV and JSON; Parquet and gzip are recognised by their first
             bytes.
-        key: the configuration's name for the path, for messages.
+        key: The configuration's name for the path, for messages.
 
     Raises:
-        UserError: the file is missing, a folder, empty, damaged or not text.
+        UserError: The file is missing, a folder, empty, damaged or not text.
     """
     source = f"{key}={str(path)!r}"
     raw = _bytes_of(Path(path).expanduser(), source)
@@ -136,7 +150,7 @@ def _parsed(text: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is not JSON, or nested too deeply to be read.
+        ValueError: It is not JSON, or nested too deeply to be read.
     """
     try:
         return json.loads(text, object_pairs_hook=_object, parse_int=_integer)
@@ -259,10 +273,18 @@ def _read_parquet(raw: bytes, records: Records) -> None:
 
 
 def hub_records(name: str, subset: str | None, split: str) -> Records:
-    """The rows of a data set of the hub.
+    """Load the rows of a data set of the hub.
+
+    Args:
+        name: The name of the data set.
+        subset: The name of its configuration; None takes the default one.
+        split: The name of its split.
+
+    Returns:
+        The rows.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: The data set cannot be loaded.
     """
     import datasets
 

@@ -42,21 +42,37 @@ ALLOWED_METHODS = _words("""
     append count extend find insert join lower pop replace reverse sort split startswith endswith strip title upper
 """)
 FORBIDDEN = (
-    ast.Import, ast.ImportFrom, ast.ClassDef, ast.Global, ast.Nonlocal, ast.Try, ast.TryStar, ast.With, ast.Raise,
-    ast.AsyncFunctionDef, ast.Await,
+    ast.Import,
+    ast.ImportFrom,
+    ast.ClassDef,
+    ast.Global,
+    ast.Nonlocal,
+    ast.Try,
+    ast.TryStar,
+    ast.With,
+    ast.Raise,
+    ast.AsyncFunctionDef,
+    ast.Await,
     ast.Match,  # a class pattern reads any attribute: case str(__class__=c)
-)  # fmt: skip
+)
 
 PROGRAM_NAMES = ALLOWED_NAMES | _words("""
     bin bytes callable chr complex dict divmod filter format frozenset hash hex isinstance issubclass iter next oct ord
     pow repr slice ArithmeticError AssertionError AttributeError Exception IndexError KeyError LookupError
     NotImplementedError OverflowError RuntimeError StopIteration TypeError ValueError ZeroDivisionError
 """)
-REPLACED_NAMES = _words("print type")  # the runner has its own of these
+REPLACED_NAMES = _words("print type")  # the runner puts functions of its own in place of these
 PROGRAM_FORBIDDEN = (
-    ast.ClassDef, ast.Global, ast.With, ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith, ast.Await, ast.Match,
-)  # fmt: skip
-MODULES = {  # of each module the members that neither evaluate text nor read attributes by name
+    ast.ClassDef,
+    ast.Global,
+    ast.With,
+    ast.AsyncFunctionDef,
+    ast.AsyncFor,
+    ast.AsyncWith,
+    ast.Await,
+    ast.Match,
+)
+MODULES = {  # the members of each module that neither evaluate text nor read attributes by name
     "bisect": _words("bisect bisect_left bisect_right insort insort_left insort_right"),
     "collections": _words("Counter OrderedDict defaultdict deque"),
     "copy": _words("copy deepcopy"),
@@ -81,16 +97,30 @@ MODULES = {  # of each module the members that neither evaluate text nor read at
     """),
 }
 VALUES = (
-    str, bytes, list, tuple, dict, set, frozenset, int, float, complex, re.Pattern, re.Match, collections.deque,
+    str,
+    bytes,
+    list,
+    tuple,
+    dict,
+    set,
+    frozenset,
+    int,
+    float,
+    complex,
+    re.Pattern,
+    re.Match,
+    collections.deque,
     collections.Counter,
-)  # fmt: skip
+)
 PROGRAM_ATTRIBUTES = (
     {name for value in VALUES for name in dir(value) if not name.startswith("_")}
     | {member for members in MODULES.values() for member in members}
     | {"digest", "hexdigest", "update", "numerator", "denominator"}
-) - {"format", "format_map"}  # these read attributes by name: "{0.__class__}"
+) - {"format", "format_map"}  # these two read attributes by name: "{0.__class__}"
 
-CPU_SECONDS, WALL_SECONDS, MEMORY_BYTES = 2, 5.0, 512 * 2**20
+CPU_SECONDS = 2
+WALL_SECONDS = 5.0
+MEMORY_BYTES = 512 * 2**20
 
 LIMITS = """
 import builtins, importlib, json, resource, sys, types
@@ -149,53 +179,72 @@ output.write(json.dumps({"error": error}))
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a run gave: results, or why there are none."""
+class SandboxResult:
+    """The result of a run in the sandbox.
+
+    Attributes:
+        results: The value that each call returned; empty where the run failed.
+        error: The reason why the run failed; empty where it did not.
+    """
 
     results: list[Any] = field(default_factory=list)
     error: str = ""
 
 
 class SandboxRefused(UserError):
-    """Generated code would have to run and nobody allowed it."""
+    """The error of a run that would execute generated code without permission."""
 
 
 class Sandbox:
     """Runs generated code.
 
     Args:
-        allowed: the explicit permission; False makes every run raise before anything is parsed.
+        allowed: The explicit permission. False makes every run raise before it parses any source.
     """
 
     def __init__(self, allowed: bool) -> None:
         self.allowed = allowed
 
-    def call(self, source: str, arguments: Sequence[Any]) -> Outcome:
-        """Define the one function in `source` and call it with each argument (JSON values).
+    def call(self, source: str, arguments: Sequence[Any]) -> SandboxResult:
+        """Define a function and call it with each of several arguments.
+
+        Args:
+            source: A generated program that holds one function of one argument.
+            arguments: The arguments, JSON values.
+
+        Returns:
+            The results, or the error.
 
         Raises:
-            SandboxRefused: when running generated code was not allowed.
+            SandboxRefused: Running generated code was not allowed.
         """
         self.check_allowed()
         return _call(source, json.dumps(list(arguments)))
 
-    def run_tests(self, source: str, function: str, test: str, helpers: Sequence[str] = ()) -> Outcome:
+    def run_tests(self, source: str, function: str, test: str, helpers: Sequence[str] = ()) -> SandboxResult:
         """Define what is in `source` and give one of its functions to the `check` that `test` defines.
 
         Args:
-            source: a generated program.
-            function: the name of the function under test.
+            source: A generated program.
+            function: The name of the function under test.
             test: Python with a function `check(candidate)`, which raises where the candidate is wrong. It is trusted.
-            helpers: names of functions of the source that the test calls by their names.
+            helpers: The names of functions of the source that the test calls by their names.
+
+        Returns:
+            A result without an error where the tests passed.
 
         Raises:
-            SandboxRefused: when running generated code was not allowed.
+            SandboxRefused: Running generated code was not allowed.
         """
         self.check_allowed()
         return _run_tests(source, function, test, tuple(helpers))
 
     def check_allowed(self) -> None:
-        """Raises SandboxRefused when running generated code was not allowed."""
+        """Refuse to run generated code without permission.
+
+        Raises:
+            SandboxRefused: Running generated code was not allowed.
+        """
         if not self.allowed:
             raise SandboxRefused(
                 "judging programs runs generated Python: "
@@ -203,28 +252,28 @@ class Sandbox:
             )
 
 
-@functools.lru_cache(maxsize=4096)  # methods that agree produce the same program again and again
-def _call(source: str, arguments: str) -> Outcome:
+@functools.lru_cache(maxsize=4096)  # methods that agree on an answer produce the same program many times
+def _call(source: str, arguments: str) -> SandboxResult:
     try:
         function = _checked_function(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        return Outcome(error=f"rejected: {error}")
+        return SandboxResult(error=f"rejected: {error}")
     return _run(RUNNER, {"source": source, "function": function, "arguments": json.loads(arguments)}, ALLOWED_NAMES)
 
 
 @functools.lru_cache(maxsize=4096)
-def _run_tests(source: str, function: str, test: str, helpers: tuple[str, ...]) -> Outcome:
+def _run_tests(source: str, function: str, test: str, helpers: tuple[str, ...]) -> SandboxResult:
     try:
         _check_program(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        return Outcome(error=f"rejected: {error}")
+        return SandboxResult(error=f"rejected: {error}")
     job: dict[str, Any] = {"source": source, "function": function, "test": test, "helpers": helpers}
     job["modules"] = {module: sorted(members) for module, members in MODULES.items()}
     return _run(TEST_RUNNER, job, PROGRAM_NAMES)
 
 
-def _run(runner: str, job: dict[str, Any], names: Collection[str]) -> Outcome:
-    """Run a job in a process of its own."""
+def _run(runner: str, job: dict[str, Any], names: Collection[str]) -> SandboxResult:
+    """Run a job in a process of its own and read its result."""
     limits = json.dumps([CPU_SECONDS, MEMORY_BYTES, sorted(names)])
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -240,17 +289,18 @@ def _run(runner: str, job: dict[str, Any], names: Collection[str]) -> Outcome:
             )
             outcome = json.loads(done.stdout)
         except subprocess.TimeoutExpired:
-            return Outcome(error=f"no result within {WALL_SECONDS:g} seconds")
+            return SandboxResult(error=f"no result within {WALL_SECONDS:g} seconds")
         except ValueError:
-            return Outcome(error="the process was stopped by its limits")
-    return Outcome(outcome.get("results", []), outcome.get("error", ""))
+            return SandboxResult(error="the process was stopped by its limits")
+    return SandboxResult(outcome.get("results", []), outcome.get("error", ""))
 
 
 def _checked_function(source: str) -> str:
-    """The name of the single function that `source` defines.
+    """Return the name of the single function that `source` defines.
 
     Raises:
-        SyntaxError, ValueError: not Python, or Python outside the allowed subset.
+        SyntaxError: The source is not Python.
+        ValueError: The source is not a single function of one argument, or is outside the allowed subset of Python.
     """
     tree = ast.parse(source)
     if len(tree.body) != 1 or not isinstance(tree.body[0], ast.FunctionDef) or len(tree.body[0].args.args) != 1:
@@ -262,7 +312,12 @@ def _checked_function(source: str) -> str:
 
 
 def _check_program(source: str) -> None:
-    """Raises SyntaxError or ValueError for a program that is not Python, or Python outside the allowed subset."""
+    """Refuse a program that the sandbox may not run.
+
+    Raises:
+        SyntaxError: The source is not Python.
+        ValueError: The source is outside the allowed subset of Python.
+    """
     tree = ast.parse(source)
     own: set[str] = set()
     for node in ast.walk(tree):
@@ -286,7 +341,11 @@ def _check_program(source: str) -> None:
 def _check_tree(
     tree: ast.AST, forbidden: tuple[type[ast.AST], ...], attributes: Collection[str], names: Collection[str]
 ) -> None:
-    """Raises ValueError for the first statement, attribute or name that is not allowed."""
+    """Refuse a tree that holds a statement, an attribute or a name that is not allowed.
+
+    Raises:
+        ValueError: The message names the first of them.
+    """
     for node in ast.walk(tree):
         if isinstance(node, forbidden):
             raise ValueError(f"{type(node).__name__} is not allowed")

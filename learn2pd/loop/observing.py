@@ -1,4 +1,4 @@
-"""Who watches a run: an observer gets every step, and may ask for more proposals than the method needs."""
+"""Observers of a run: an observer gets every step, and may ask for more proposals than the method needs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from learn2pd.types import Step
 
 
 class Observer:
-    """Watches a run; this one does nothing.
+    """The base class of all observers. Its own `observe` does nothing.
 
     Attributes:
-        needs: extras of the prediction that it reads, as for a role.
-        scores_committed: True asks for proposals at committed positions of the window too.
-        looks_ahead: True asks for proposals at every masked position, not only in the window.
+        needs: The extras of the prediction that the observer reads, as for a role.
+        scores_committed: True asks the model for proposals at the committed positions of the window too.
+        looks_ahead: True asks the model for proposals at every masked position, and not only in the window.
     """
 
     needs: frozenset[str] = frozenset()
@@ -21,11 +21,19 @@ class Observer:
     looks_ahead: bool = False
 
     def observe(self, step: Step) -> None:
-        """Called once a step, after the commit."""
+        """Receive a step. The loop calls this method in every step, after the commit.
+
+        Args:
+            step: The states before and after the commit, the prediction and the commit.
+        """
 
 
 class CallbackObserver(Observer):
-    """Hands every step to a function."""
+    """An observer that hands every step to a function.
+
+    Args:
+        on_step: The function. Its result is ignored.
+    """
 
     def __init__(self, on_step: Callable[[Step], object]) -> None:
         self.on_step = on_step

@@ -1,7 +1,10 @@
-"""Forward plans over whole sequences and over parts of them: what every cache is built from.
+"""The two functions from which every cache builds its forward plans: plans over whole sequences and over parts of them.
 
-Keys and values of columns that a plan leaves out are those of the last plan that held them. Rows of one batch may be in different
-phases; those that recompute everything and those that reuse go into separate plans of the same step.
+A plan that leaves out a column reuses the keys and values that the last plan with this column kept. Rows of one batch
+may be in different phases: the rows that recompute everything and the rows that reuse columns go into separate plans of
+the same step.
+
+In the shapes, B is the number of rows of the batch and G the number of positions of the canvas.
 """
 
 from __future__ import annotations
@@ -16,11 +19,16 @@ from learn2pd.types import DecodeState, ForwardPlan
 
 
 def full_plan(state: DecodeState, rows: Tensor, score: Tensor, keep: bool) -> list[ForwardPlan]:
-    """A plan that recomputes every column of `rows` [B] bool that is in its sequence; no plan where there are no rows.
+    """Plan a forward that recomputes all columns of some rows. Columns that a stop rule cut are left out.
 
     Args:
-        score: [B, G] bool, positions whose token is to be proposed.
+        state: The state before the forward.
+        rows: [B] bool, the rows that take part.
+        score: [B, G] bool, the positions for which the model proposes a token.
         keep: True keeps the keys and values.
+
+    Returns:
+        One plan, or no plan where no row takes part.
     """
     numbers = rows.nonzero()[:, 0]
     if not len(numbers):
@@ -37,13 +45,19 @@ def full_plan(state: DecodeState, rows: Tensor, score: Tensor, keep: bool) -> li
 def partial_plan(
     state: DecodeState, rows: Tensor, first: Tensor, stop: Tensor, score: Tensor, seen: Tensor, extra: int
 ) -> list[ForwardPlan]:
-    """A plan that recomputes columns of `rows` [B] bool and reuses what is kept of the others.
+    """Plan a forward that recomputes some columns of some rows and reuses the kept keys and values of the others.
 
     Args:
-        first, stop: [B] long, generation positions to recompute; the prompt's are negative.
-        score: [B, G] bool, positions whose token is to be proposed.
-        seen: [B] long, positions from here on are not attended to.
-        extra: columns that are recomputed on the left of `first` too.
+        state: The state before the forward.
+        rows: [B] bool, the rows that take part.
+        first: [B] long, the first generation position that is recomputed. Positions of the prompt are negative.
+        stop: [B] long, the generation position before which recomputing ends.
+        score: [B, G] bool, the positions for which the model proposes a token.
+        seen: [B] long, the first generation position to which no query attends.
+        extra: The number of columns left of `first` that are recomputed too.
+
+    Returns:
+        One plan, or no plan where no row takes part.
     """
     numbers = rows.nonzero()[:, 0]
     if not len(numbers):
@@ -60,10 +74,12 @@ def partial_plan(
 
 
 def _keys(pad: Tensor, stop: Tensor) -> tuple[int, int, Tensor | None]:
-    """The columns that any row attends to, and which of them each does, where that differs."""
-    bounds: Sequence[int] = torch.stack(
-        (pad.min(), pad.max(), stop.min(), stop.max())
-    ).tolist()  # one host synchronisation
+    """Return the first and the last column (exclusive) to which any row attends, and the columns of each row.
+
+    The columns of each row are a mask [R, K] bool; the mask is None where all rows attend to the same columns.
+    """
+    # one transfer to the host instead of four
+    bounds: Sequence[int] = torch.stack((pad.min(), pad.max(), stop.min(), stop.max())).tolist()
     if bounds[0] == bounds[1] and bounds[2] == bounds[3]:
         return bounds[0], bounds[3], None
     column = torch.arange(bounds[0], bounds[3], device=pad.device)

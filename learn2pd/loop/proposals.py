@@ -1,8 +1,12 @@
-"""Logits to proposals: token, confidence and, where asked, margin, entropy.
+"""The step from logits to proposals: the token, its confidence and, where a component needs them, margin and entropy.
 
-Confidence is the float32 softmax probability of the proposed token under the unscaled logits; temperature, top-p and top-k shape only
-which token is proposed. The mask token is never proposed. No float64 and no softmax of the whole canvas: arg-max and normaliser of the
-scored positions, a few positions at a time.
+The confidence is the float32 softmax probability of the proposed token under the unscaled logits. Temperature, top-p
+and top-k only decide which token is proposed. The mask token is never proposed.
+
+The functions compute in float32 and never build the softmax of the whole canvas. They need the arg-max and the
+normaliser of the scored positions only, and the caller gives them a few positions at a time.
+
+In the shapes, N is the number of scored positions and V the number of tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -15,14 +19,19 @@ from torch import Tensor
 from learn2pd.types import UNRESTRICTED, DecodeState, Draw
 
 EXTRAS = ("margin", "entropy")
-SEED_FACTOR = 1_000_003  # keeps the steps of one seed apart from those of the next
+SEED_FACTOR = 1_000_003  # keeps the draws of one seed's steps apart from the draws of the next seed's steps
 
 
 def restrict_ids(logits: Tensor, allowed: Tensor) -> Tensor:
-    """Logits [N, V] with -inf at every id that a position may not hold.
+    """Set the logits of all ids that a position may not hold to -inf.
 
     Args:
-        allowed: [N, A] long, ids, filled with `UNRESTRICTED`; a position without any id is not restricted.
+        logits: [N, V] float.
+        allowed: [N, A] long, the ids that each position may hold. Unused places hold `UNRESTRICTED`. A position whose
+            places all hold `UNRESTRICTED` may hold any id.
+
+    Returns:
+        [N, V] float.
     """
     vocab_size = logits.shape[1]
     ids = allowed.masked_fill(allowed == UNRESTRICTED, vocab_size)  # one more column takes the fill
@@ -32,15 +41,32 @@ def restrict_ids(logits: Tensor, allowed: Tensor) -> Tensor:
 
 
 def row_generators(state: DecodeState) -> list[torch.Generator]:
-    """A generator for each row's draws of this step: a function of the row's seed and step, so that neighbours in a batch cannot matter."""
+    """Make a random generator for the draws of each row in this step.
+
+    A generator depends on the row's seed and step alone, so that the other rows of the batch do not change the draws.
+
+    Args:
+        state: The state before the step.
+
+    Returns:
+        One generator for each row, on the CPU.
+    """
     pairs = zip(state.seed.tolist(), state.step.tolist(), strict=True)
     return [torch.Generator().manual_seed((seed * SEED_FACTOR + step) % 2**63) for seed, step in pairs]
 
 
 def row_noise(rows: Tensor, generators: Sequence[torch.Generator], vocab_size: int) -> Tensor:
-    """[N, V] float64 Gumbel noise for positions of `rows` [N] long, ascending, each row's from its own generator.
+    """Draw Gumbel noise for every scored position, from the generator of its row.
 
-    float64: noise from float32 draws saturates.
+    The noise is float64, because noise that is made from float32 draws saturates.
+
+    Args:
+        rows: [N] long, the row of each position, ascending.
+        generators: One generator for each row of the batch.
+        vocab_size: V.
+
+    Returns:
+        [N, V] float64.
     """
     counts = torch.bincount(rows, minlength=len(generators)).tolist()
     uniform = [
@@ -51,26 +77,27 @@ def row_noise(rows: Tensor, generators: Sequence[torch.Generator], vocab_size: i
 
 
 def propose(logits: Tensor, draw: Draw, needs: frozenset[str]) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
-    """Proposals of N positions.
+    """Propose a token for each of N positions.
 
     Args:
-        logits: [N, V] float32, the mask token at -inf.
-        draw: chooses the tokens.
-        needs: which of `EXTRAS` to compute.
+        logits: [N, V] float32, with the mask token at -inf.
+        draw: The rule that draws the tokens.
+        needs: The extras to compute; names outside `EXTRAS` are ignored.
 
     Returns:
-        tokens [N] long, confidence [N] float32, extras: margin [N] (probability of the first minus the second), entropy [N] in nats.
+        The tokens [N] long, their confidence [N] float32, and the extras by name: `margin` [N] is the probability of
+        the most probable token minus that of the second, `entropy` [N] is in nats.
     """
     extras = {}
     top = logits.topk(2).values if "margin" in needs else logits.max(-1, keepdim=True).values
     best = top[:, :1]
     tokens = draw(logits)
-    below = logits - best  # best - logsumexp would cancel digits near 1
-    chosen = below.gather(1, tokens[:, None])[:, 0].exp()
+    below = logits - best  # the difference best - logsumexp would lose digits for confidences near 1
+    weight = below.gather(1, tokens[:, None])[:, 0].exp()  # [N], of the proposed token relative to the best one
     if "entropy" in needs:
         log_prob = below - below.exp().sum(-1, keepdim=True).log()
         extras["entropy"] = -(log_prob.exp() * log_prob.masked_fill(log_prob == -torch.inf, 0)).sum(-1)
     total = below.exp_().sum(-1)  # [N] softmax denominator relative to the best
     if "margin" in needs:
         extras["margin"] = (1 - (top[:, 1] - top[:, 0]).exp()) / total
-    return tokens, chosen / total, extras
+    return tokens, weight / total, extras

@@ -1,4 +1,9 @@
-"""Runs the forward plans of a step and gathers their proposals; holds the loop's only forward counter."""
+"""The model's part of a step: it runs the forward plans, gathers their proposals and counts forwards and columns.
+
+Nothing else in the package counts forwards. In the shapes, B is the number of rows of the batch, G of canvas positions,
+R of rows of a plan, Q of its query columns, S of its shadow columns, N of scored positions, V of tokens of the
+vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -15,30 +20,30 @@ from learn2pd.models.kv import KVStore
 from learn2pd.tensors import widened
 from learn2pd.types import DecodeState, Draw, ForwardPlan, Prediction, Sampling
 
-SCORE_VALUES = 2**23  # logits held at a time: 66 positions at LLaDA's vocabulary, 32 MiB in float32
+SCORE_VALUES = 2**23  # logits that are held at one time: 66 positions of LLaDA's vocabulary, 32 MiB in float32
 LEAVE_ONE_OUT = "leave_one_out"
 
 
 @dataclass
 class _Gathered:
-    """Proposals of a step, filled plan by plan; [B, G] each."""
+    """The proposals of a step, filled plan by plan. Each tensor is [B, G]."""
 
     tokens: Tensor
     confidence: Tensor
     valid: Tensor
     extras: dict[str, Tensor]
-    logits: list[tuple[Tensor, Tensor, Tensor | None]]  # place in the batch [N], logits [N, V], noise [N, V]
+    logits: list[tuple[Tensor, Tensor, Tensor | None]]  # places in the batch [N], logits [N, V], noise [N, V]
 
 
 class ForwardStep:
-    """The model's part of a step.
+    """Runs the plans of a step.
 
     Args:
-        model: the model.
-        store: of keys and values; None where the cache keeps nothing.
-        needs: extras that the components of the method ask for.
-        sampling: how tokens are drawn.
-        watch: is told how long the parts take.
+        model: The model.
+        store: The buffers for keys and values; None where the cache keeps nothing.
+        needs: The extras that the components of the method and the observer read.
+        sampling: The rule by which tokens are drawn.
+        watch: The stopwatch that counts the seconds of the parts.
     """
 
     def __init__(
@@ -52,12 +57,18 @@ class ForwardStep:
         self.positions_at_a_time = max(1, SCORE_VALUES // model.spec.vocab_size)
 
     def __call__(self, state: DecodeState, plans: Sequence[ForwardPlan]) -> tuple[DecodeState, Prediction, Tensor]:
-        """Run the plans.
+        """Run the plans of one step.
+
+        Args:
+            state: The state before the forward, with the window that the scheduler opened.
+            plans: The plans that the cache made.
 
         Returns:
-            The state with its forwards counted, the proposals, and [B] bool: rows whose logits were not finite and so have none.
+            The state with the forwards and columns counted, the proposals, and [B] bool, the rows whose logits were not
+            finite. Such a row has no proposals.
         """
-        shape, device = state.masked.shape, state.masked.device
+        shape = state.masked.shape
+        device = state.masked.device
         names = [name for name in (*EXTRAS, LEAVE_ONE_OUT) if name in self.needs]
         gathered = _Gathered(
             tokens=torch.zeros_like(state.canvas),
@@ -67,7 +78,8 @@ class ForwardStep:
             logits=[],
         )
         generators = row_generators(state) if self.sampling.temperature else []
-        forwards, columns = state.forwards.clone(), state.columns.clone()
+        forwards = state.forwards.clone()
+        columns = state.columns.clone()
         for plan in plans:
             if LEAVE_ONE_OUT in self.needs:
                 plan = with_shadows(plan, state)
@@ -79,7 +91,8 @@ class ForwardStep:
             if plan.shadow is not None:
                 self._score_shadows(state, plan, plan.shadow, hidden[:, plan.query.shape[1] :], gathered)
         broken = (~gathered.confidence.isfinite()).any(1)
-        valid, confidence = gathered.valid & ~broken[:, None], gathered.confidence.masked_fill(broken[:, None], 0)
+        valid = gathered.valid & ~broken[:, None]
+        confidence = gathered.confidence.masked_fill(broken[:, None], 0)
         prediction = Prediction(gathered.tokens, confidence, valid, gathered.extras)
         if gathered.logits:
             prediction = self._with_logits(prediction, gathered.logits)
@@ -93,8 +106,11 @@ class ForwardStep:
         gathered: _Gathered,
         generators: Sequence[torch.Generator],
     ) -> None:
-        """Proposals of the columns that the plan scores, a few at a time: the logits of all of them may not fit into memory."""
-        slot = plan.score.nonzero()  # [N, 2] row of the plan, place in its query
+        """Write the proposals of the columns that the plan scores into `gathered`.
+
+        The method scores a few columns at a time, since the logits of all of them may not fit into memory.
+        """
+        slot = plan.score.nonzero()  # [N, 2] long, row of the plan and place in its query
         hidden = hidden[slot[:, 0], slot[:, 1] - int(self.model.spec.shifted_logits)]
         rows = plan.rows[slot[:, 0]]
         positions = plan.query[slot[:, 0], slot[:, 1]] - state.prompt_width
@@ -114,7 +130,7 @@ class ForwardStep:
     def _score_shadows(
         self, state: DecodeState, plan: ForwardPlan, shadow: Tensor, hidden: Tensor, gathered: _Gathered
     ) -> None:
-        """The probability of each token of the shadow columns, given every token but itself."""
+        """Write the probability of each shadow column's token, given all tokens but itself, into `gathered`."""
         with self.watch("score"):
             rows = plan.rows[:, None].expand_as(shadow).flatten()
             positions = shadow.flatten() - state.prompt_width
@@ -125,31 +141,43 @@ class ForwardStep:
                 gathered.extras[LEAVE_ONE_OUT][at] = logits.log_softmax(-1).gather(1, token)[:, 0].exp().float()
 
     def _logits(self, hidden: Tensor, state: DecodeState, at: tuple[Tensor, Tensor]) -> Tensor:
-        """[N, V] in at least float32: the mask token, and what a position may not hold, at -inf."""
+        """Return logits [N, V] in at least float32, with -inf at the mask token and at ids that are not allowed.
+
+        Args:
+            hidden: [N, D].
+            state: The state before the step.
+            at: The row and the generation position of each hidden state, [N] long each.
+        """
         logits = widened(self.model.score(hidden))
         logits[:, self.model.spec.mask_id] = -torch.inf
         return logits if state.allowed is None else restrict_ids(logits, state.allowed[at])
 
     def _with_logits(self, prediction: Prediction, parts: list[tuple[Tensor, Tensor, Tensor | None]]) -> Prediction:
-        """Logits and noise of all plans in row-major order of `valid`."""
+        """Add the logits and the noise of all plans to the prediction, in the row-major order of `valid`."""
         place = torch.cat([part[0] for part in parts])
         order = place.argsort()
         order = order[prediction.valid.flatten()[place[order]]]
         noise = None if parts[0][2] is None else torch.cat([part[2] for part in parts if part[2] is not None])[order]
-        return replace(
-            prediction, logits=torch.cat([part[1] for part in parts])[order], draw=Draw(self.sampling, noise)
-        )
+        logits = torch.cat([part[1] for part in parts])[order]
+        return replace(prediction, logits=logits, draw=Draw(self.sampling, noise))
 
 
 def with_shadows(plan: ForwardPlan, state: DecodeState) -> ForwardPlan:
-    """The plan with a shadow column for every committed position of its rows' windows."""
+    """Add a shadow column to the plan for every committed position in the windows of its rows.
+
+    Args:
+        plan: The plan without shadow columns.
+        state: The state before the forward.
+
+    Returns:
+        The plan with shadow columns; the same plan where no position of a window is committed.
+    """
     committed = (state.window.mask(state.gen_length) & ~state.masked & ~state.given)[plan.rows]
-    width = int(committed.sum(1).max())  # one wait for the device
+    width = int(committed.sum(1).max())  # this waits for the device
     if not width:
         return plan
-    first = committed.int().argsort(dim=1, descending=True, stable=True)[
-        :, :width
-    ]  # [R, S] committed positions, then others
+    # [R, S] long, the committed positions of each row first, other positions behind them
+    first = committed.int().argsort(dim=1, descending=True, stable=True)[:, :width]
     counts = committed.sum(1)
     some = torch.where(counts > 0, first[:, 0], 0)[:, None]
     position = torch.where(torch.arange(width, device=first.device) < counts[:, None], first, some)

@@ -1,4 +1,4 @@
-"""Where the time of a run goes."""
+"""A stopwatch that adds up the seconds of the parts of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ PARTS = ("forward", "score", "policy")  # the rest of a run is bookkeeping
 
 
 class Stopwatch:
-    """Seconds by part. Queued device work counts to the part that queued it."""
+    """Adds up seconds by part. Work that waits in the device's queue counts to the part that queued it.
+
+    Args:
+        device: The device of the run.
+
+    Attributes:
+        seconds: The seconds of each part so far.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -21,6 +28,11 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
+        """Count the time inside a `with` block.
+
+        Args:
+            part: One of `PARTS`.
+        """
         started = self._now()
         try:
             yield

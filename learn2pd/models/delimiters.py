@@ -1,4 +1,4 @@
-"""Tokens that end a line, of any tokenizer."""
+"""The tokens that end a line, for any tokenizer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ from transformers import PreTrainedTokenizerBase
 
 
 def newline_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that are white space with a new line in it: the delimiters of AdaBlock where none are named."""
+    """List the tokens that consist of white space and hold a new line.
+
+    AdaBlock takes them as its delimiters where the user names none.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+
+    Returns:
+        The token ids.
+    """
     texts = ((token, tokenizer.decode([token])) for token in range(len(tokenizer)))
     return [token for token, text in texts if "\n" in text and not text.strip()]

@@ -1,11 +1,13 @@
 """Dream as a transformers model: the hub's configuration fields, tensor names and arithmetic, without its remote code.
 
-Dream (Ye et al. 2025, arXiv 2508.15487) is a Qwen2 transformer (grouped-query attention, biases on queries, keys and values, SwiGLU)
-made bidirectional. It was adapted from an autoregressive model and keeps its alignment: the output at position i predicts token i + 1.
-`hidden` and `forward` give outputs where they are computed; shifting them is the reader's business (`ModelSpec.shifted_logits`).
+Dream (Ye et al. 2025, arXiv 2508.15487) is a bidirectional Qwen2 transformer: grouped-query attention, biases on
+queries, keys and values, SwiGLU. It was adapted from an autoregressive model and keeps that model's alignment: the
+output at position i predicts the token at i + 1.
+`hidden` and `forward` leave each output at the position that computed it. Their callers shift the outputs
+(`ModelSpec.shifted_logits`).
 
-Deviations from the hub's modelling file: the attention mask is honoured, positions may be given per row, and rotation is computed in
-float32 whatever the weights' type.
+Deviations from the hub's modelling file: the network respects the attention mask, the caller may give the positions of
+each row, and the rotation is computed in float32 whatever the type of the weights.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ from learn2pd.models.kv import KVView
 from learn2pd.models.layers import RMSNorm, attend
 from learn2pd.models.network import DiffusionNetwork, Parts
 
-# Any other value would load and silently compute something else.
+# The only values that this file implements. Without a check, another value would silently compute something else.
 FIXED_FIELDS: dict[str, Any] = {
     "hidden_act": "silu",
     "use_sliding_window": False,
     "use_mrope": False,
     "tie_word_embeddings": False,
 }
+# Fields of the hub's config.json that do not change inference. They are kept so that a saved config has every field.
 CARRIED_FIELDS: dict[str, Any] = {
     "attention_dropout": 0.0,
     "sliding_window": None,
@@ -40,7 +43,7 @@ class DreamConfig(PretrainedConfig):
     """The fields of the hub's config.json.
 
     Raises:
-        ValueError: for a field whose value this implementation does not compute; the message names it.
+        ValueError: A field has a value that this file does not implement; the message names the field.
     """
 
     model_type = "Dream"
@@ -73,18 +76,25 @@ class DreamConfig(PretrainedConfig):
         heads = num_attention_heads if num_key_value_heads is None else num_key_value_heads
         rope_theta = plain_rotation(other, rope_theta)
         check_whole(
-            vocab_size=vocab_size, hidden_size=hidden_size, intermediate_size=intermediate_size, num_hidden_layers=num_hidden_layers,
-            num_attention_heads=num_attention_heads, num_key_value_heads=heads, max_position_embeddings=max_position_embeddings,
-        )  # fmt: skip
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            num_hidden_layers=num_hidden_layers,
+            num_attention_heads=num_attention_heads,
+            num_key_value_heads=heads,
+            max_position_embeddings=max_position_embeddings,
+        )
         check_positive(rope_theta=rope_theta, rms_norm_eps=rms_norm_eps)
         if hidden_size % (2 * num_attention_heads) or num_attention_heads % heads:
             raise ValueError(
-                f"config.json: hidden_size={hidden_size}, num_attention_heads={num_attention_heads}, num_key_value_heads={heads}: "
-                "hidden_size must divide into num_attention_heads even parts and these into num_key_value_heads groups"
+                f"config.json: hidden_size={hidden_size}, num_attention_heads={num_attention_heads}, "
+                f"num_key_value_heads={heads}: hidden_size must divide into num_attention_heads even parts "
+                "and these into num_key_value_heads groups"
             )
         if other.get("layer_types") not in (None, ["full_attention"] * num_hidden_layers):
             raise ValueError(
-                f"config.json: layer_types={other['layer_types']!r}, only full_attention in every layer is implemented for Dream"
+                f"config.json: layer_types={other['layer_types']!r}, "
+                "only full_attention in every layer is implemented for Dream"
             )
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
@@ -108,13 +118,15 @@ class DreamConfig(PretrainedConfig):
 
 
 class DreamTokenizer(Qwen2TokenizerFast):
-    """Qwen2's tokenizer under the name that Dream's tokenizer_config.json gives, whose own code would have to be downloaded.
+    """Qwen2's tokenizer under the name in Dream's tokenizer_config.json.
 
-    The hub's class reads the same files (vocab.json, merges.txt) in the same way.
+    The hub's own class of this name is remote code. It reads the same files (vocab.json, merges.txt) in the same way.
     """
 
 
 class DreamAttention(nn.Module):
+    """Grouped-query attention with biases on queries, keys and values."""
+
     def __init__(self, config: DreamConfig) -> None:
         super().__init__()
         kv_width = config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
@@ -130,6 +142,8 @@ class DreamAttention(nn.Module):
 
 
 class DreamMLP(nn.Module):
+    """The SwiGLU feed-forward layer."""
+
     def __init__(self, config: DreamConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -141,6 +155,8 @@ class DreamMLP(nn.Module):
 
 
 class DreamDecoderLayer(nn.Module):
+    """One layer: attention and feed-forward, each behind a norm."""
+
     def __init__(self, config: DreamConfig) -> None:
         super().__init__()
         self.self_attn = DreamAttention(config)
@@ -151,13 +167,24 @@ class DreamDecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int
     ) -> Tensor:
-        """x [R, Q, D]; mask [R, 1, 1 or Q, K] bool, True where attended, or None."""
+        """Run the layer.
+
+        Args:
+            x: [R, Q, D].
+            tables: The cosines and sines of `rotary_tables`.
+            mask: [R, 1, 1 or Q, K] bool, True where a query attends to a column; None attends everywhere.
+            kept: The kept keys and values; None attends to the query itself.
+            layer: The number of the layer.
+
+        Returns:
+            [R, Q, D].
+        """
         x = x + self.self_attn(self.input_layernorm(x), tables, mask, kept, layer)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class DreamBackbone(nn.Module):
-    """Holds the parts under the hub's names: `embed_tokens`, `layers`, `norm`."""
+    """Holds the modules under the hub's names: `embed_tokens`, `layers`, `norm`."""
 
     def __init__(self, config: DreamConfig) -> None:
         super().__init__()
@@ -167,7 +194,7 @@ class DreamBackbone(nn.Module):
 
 
 class DreamModel(DiffusionNetwork):
-    """Logits at i are for the token at i + 1."""
+    """The network. Its logits at position i predict the token at i + 1."""
 
     config_class = DreamConfig
     _no_split_modules: ClassVar = ["DreamDecoderLayer"]

@@ -1,4 +1,4 @@
-"""Hub names and folders, for dLLMs, verifiers and adapters: whatever is wrong with their files becomes one line.
+"""Files of dLLMs, verifiers and adapters, from a folder or a hub name. Everything wrong with them becomes one line.
 
 A hub name is turned into the folder of its snapshot in the local cache once, by `local_folder`; everything after that
 reads a folder. The hub is asked whether it answers before anything else is asked of it, so that a missing network costs
@@ -25,13 +25,8 @@ from learn2pd.models.neighbours import cause, told_in_one_line
 ADAPTER_CONFIG = "adapter_config.json"
 # SafetensorError is here for weights that are read lazily, long after their file was opened
 UNREADABLE = (OSError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, SafetensorError)
-DESCRIPTIONS = (
-    "*.json",
-    "*.txt",
-    "*.jinja",
-    "*.model",
-    "*.tiktoken",
-)  # every file of a repository but weights, code and pictures
+# the files of a repository that are not weights, code or pictures
+DESCRIPTIONS = ("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken")
 PROBE_SECONDS = 5.0
 LFS_POINTER = b"version https://git-lfs.github.com"
 
@@ -40,11 +35,11 @@ def path_text(key: str, path: object) -> str:
     """A folder or a hub name as text, with `~` as the home folder.
 
     Args:
-        key: the argument's name, for messages.
-        path: a text or a Path.
+        key: The argument's name, for messages.
+        path: A text or a Path.
 
     Raises:
-        UserError: it is neither, or it is empty.
+        UserError: It is neither, or it is empty.
     """
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if not isinstance(text, str):
@@ -57,15 +52,21 @@ def path_text(key: str, path: object) -> str:
 
 
 def shown_name(path: str) -> str:
-    """A folder's last part, a hub name as it is."""
+    """Return the last part of a folder, or a hub name as it is."""
     return Path(os.path.abspath(path)).name if Path(path).exists() else path
 
 
 def check_folder(key: str, path: str | os.PathLike[str], expected: str, file: str = "config.json") -> None:
-    """Refuse a path that cannot be a hub's name and holds no `file`, before the hub is asked for it.
+    """Refuse a path that cannot be a hub name and holds no `file`, before anybody asks the hub for it.
+
+    Args:
+        key: The argument's name, for messages.
+        path: A folder or a hub name.
+        expected: The words for the expected content, for messages.
+        file: The name of the file that the folder must hold.
 
     Raises:
-        UserError: saying what was `expected`.
+        UserError: The path is refused; the message says what was expected.
     """
     path = path_text(key, path)
     folder = Path(path)
@@ -91,14 +92,14 @@ def local_folder(
     """The folder with the files of a hub name or folder; a folder is itself.
 
     Args:
-        key: the argument's name, for messages.
-        path: a folder, or a hub name whose files are downloaded, or taken from the local cache where the hub does not
+        key: The argument's name, for messages.
+        path: A folder, or a hub name whose files are downloaded, or taken from the local cache where the hub does not
             answer.
-        revision: of the hub repository.
-        patterns: the files to download.
+        revision: The revision of the hub repository.
+        patterns: The files to download.
 
     Raises:
-        UserError: the hub does not answer within seconds and the cache does not hold the repository, or the repository
+        UserError: The hub does not answer within seconds and the cache does not hold the repository, or the repository
             cannot be read.
     """
     path = path_text(key, path)
@@ -128,12 +129,16 @@ def local_folder(
             ) from error
         at = f" at revision {revision!r}" if revision else ""
         raise UserError(
-            f"{key}={path!r}{at} could not be read from {constants.ENDPOINT} ({cause(error)}); check the name, or {advice}"
+            f"{key}={path!r}{at} could not be read from {constants.ENDPOINT} ({cause(error)}); "
+            f"check the name, or {advice}"
         ) from error
 
 
 def _why_unreachable() -> str | None:
-    """Why the hub does not answer; None where it does. The question is asked in a thread, since a name server may take its time."""
+    """Say why the hub does not answer, or return None where it does.
+
+    A thread asks the hub, since a name server may take a long time.
+    """
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     answer: list[str | None] = []
@@ -152,10 +157,14 @@ def _why_unreachable() -> str | None:
 
 
 def check_file(subject: str, file: Path) -> None:
-    """Refuse a file that is empty, or that stands for another one which was not downloaded.
+    """Refuse a file that is empty, or that is a pointer to a file which was not downloaded.
+
+    Args:
+        subject: The thing to which the file belongs, for messages.
+        file: The file.
 
     Raises:
-        UserError: naming the file and what to do.
+        UserError: The file is refused; the message names it and says what to do.
     """
     with told_in_one_line(f"{subject}: {file.name} could not be read"), file.open("rb") as opened:
         start = opened.read(len(LFS_POINTER))
@@ -175,10 +184,21 @@ def read_object(
     revision: str | None = None,
     patterns: Iterable[str] = DESCRIPTIONS,
 ) -> dict[str, Any]:
-    """The JSON object in a file of a hub name or folder.
+    """Read the JSON object in a file of a folder or a hub name.
+
+    Args:
+        key: The argument's name, for messages.
+        path: A folder or a hub name.
+        file: The name of the file.
+        expected: The words for the expected content, for messages.
+        revision: The revision of the hub repository.
+        patterns: The files to download.
+
+    Returns:
+        The fields of the object.
 
     Raises:
-        UserError: it cannot be read, or holds something else; `expected` ends that line.
+        UserError: The file cannot be read, or does not hold an object.
     """
     described = local_folder(key, path, revision, patterns) / file
     subject = f"{key}={os.fspath(path)!r}"
@@ -193,10 +213,15 @@ def read_object(
 def refuse_adapter(key: str, path: str | os.PathLike[str], revision: str | None = None) -> None:
     """Refuse a model with an adapter beside it.
 
-    transformers would take other weights than the model's, or pickled ones, without a word.
+    Without this check, transformers would silently load other weights than the model's, or pickled ones.
+
+    Args:
+        key: The argument's name, for messages.
+        path: A folder or a hub name.
+        revision: The revision of the hub repository.
 
     Raises:
-        UserError: saying where the adapter belongs.
+        UserError: An adapter lies beside the model; the message says where it belongs.
     """
     if (local_folder(key, path, revision) / ADAPTER_CONFIG).exists():
         raise UserError(
@@ -206,10 +231,15 @@ def refuse_adapter(key: str, path: str | os.PathLike[str], revision: str | None 
 
 
 def refuse_tensors(subject: str, why: str, **wrong: Iterable[str]) -> None:
-    """Refuse names of tensors by kind: `missing`, `unknown`, `misshapen`.
+    """Refuse a set of weights if the names of wrong tensors are given.
+
+    Args:
+        subject: The thing to which the tensors belong, for messages.
+        why: The end of the message.
+        wrong: The names of wrong tensors by kind: `missing`, `unknown`, `misshapen`.
 
     Raises:
-        UserError: for the first kind that has any.
+        UserError: A kind has a tensor; the message names the first one.
     """
     for kind, tensors in wrong.items():
         if names := sorted(tensors):

@@ -1,4 +1,4 @@
-"""Which model it is: 16 hex digits of every byte of every weight and of the configuration.
+"""The identity of a model: 16 hex digits that depend on every byte of its weights and on its configuration.
 
 Recordings, policies and compared outcomes belong to a model by this fingerprint, so that a model with one changed value
 is another one.
@@ -69,8 +69,8 @@ def fingerprint(config: PretrainedConfig, weights: str) -> str:
     """The identity of a model.
 
     Args:
-        config: every field counts but those of `CANNOT_MATTER` and those that have transformers' own default.
-        weights: from `WeightsDigest`.
+        config: Every field counts but those of `CANNOT_MATTER` and those that have transformers' own default.
+        weights: The hex digest of a `WeightsDigest`.
 
     Returns:
         16 hex digits.
@@ -83,13 +83,21 @@ def fingerprint(config: PretrainedConfig, weights: str) -> str:
 
 
 class WeightsDigest:
-    """SHA-256 of the names, types, shapes and bytes of tensors, in whatever order and from whatever thread they come."""
+    """SHA-256 of the names, types, shapes and bytes of tensors.
+
+    The order in which tensors are added does not matter, nor do the threads that add them.
+    """
 
     def __init__(self) -> None:
         self._lines: dict[str, str] = {}
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Take in a tensor under its name in the network."""
+        """Add a tensor to the digest.
+
+        Args:
+            name: The name of the tensor in the network.
+            tensor: The tensor, on any device.
+        """
         values = tensor.detach().cpu().contiguous().reshape(-1)
         digest = hashlib.sha256(cast(Any, values.view(torch.uint8).numpy())).hexdigest()
         self._lines[name] = f"{name} {tensor.dtype} {tuple(tensor.shape)} {digest}"
@@ -113,8 +121,8 @@ class KeptDigest:
     A cache that cannot be read or written only costs the time to digest the weights again.
 
     Args:
-        files: the files that hold the weights; how they are is noted here, so make this before they are read.
-        dtype: the type in which the weights are loaded.
+        files: The files that hold the weights; how they are is noted here, so make this before they are read.
+        dtype: The type in which the weights are loaded.
     """
 
     def __init__(self, files: Sequence[Path], dtype: torch.dtype) -> None:
@@ -139,7 +147,14 @@ class KeptDigest:
         return digest if len(digest) == 64 and set(digest) <= set("0123456789abcdef") else None
 
     def write(self, digest: str) -> None:
-        """Keep a digest, unless the files have changed since, or so lately that they may change again without a new time."""
+        """Keep a digest.
+
+        Nothing is kept where the files have changed since this object was made, or where they changed so lately that
+        they may change again without a new time.
+
+        Args:
+            digest: 64 hex digits.
+        """
         if not self.unchanged:
             return
         try:

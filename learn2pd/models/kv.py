@@ -1,6 +1,9 @@
-"""Keys and values kept between the forwards of a run: static buffers, written in place.
+"""The keys and values that are kept between the forwards of a run, in static buffers that are written in place.
 
-Keys are kept after rotation: a column's position never changes during a run.
+The keys are kept after rotation, which is possible because a column's position never changes during a run.
+
+In the shapes, R is the number of rows of a plan, Q of its query columns, S of its shadow columns, K of the columns of
+its span.
 """
 
 from __future__ import annotations
@@ -15,7 +18,13 @@ class KVStore:
     """Buffers of one run.
 
     Args:
-        layers, rows, columns, heads, head_width: sizes; `heads` are those of keys and values.
+        layers: The number of layers.
+        rows: The rows of the batch.
+        columns: The columns of the batch.
+        heads: The heads of keys and values.
+        head_width: The features of a head.
+        dtype: The type of the numbers.
+        device: The device of the buffers.
     """
 
     def __init__(
@@ -29,17 +38,23 @@ class KVStore:
         device: torch.device,
     ) -> None:
         self.rows = rows
-        self.keys, self.values = (
-            torch.zeros(layers, rows, columns, heads, head_width, dtype=dtype, device=device) for _ in range(2)
-        )
+        self.keys = torch.zeros(layers, rows, columns, heads, head_width, dtype=dtype, device=device)
+        self.values = torch.zeros_like(self.keys)
 
     def view(self, plan: ForwardPlan) -> KVView | None:
-        """The store as one forward uses it; None where the plan keeps nothing."""
+        """Return the store as the forward of one plan uses it, or None where the plan keeps nothing."""
         return None if plan.span is None else KVView(self, plan)
 
 
 class KVView:
-    """Writes the columns a plan recomputes and reads the columns it attends to; shadow columns are attended to and not written."""
+    """Writes the columns that a plan recomputes, and reads the columns to which it attends.
+
+    Shadow columns are attended to, but never written.
+
+    Args:
+        store: The buffers of the run.
+        plan: A plan with a span.
+    """
 
     def __init__(self, store: KVStore, plan: ForwardPlan) -> None:
         assert plan.span is not None
@@ -50,14 +65,15 @@ class KVView:
         self.all_rows = len(plan.rows) == store.rows
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep what is new and hand out what is attended to.
+        """Keep the new keys and values of a layer, and return those to which the query attends.
 
         Args:
-            layer: number of the layer.
-            keys, values: [R, heads, Q + S, head_width] of the plan's query and its shadow columns.
+            layer: The number of the layer.
+            keys: [R, heads, Q + S, head_width], of the query columns and the shadow columns.
+            values: The same shape.
 
         Returns:
-            Keys and values [R, heads, K + S, head_width] of the plan's span and its shadow columns.
+            Keys and values [R, heads, K + S, head_width] of the span and the shadow columns.
         """
         return self._update(self.store.keys[layer], keys), self._update(self.store.values[layer], values)
 

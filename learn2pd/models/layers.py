@@ -1,4 +1,7 @@
-"""What LLaDA's and Dream's transformers share: norm, rotary positions, attention over kept keys and values."""
+"""The layers that LLaDA's and Dream's transformers share: norm, rotary positions, attention over kept keys and values.
+
+In the shapes, R is the number of rows, Q of query columns, K of attended columns.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,14 @@ from learn2pd.tensors import widened
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in at least float32 and cast back before the weight, as the original models do."""
+    """Root-mean-square norm.
+
+    As in the original models, the norm is computed in at least float32 and cast back before the weight is applied.
+
+    Args:
+        width: The number of features.
+        eps: The number that is added to the mean square.
+    """
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -24,7 +34,16 @@ class RMSNorm(nn.Module):
 
 
 def rotary_tables(positions: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, each [R, 1, Q, head_width] float32, for absolute positions [R, Q]."""
+    """Compute the tables of rotary positions.
+
+    Args:
+        positions: [R, Q] long, absolute positions.
+        head_width: The features of a head.
+        theta: The base of the rotation.
+
+    Returns:
+        Cosines and sines, each [R, 1, Q, head_width] float32.
+    """
     inverse = 1.0 / theta ** (torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32) / head_width)
     angles = positions[..., None].float() * inverse
     angles = torch.cat((angles, angles), dim=-1)[:, None]
@@ -32,7 +51,15 @@ def rotary_tables(positions: Tensor, head_width: int, theta: float) -> tuple[Ten
 
 
 def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Apply rotary positions to [R, heads, Q, head_width] in at least float32."""
+    """Apply rotary positions in at least float32.
+
+    Args:
+        x: [R, heads, Q, head_width].
+        tables: The cosines and sines of `rotary_tables`.
+
+    Returns:
+        The same shape and type as `x`.
+    """
     cos, sin = tables
     wide = widened(x)
     first, second = wide.chunk(2, dim=-1)
@@ -42,12 +69,16 @@ def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
 def attend(
     q: Tensor, k: Tensor, v: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int
 ) -> Tensor:
-    """Bidirectional attention of the queries to themselves or, with `kept`, to every column kept so far.
+    """Compute bidirectional attention of the query columns to themselves or, with `kept`, to the columns of its span.
 
     Args:
-        q: [R, Q, n_heads * head_width] before rotation; k, v: [R, Q, n_kv_heads * head_width].
-        mask: [R, 1, 1 or Q, K] bool, True where attended; None attends everywhere.
-        kept: stores k and v and hands back those of all K columns; None: K = Q.
+        q: [R, Q, n_heads * head_width], before rotation.
+        k: [R, Q, n_kv_heads * head_width], before rotation.
+        v: [R, Q, n_kv_heads * head_width].
+        tables: The cosines and sines of `rotary_tables`.
+        mask: [R, 1, 1 or Q, K] bool, True where a query attends to a column; None attends everywhere.
+        kept: It keeps k and v, and returns those of all K columns; with None, K = Q.
+        layer: The number of the layer.
 
     Returns:
         [R, Q, n_heads * head_width].
@@ -55,7 +86,8 @@ def attend(
     rows, width, _ = q.shape
     head_width = tables[0].shape[-1]
     q, k, v = (x.view(rows, width, -1, head_width).transpose(1, 2) for x in (q, k, v))  # [R, heads, Q, head_width]
-    q, k = rotate(q, tables), rotate(k, tables)
+    q = rotate(q, tables)
+    k = rotate(k, tables)
     if kept is not None:
         k, v = kept.update(layer, k, v)
     mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=k.shape[1] != q.shape[1])

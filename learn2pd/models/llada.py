@@ -1,11 +1,13 @@
 """LLaDA as a transformers model: the hub's configuration fields, tensor names and arithmetic, without its remote code.
 
-LLaDA (Nie et al. 2025, arXiv 2502.09992) is a Llama-like bidirectional transformer: RMSNorm before attention and before a SwiGLU
-feed-forward, rotary positions, no biases, no causal mask. Grouped-query attention is `n_kv_heads < n_heads`.
+LLaDA (Nie et al. 2025, arXiv 2502.09992) is a Llama-like bidirectional transformer. It has an RMSNorm before the
+attention and before the SwiGLU feed-forward, and rotary positions; it has no biases and no causal mask. A configuration
+with `n_kv_heads < n_heads` has grouped-query attention.
 
-Deviations from the hub's modelling file: the attention mask is honoured (the original ignores it) and positions may be given per row, so
-that a left-padded row computes what it computes alone. Only the `llama` block of the OLMo-derived original exists here; a configuration
-that asks for another (ALiBi, biases, layer norm on keys) is refused by name.
+Deviations from the hub's modelling file: the network respects the attention mask, which the original ignores, and the
+caller may give the positions of each row, so that a left-padded row gives the same outputs as the row alone. The
+original derives from OLMo and has several kinds of blocks. Only its `llama` block exists here; a configuration that
+asks for another kind (ALiBi, biases, layer norm on keys) is refused by name.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from learn2pd.models.kv import KVView
 from learn2pd.models.layers import RMSNorm, attend
 from learn2pd.models.network import DiffusionNetwork, Parts
 
-# What the `llama` block fixes: any other value would load and silently compute something else.
+# The values that the `llama` block fixes. Without a check, another value would silently compute something else.
 FIXED_FIELDS: dict[str, Any] = {
     "activation_type": "silu",
     "alibi": False,
@@ -37,7 +39,7 @@ FIXED_FIELDS: dict[str, Any] = {
     "rope": True,
     "scale_logits": False,
 }
-# Fields of the hub's config.json that do not change inference; kept so that a saved config has every field.
+# Fields of the hub's config.json that do not change inference. They are kept so that a saved config has every field.
 CARRIED_FIELDS: dict[str, Any] = {
     "alibi_bias_max": 8.0,
     "attention_dropout": 0.0,
@@ -59,7 +61,7 @@ class LLaDAConfig(PretrainedConfig):
     """The fields of the hub's config.json.
 
     Raises:
-        ValueError: for a field whose value this implementation does not compute; the message names it.
+        ValueError: A field has a value that this file does not implement; the message names the field.
     """
 
     model_type = "llada"
@@ -104,9 +106,15 @@ class LLaDAConfig(PretrainedConfig):
         embedding_size = vocab_size if embedding_size is None else embedding_size
         rope_theta = plain_rotation(other, rope_theta)
         check_whole(
-            d_model=d_model, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads, mlp_hidden_size=mlp_hidden_size,
-            vocab_size=vocab_size, embedding_size=embedding_size, max_sequence_length=max_sequence_length,
-        )  # fmt: skip
+            d_model=d_model,
+            n_layers=n_layers,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            mlp_hidden_size=mlp_hidden_size,
+            vocab_size=vocab_size,
+            embedding_size=embedding_size,
+            max_sequence_length=max_sequence_length,
+        )
         check_positive(rope_theta=rope_theta, rms_norm_eps=rms_norm_eps)
         if embedding_size < vocab_size:
             raise ValueError(
@@ -141,6 +149,8 @@ class LLaDAConfig(PretrainedConfig):
 
 
 class LLaDABlock(nn.Module):
+    """One layer: attention and feed-forward, each behind a norm."""
+
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()
         kv_width = config.n_kv_heads * (config.d_model // config.n_heads)
@@ -157,17 +167,27 @@ class LLaDABlock(nn.Module):
     def forward(
         self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int
     ) -> Tensor:
-        """x [R, Q, D]; mask [R, 1, 1 or Q, K] bool, True where attended, or None."""
+        """Run the layer.
+
+        Args:
+            x: [R, Q, D].
+            tables: The cosines and sines of `rotary_tables`.
+            mask: [R, 1, 1 or Q, K] bool, True where a query attends to a column; None attends everywhere.
+            kept: The kept keys and values; None attends to the query itself.
+            layer: The number of the layer.
+
+        Returns:
+            [R, Q, D].
+        """
         normed = self.attn_norm(x)
-        x = x + self.attn_out(
-            attend(self.q_proj(normed), self.k_proj(normed), self.v_proj(normed), tables, mask, kept, layer)
-        )
+        mixed = attend(self.q_proj(normed), self.k_proj(normed), self.v_proj(normed), tables, mask, kept, layer)
+        x = x + self.attn_out(mixed)
         normed = self.ff_norm(x)
         return x + self.ff_out(functional.silu(self.ff_proj(normed)) * self.up_proj(normed))
 
 
 class LLaDATransformer(nn.Module):
-    """Holds the parts under the hub's names: `wte`, `blocks`, `ln_f`, and `ff_out` where embeddings are not tied."""
+    """Holds the modules under the hub's names: `wte`, `blocks`, `ln_f`, and `ff_out` where embeddings are not tied."""
 
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()
@@ -179,13 +199,15 @@ class LLaDATransformer(nn.Module):
 
 
 class LLaDABackbone(nn.Module):
+    """Holds the transformer under the hub's name `transformer`."""
+
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()
         self.transformer = LLaDATransformer(config)
 
 
 class LLaDAModelLM(DiffusionNetwork):
-    """Logits at i are for the token at i. The head is the embedding where `weight_tying` says so."""
+    """The network. Its logits at position i predict the token at i. With `weight_tying`, the embedding is the head."""
 
     config_class = LLaDAConfig
     _no_split_modules: ClassVar = ["LLaDABlock"]
@@ -197,8 +219,8 @@ class LLaDAModelLM(DiffusionNetwork):
         self.post_init()
 
     def parts(self) -> Parts:
-        found = self.model.transformer
-        return Parts(found.wte, found.blocks, found.ln_f)
+        transformer = self.model.transformer
+        return Parts(transformer.wte, transformer.blocks, transformer.ln_f)
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.transformer.wte = value  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Load a dLLM from a hub name or a local folder: one path for the embedded model and for LLaDA-8B."""
+"""Loading of dLLMs from a hub name or a folder. The embedded model and LLaDA-8B are loaded by the same code."""
 
 from __future__ import annotations
 
@@ -33,25 +33,26 @@ from learn2pd.types import ModelSpec
 
 
 @dataclass(frozen=True)
-class Family:
-    """How checkpoints of one `model_type` are read."""
+class ModelFamily:
+    """The classes by which checkpoints of one `model_type` are read.
+
+    Attributes:
+        config: The class of the configuration.
+        network: The class of the network.
+        shifted_logits: True where the output at position i predicts the token at i + 1.
+    """
 
     config: type[LLaDAConfig] | type[DreamConfig]
     network: type[DiffusionNetwork]
     shifted_logits: bool
 
 
-FAMILIES = {"llada": Family(LLaDAConfig, LLaDAModelLM, False), "Dream": Family(DreamConfig, DreamModel, True)}
-END_OF_TURN_TOKENS = (
-    "<|eot_id|>",
-    "<|im_end|>",
-)  # LLaDA and Dream end an answer with this and pad with end-of-text; either ends it
+FAMILIES = {"llada": ModelFamily(LLaDAConfig, LLaDAModelLM, False), "Dream": ModelFamily(DreamConfig, DreamModel, True)}
+# LLaDA and Dream end an answer with one of these and pad with end-of-text; either token ends the answer
+END_OF_TURN_TOKENS = ("<|eot_id|>", "<|im_end|>")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-NOT_READ = (
-    "auto_map",
-    "dtype",
-    "torch_dtype",
-)  # fields of config.json: no remote code is run, and the type of the weights is the caller's choice
+# fields of config.json that are ignored: no remote code is run, and the caller decides on the type of the weights
+NOT_READ = ("auto_map", "dtype", "torch_dtype")
 # The families' defaults of these fields are ids of the published models, which mean something else in another
 # vocabulary.
 IDS = ("mask_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -73,26 +74,31 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded dLLM: what the loop uses, and the tokenizer that the loop does not know."""
+    """A loaded dLLM.
+
+    Attributes:
+        adapter: The network and its specification, as the loop uses them.
+        tokenizer: The tokenizer, which the loop does not know.
+    """
 
     adapter: ModelAdapter
     tokenizer: PreTrainedTokenizerBase
 
     @property
     def spec(self) -> ModelSpec:
-        """What the loop knows of the model."""
+        """The facts about the model that the loop needs."""
         return self.adapter.spec
 
     def encode(self, prompt: object) -> list[int]:
         """Token ids of one prompt.
 
         Args:
-            prompt: a text, which becomes a user's turn where the tokenizer has a chat template; chat messages, a list
+            prompt: A text, which becomes a user's turn where the tokenizer has a chat template; chat messages, a list
                 of `{"role": ..., "content": ...}` of which the last one is the user's; or token ids, which are taken as
                 they are. Control tokens that a text or a message spells out, such as `<|endoftext|>`, stay text.
 
         Raises:
-            UserError: it is of another type, it is empty, an id is outside the vocabulary, or the chat template fails.
+            UserError: It is of another type, it is empty, an id is outside the vocabulary, or the chat template fails.
         """
         ids = prompt_ids(self.tokenizer, prompt, (self.spec.mask_id, *self.spec.eot_ids))
         wrong = next((token for token in ids if not 0 <= token < self.spec.vocab_size), None)
@@ -102,10 +108,16 @@ class Model:
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """`auto` is the GPU where there is one.
+    """Turn the name of a device into a device.
+
+    Args:
+        device: `auto` takes the GPU of a machine that has one, and the CPU otherwise. Other names are torch's.
+
+    Returns:
+        The device.
 
     Raises:
-        UserError: for a device this machine lacks.
+        UserError: The machine lacks the device.
     """
     if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -121,10 +133,16 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """A type of weights by its name, or as it is.
+    """Turn the name of a type of weights into the type.
+
+    Args:
+        dtype: A name in `DTYPES`, or one of these types.
+
+    Returns:
+        The type.
 
     Raises:
-        UserError: for a type that is not one of `DTYPES`.
+        UserError: The type is not one of `DTYPES`.
     """
     if isinstance(dtype, str) and dtype in DTYPES:
         return DTYPES[dtype]
@@ -147,16 +165,16 @@ def load_model(
     costs.
 
     Args:
-        path: a hub name such as `GSAI-ML/LLaDA-8B-Instruct`, or a folder in the hub's layout. A hub name is downloaded
+        path: A hub name such as `GSAI-ML/LLaDA-8B-Instruct`, or a folder in the hub's layout. A hub name is downloaded
             once; where the hub does not answer within seconds, its local cache is used.
         dtype: `float32`, `bfloat16` or `float16`, or the same as a torch.dtype.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
-        revision: of the hub repository.
-        compile: let torch.compile fuse the layers; the first forwards of every new shape take much longer.
-        adapter: a hub name or folder of a peft adapter of this dLLM, which is added into the weights.
+        revision: The revision of the hub repository.
+        compile: Let torch.compile fuse the layers; the first forwards of every new shape take much longer.
+        adapter: A hub name or folder of a peft adapter of this dLLM, which is added into the weights.
 
     Raises:
-        UserError: the folder is missing or is not a dLLM, weights are damaged or do not fit, there is no mask token,
+        UserError: The folder is missing or is not a dLLM, weights are damaged or do not fit, there is no mask token,
             the adapter is of another dLLM. The line starts with the name of the argument that is wrong.
     """
     path = path_text("path", path)
@@ -178,17 +196,24 @@ def load_model(
         from learn2pd.models.merging import merge_adapter
 
         network, of_adapter = merge_adapter(network, adapter, path)
-        # of base and adapter, and not of their sum: that is rounded differently on every device
+        # the fingerprint is made of base and adapter, and not of their sum, which every device rounds differently
         both = hashlib.sha256(f"{spec.fingerprint}{of_adapter}".encode()).hexdigest()[: identity.DIGITS]
         spec = replace(spec, name=f"{spec.name}+{shown_name(adapter)}", fingerprint=both)
     return Model(ModelAdapter(network, spec, compile), tokenizer)
 
 
 def read_config(path: str | os.PathLike[str], revision: str | None = None) -> dict[str, Any]:
-    """The fields of config.json, once it is clear that they describe a dLLM this toolkit runs.
+    """Read the fields of config.json, and refuse a checkpoint that this toolkit cannot run.
+
+    Args:
+        path: A folder or a hub name.
+        revision: The revision of the hub repository.
+
+    Returns:
+        The fields by name.
 
     Raises:
-        UserError: naming what was looked for, or what the checkpoint is instead.
+        UserError: The checkpoint is missing, is not a dLLM known here, is a mixture of experts, or is quantised.
     """
     path = path_text("path", path)
     known = ", ".join(FAMILIES)
@@ -198,23 +223,26 @@ def read_config(path: str | os.PathLike[str], revision: str | None = None) -> di
     experts = _experts(fields)
     if experts:
         raise UserError(
-            f"path={path!r}: config.json describes a mixture of experts ({experts}), which is not implemented; expected {known}"
+            f"path={path!r}: config.json describes a mixture of experts ({experts}), which is not implemented; "
+            f"expected {known}"
         )
     if str(fields.get("model_type")) not in FAMILIES:
         raise UserError(
-            f"path={path!r}: config.json says model_type {fields.get('model_type')!r}, which is no dLLM known here; expected {known}"
+            f"path={path!r}: config.json says model_type {fields.get('model_type')!r}, which is no dLLM known here; "
+            f"expected {known}"
         )
     for name in QUANTISATION:
         settings = fields.pop(name, None)
         if settings is not None:
             raise UserError(
-                f"path={path!r}: config.json has a {name}{_tool(settings)}; quantised weights are not read, expected the plain checkpoint"
+                f"path={path!r}: config.json has a {name}{_tool(settings)}; "
+                "quantised weights are not read, expected the plain checkpoint"
             )
     return fields
 
 
 def _tool(settings: Any) -> str:
-    """Whose quantisation it is, as the settings tell."""
+    """Return the tool that quantised the weights, as far as the settings name it."""
     if not isinstance(settings, dict):
         return ""
     if isinstance(settings.get("quant_method"), str):
@@ -249,7 +277,7 @@ def _load_weights(
     """The network on its device, and the digest of its weights.
 
     Raises:
-        UserError: a file of weights is missing or damaged, or a tensor does not fit; the message names it.
+        UserError: A file of weights is missing or damaged, or a tensor does not fit; the message names it.
     """
     subject = f"path={path!r}"
     folder = local_folder("path", path, revision)
@@ -284,14 +312,14 @@ def load_tokenizer(
     template's control tokens would be text.
 
     Args:
-        path: as for `load_model`.
-        config: of the model, as loaded: transformers would read it again, and ask on the terminal about the code that
+        path: A folder or a hub name, as for `load_model`.
+        config: The loaded configuration. transformers would read it again, and ask on the terminal about the code that
             its auto_map names.
-        revision: of the hub repository.
-        key: the argument's name, for messages.
+        revision: The revision of the hub repository.
+        key: The argument's name, for messages.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: There is none, or it is damaged.
     """
     path = path_text(key, path)
     folder = local_folder(key, path, revision)
@@ -337,7 +365,8 @@ def _spec(
     if tokenizer.convert_ids_to_tokens(mask_id) is None:
         last = len(tokenizer) - 1
         raise UserError(
-            f"path={path!r}: the tokenizer has no mask token: config.json says id {mask_id}, the tokenizer ends at {last}"
+            f"path={path!r}: the tokenizer has no mask token: config.json says id {mask_id}, "
+            f"the tokenizer ends at {last}"
         )
     config.mask_token_id = mask_id
     stated = config.eos_token_id
@@ -345,21 +374,22 @@ def _spec(
         stated = tokenizer.convert_tokens_to_ids(named["eos_token"])
     if stated is None:
         raise UserError(
-            f"path={path!r}: no end-of-text token: config.json names no eos_token_id, and the tokenizer has no eos_token"
+            f"path={path!r}: no end-of-text token: config.json names no eos_token_id, "
+            "and the tokenizer has no eos_token"
         )
     ends = [*stated] if isinstance(stated, list) else [stated]
     if not ends or not all(_is_id(end, config.vocab_size) for end in ends):
         raise UserError(
-            f"path={path!r}: no end-of-text token: {_stated(config.eos_token_id, 'eos', stated)}, expected {_range(config)}"
+            f"path={path!r}: no end-of-text token: {_stated(config.eos_token_id, 'eos', stated)}, "
+            f"expected {_range(config)}"
         )
     ends += [tokenizer.convert_tokens_to_ids(token) for token in END_OF_TURN_TOKENS if token in tokenizer.get_vocab()]
     return ModelSpec(
         name=shown_name(path),
         mask_id=int(mask_id),
         eot_ids=tuple(dict.fromkeys(ends)),
-        pad_id=config.pad_token_id
-        if _is_id(config.pad_token_id, config.vocab_size)
-        else ends[0],  # any token does: padding is never seen
+        # any token can serve as padding, since no query sees it
+        pad_id=config.pad_token_id if _is_id(config.pad_token_id, config.vocab_size) else ends[0],
         vocab_size=int(config.vocab_size),
         max_length=int(config.max_position_embeddings),
         shifted_logits=shifted_logits,
@@ -387,5 +417,5 @@ def _is_id(value: Any, vocab_size: int) -> bool:
 
 
 def fingerprint(network: DiffusionNetwork) -> str:
-    """The identity of a network as it is in memory: the same as `ModelSpec.fingerprint` of a freshly loaded one."""
+    """Return the identity of a network in memory. It equals `ModelSpec.fingerprint` of a freshly loaded network."""
     return identity.fingerprint(network.config, identity.weights_digest(network.state_dict()))

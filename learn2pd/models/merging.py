@@ -1,6 +1,7 @@
-"""A dLLM that carries a peft adapter: the adapter is added into the weights, so that a forward costs what it costs without one.
+"""A peft adapter is added into the weights of a dLLM, so that a forward with it costs the same as a forward without it.
 
-Names are those of the hub's own classes, which the classes here share: an adapter trained on the hub's LLaDA or Dream fits as it is.
+The classes of this package have the same tensor names as the hub's own classes, so that an adapter that was trained on
+the hub's LLaDA or Dream fits without a change.
 """
 
 from __future__ import annotations
@@ -27,30 +28,25 @@ KEY = "adapter"
 WEIGHTS = "adapter_model.safetensors"
 FILES = (ADAPTER_CONFIG, WEIGHTS)
 EXPECTED = f"{ADAPTER_CONFIG} and {WEIGHTS}, as peft saves them"
-PROVENANCE = {
-    "auto_mapping",
-    "base_model_name_or_path",
-    "inference_mode",
-    "peft_version",
-    "revision",
-    "task_type",
-}  # change no value
-MIXTURE = "XLORA"  # loads further adapters, of any format, and weighs them anew for every input
+# the fields of adapter_config.json that change no value
+PROVENANCE = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"}
+MIXTURE = "XLORA"  # this kind loads further adapters of any format, and weighs them anew for every input
 
 
 def merge_adapter(network: DiffusionNetwork, adapter: str, base: str) -> tuple[DiffusionNetwork, str]:
-    """Add an adapter of peft's into the weights of the dLLM it was trained on.
+    """Add a peft adapter into the weights of the dLLM on which it was trained.
 
     Args:
-        network: the dLLM; it is changed.
-        adapter: a hub name or a folder with adapter_config.json and adapter_model.safetensors.
-        base: name of the dLLM, for messages.
+        network: The dLLM; it is changed.
+        adapter: A hub name, or a folder with adapter_config.json and adapter_model.safetensors.
+        base: The name of the dLLM, for messages.
 
     Returns:
-        The network with the weights summed, in its own dtype, and a digest (hex) of the adapter's tensors and of its settings.
+        The network with the summed weights in their own type, and a digest (hex) of the adapter's tensors and settings.
 
     Raises:
-        UserError: the adapter is missing, damaged, not safetensors, of a kind that cannot be merged, or of another dLLM.
+        UserError: The adapter is missing, damaged, not in safetensors, of a kind that cannot be merged, or of another
+            dLLM.
     """
     check_folder(KEY, adapter, EXPECTED, ADAPTER_CONFIG)
     fields = read_object(KEY, adapter, ADAPTER_CONFIG, "peft's settings", patterns=FILES)
@@ -60,11 +56,11 @@ def merge_adapter(network: DiffusionNetwork, adapter: str, base: str) -> tuple[D
         config = PeftConfig.from_pretrained(str(local_folder(KEY, adapter, patterns=FILES)))
         if config.is_prompt_learning or config.peft_type == MIXTURE:
             raise UserError(
-                f"{KEY}={adapter!r}: peft_type {fields['peft_type']} changes no weights and cannot be merged; expected LORA or its like"
+                f"{KEY}={adapter!r}: peft_type {fields['peft_type']} changes no weights and cannot be merged; "
+                "expected LORA or its like"
             )
-        wrapped = PeftModel(
-            network, config
-        )  # not peft's class for the task, which looks for methods that a dLLM does not have
+        # peft's classes for tasks look for methods that a dLLM does not have
+        wrapped = PeftModel(network, config)
         _check(wrapped, tensors, adapter, base)
         set_peft_model_state_dict(wrapped, tensors)
         merged = cast(DiffusionNetwork, wrapped.merge_and_unload(safe_merge=True))  # refuses a sum that is not finite
@@ -73,7 +69,7 @@ def merge_adapter(network: DiffusionNetwork, adapter: str, base: str) -> tuple[D
 
 
 def _read_weights(adapter: str) -> tuple[dict[str, Tensor], str]:
-    """The tensors on the CPU, and the SHA-256 of their file."""
+    """Return the adapter's tensors on the CPU, and the SHA-256 of their file."""
     path = local_folder(KEY, adapter, patterns=FILES) / WEIGHTS
     subject = f"{KEY}={adapter!r}"
     pickled = "expected a whole file (adapter_model.bin is pickle, never loaded)"
@@ -86,7 +82,7 @@ def _read_weights(adapter: str) -> tuple[dict[str, Tensor], str]:
 
 
 def _warn_of_another_base(adapter: str, stated: Any, base: str) -> None:
-    """Only a warning: the same model goes by many names."""
+    """Warn where the adapter names another base. This is no error, since one model can have many names."""
     if isinstance(stated, str) and stated and Path(stated).name.lower() != Path(base).name.lower():
         log.warning(
             "%s=%r was trained on %s, and the model is %s: its tensors are added all the same where they fit",
@@ -98,13 +94,19 @@ def _warn_of_another_base(adapter: str, stated: Any, base: str) -> None:
 
 
 def _check(wrapped: Any, tensors: dict[str, Tensor], adapter: str, base: str) -> None:
-    """Refuse tensors that peft would leave out, leave as they were drawn, or add where they mean something else."""
+    """Refuse an adapter whose tensors do not fit.
+
+    peft would leave out unknown tensors, leave missing ones at their random start, and add a tensor of a tied embedding
+    to the head too.
+    """
     expected = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     refuse_tensors(
-        f"{KEY}={adapter!r}", f"it is not an adapter of {base}",
-        missing=expected.keys() - tensors.keys(), unknown=tensors.keys() - expected.keys() - wrapped.state_dict().keys(),
+        f"{KEY}={adapter!r}",
+        f"it is not an adapter of {base}",
+        missing=expected.keys() - tensors.keys(),
+        unknown=tensors.keys() - expected.keys() - wrapped.state_dict().keys(),
         misshapen=[name for name in expected.keys() & tensors.keys() if expected[name].shape != tensors[name].shape],
-    )  # fmt: skip
+    )
     network = wrapped.get_base_model()
     embedding = network.get_input_embeddings()
     if isinstance(embedding, BaseTunerLayer) and embedding is network.get_output_embeddings():

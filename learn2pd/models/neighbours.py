@@ -1,4 +1,4 @@
-"""What transformers, safetensors, huggingface_hub, jinja2, tokenizers and the file system raise, told in one line.
+"""Errors of transformers, safetensors, huggingface_hub, jinja2, tokenizers and the file system, each told in one line.
 
 Every call of the models' room into one of these libraries runs inside `told_in_one_line`, so that a user reads one line
 with the real cause instead of a traceback of somebody else's code. `CAUSES` is the table: one row for each kind of
@@ -81,7 +81,7 @@ def _words(text: object) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    """The first sentence-like line of the error's own text, with the kind of the error where the text alone says nothing."""
+    """Return the first line of the error's own text. A text of one word gets the kind of the error in front of it."""
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
@@ -93,7 +93,7 @@ def cause(error: BaseException) -> str:
     """What went wrong, in one line.
 
     Args:
-        error: whatever a neighbour raised.
+        error: Whatever a neighbour raised.
 
     Returns:
         The text of the first row of `CAUSES` that fits, else the first line of the error's own text. An error that only
@@ -104,9 +104,8 @@ def cause(error: BaseException) -> str:
         if inner is None:
             break
         telling = isinstance(inner, (hub.HfHubHTTPError, hub.OfflineModeIsEnabled, jinja2.TemplateError))
-        if telling and not isinstance(
-            inner, hub.LocalEntryNotFoundError
-        ):  # which old versions derive from HfHubHTTPError
+        # old versions derive LocalEntryNotFoundError from HfHubHTTPError
+        if telling and not isinstance(inner, hub.LocalEntryNotFoundError):
             error = inner
             break
         inner = inner.__cause__ or (None if inner.__suppress_context__ else inner.__context__)
@@ -121,11 +120,11 @@ def told_in_one_line(subject: str, expected: str = "") -> Iterator[None]:
     """Turn whatever is raised inside into a UserError of one line; a UserError passes as it is.
 
     Args:
-        subject: what could not be done, as the start of the line: "path='x': config.json could not be read".
-        expected: what is allowed or what to do, as the end of the line.
+        subject: What could not be done, as the start of the line: "path='x': config.json could not be read".
+        expected: What is allowed or what to do, as the end of the line.
 
     Raises:
-        UserError: f"{subject} ({cause}); {expected}".
+        UserError: F"{subject} ({cause}); {expected}".
     """
     try:
         yield

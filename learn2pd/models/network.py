@@ -1,4 +1,4 @@
-"""What LLaDA and Dream have in common as transformers models: everything but their layers and where a checkpoint keeps its parts."""
+"""The base class of the LLaDA and Dream networks. Only the layers and the names in a checkpoint differ between them."""
 
 from __future__ import annotations
 
@@ -15,26 +15,34 @@ from learn2pd.models.layers import RMSNorm, rotary_tables
 
 
 class Parts(NamedTuple):
-    """The modules a forward runs through, wherever the hub's names put them."""
+    """The modules through which a forward runs, whatever their names in a checkpoint.
+
+    Attributes:
+        embedding: The input embedding.
+        layers: The layers. The network calls each one with x [R, Q, D], the rotary tables, the mask
+            [R, 1, 1 or Q, K] or None, the kept keys and values or None, and its number.
+        norm: The last norm.
+    """
 
     embedding: nn.Module
-    layers: (
-        nn.ModuleList
-    )  # each called with x [R, Q, D], rotary tables, mask [R, 1, 1 or Q, K] or None, kept, its number
+    layers: nn.ModuleList
     norm: nn.Module
 
 
 class DiffusionNetwork(PreTrainedModel):
-    """Masked diffusion language model; `forward` gives logits of every position, `hidden` and `score` the two halves of it.
+    """A masked diffusion language model.
 
-    A family says where its `parts` are, sets its input embedding and gives its output embedding: a linear layer, or the input embedding
-    where the two are tied. Its configuration answers to transformers' usual names.
+    `hidden` computes hidden states, `score` turns them into logits, and `forward` does both for every position.
+
+    A family implements `parts`, `set_input_embeddings` and `get_output_embeddings`. The output embedding is a linear
+    layer, or the input embedding where the two are tied. The configuration of a family has transformers' usual names.
     """
 
     base_model_prefix = "model"
     _supports_sdpa = True
 
     def parts(self) -> Parts:
+        """Return the modules of the network."""
         raise NotImplementedError
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -50,11 +58,16 @@ class DiffusionNetwork(PreTrainedModel):
 
     @property
     def head_width(self) -> int:
-        """Of one attention head."""
+        """The number of features of one attention head."""
         return self.config.hidden_size // self.config.num_attention_heads
 
     def new_store(self, rows: int, columns: int) -> KVStore:
-        """Buffers for the keys and values of a run of `rows` rows and `columns` columns."""
+        """Make the buffers for the keys and values of a run.
+
+        Args:
+            rows: The rows of the batch.
+            columns: The columns of the batch.
+        """
         config = self.config
         return KVStore(
             config.num_hidden_layers,
@@ -73,25 +86,24 @@ class DiffusionNetwork(PreTrainedModel):
         attention_mask: Tensor | None = None,
         kept: KVView | None = None,
     ) -> Tensor:
-        """Final hidden states.
+        """Compute the final hidden states.
 
         Args:
-            input_ids: [R, Q] token ids.
-            position_ids: [R, Q] absolute positions; 0..Q-1 where not given.
-            attention_mask: [R, K], nonzero where a column may be attended to, or [R, Q, K], the same for each query; None attends everywhere.
-            kept: keys and values of other columns; None: K = Q.
+            input_ids: [R, Q] long, the token ids.
+            position_ids: [R, Q] long, absolute positions; None stands for 0..Q-1.
+            attention_mask: [R, K], or [R, Q, K] with a row for each query, nonzero where a column may be attended to.
+                None attends everywhere.
+            kept: The kept keys and values of other columns; with None, K = Q.
 
         Returns:
-            [R, Q, D] in the model's dtype.
+            [R, Q, D] in the type of the weights.
         """
         parts = self.parts()
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        mask = (
-            None
-            if attention_mask is None
-            else attention_mask.bool().view(len(attention_mask), 1, -1, attention_mask.shape[-1])
-        )
+        mask = None
+        if attention_mask is not None:
+            mask = attention_mask.bool().view(len(attention_mask), 1, -1, attention_mask.shape[-1])
         tables = rotary_tables(position_ids, self.head_width, self.config.rope_theta)
         x = parts.embedding(input_ids)
         for number, layer in enumerate(parts.layers):
@@ -99,8 +111,9 @@ class DiffusionNetwork(PreTrainedModel):
         return parts.norm(x)
 
     def score(self, hidden: Tensor) -> Tensor:
-        """Vocabulary logits [..., V] of hidden states [..., D]."""
-        head, embedding = self.get_output_embeddings(), self.get_input_embeddings()
+        """Project hidden states [..., D] to the logits [..., V] of the vocabulary."""
+        head = self.get_output_embeddings()
+        embedding = self.get_input_embeddings()
         return functional.linear(hidden, cast(Tensor, embedding.weight)) if head is embedding else head(hidden)
 
     def forward(
@@ -110,5 +123,14 @@ class DiffusionNetwork(PreTrainedModel):
         position_ids: Tensor | None = None,
         **_: Any,
     ) -> MaskedLMOutput:
-        """Logits [R, Q, V] of every position where they are computed: a family with shifted logits says of which token they are."""
+        """Compute the logits of every position, as transformers' classes do.
+
+        Args:
+            input_ids: [R, Q] long, the token ids.
+            attention_mask: As for `hidden`.
+            position_ids: As for `hidden`.
+
+        Returns:
+            Logits [R, Q, V], each at the position that computed it, also in a family with shifted logits.
+        """
         return MaskedLMOutput(logits=self.score(self.hidden(input_ids, position_ids, attention_mask)))

@@ -1,4 +1,4 @@
-"""From what a caller calls a prompt to token ids, by type, and with the caller's text kept as text.
+"""The step from a caller's prompts to token ids.
 
 A prompt is a text, token ids, or chat messages. `prompt_list` checks the whole argument of `decode` and makes a list of
 it; `prompt_ids` encodes one prompt. Whatever is no prompt is refused by a line that names its type: a mapping iterates
@@ -35,7 +35,7 @@ def prompt_list(prompts: object) -> list[Any]:
     """Make a list of what a caller gave as prompts. The prompts themselves are checked where they are encoded.
 
     Args:
-        prompts: a list, tuple, generator, column of a table, one-dimensional array of texts or two-dimensional array of
+        prompts: A list, tuple, generator, column of a table, one-dimensional array of texts or two-dimensional array of
             token ids; or what a tokenizer returns, a mapping with `input_ids` and perhaps `attention_mask`, whose rows
             are taken without their padding.
 
@@ -43,16 +43,15 @@ def prompt_list(prompts: object) -> list[Any]:
         One entry for each prompt, in order.
 
     Raises:
-        UserError: it is one prompt instead of several, or of a type that holds no prompts.
+        UserError: It is one prompt instead of several, or of a type that holds no prompts.
     """
     kind = type(prompts).__name__
     if isinstance(prompts, str):
         raise UserError("prompts is one text: expected a list of them, such as [text]")
     if isinstance(prompts, Mapping):
         return _rows_of_a_tokenizer(prompts)
-    if hasattr(prompts, "column_names") or hasattr(
-        prompts, "columns"
-    ):  # tables of datasets, pandas, polars and pyarrow
+    # tables of datasets, pandas, polars and pyarrow
+    if hasattr(prompts, "column_names") or hasattr(prompts, "columns"):
         raise UserError(
             f"prompts is a table ({kind}): expected {PROMPTS}; give one of its columns, such as table['prompt']"
         )
@@ -60,9 +59,8 @@ def prompt_list(prompts: object) -> list[Any]:
         return _rows_of_an_array(prompts, kind)
     if isinstance(prompts, bytes | bytearray | memoryview | set | frozenset) or not isinstance(prompts, Iterable):
         raise UserError(f"prompts is of type {kind}: expected {PROMPTS}")
-    items = (
-        cast(Any, prompts).to_pylist() if hasattr(prompts, "to_pylist") else list(prompts)
-    )  # pyarrow's own scalars are no texts
+    # the scalars of pyarrow are not texts, so that its columns are turned into lists by their own method
+    items = cast(Any, prompts).to_pylist() if hasattr(prompts, "to_pylist") else list(prompts)
     if items and all(_is_id(item) for item in items):
         raise UserError("prompts is one list of token ids: expected a list of prompts, such as [ids]")
     if items and all(isinstance(item, Mapping) and "role" in item for item in items):
@@ -74,14 +72,14 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: object, control_ids: 
     """Token ids of one prompt.
 
     Args:
-        tokenizer: the model's.
-        prompt: a text, which becomes a user's turn where the tokenizer has a chat template; token ids, which are taken
+        tokenizer: The model's.
+        prompt: A text, which becomes a user's turn where the tokenizer has a chat template; token ids, which are taken
             as they are (a list, tuple, range, integer array or integer tensor of one dimension); or a list of chat
             messages, the last one from the user.
-        control_ids: ids that are control tokens whatever the tokenizer says of them, such as the model's mask.
+        control_ids: Ids that are control tokens whatever the tokenizer says of them, such as the model's mask.
 
     Raises:
-        UserError: it is none of these, it is empty, or the chat template fails.
+        UserError: It is none of these, it is empty, or the chat template fails.
     """
     if isinstance(prompt, str):
         text = str(prompt)
@@ -100,7 +98,8 @@ def _rows_of_a_tokenizer(given: Mapping[Any, Any]) -> list[Any]:
         shown = ", ".join(map(repr, names[:5])) or "none"
         write = f"; perhaps prompts[{names[0]!r}]" if len(names) == 1 else ""
         raise UserError(
-            f"prompts is a mapping ({type(given).__name__}) with the keys {shown}: expected {PROMPTS}, or a tokenizer's input_ids{write}"
+            f"prompts is a mapping ({type(given).__name__}) with the keys {shown}: "
+            f"expected {PROMPTS}, or a tokenizer's input_ids{write}"
         )
     rows = _plain(given["input_ids"])
     if isinstance(rows, list) and rows and all(_is_id(item) for item in rows):  # of one prompt
@@ -115,7 +114,8 @@ def _rows_of_a_tokenizer(given: Mapping[Any, Any]) -> list[Any]:
     shapes_agree = isinstance(masks, list) and [len(row) for row in rows] == [len(mask) for mask in masks]
     if not shapes_agree or any(value not in (0, 1) for mask in masks for value in mask):
         raise UserError(
-            "prompts is a tokenizer's mapping whose attention_mask does not fit: expected a 0 or 1 for every one of input_ids"
+            "prompts is a tokenizer's mapping whose attention_mask does not fit: "
+            "expected a 0 or 1 for every one of input_ids"
         )
     return [
         [token for token, seen in zip(row, mask, strict=True) if seen] for row, mask in zip(rows, masks, strict=True)
@@ -142,7 +142,8 @@ def _rows_of_an_array(given: Any, kind: str) -> list[Any]:
         )
     shape = tuple(given.shape)
     raise UserError(
-        f"prompts is an array ({kind} of shape {shape} and type {given.dtype}): expected two dimensions of token ids, or {PROMPTS}"
+        f"prompts is an array ({kind} of shape {shape} and type {given.dtype}): "
+        f"expected two dimensions of token ids, or {PROMPTS}"
     )
 
 
@@ -164,7 +165,8 @@ def _ids(prompt: object) -> list[int]:
         if prompt.ndim != 1 or not (_holds_whole_numbers(prompt) or prompt.size == 0):
             shape = tuple(prompt.shape)
             raise UserError(
-                f"the prompt is a {kind} of shape {shape} and type {prompt.dtype}: expected one dimension of whole numbers"
+                f"the prompt is a {kind} of shape {shape} and type {prompt.dtype}: "
+                "expected one dimension of whole numbers"
             )
         ids = prompt.tolist()
     elif isinstance(prompt, list | tuple | range):
@@ -194,12 +196,17 @@ def _check_unicode(text: str, subject: str) -> None:
     except UnicodeEncodeError as error:
         half = f"U+{ord(text[error.start]):04X} at {error.start}"
         raise UserError(
-            f"{subject} holds half a character ({half}), which no tokenizer can read: remove it, or decode the text anew"
+            f"{subject} holds half a character ({half}), which no tokenizer can read: "
+            "remove it, or decode the text anew"
         ) from error
 
 
 def _messages(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Any]) -> list[dict[str, str]]:
-    """The messages with nothing but role and content, once it is clear that there is nothing else in them."""
+    """Check chat messages, and return them with role and content alone.
+
+    Raises:
+        UserError: A message has other keys, or a role or content of a wrong type, or the last one is not the user's.
+    """
     if tokenizer.chat_template is None:
         raise UserError(
             "the prompt is chat messages, and the tokenizer has no chat template: expected a text or token ids"
@@ -213,7 +220,8 @@ def _messages(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Any]) -> list
         if other or not {"role", "content"} <= message.keys():
             keys = ", ".join(map(repr, message)) or "none"
             raise UserError(f"{subject} has the keys {keys}: expected role and content alone")
-        role, content = message["role"], message["content"]
+        role = message["role"]
+        content = message["content"]
         if not isinstance(role, str) or not re.fullmatch(r"\w[\w.-]*", role):
             raise UserError(f"{subject} has the role {role!r}: expected a name such as system, user or assistant")
         if not isinstance(content, str):
@@ -222,7 +230,8 @@ def _messages(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Any]) -> list
         messages.append({"role": str(role), "content": str(content)})
     if messages[-1]["role"] != "user":
         raise UserError(
-            f"the last message of the prompt is from {messages[-1]['role']!r}: expected the user's, which the model answers"
+            f"the last message of the prompt is from {messages[-1]['role']!r}: "
+            "expected the user's, which the model answers"
         )
     _check_text(messages[-1]["content"], "the last message of the prompt")
     return messages
@@ -232,12 +241,13 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) 
     """The text that the chat template makes of a conversation.
 
     Raises:
-        UserError: with the real cause where the template fails.
+        UserError: The template fails; the message gives the real cause.
     """
     if isinstance(tokenizer.chat_template, Mapping) and "default" not in tokenizer.chat_template:
         names = ", ".join(tokenizer.chat_template)
         raise UserError(
-            f"the tokenizer has several chat templates ({names}) and none of them is named default: set tokenizer.chat_template to one"
+            f"the tokenizer has several chat templates ({names}) and none of them is named default: "
+            "set tokenizer.chat_template to one"
         )
     with told_in_one_line(
         "the tokenizer's chat template failed on the prompt", "correct tokenizer.chat_template, or give token ids"
@@ -245,7 +255,8 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) 
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     if not isinstance(text, str) or not text.strip():
         raise UserError(
-            "the tokenizer's chat template makes nothing of the prompt: correct tokenizer.chat_template, or give token ids"
+            "the tokenizer's chat template makes nothing of the prompt: "
+            "correct tokenizer.chat_template, or give token ids"
         )
     return text
 
@@ -278,7 +289,10 @@ def _whole(ids: list[int]) -> list[int]:
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase, control_ids: Collection[int]) -> dict[str, Any]:
-    """The tokenizer's added tokens that steer a model, by their text. A token of the ordinary vocabulary is a text like any other."""
+    """Return the tokenizer's added tokens that steer a model, by their text.
+
+    Tokens of the ordinary vocabulary are not among them: they are text like any other.
+    """
     named = set(tokenizer.all_special_tokens)
     added = tokenizer.added_tokens_decoder.items()
     return {

@@ -23,7 +23,8 @@ from learn2pd.errors import UserError
 from learn2pd.models.files import check_file, refuse_tensors
 from learn2pd.models.neighbours import told_in_one_line
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 MOST_HEADER_BYTES = 100_000_000  # the limit of the format
 MOST_THREADS = 8
 PLAIN_TYPES = {"F64", "F32", "F16", "BF16"}
@@ -47,19 +48,33 @@ IGNORED_ENDS = ("rotary_emb.inv_freq",)  # a buffer that old versions of transfo
 
 @dataclass(frozen=True)
 class Stored:
-    """Where one tensor is, and what its file's header says of it."""
+    """The place of one tensor, and its description in the header of its file.
+
+    Attributes:
+        file: The file.
+        name: The name of the tensor in the file.
+        dtype: The type as safetensors writes it, such as BF16.
+        shape: The shape.
+    """
 
     file: Path
-    name: str  # in the file
-    dtype: str  # as safetensors writes it, such as BF16
+    name: str
+    dtype: str
     shape: tuple[int, ...]
 
 
 def files_to_fetch(subject: str, folder: Path) -> list[str]:
-    """Names of the files with the weights, by the index where there is one beside the description.
+    """List the names of the files with the weights.
+
+    Args:
+        subject: The model, for messages.
+        folder: The folder that may hold an index of the weights.
+
+    Returns:
+        The files that the index names, or the name of the single file where the folder holds no index.
 
     Raises:
-        UserError: the index cannot be read.
+        UserError: The index cannot be read.
     """
     if (folder / SINGLE).exists() or not (folder / INDEX).exists():
         return [SINGLE]
@@ -67,22 +82,23 @@ def files_to_fetch(subject: str, folder: Path) -> list[str]:
 
 
 def find_tensors(subject: str, folder: Path) -> tuple[dict[str, Stored], list[Path]]:
-    """What the headers of a folder's weights say.
+    """Read the headers of a folder's weights.
 
     Args:
-        subject: the model, for messages.
-        folder: with model.safetensors, or an index and its shards.
+        subject: The model, for messages.
+        folder: The folder with model.safetensors, or with an index and its shards.
 
     Returns:
         The tensors by name, and the files.
 
     Raises:
-        UserError: a file is missing, empty, cut short or no safetensors file, or the index is wrong; the message names
+        UserError: A file is missing, empty, cut short or no safetensors file, or the index is wrong; the message names
             the file.
     """
     if not (folder / SINGLE).is_file() and not (folder / INDEX).is_file():
         raise UserError(
-            f"{subject}: there are no weights in {SINGLE} or {INDEX}{_instead(folder)}; expected whole *.safetensors files"
+            f"{subject}: there are no weights in {SINGLE} or {INDEX}{_instead(folder)}; "
+            "expected whole *.safetensors files"
         )
     by_file: dict[str, list[str]] = {}
     if (folder / SINGLE).is_file():
@@ -107,15 +123,15 @@ def find_tensors(subject: str, folder: Path) -> tuple[dict[str, Stored], list[Pa
 
 
 def fit(subject: str, tensors: Mapping[str, Stored], expected: Mapping[str, Tensor]) -> dict[str, Stored]:
-    """The tensors under the network's names, once it is clear that each of them exists, fits and is plain numbers.
+    """Match the stored tensors with the network's, and check that each one exists, fits and holds plain numbers.
 
     Args:
-        subject: the model, for messages.
-        tensors: by their names in the files, which may lack the network's prefix `model.`.
-        expected: the network's state, of any device.
+        subject: The model, for messages.
+        tensors: The tensors by their names in the files, which may lack the network's prefix `model.`.
+        expected: The network's state, of any device.
 
     Raises:
-        UserError: naming the first tensor that does not fit.
+        UserError: Naming the first tensor that does not fit.
     """
     named = {}
     for name, stored in tensors.items():
@@ -149,14 +165,14 @@ def read(
     The processor's memory holds a few tensors at a time beside those of the result.
 
     Args:
-        subject: the model, for messages.
-        tensors: from `fit`.
-        dtype: of the result.
-        device: of the result.
-        inspect: called with every name and its tensor on the CPU, from several threads.
+        subject: The model, for messages.
+        tensors: The tensors that `fit` returned.
+        dtype: The type of the result.
+        device: The device of the result.
+        inspect: A function that several threads call with every name and its tensor on the CPU.
 
     Raises:
-        UserError: a file cannot be read, or the device has too little memory.
+        UserError: A file cannot be read, or the device has too little memory.
     """
     with (
         ExitStack() as stack,
@@ -212,7 +228,7 @@ def _header(subject: str, file: Path) -> dict[str, dict[str, Any]]:
 
 
 def _instead(folder: Path) -> str:
-    """What lies in the folder that might have been meant as the weights."""
+    """Name files of the folder that the user may have meant as the weights."""
     for pattern, says in (
         ("*.gguf", "GGUF files are not read"),
         ("*.bin", "PyTorch's *.bin files are pickle and never loaded"),
@@ -237,6 +253,7 @@ def _refuse_quantised(subject: str, named: Mapping[str, Stored], unknown: list[s
     for name, stored in sorted(named.items()):
         if stored.dtype not in PLAIN_TYPES and name not in unknown:
             raise UserError(
-                f"{subject}: the tensor {name} holds values of type {stored.dtype}, as quantised weights do, and no scales belong to them; "
+                f"{subject}: the tensor {name} holds values of type {stored.dtype}, as quantised weights do, "
+                "and no scales belong to them; "
                 f"expected the plain checkpoint, of type {', '.join(sorted(PLAIN_TYPES))}"
             )

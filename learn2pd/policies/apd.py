@@ -1,12 +1,23 @@
-"""Adaptive parallel decoding (APD, arXiv 2506.00413): a small autoregressive model says how much of a left-to-right draft to keep.
+"""Adaptive parallel decoding (APD, arXiv 2506.00413): an autoregressive verifier decides how much of a draft to keep.
 
-The dLLM's proposals from the leftmost mask on are a draft. The target at each position is drawn from the mixture
-R * log p_dLLM + (1 - R) * log p_AR, where the autoregressive model has read the draft up to there; draft and target are drawn with the same
-Gumbel noise and the same temperature. Commit the longest prefix on which both agree, and in any case the first position.
+The rule: the dLLM's proposals from the leftmost mask on are a draft. A small autoregressive model, the verifier, reads
+the draft from left to right. At each position a target token is drawn from the mixture
 
-Deviations from the authors' code, whose acceptance test runs without noise at any temperature (a default swallows it) and whose draft is
-drawn at the temperature squared: the noise is shared and the temperature one, as in the paper. At temperature 0 nothing differs. The
-verifier recomputes the last accepted token instead of carrying its output, which after a fully accepted draft is stale in theirs.
+    R * log p_dLLM + (1 - R) * log p_AR,
+
+where p_AR is the verifier's probability after it has read the draft up to this position. Draft and target are drawn
+with the same Gumbel noise and the same temperature. The policy commits the longest prefix on which target = draft
+everywhere, and the first position in any case.
+
+Deviations from the authors' code:
+
+- Their acceptance test runs without noise at every temperature, because a default value swallows the noise, and their
+  draft is drawn at the square of the temperature. Here draft and target share the noise and the temperature, as the
+  paper says. At temperature 0 both versions agree.
+- Their verifier carries the output of the last accepted token over to the next step; after a fully accepted draft this
+  output is stale. Here the verifier computes the last accepted token again.
+
+The file also holds `LeftToRightPolicy`, the baseline of the paper.
 """
 
 from __future__ import annotations
@@ -30,11 +41,11 @@ class APDPolicy(Policy):
     """Adaptive parallel decoding.
 
     Args:
-        verifier: the autoregressive model.
-        mixture_weight: R, above 0 and at most 1; larger trusts the dLLM more and is faster.
+        verifier: The autoregressive model.
+        mixture_weight: R, above 0 and at most 1. A larger weight trusts the dLLM more and is faster.
 
     Raises:
-        ValueError: for another weight.
+        ValueError: The weight is out of range.
     """
 
     name = "apd"
@@ -68,11 +79,12 @@ class APDPolicy(Policy):
         tokens = torch.cat((state.tokens[:, : state.prompt_width], drafted), dim=1)
         first = eligible.int().argmax(1)
         stop = eligible.shape[1] - eligible.flip(1).int().argmax(1)
-        first_column, stop_column = first[rows] + state.prompt_width, stop[rows] + state.prompt_width
+        first_column = first[rows] + state.prompt_width
+        stop_column = stop[rows] + state.prompt_width
         scores, offset, memory = self.verifier.score(tokens, state.pad, rows, first_column, stop_column, memory)
-        place = eligible[rows].nonzero()  # [N, 2]
+        place = eligible[rows].nonzero()  # [N, 2] long, number in `rows` and generation position
         joint = scores[place[:, 0], place[:, 1] + state.prompt_width - offset]  # [N, V]
-        scored = eligible[prediction.valid]  # which of the scored positions are eligible
+        scored = eligible[prediction.valid]  # bool, the scored positions that are eligible
         width = min(joint.shape[1], prediction.logits.shape[1])
         mixture = self.mixture_weight * prediction.logits[scored, :width] + (1 - self.mixture_weight) * joint[:, :width]
         noise = prediction.draw.noise
@@ -84,22 +96,32 @@ class APDPolicy(Policy):
 
 
 def load_apd(verifier: str, mixture_weight: float = 0.7, dtype: str = "float32", device: str = "auto") -> APDPolicy:
-    """APD with the verifier in a folder or on the hub.
+    """Build the policy with a verifier from a folder or from the hub.
+
+    Args:
+        verifier: A folder or a hub name.
+        mixture_weight: R, as for `APDPolicy`.
+        dtype: The type of the verifier's weights, such as `float32` or `bfloat16`.
+        device: `auto`, `cpu`, `cuda` and so on.
+
+    Returns:
+        The policy.
 
     Raises:
-        UserError: the verifier cannot be loaded.
+        UserError: The verifier cannot be loaded.
+        ValueError: The weight is out of range.
     """
     return APDPolicy(load_verifier(verifier, dtype, device), mixture_weight)
 
 
 class LeftToRightPolicy(Policy):
-    """APD's baseline: the leftmost proposals, so many a step.
+    """APD's baseline: every step commits the same number of leftmost proposals.
 
     Args:
-        tokens_per_step: at least 1.
+        tokens_per_step: The positions that a step commits in each row, at least 1.
 
     Raises:
-        ValueError: for a number below 1.
+        ValueError: The number is below 1.
     """
 
     name = "left_to_right"

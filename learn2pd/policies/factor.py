@@ -1,10 +1,14 @@
-"""Factor decoding (Fast-dLLM, arXiv 2505.22618): commit as many proposals as stay safe together.
+"""Factor decoding (Fast-dLLM, arXiv 2505.22618): a step commits as many proposals as are safe together.
 
-Confidences of the eligible positions sorted, c_1 >= c_2 >= ...: rank i is taken while every rank up to it has c_i >= 1 - f / (i + 1);
-rank 1 is always taken. For f = 1 that is the paper's bound under which greedy parallel decoding equals greedy sequential decoding.
+The rule: the confidences of the eligible positions are sorted, c_1 >= c_2 >= ... Rank 1 is always committed. Rank i is
+committed if every rank j from 2 to i satisfies
 
-Deviation from the authors' code: where the first failing rank is the last one, theirs commits it all the same, because the scan cannot
-tell "failed at the last" from "reached the end".
+    c_j >= 1 - f / (j + 1).
+
+For f = 1 this is the paper's bound under which greedy parallel decoding equals greedy sequential decoding.
+
+Deviation from the authors' code: where the last rank is the first one to fail, their code commits it all the same,
+because their scan cannot tell "failed at the last rank" from "reached the end". Here it is not committed.
 """
 
 from __future__ import annotations
@@ -21,10 +25,10 @@ class FactorPolicy(Policy):
     """Factor decoding.
 
     Args:
-        factor: f, above 0; larger is faster.
+        factor: f, above 0 and finite. A larger factor is faster.
 
     Raises:
-        ValueError: for another number.
+        ValueError: The factor is out of range.
     """
 
     name = "factor"
@@ -38,7 +42,15 @@ class FactorPolicy(Policy):
         return Commit(most_confident(prediction.confidence, eligible, self.count(prediction.confidence, eligible)))
 
     def count(self, confidence: Tensor, eligible: Tensor) -> Tensor:
-        """[B] long: how many of the most confident eligible positions are safe together."""
+        """Count the most confident eligible positions that are safe together.
+
+        Args:
+            confidence: [B, G] float.
+            eligible: [B, G] bool.
+
+        Returns:
+            [B] long.
+        """
         ordered = confidence.masked_fill(~eligible, -torch.inf).sort(1, descending=True).values
         rank = torch.arange(1, ordered.shape[1] + 1, device=ordered.device)
         passes = (ordered >= 1 - self.factor / (rank + 1)) | (rank == 1)

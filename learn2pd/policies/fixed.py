@@ -1,14 +1,24 @@
-"""Fixed quota (LLaDA's own decoding, arXiv 2502.09992, low-confidence remasking; Dream's, arXiv 2508.15487, with `rank` entropy or margin).
+"""Fixed quota: the number of steps is given, and the steps share out the tokens.
 
-`steps` is the total for the whole canvas, shared out among the blocks by their length. On entering a block with m masks and s steps,
-each step commits the floor(m / s) most confident positions, the first m mod s steps one more. With steps = gen_length (the default)
-that is one token a step. Every block takes at least one step, so that fewer `steps` than blocks are exceeded; and where the window slides
-(schedulers dsb and lookahead) each of its places counts as a block entered anew, so that `steps` is a pace and not the total.
+This is LLaDA's own decoding (arXiv 2502.09992, "low-confidence remasking"), and with `rank` entropy or margin it is
+Dream's (arXiv 2508.15487).
 
-Most confident is by the probability of the proposal, by its margin over the second (`margin`), or by low entropy (`entropy`).
+The rule: `steps` is the total for the whole canvas, and the blocks share it out by their length. When a block opens
+with m masks and s steps, each of its steps commits the floor(m / s) most confident positions, and each of the first
+m mod s steps commits one more. With the default, steps = gen_length, every step commits one token. `rank` decides which
+position is the most confident one: the one with the highest probability of its proposal (`confidence`), with the
+largest margin over the second token (`margin`), or with the lowest entropy (`entropy`).
 
-Deviations from the authors' code: a canvas that is no multiple of the block works; a quota of 0 (more steps than masks) commits one. Dream
-commits floor(m * (1 - s / t)) along its time grid, which leaves some forwards without a commit and catches up later; here the quota is even.
+Two cases in which the run does not take `steps` steps: every block takes at least one step, so that a run with fewer
+`steps` than blocks takes more. Where the window slides (schedulers dsb and lookahead), every new place of the window
+counts as a new block, so that `steps` is a pace and not the total.
+
+Deviations from the authors' code:
+
+- The canvas need not be a multiple of the block.
+- Where a block has more steps than masks, the quota of 0 is raised to 1.
+- Dream commits floor(m * (1 - s / t)) positions along its time grid, so that some forwards commit nothing and later
+  ones catch up. Here the quota is even.
 """
 
 from __future__ import annotations
@@ -28,23 +38,31 @@ RANKS = ("confidence", "margin", "entropy")
 
 @dataclass(frozen=True)
 class Quota(RowMemory):
-    """Where each row stands in its block."""
+    """The place of each row in its block.
 
-    start: Tensor  # [B] long, window start the rest refers to, -1 before the first
-    masks: Tensor  # [B] long, masks when the block was entered
-    steps: Tensor  # [B] long, steps the block was given; kept, because a stop rule may shorten the window later
-    step: Tensor  # [B] long, steps taken in the block
+    Attributes:
+        start: [B] long, the start of the block's window, -1 before the first block.
+        masks: [B] long, the masks of the block when it opened.
+        steps: [B] long, the steps that the block was given. The number is kept, because a stop rule may shorten the
+            window later.
+        step: [B] long, the number of the last step in the block, counted from 0.
+    """
+
+    start: Tensor
+    masks: Tensor
+    steps: Tensor
+    step: Tensor
 
 
 class FixedPolicy(Policy):
     """Fixed quota.
 
     Args:
-        steps: for the whole canvas; None is one token a step.
-        rank: what most confident means: `confidence`, `margin` or `entropy`.
+        steps: The steps for the whole canvas; None commits one token a step.
+        rank: The measure of confidence: `confidence`, `margin` or `entropy`.
 
     Raises:
-        ValueError: for steps below 1 or another rank.
+        ValueError: The steps are below 1, or the rank is unknown.
     """
 
     name = "fixed"

@@ -1,10 +1,17 @@
-"""LocalLeap (arXiv 2510.07081): near a proposal that is certain, a relaxed threshold will do.
+"""LocalLeap (arXiv 2510.07081): a lower threshold holds for the neighbours of a proposal that is certain.
 
-Anchors are the eligible positions with confidence >= threshold. A position is committed if it is an anchor, or if it lies within `radius`
-positions of one and has confidence >= relaxed_threshold, or if it is the most confident (the loop's rule). Only anchors of the current
-step count; tokens committed earlier extend nothing.
+The rule: an anchor is an eligible position with
 
-Deviations from the authors' code (read in a benchmark's copy): none.
+    confidence >= threshold.
+
+The policy commits every anchor, and every eligible position that lies at most `radius` positions from an anchor and has
+
+    confidence >= relaxed_threshold.
+
+Where it commits none, the loop adds the most confident position. Only anchors of the present step count: tokens that
+were committed earlier are no anchors.
+
+Deviations from the authors' code: none. Their code was read in the copy that a benchmark holds.
 """
 
 from __future__ import annotations
@@ -21,12 +28,13 @@ class LocalLeapPolicy(Policy):
     """LocalLeap.
 
     Args:
-        threshold: confidence of an anchor, 0 to 1.
-        relaxed_threshold: confidence near an anchor, at most `threshold`; the authors use 0.75 for LLaDA, 0.8 for Dream.
-        radius: positions that are near.
+        threshold: The least confidence of an anchor, 0 to 1.
+        relaxed_threshold: The least confidence near an anchor, at most `threshold`. The authors use 0.75 for LLaDA and
+            0.8 for Dream.
+        radius: The largest distance from an anchor, in positions.
 
     Raises:
-        ValueError: for a number out of range.
+        ValueError: A number is out of range.
     """
 
     name = "localleap"
@@ -34,7 +42,8 @@ class LocalLeapPolicy(Policy):
     def __init__(self, threshold: float = 0.9, relaxed_threshold: float = 0.75, radius: int = 4) -> None:
         if not 0 <= relaxed_threshold <= threshold <= 1:
             raise ValueError(
-                f"threshold={threshold}, relaxed_threshold={relaxed_threshold}: expected 0 <= relaxed_threshold <= threshold <= 1"
+                f"threshold={threshold}, relaxed_threshold={relaxed_threshold}: "
+                "expected 0 <= relaxed_threshold <= threshold <= 1"
             )
         self.threshold = threshold
         self.relaxed_threshold = relaxed_threshold
@@ -42,8 +51,6 @@ class LocalLeapPolicy(Policy):
 
     def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: None) -> Commit:
         anchors = eligible & (prediction.confidence >= self.threshold)
-        near = (
-            functional.max_pool1d(anchors.float()[:, None], 2 * self.radius + 1, stride=1, padding=self.radius)[:, 0]
-            > 0
-        )
+        marks = anchors.float()[:, None]  # [B, 1, G]
+        near = functional.max_pool1d(marks, 2 * self.radius + 1, stride=1, padding=self.radius)[:, 0] > 0
         return Commit(anchors | (eligible & near & (prediction.confidence >= self.relaxed_threshold)))

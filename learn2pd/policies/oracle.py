@@ -1,10 +1,15 @@
-"""The oracle (EGP, "extremely greedy parallel", Learn2PD, arXiv 2509.25188): commits exactly the proposals that equal a known answer.
+"""The oracle (EGP, "extremely greedy parallel", Learn2PD, arXiv 2509.25188): it knows the answer beforehand.
 
-The known answer is the model's own decode with one token a step. Where no proposal of the window is right, nothing would ever change,
-so the rest of the window is filled with the known answer (the authors' stall rule).
+The rule: the policy commits exactly the eligible positions with
 
-Deviation from the authors' code: they notice a stall when two forwards in a row propose the same; without a commit the second forward
-is the first again, so here the fill comes at once and that forward is saved.
+    proposal = known answer.
+
+The known answer is the model's own decode with one token a step. Where no proposal of the window is right, the next
+forward would propose the same again, and the run would stall. The policy then fills the rest of the window with the
+known answer; this is the authors' stall rule.
+
+Deviation from the authors' code: their code notices a stall when two forwards in a row propose the same tokens. A
+forward after a step without a commit repeats the one before it, so that this code fills at once and saves that forward.
 """
 
 from __future__ import annotations
@@ -23,9 +28,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reference(RowMemory):
-    """The known answer of every row, and what a guided policy remembers itself."""
+    """The known answer of every row.
 
-    tokens: Tensor  # [B, G] long
+    Attributes:
+        tokens: [B, G] long.
+        own: The memory of the policy that `GuidedPolicy` guides; None for the oracle.
+    """
+
+    tokens: Tensor
     own: Any = None
 
 
@@ -33,7 +43,7 @@ class OraclePolicy(Policy):
     """The oracle.
 
     Args:
-        reference: [N, G] long, the answer of every prompt of the caller's list.
+        reference: [N, G] long, the known answer of every prompt of the caller's list.
     """
 
     name = "oracle"
@@ -52,14 +62,15 @@ class OraclePolicy(Policy):
 
 
 class GuidedPolicy(Policy):
-    """Another policy chooses the positions, a known answer the tokens: where the policy would commit a wrong proposal, the right token is written.
+    """Another policy decides which positions are committed, and the known answer decides which tokens are written.
 
-    So every state that it meets lies on the way to the known answer, and "equals the known answer" is a fair label in all of them. After an
-    error of its own the label would not be fair.
+    Where the other policy commits a wrong proposal, this one writes the right token. Every state of such a run
+    therefore leads to the known answer, and "the proposal equals the known answer" is a fair label in each of them. If
+    the wrong token were written, the label would be unfair from then on.
 
     Args:
-        policy: the one that chooses.
-        reference: [N, G] long, the answer of every prompt of the caller's list.
+        policy: The policy that decides on the positions.
+        reference: [N, G] long, the known answer of every prompt of the caller's list.
     """
 
     name = "guided"
@@ -85,10 +96,10 @@ class GuidedPolicy(Policy):
 
 
 def _answers(reference: Tensor, state: DecodeState) -> Tensor:
-    """[B, G] the answers of the rows of a run.
+    """Return the known answers of the rows of a run, [B, G] long.
 
     Raises:
-        ValueError: the answers are of another length than the canvas.
+        ValueError: The answers and the canvas differ in length.
     """
     if reference.shape[1] != state.gen_length:
         raise ValueError(f"reference: the answers have {reference.shape[1]} tokens, the canvas has {state.gen_length}")

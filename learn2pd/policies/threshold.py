@@ -1,10 +1,16 @@
-"""Threshold decoding (Fast-dLLM, arXiv 2505.22618).
+"""Threshold decoding (Fast-dLLM, arXiv 2505.22618): a step commits every proposal that is confident enough.
 
-Commit every eligible position with confidence >= threshold, and always the most confident one (the loop's rule). `steps` plays no part.
-`one_more` is this project's addition: every step also commits the most confident of the positions below the threshold. Such a choice is the
-one that one token a step would make. It often decides a wording and so makes other positions certain; the answer may then be worded otherwise.
+The rule: the policy commits every eligible position with
 
-Deviation from the authors' code: confidence is a float32 softmax, theirs float64.
+    confidence >= threshold.
+
+Where it commits none, the loop adds the most confident position. The rule has no number of steps.
+
+The option `one_more` is this project's addition. With it, every step also commits the most confident position below the
+threshold. Decoding with one token a step would commit this position too. Such a commit often decides how the answer is
+worded, and so makes other positions certain; the answer may be worded in another way than without the option.
+
+Deviation from the authors' code: the confidence is a float32 softmax, and theirs is a float64 softmax.
 """
 
 from __future__ import annotations
@@ -17,14 +23,14 @@ from learn2pd.types import Commit, DecodeState, Prediction
 
 
 class ThresholdPolicy(Policy):
-    """Commit every eligible proposal of at least `threshold` confidence.
+    """Threshold decoding.
 
     Args:
-        threshold: confidence, 0 to 1.
-        one_more: also commit the most confident position below it (ours).
+        threshold: The least confidence of a position that is committed, 0 to 1.
+        one_more: True also commits the most confident position below the threshold.
 
     Raises:
-        ValueError: for a number that is no confidence.
+        ValueError: The threshold is not a number from 0 to 1.
     """
 
     name = "threshold"

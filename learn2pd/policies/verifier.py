@@ -1,4 +1,8 @@
-"""An autoregressive model that checks what a dLLM proposes (APD's verifier), through transformers' own classes."""
+"""The verifier of APD: an autoregressive model that scores the draft of a dLLM. It is one of transformers' own classes.
+
+In the shapes, B is the number of rows of the batch, R of rows that are scored, Q of scored columns, T of kept columns,
+V of tokens of the vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +23,24 @@ from learn2pd.types import DecodeState, ModelSpec, RowMemory
 
 @dataclass(frozen=True)
 class VerifierMemory(RowMemory):
-    """Keys and values of the columns up to which every row is committed. They are those of the padded batch."""
+    """The keys and values of the first T columns of the padded batch. Every scored row is committed up to there.
 
-    keys: Tensor  # [B, layers, heads, T, width]
-    values: Tensor  # the same shape
+    Attributes:
+        keys: [B, layers, heads, T, width].
+        values: The same shape.
+    """
+
+    keys: Tensor
+    values: Tensor
 
 
 class Verifier:
     """An autoregressive model that scores drafts.
 
     Args:
-        network: a causal language model of transformers.
-        tokenizer: None where only the sizes of the vocabularies can be compared.
-        source: where it was loaded from, for messages.
+        network: A causal language model of transformers.
+        tokenizer: The tokenizer of the network. With None, only the sizes of the two vocabularies can be compared.
+        source: The folder or hub name of the model, for messages.
     """
 
     def __init__(
@@ -44,7 +53,7 @@ class Verifier:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the weights."""
+        """16 hex digits that identify the weights."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -56,34 +65,47 @@ class Verifier:
     def check(self, spec: ModelSpec) -> None:
         """Refuse a dLLM with another vocabulary.
 
+        Args:
+            spec: The facts about the dLLM.
+
         Raises:
-            UserError: naming what differs.
+            UserError: The vocabularies differ; the message names the first difference.
         """
         if self.tokenizer is None or not spec.vocabulary:
             if self.vocab_size > spec.vocab_size:
                 raise UserError(
-                    f"verifier {self.source} has {self.vocab_size} tokens, {spec.name} has {spec.vocab_size}: APD needs one vocabulary"
+                    f"verifier {self.source} has {self.vocab_size} tokens, {spec.name} has {spec.vocab_size}: "
+                    "APD needs one vocabulary"
                 )
             return
-        ours, theirs = spec.vocabulary, self.tokenizer.get_vocab()
-        own = set(spec.special_tokens)  # a dLLM adds its mask token to the vocabulary it was adapted from
+        ours = spec.vocabulary
+        theirs = self.tokenizer.get_vocab()
+        own = set(spec.special_tokens)  # a dLLM adds its mask token to the vocabulary from which it was adapted
         differing = [token for token, number in ours.items() if theirs.get(token) != number and token not in own]
         differing += [token for token in theirs if token not in ours]
         if differing:
             raise UserError(
-                f"verifier {self.source} has another vocabulary than {spec.name}: {differing[0]!r} is {theirs.get(differing[0])} in the one and "
-                f"{ours.get(differing[0])} in the other, and {len(differing) - 1} more differ; APD needs the same tokenizer"
+                f"verifier {self.source} has another vocabulary than {spec.name}: {differing[0]!r} is "
+                f"{theirs.get(differing[0])} in the one and {ours.get(differing[0])} in the other, "
+                f"and {len(differing) - 1} more differ; APD needs the same tokenizer"
             )
 
     def start(self, state: DecodeState) -> VerifierMemory:
-        """An empty memory.
+        """Make an empty memory.
+
+        Args:
+            state: The state before the first step.
+
+        Returns:
+            A memory of no columns.
 
         Raises:
-            UserError: the run is on another device than the verifier.
+            UserError: The run and the verifier are on different devices.
         """
         if self.network.device != state.tokens.device:
             raise UserError(
-                f"verifier {self.source} is on {self.network.device}, the model on {state.tokens.device}: APD needs both on one device"
+                f"verifier {self.source} is on {self.network.device}, the model on {state.tokens.device}: "
+                "APD needs both on one device"
             )
         config = self.network.config
         heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
@@ -95,36 +117,38 @@ class Verifier:
     def score(
         self, tokens: Tensor, pad: Tensor, rows: Tensor, first: Tensor, stop: Tensor, memory: VerifierMemory
     ) -> tuple[Tensor, int, VerifierMemory]:
-        """Logits of every row's columns first..stop-1, each given the tokens before it.
+        """Score the columns first..stop-1 of some rows. The score of a column depends on the columns before it.
 
-        Columns are those of the padded batch. Rows are at different places, so what is kept reaches to the one least far.
+        Rows are committed up to different columns. The memory keeps the columns up to which all scored rows are
+        committed.
 
         Args:
-            tokens: [B, L] long, with the draft written in.
-            pad: [B] long, columns of left padding.
+            tokens: [B, L] long, the padded batch with the draft written into it.
+            pad: [B] long, the columns of left padding.
             rows: [R] long, the rows that are scored, ascending.
-            first, stop: [R] long, columns.
+            first: [R] long, the first column of each row that is scored.
+            stop: [R] long, the column behind the last one that is scored.
+            memory: The memory that `start`, or the last call of this method, returned.
 
         Returns:
             Logits [R, Q, V], the column that the first of them predicts, and the next memory.
         """
-        low = int(first.min()) - 1  # the output at a column predicts the next one
+        low = int(first.min()) - 1  # the output at a column predicts the next column
         high = int(stop.max()) - 1
         start = min(low, memory.keys.shape[3])
         past = DynamicCache()
         if start:
             for layer in range(memory.keys.shape[1]):
                 past.update(memory.keys[rows, layer, :, :start], memory.values[rows, layer, :, :start], layer)
-        tokens, pad = tokens[rows], pad[rows]
+        tokens = tokens[rows]
+        pad = pad[rows]
         column = torch.arange(start, high, device=tokens.device)
         key = torch.arange(high, device=tokens.device)
-        seen = (key <= column[:, None]) & (key >= pad[:, None, None]) | (
-            key == column[:, None]
-        )  # [R, Q, K]; padding sees itself
+        # [R, Q, K] bool; a column of padding sees itself, so that its softmax is defined
+        seen = (key <= column[:, None]) & (key >= pad[:, None, None]) | (key == column[:, None])
         blocked = torch.finfo(self.network.dtype).min
-        mask = torch.zeros(seen.shape, dtype=self.network.dtype, device=tokens.device).masked_fill(~seen, blocked)[
-            :, None
-        ]
+        mask = torch.zeros(seen.shape, dtype=self.network.dtype, device=tokens.device)
+        mask = mask.masked_fill(~seen, blocked)[:, None]
         output = self.network(
             input_ids=tokens[:, start:high],
             attention_mask=mask,
@@ -136,12 +160,11 @@ class Verifier:
 
 
 def _kept(memory: VerifierMemory, past: DynamicCache, rows: Tensor, columns: int) -> VerifierMemory:
-    """The memory with the first `columns` columns of `rows`; rows that are not scored any more hold zeros."""
+    """Return a memory of the first `columns` columns of `rows`. Rows that are not scored any more hold zeros."""
 
     def of(name: str) -> Tensor:
-        layers = torch.stack(
-            [getattr(layer, name)[:, :, :columns] for layer in past.layers], dim=1
-        )  # [R, layers, heads, T, width]
+        # [R, layers, heads, T, width]
+        layers = torch.stack([getattr(layer, name)[:, :, :columns] for layer in past.layers], dim=1)
         if len(rows) == len(memory.keys):
             return layers
         return layers.new_zeros(len(memory.keys), *layers.shape[1:]).index_copy(0, rows, layers)
@@ -150,10 +173,18 @@ def _kept(memory: VerifierMemory, past: DynamicCache, rows: Tensor, columns: int
 
 
 def load_verifier(path: str, dtype: str = "float32", device: str = "auto") -> Verifier:
-    """Load an autoregressive model and its tokenizer from a hub name or a folder. No remote code is run.
+    """Load an autoregressive model and its tokenizer. No remote code is run.
+
+    Args:
+        path: A folder or a hub name.
+        dtype: The type of the weights, such as `float32` or `bfloat16`.
+        device: `auto`, `cpu`, `cuda` and so on.
+
+    Returns:
+        The verifier.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: The model or its tokenizer cannot be read.
     """
     try:
         values = resolve_dtype(dtype)
@@ -162,12 +193,13 @@ def load_verifier(path: str, dtype: str = "float32", device: str = "auto") -> Ve
     check_folder("verifier", path, "config.json, *.safetensors and tokenizer.json of a causal language model")
     refuse_adapter("verifier", path)
     try:
-        # False and not the default: the default asks on the terminal whether to run a checkpoint's own code
+        # with the default of trust_remote_code, transformers asks on the terminal whether to run a checkpoint's code
         network = AutoModelForCausalLM.from_pretrained(
             path, dtype=values, use_safetensors=True, trust_remote_code=False
         )
     except (SafetensorError, ValueError, KeyError, RuntimeError, *UNREADABLE) as error:
         raise UserError(
-            f"verifier {path!r} could not be loaded ({first_line(error)}); expected a causal language model of transformers"
+            f"verifier {path!r} could not be loaded ({first_line(error)}); "
+            "expected a causal language model of transformers"
         ) from error
     return Verifier(network.to(resolve_device(device)), load_tokenizer(path, network.config, key="verifier"), str(path))

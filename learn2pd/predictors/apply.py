@@ -1,4 +1,4 @@
-"""A trained network at work in a run: on which device it is, what it needs, what it says of a window."""
+"""The functions by which a component asks a trained network during a run."""
 
 from __future__ import annotations
 
@@ -20,25 +20,47 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NetworkMemory(RowMemory):
-    """The network where the model is; the same for all rows."""
+    """The memory of a component that asks a network.
+
+    Attributes:
+        network: The network on the device of the run. It is the same for all rows.
+    """
 
     network: PredictorNetwork
 
 
 def on_device(predictor: Predictor, state: DecodeState) -> NetworkMemory:
-    """The predictor's network on the device of a run; its own network stays where it is."""
+    """Return the predictor's network on the device of a run. The predictor itself is not moved.
+
+    Args:
+        predictor: The trained predictor.
+        state: The state before the first step.
+    """
     device = state.tokens.device
     network = predictor.network
     return NetworkMemory(network if next(network.parameters()).device == device else copy.deepcopy(network).to(device))
 
 
 def needs_of(predictor: Predictor) -> frozenset[str]:
-    """What the network must be able to see of a prediction."""
+    """Return the extras of the prediction that the network reads.
+
+    Args:
+        predictor: The trained predictor.
+    """
     return frozenset(predictor.network.channels) & frozenset(EXTRAS)
 
 
 def check_contract(predictor: Predictor, spec: ModelSpec, method: Method) -> None:
-    """Raises UserError where a run differs from what the predictor was trained for."""
+    """Refuse a run for which the predictor was not trained.
+
+    Args:
+        predictor: The trained predictor.
+        spec: The facts about the model of the run.
+        method: The method of the run.
+
+    Raises:
+        UserError: The run differs from the predictor's contract; the message names both values.
+    """
     predictor.contract.check(spec, method.scheduler.block_length, method.scheduler.alignment)
 
 
@@ -50,7 +72,19 @@ def probability(
     window: Window,
     width: int,
 ) -> Tensor:
-    """[B, G] the network's probability inside each row's window, 0 elsewhere. `width` is at least that of the longest window."""
+    """Ask the network about a window.
+
+    Args:
+        network: The network, on the device of the run.
+        contract: The contract of its predictor, which holds the ids that end answers and steps.
+        state: The state before the commit.
+        prediction: The proposals of this step.
+        window: The window of each row.
+        width: At least the length of the longest window, in tokens.
+
+    Returns:
+        [B, G] float32, the probability of "yes" inside each row's window, 0 elsewhere.
+    """
     columns = observe(state, prediction, contract.eot_ids, contract.delimiter_ids)
     view = cut(columns, window, width, network.sees_committed)
     return canvas_view(network.probability(view), window, state.gen_length)

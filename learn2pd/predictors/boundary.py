@@ -1,6 +1,11 @@
-"""The boundary predictor as a scheduler (ours): AdaBlock with a trained network in place of the delimiter rule.
+"""The boundary predictor as a scheduler: AdaBlock with a trained network in place of the delimiter rule.
 
-A block ends at the first position where the network says that a step of the answer ends.
+The rule: the forward that opens a block decides its length. The block ends at the first masked position with
+
+    probability > threshold,
+
+where the probability is the network's answer to the question whether a step of the answer ends here. A block without
+such a position has `block_length` tokens. The rule is this project's own; AdaBlock is arXiv 2509.26432.
 """
 
 from __future__ import annotations
@@ -29,11 +34,13 @@ CHANNELS = ("log_odds", "masked", "valid", "position", "end_of_text", "delimiter
 
 @dataclass(frozen=True)
 class StepEnd:
-    """The question of the scheduler `adablock_learned`: does a step of the answer, such as a line, end at this position?
+    """The question of the scheduler `adablock_learned`: does a step of the answer end at this position?
+
+    A step of an answer is, for example, a line.
 
     Args:
-        delimiter_ids: tokens that end a step.
-        reach: tokens ahead of the first mask that are looked at.
+        delimiter_ids: The tokens that end a step.
+        reach: The number of tokens, from the first mask on, that the network sees.
     """
 
     delimiter_ids: tuple[int, ...]
@@ -46,9 +53,8 @@ class StepEnd:
         return Window(start, (start + self.reach).clamp_max(columns["masked"].shape[1]))
 
     def label(self, columns: Columns) -> Tensor:
-        return torch.isin(columns["reference"], torch.tensor(self.delimiter_ids)) & (
-            positions(columns) < columns["length"][:, None]
-        )
+        ends = torch.isin(columns["reference"], torch.tensor(self.delimiter_ids))
+        return ends & (positions(columns) < columns["length"][:, None])
 
     def counted(self, columns: Columns) -> Tensor:
         return columns["masked"]
@@ -63,7 +69,7 @@ class StepEnd:
 
     @staticmethod
     def network() -> PredictorNetwork:
-        """An untrained network."""
+        """Make an untrained network for this question."""
         return Conv(CHANNELS, hidden=16)
 
 
@@ -71,8 +77,8 @@ class LearnedAdaBlockScheduler(SemanticBlocks):
     """AdaBlock with a trained network.
 
     Args:
-        predictor: of kind boundary.
-        block_length: tokens of a block in which the network sees no end.
+        predictor: A predictor of the kind `boundary`.
+        block_length: The tokens of a block in which the network sees no end.
     """
 
     name = "adablock_learned"
@@ -104,9 +110,16 @@ class LearnedAdaBlockScheduler(SemanticBlocks):
 
 
 def load_boundary(folder: str | Path, block_length: int = 32) -> LearnedAdaBlockScheduler:
-    """The scheduler with the boundary predictor beside the policy in `folder`.
+    """Build the scheduler with the boundary predictor that lies beside a saved policy.
+
+    Args:
+        folder: The folder of the policy, with a folder `boundary` in it.
+        block_length: As for `LearnedAdaBlockScheduler`.
+
+    Returns:
+        The scheduler.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: The predictor is missing or damaged.
     """
     return LearnedAdaBlockScheduler(load_predictor(Path(folder) / "boundary", "boundary"), block_length)

@@ -1,8 +1,12 @@
-"""The end-of-text predictor as a stop rule (ours): a trained network says where the answer has ended.
+"""The end-of-text predictor as a stop rule: a trained network says where the answer has ended.
 
-The row ends at the first masked position that the network puts behind the answer's end with more than its threshold, and that has no
-committed token of an answer behind it. As with the rule `eot` it also ends after an end-of-text that was committed. The threshold is
-calibrated to cut no answer short on held-out prompts.
+The rule: a row ends at the first masked position that has no committed token of the answer behind it and for which
+
+    probability > threshold,
+
+where the probability is the network's answer to the question whether the answer has ended before this position. As with
+the rule `eot`, a row also ends behind an end-of-text that was committed. The calibration sets the threshold so that the
+rule cuts no answer of the held-out prompts short. The rule is this project's own; it comes from no paper.
 """
 
 from __future__ import annotations
@@ -26,11 +30,8 @@ from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction, Window
 if TYPE_CHECKING:
     from learn2pd.method import Method
 
-CHANNELS = (
-    "log_odds",
-    "masked",
-    "end_of_text",
-)  # a stop rule sees these without asking the model for more, at any canvas length
+# a stop rule sees these channels without asking the model for extras, at any length of the canvas
+CHANNELS = ("log_odds", "masked", "end_of_text")
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,17 @@ class Ended:
 
     @staticmethod
     def network() -> PredictorNetwork:
-        """An untrained network."""
+        """Make an untrained network for this question."""
         return Conv(CHANNELS, hidden=16)
 
 
 @dataclass(frozen=True)
 class EndMemory(NetworkMemory):
-    """The network, and the ids that end an answer."""
+    """The memory of the stop rule.
+
+    Attributes:
+        eot_ids: The ids that end an answer.
+    """
 
     eot_ids: tuple[int, ...]
 
@@ -74,8 +79,8 @@ class LearnedStop(EotStop):
     """End where a trained network says that the answer has ended.
 
     Args:
-        predictor: of kind end_of_text.
-        floor: as for `eot`.
+        predictor: A predictor of the kind `end_of_text`.
+        floor: The least confidence of a committed end-of-text that ends a row, as for `EotStop`.
     """
 
     name = "learned"
@@ -105,16 +110,24 @@ class LearnedStop(EotStop):
         ended = probability(memory.network, self.predictor.contract, state, prediction, canvas, state.gen_length)
         tokens = torch.where(commit.mask, prediction.tokens if commit.tokens is None else commit.tokens, state.canvas)
         answer = (~state.masked | commit.mask) & ~is_among(tokens, memory.eot_ids)
-        last = torch.where(answer, position, -1).amax(1, keepdim=True)  # [B, 1] nothing that was written is taken back
+        # [B, 1] long, the last token of the answer so far; no position up to here is closed
+        last = torch.where(answer, position, -1).amax(1, keepdim=True)
         sure = (ended > self.predictor.threshold) & state.masked & prediction.valid & (position > last)
         first = torch.where(sure.any(1), sure.int().argmax(1), state.end)
         return torch.minimum(first, super().ends(state, prediction, commit, memory))
 
 
 def load_end_of_text(folder: str | Path, floor: float = 0.5) -> LearnedStop:
-    """The stop rule with the end-of-text predictor beside the policy in `folder`.
+    """Build the stop rule with the end-of-text predictor that lies beside a saved policy.
+
+    Args:
+        folder: The folder of the policy, with a folder `end_of_text` in it.
+        floor: As for `LearnedStop`.
+
+    Returns:
+        The stop rule.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: The predictor is missing or damaged.
     """
     return LearnedStop(load_predictor(Path(folder) / "end_of_text", "end_of_text"), floor)

@@ -1,7 +1,10 @@
-"""What a predictor network may see of a window: a few numbers a position, the same while recording, training, decoding and in every export.
+"""The features of a window: the few numbers at each position that a predictor network may see.
 
-`features` describes a step over the whole canvas from plain tensors, `cut` takes out each row's window, `stack` picks the channels. A network
-that was trained on some channels gets exactly those at inference, whatever the block length, window or schedule.
+Recording, training, decoding and every export compute them by the same three functions. `features` describes a step
+over the whole canvas from plain tensors, `cut` takes each row's window out of it, and `stack` selects the channels. A
+network gets the channels on which it was trained, whatever the block length, the window or the scheduler.
+
+In the shapes, R is the number of rows, G of canvas positions, W of positions of a window, C of channels.
 """
 
 from __future__ import annotations
@@ -15,27 +18,39 @@ from torch import Tensor
 from learn2pd.tensors import is_among, window_view
 from learn2pd.types import NOT_PROPOSED, DecodeState, Prediction, Window
 
-LOG_ODDS_LIMIT = 12.0  # float32 confidences next to 1 carry no more
-VALUES = ("confidence", "margin", "entropy")  # of a proposal
+LOG_ODDS_LIMIT = 12.0  # float32 confidences near 1 cannot express larger log-odds
+VALUES = ("confidence", "margin", "entropy")  # numbers that describe a proposal
 OF_PROPOSALS = (*VALUES, "unchanged")
 OBSERVED = ("proposal", *VALUES, "masked", "unchanged", "end_of_text", "delimiter")
-EXTRAS = ("margin", "entropy")  # the values that a component must ask for by its attribute `needs`
-DECIDED = -1  # in place of a proposal where there is nothing to decide
+EXTRAS = ("margin", "entropy")  # the values for which a component must ask in its attribute `needs`
+DECIDED = -1  # stands in place of a proposal at positions that are not masked
 
 
 @dataclass(frozen=True)
 class View:
-    """A window of each row, [R, W] each; past the window's end everything but `proposal` is zero. None: the prediction does not have it."""
+    """The window of each row. Every tensor is [R, W]; behind the window's end all but `proposal` are zero.
 
-    proposal: Tensor  # long, `DECIDED` where the position is not masked or not inside the window
-    confidence: Tensor  # float32
-    margin: Tensor | None  # float32
-    entropy: Tensor | None  # float32, nats
-    masked: Tensor  # bool, still to decode
-    unchanged: Tensor  # bool, the proposal was the same in the step before
-    end_of_text: Tensor  # bool, of the proposal, or of the token where it is decided
-    delimiter: Tensor  # bool, likewise
-    valid: Tensor  # bool, inside the window
+    Attributes:
+        proposal: long, the proposed token, `DECIDED` where the position is not masked or not inside the window.
+        confidence: float32, of the proposal.
+        margin: float32, of the proposal; None where the prediction has no margin.
+        entropy: float32, in nats; None where the prediction has no entropy.
+        masked: bool, the positions that are still to decode.
+        unchanged: bool, True where the step before proposed the same token.
+        end_of_text: bool, True where the proposal, or the token of a decided position, ends an answer.
+        delimiter: bool, True where the proposal, or the token of a decided position, ends a step of an answer.
+        valid: bool, the positions inside the window.
+    """
+
+    proposal: Tensor
+    confidence: Tensor
+    margin: Tensor | None
+    entropy: Tensor | None
+    masked: Tensor
+    unchanged: Tensor
+    end_of_text: Tensor
+    delimiter: Tensor
+    valid: Tensor
 
 
 def features(
@@ -51,18 +66,22 @@ def features(
     margin: Tensor | None = None,
     entropy: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The columns `OBSERVED` of a step before its commit, out of plain tensors of one shape, such as [B, G].
+    """Compute the columns `OBSERVED` of a step before its commit. All tensors have one shape, such as [R, G].
 
     Args:
-        tokens: long, what stands in the canvas.
-        masked: bool, still to decode.
-        proposals: long, what the model proposes.
+        tokens: long, the tokens of the canvas.
+        masked: bool, the positions that are still to decode.
+        proposals: long, the tokens that the model proposes.
         confidence: float32, of the proposals.
-        valid: bool, positions that have a proposal.
+        valid: bool, the positions that have a proposal.
         previous: long, the proposals of the step before, `NOT_PROPOSED` where it made none.
-        eot_ids: tokens that end an answer.
-        delimiter_ids: tokens that end a step of an answer; may be empty.
-        margin, entropy: float32, of the proposals; None where they were not computed, and no channel may need them then.
+        eot_ids: The tokens that end an answer.
+        delimiter_ids: The tokens that end a step of an answer; the tuple may be empty.
+        margin: float32, of the proposals; None where it was not computed, and then no channel may need it.
+        entropy: float32, in nats; None as for `margin`.
+
+    Returns:
+        The columns by name.
     """
     shown = torch.where(masked, proposals, tokens)
     known = ~masked | valid
@@ -82,21 +101,42 @@ def features(
 def observe(
     state: DecodeState, prediction: Prediction, eot_ids: tuple[int, ...], delimiter_ids: tuple[int, ...]
 ) -> dict[str, Tensor]:
-    """`features` of a step of the loop."""
+    """Compute the `features` of a step of the loop.
+
+    Args:
+        state: The state before the commit.
+        prediction: The proposals of the step.
+        eot_ids: The tokens that end an answer.
+        delimiter_ids: The tokens that end a step of an answer.
+
+    Returns:
+        The columns `OBSERVED` by name.
+    """
     return features(
-        tokens=state.canvas, masked=state.masked, proposals=prediction.tokens, confidence=prediction.confidence, valid=prediction.valid,
-        previous=state.previous, eot_ids=eot_ids, delimiter_ids=delimiter_ids,
+        tokens=state.canvas,
+        masked=state.masked,
+        proposals=prediction.tokens,
+        confidence=prediction.confidence,
+        valid=prediction.valid,
+        previous=state.previous,
+        eot_ids=eot_ids,
+        delimiter_ids=delimiter_ids,
         **{name: prediction.extras[name] for name in EXTRAS if name in prediction.extras},
-    )  # fmt: skip
+    )
 
 
 def cut(columns: Mapping[str, Tensor], window: Window, width: int, committed: bool) -> View:
-    """Each row's window of the columns `OBSERVED`.
+    """Cut each row's window out of the columns `OBSERVED`.
 
     Args:
-        columns: [R, G] each.
-        width: W, at least the longest window.
-        committed: keep what is known of proposals at committed positions; else it is zero, as where they are not scored.
+        columns: The columns by name, [R, G] each.
+        window: The window of each row.
+        width: W, at least the length of the longest window.
+        committed: True keeps the values of proposals at committed positions. False sets them to zero, the same as for
+            committed positions that were not scored.
+
+    Returns:
+        The windows.
     """
     parts = {name: window_view(columns[name], window, width) for name in OBSERVED if name in columns}
     if not committed:
@@ -108,25 +148,33 @@ def cut(columns: Mapping[str, Tensor], window: Window, width: int, committed: bo
 
 
 def stack(view: View, names: Sequence[str]) -> Tensor:
-    """[R, W, C] float32: the named channels, zero past the window's end.
+    """Select channels of a window.
+
+    Args:
+        view: The windows.
+        names: The names of the C channels.
+
+    Returns:
+        [R, W, C] float32, zero behind the window's end.
 
     Raises:
-        ValueError: the prediction lacks what a channel shows.
+        ValueError: The prediction lacks the value of a channel.
     """
     columns = torch.stack([_channel(view, name) for name in names], dim=-1)
     return columns.masked_fill(~view.valid[..., None], 0)
 
 
 def _channel(view: View, name: str) -> Tensor:
-    """[R, W] float32.
+    """Return one channel, [R, W] float32.
 
     Raises:
-        ValueError: the prediction does not have what the channel shows.
+        ValueError: The prediction lacks the value of the channel.
     """
     values = CHANNELS[name](view)
     if values is None:
         raise ValueError(
-            f"the channel {name!r} is not in this prediction: the component that reads it must name it in its attribute 'needs'"
+            f"the channel {name!r} is not in this prediction: "
+            "the component that reads it must name it in its attribute 'needs'"
         )
     return values.float()
 
@@ -147,13 +195,13 @@ def _decoded(view: View) -> Tensor:
 
 CHANNELS: dict[str, Callable[[View], Tensor | None]] = {
     "confidence": lambda view: view.confidence,
-    "log_odds": _log_odds,  # of the confidence: 0.99 and 0.9999 lie far apart
+    "log_odds": _log_odds,  # of the confidence, so that 0.99 and 0.9999 lie far apart
     "margin": lambda view: view.margin,
     "entropy": lambda view: view.entropy,
     "masked": lambda view: view.masked,
     "valid": lambda view: view.valid,
-    "position": _position,  # in the window, 0 to 1
-    "decoded": _decoded,  # share of the window that is committed
+    "position": _position,  # the place in the window, 0 to 1
+    "decoded": _decoded,  # the share of the window that is committed
     "unchanged": lambda view: view.unchanged,
     "end_of_text": lambda view: view.end_of_text,
     "delimiter": lambda view: view.delimiter,

@@ -1,10 +1,16 @@
-"""The filter: a tiny network says, per position of the window, whether the proposal is final (Learn2PD, arXiv 2509.25188).
+"""The filter (Learn2PD, arXiv 2509.25188): a tiny network says at each position whether the proposal is final.
 
-Commit a masked position when sigmoid(logit) > threshold; where none is, the most confident one (the loop's rule). With the paper's network
-(`mlp`: confidences of a block, committed positions too) the most confident one is committed in every step, as the paper does. The networks
-`conv` and `transformer` see the channels of predictors/features.py and work at any block length, window or schedule.
+The rule: the policy commits every eligible position with
 
-Deviations from the authors' code: none in the rule. A block shorter than the MLP's is padded with zeros on the right, as theirs.
+    sigmoid(logit) > threshold,
+
+where the logit is the network's output at the position. Where it commits none, the loop adds the most confident
+position. The paper's network (`mlp`) sees the confidences of a block, those of committed positions included. With it,
+every step also commits the most confident position, as in the paper. The networks `conv` and `transformer` see the
+channels of predictors/features.py, and work with any block length, window or scheduler.
+
+Deviations from the authors' code: none in the rule. As in their code, a block that is shorter than the MLP's is padded
+with zeros on the right.
 """
 
 from __future__ import annotations
@@ -32,12 +38,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Final:
-    """The filter's question, of the window that was decoded: is this proposal final?
+    """The question of the policy `filter`, over the window that was open: is this proposal final?
 
     Args:
-        loss_on: `masked` counts what is still to decode. `answer` leaves out the padding behind the answer's end-of-text; such a filter is
-            better at answers and slow without a stop rule, since it does not accept padding. The paper's `all` also rewards the network for
-            recognising positions that are decided.
+        loss_on: The positions that the training loss counts. `masked` counts all masked positions. `answer` counts the
+            masked positions up to the answer's end-of-text, and leaves out the padding behind it. Such a filter is
+            better inside answers, but slow without a stop rule, since it does not accept padding. `all` is the paper's
+            choice: it counts every position, so that the network is also rewarded for recognising committed ones.
     """
 
     loss_on: str = "masked"
@@ -70,10 +77,11 @@ class FilterPolicy(Policy):
     """The filter as a policy.
 
     Args:
-        predictor: of kind filter: network, threshold on the network's probability, and what it was trained for.
+        predictor: A predictor of the kind `filter`. It holds the network, the threshold on the network's probability,
+            and the contract of its training.
 
     Raises:
-        ValueError: the threshold is no probability.
+        ValueError: The threshold is not a number from 0 to 1.
     """
 
     name = "filter"
@@ -93,6 +101,7 @@ class FilterPolicy(Policy):
 
     @property
     def threshold(self) -> float:
+        """The threshold on the network's probability."""
         return self.predictor.threshold
 
     def check(self, spec: ModelSpec, method: Method) -> None:
@@ -104,7 +113,7 @@ class FilterPolicy(Policy):
 
     def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: NetworkMemory) -> Commit:
         network = memory.network
-        width = network.width or int((state.window.stop - state.window.start).max())  # one wait for the device
+        width = network.width or int((state.window.stop - state.window.start).max())  # this waits for the device
         final = probability(network, self.predictor.contract, state, prediction, state.window, width)
         accepted = (final > self.threshold) & eligible
         if not network.adds_surest:
@@ -114,7 +123,15 @@ class FilterPolicy(Policy):
 
 
 def save_policy(policy: FilterPolicy, folder: str | Path) -> Path:
-    """Write `policy.json` and `model.safetensors` into `folder`."""
+    """Save a trained filter as `policy.json` and `model.safetensors`.
+
+    Args:
+        policy: The filter.
+        folder: The folder to write into; it is made where it does not exist.
+
+    Returns:
+        The folder.
+    """
     return save_predictor(policy.predictor, folder)
 
 
@@ -127,21 +144,27 @@ def load_policy(
     """Load a trained filter.
 
     Args:
-        folder: what `save_policy` or a run wrote.
-        adapter: folder of a LoRA adapter that was trained on this policy; it is merged, and brings its own threshold and curve.
-        threshold: instead of the calibrated one.
-        aggressiveness: instead of the calibrated threshold, the place on the calibrated curve, 0 (strictest) to 1 (boldest).
+        folder: The folder that `save_policy` or a run wrote.
+        adapter: The folder of a LoRA adapter that was trained on this policy. It is merged, and brings its own
+            threshold and curve.
+        threshold: A threshold that replaces the calibrated one.
+        aggressiveness: A place on the calibrated curve, 0 (strictest) to 1 (boldest), whose threshold replaces the
+            calibrated one.
+
+    Returns:
+        The policy.
 
     Raises:
-        UserError: the folder is missing, damaged or of another schema; the adapter is of another base; both a threshold and an
-            aggressiveness, or one of the numbers out of range.
+        UserError: The folder is missing, damaged or of another schema; the adapter belongs to another base; both a
+            threshold and an aggressiveness are given; or one of the numbers is out of range.
     """
     predictor = load_predictor(folder, "filter")
     if adapter is not None:
         predictor = with_adapter(predictor, adapter)
     if threshold is not None and aggressiveness is not None:
         raise UserError(
-            f"threshold={threshold} and aggressiveness={aggressiveness} both choose the filter's threshold: give one of them"
+            f"threshold={threshold} and aggressiveness={aggressiveness} both choose the filter's threshold: "
+            "give one of them"
         )
     if aggressiveness is not None:
         predictor = predictor.at(aggressiveness)

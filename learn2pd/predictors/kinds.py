@@ -1,4 +1,4 @@
-"""Every kind of predictor by its name."""
+"""The kinds of predictors by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from learn2pd.predictors.networks import PredictorNetwork
 from learn2pd.predictors.questions import Question
 
 QUESTIONS: dict[str, type[Question]] = {"filter": Final, "end_of_text": Ended, "boundary": StepEnd}
-# kinds that a run trains only where it is asked to, with their untrained networks; the filter's is configured
+# The kinds that a run trains beside the filter if the user asks for them, each with the function that makes its
+# untrained network. The user configures the network of the filter.
 BESIDE_THE_FILTER: dict[str, Callable[[], PredictorNetwork]] = {
     "end_of_text": Ended.network,
     "boundary": StepEnd.network,

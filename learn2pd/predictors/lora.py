@@ -1,7 +1,8 @@
-"""LoRA on a trained filter (peft): a few kilobytes that adapt it to a domain, kept apart from the base and merged when loaded.
+"""LoRA adapters for a trained filter: a few kilobytes that adapt the filter to a domain.
 
-An adapter is a folder: `adapter_config.json` and `adapter_model.safetensors`, as peft writes them, and `adapter.json`, which names the base by
-its fingerprint and holds the threshold and curve that were calibrated on the domain.
+An adapter is saved apart from its base and merged into it when it is loaded. It is a folder with
+`adapter_config.json` and `adapter_model.safetensors`, as peft writes them, and `adapter.json`, which names the base by
+its fingerprint and holds the threshold and the curve that were calibrated on the domain.
 """
 
 from __future__ import annotations
@@ -25,13 +26,28 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def add_adapter(network: PredictorNetwork, rank: int) -> PeftModel:
-    """Put LoRA of `rank` on every linear layer and convolution of `network`, in place; only its parameters are trained from then on."""
+    """Put LoRA on every linear layer and convolution of a network, in place. Only LoRA's parameters are trainable then.
+
+    Args:
+        network: The network; it is changed.
+        rank: The rank of LoRA.
+
+    Returns:
+        The network as peft wraps it.
+    """
     layers = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv1d)]
     return get_peft_model(network, LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=layers))
 
 
 def merged(adapted: PeftModel) -> PredictorNetwork:
-    """A network of the base's class with the adapter's change in its weights; `adapted` stays as it is."""
+    """Return a copy of the base network with the adapter's change added to its weights.
+
+    Args:
+        adapted: The network that `add_adapter` returned; it is not changed.
+
+    Returns:
+        A network of the base's class, with all parameters trainable.
+    """
     network: PredictorNetwork = copy.deepcopy(adapted).merge_and_unload()
     for parameter in network.parameters():
         parameter.requires_grad_(True)
@@ -39,12 +55,16 @@ def merged(adapted: PeftModel) -> PredictorNetwork:
 
 
 def save_adapter(adapted: PeftModel, base: Predictor, tuned: Predictor, folder: Path) -> Path:
-    """Write the adapter alone.
+    """Save an adapter without its base.
 
     Args:
-        adapted: what `add_adapter` gave, trained.
-        base: the policy it was put on.
-        tuned: the merged policy with its threshold and curve on the domain.
+        adapted: The network that `add_adapter` returned, after training.
+        base: The predictor on which the adapter was trained.
+        tuned: The merged predictor, with its threshold and curve on the domain.
+        folder: The folder to write into.
+
+    Returns:
+        The folder.
     """
     adapted.save_pretrained(str(folder), safe_serialization=True)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
@@ -59,10 +79,17 @@ def save_adapter(adapted: PeftModel, base: Predictor, tuned: Predictor, folder: 
 
 
 def with_adapter(base: Predictor, folder: str | Path) -> Predictor:
-    """The base policy with an adapter merged into it, and the adapter's threshold and curve.
+    """Merge an adapter into its base.
+
+    Args:
+        base: The predictor on which the adapter was trained; it is not changed.
+        folder: The folder of the adapter.
+
+    Returns:
+        A predictor with the merged network, and with the adapter's threshold and curve.
 
     Raises:
-        UserError: the folder holds no adapter, a damaged one, or one of another base.
+        UserError: The folder holds no adapter, a damaged one, or one of another base.
     """
     folder = Path(folder)
     for name in (DESCRIPTION, "adapter_config.json", WEIGHTS):
@@ -74,11 +101,11 @@ def with_adapter(base: Predictor, folder: str | Path) -> Predictor:
         described: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         if described["base"] != base.fingerprint:
             raise UserError(
-                f"adapter {str(folder)!r} was trained on the policy {described['base']}, this one is {base.fingerprint}: give the base it belongs to"
+                f"adapter {str(folder)!r} was trained on the policy {described['base']}, "
+                f"this one is {base.fingerprint}: give the base it belongs to"
             )
-        network: PredictorNetwork = PeftModel.from_pretrained(
-            copy.deepcopy(base.network), str(folder)
-        ).merge_and_unload()
+        adapted = PeftModel.from_pretrained(copy.deepcopy(base.network), str(folder))
+        network: PredictorNetwork = adapted.merge_and_unload()
         curve = tuple(Setting(**setting) for setting in described["curve"])
         return replace(
             base, network=network.eval(), threshold=described["threshold"], curve=curve, metrics=described["metrics"]

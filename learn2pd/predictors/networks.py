@@ -1,7 +1,9 @@
-"""The networks behind the predictors: the paper's MLP, and a convolution and a transformer that work on windows of any length.
+"""The networks of the predictors: the paper's MLP, and a convolution and a transformer for windows of any length.
 
-Every network maps channels [R, W, C] to one logit a position [R, W]. Channels, sizes and input normalisation are part of the network.
-`forward` takes what `predictors.channels` makes of a window: inputs [R, W, C] float32, valid [R, W] bool, proposal [R, W] long.
+Every network maps channels [R, W, C] to logits [R, W], one for each position, where R is the number of rows, W of
+positions of the window, C of channels. A network holds its channels, its sizes and the normalisation of its inputs.
+Every `forward` takes the window as predictors/features.py makes it: inputs [R, W, C] float32, valid [R, W] bool and
+proposal [R, W] long.
 """
 
 from __future__ import annotations
@@ -27,18 +29,19 @@ DEFAULT_CHANNELS = (
     "end_of_text",
     "delimiter",
 )
-REACH = 32  # tokens, farthest distance that the transformer tells from a farther one
-SAME_SCALE = 10.0  # so that a few hundred steps of AdamW can make a head look at equal proposals alone
+REACH = 32  # tokens; the transformer treats all larger distances as this one
+SAME_SCALE = 10.0  # lets a few hundred steps of AdamW make a head attend to equal proposals alone
 
 
 class PredictorNetwork(nn.Module):
-    """What predictor networks share.
+    """The base class of the predictor networks.
 
     Attributes:
-        channels: names in `CHANNELS`, in the order of the inputs.
-        width: the only window length it works at; None for any.
-        sees_committed: wants the proposals' confidence at committed positions too.
-        adds_surest: its policy commits the most confident position in every step, even where it accepts others (the paper's rule).
+        channels: The names of the inputs in `CHANNELS`, in order.
+        width: The only window length, in tokens, with which the network works; None stands for any length.
+        sees_committed: True asks for the confidence of proposals at committed positions too.
+        adds_surest: True makes the policy commit the most confident position in every step, even where it accepts
+            others. This is the paper's rule.
     """
 
     channels: tuple[str, ...]
@@ -47,23 +50,31 @@ class PredictorNetwork(nn.Module):
     adds_surest = False
 
     def options(self) -> dict[str, Any]:
-        """The constructor's arguments, JSON values."""
+        """Return the constructor's arguments as JSON values."""
         raise NotImplementedError
 
     def probability(self, view: View) -> Tensor:
-        """[R, W] float32: of yes, at every position of a window."""
+        """Compute the probability of "yes" at every position of a window.
+
+        Args:
+            view: The windows.
+
+        Returns:
+            [R, W] float32.
+        """
         logits: Tensor = self(stack(view, self.channels), view.valid, view.proposal)
         return logits.sigmoid()
 
 
 class MLP(PredictorNetwork):
-    """The paper's filter (Learn2PD, arXiv 2509.25188): confidences of a block in, Linear(W, H), ReLU, Linear(H, W).
+    """The paper's filter (Learn2PD, arXiv 2509.25188): Linear(W, H), ReLU, Linear(H, W) on the confidences of a block.
 
-    2,112 parameters at W = H = 32. It cannot tell a committed position from a sure one, nor work at another length.
+    It has 2,112 parameters for W = H = 32. It cannot distinguish a committed position from a certain proposal, and it
+    works with one block length only.
 
     Args:
-        width: block length, tokens.
-        hidden: units.
+        width: W, the block length in tokens.
+        hidden: H, the hidden units.
     """
 
     channels = ("confidence",)
@@ -72,7 +83,8 @@ class MLP(PredictorNetwork):
 
     def __init__(self, width: int = 32, hidden: int = 32) -> None:
         super().__init__()
-        self.width, self.hidden = width, hidden
+        self.width = width
+        self.hidden = hidden
         self.linear1 = nn.Linear(width, hidden)
         self.linear2 = nn.Linear(hidden, width)
 
@@ -80,12 +92,23 @@ class MLP(PredictorNetwork):
         return {"width": self.width, "hidden": self.hidden}
 
     def forward(self, inputs: Tensor, valid: Tensor, proposal: Tensor) -> Tensor:
-        """Logits [R, W]."""
+        """Compute the logits [R, W]."""
         return self.linear2(torch.relu(self.linear1(inputs[..., 0])))
 
 
 class LengthFree(PredictorNetwork):
-    """Normalises its channels with the training positions' mean and deviation, which are saved as buffers."""
+    """The base class of the networks for windows of any length.
+
+    The network normalises its channels by their mean and deviation over the training positions. Both are buffers, and
+    are saved with the weights.
+
+    Args:
+        channels: Names in `CHANNELS`, at least one.
+        width: The features at each position.
+
+    Raises:
+        ValueError: A channel is unknown, or none is given.
+    """
 
     mean: Tensor
     deviation: Tensor
@@ -102,7 +125,12 @@ class LengthFree(PredictorNetwork):
         self.leave = nn.Linear(width, 1)
 
     def normalise_by(self, mean: Tensor, deviation: Tensor) -> None:
-        """Set the normalisation: [C] each. A channel that never varies is only shifted."""
+        """Set the normalisation. A channel that never varies is only shifted.
+
+        Args:
+            mean: [C], the means of the channels over the training positions.
+            deviation: [C], their standard deviations.
+        """
         self.mean.copy_(mean)
         self.deviation.copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
 
@@ -114,10 +142,13 @@ class Conv(LengthFree):
     """Residual convolutions along the window. A position sees `layers` x (`kernel` // 2) neighbours to each side.
 
     Args:
-        channels: names in `CHANNELS`.
-        hidden: features a position.
-        layers: convolutions.
-        kernel: their width, odd, tokens.
+        channels: Names in `CHANNELS`.
+        hidden: The features at each position.
+        layers: The number of convolutions.
+        kernel: The width of a convolution in tokens, an odd number.
+
+    Raises:
+        ValueError: The kernel is even, or a channel is unknown.
     """
 
     def __init__(
@@ -135,8 +166,9 @@ class Conv(LengthFree):
         return {"channels": list(self.channels), **self.sizes}
 
     def forward(self, inputs: Tensor, valid: Tensor, proposal: Tensor) -> Tensor:
-        """Logits [R, W]; what lies past a window's end does not reach inside."""
-        features, inside = self._entered(inputs, valid), valid[..., None]
+        """Compute the logits [R, W]. Positions behind a window's end do not change the logits inside it."""
+        features = self._entered(inputs, valid)
+        inside = valid[..., None]
         for norm, convolution in zip(self.norms, self.convolutions, strict=True):
             mixed = convolution((norm(features) * inside).transpose(1, 2)).transpose(1, 2)
             features = features + functional.gelu(mixed)
@@ -144,45 +176,51 @@ class Conv(LengthFree):
 
 
 class _Block(nn.Module):
-    """Self-attention with a learned bias by distance and for equal proposals, then a feed-forward layer; norms first."""
+    """A layer of self-attention, with learned biases for distance and for equal proposals, and of feed-forward."""
 
     def __init__(self, hidden: int, heads: int, same_proposal: bool) -> None:
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
-        self.mix_in, self.mix_out = nn.Linear(hidden, 3 * hidden), nn.Linear(hidden, hidden)
+        self.norm1 = nn.LayerNorm(hidden)
+        self.norm2 = nn.LayerNorm(hidden)
+        self.mix_in = nn.Linear(hidden, 3 * hidden)
+        self.mix_out = nn.Linear(hidden, hidden)
         self.distance = nn.Parameter(torch.zeros(heads, 2 * REACH + 1))
         self.same = nn.Parameter(torch.zeros(heads)) if same_proposal else None
-        self.widen, self.narrow = nn.Linear(hidden, 2 * hidden), nn.Linear(2 * hidden, hidden)
+        self.widen = nn.Linear(hidden, 2 * hidden)
+        self.narrow = nn.Linear(2 * hidden, hidden)
 
     def forward(self, features: Tensor, valid: Tensor, same: Tensor) -> Tensor:
         rows, width, hidden = features.shape
-        query, key, value = (
-            self.mix_in(self.norm1(features)).view(rows, width, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        )
+        mixed_in = self.mix_in(self.norm1(features)).view(rows, width, 3, self.heads, -1)
+        query, key, value = mixed_in.permute(2, 0, 3, 1, 4)  # [R, H, W, features of a head] each
         place = torch.arange(width, device=features.device)
         bias = self.distance[:, (place[None, :] - place[:, None]).clamp(-REACH, REACH) + REACH]  # [H, W, W]
         if self.same is not None:
             bias = bias + SAME_SCALE * self.same[:, None, None] * same[:, None]
-        bias = torch.where(
-            valid[:, None, None, :], bias, -1e9
-        )  # [R, H, W, W]; finite: a row without any position must not give NaN
+        # [R, H, W, W]; the least bias is finite, so that a row without any position does not give NaN
+        bias = torch.where(valid[:, None, None, :], bias, -1e9)
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         features = features + self.mix_out(mixed.transpose(1, 2).reshape(rows, width, hidden))
         return features + self.narrow(functional.gelu(self.widen(self.norm2(features))))
 
 
 class Transformer(LengthFree):
-    """A small transformer over the window; positions are told by their distance, so that any length works.
+    """A small transformer over the window. It knows the distance between two positions, and so works with any length.
 
-    Proposals that are each right alone may exclude each other: two places of an answer that take the same word in one step. No channel of one
-    position shows that. So attention may tell which undecided positions propose the same token, whatever token it is.
+    Two proposals may each be right alone and wrong together, for example when two places of an answer propose the same
+    word in one step. No channel of a single position shows this. The attention can therefore depend on whether two
+    masked positions propose the same token.
 
     Args:
-        channels: names in `CHANNELS`.
-        hidden: features a position, a multiple of `heads`.
-        layers, heads: of the transformer.
-        same_proposal: attend by equal proposals too.
+        channels: Names in `CHANNELS`.
+        hidden: The features at each position, a multiple of `heads`.
+        layers: The number of layers.
+        heads: The number of attention heads.
+        same_proposal: True lets the attention depend on equal proposals.
+
+    Raises:
+        ValueError: `hidden` is not a multiple of `heads`, or a channel is unknown.
     """
 
     def __init__(
@@ -204,7 +242,7 @@ class Transformer(LengthFree):
         return {"channels": list(self.channels), **self.sizes}
 
     def forward(self, inputs: Tensor, valid: Tensor, proposal: Tensor) -> Tensor:
-        """Logits [R, W]."""
+        """Compute the logits [R, W]."""
         features = self._entered(inputs, valid)
         same = (proposal[:, :, None] == proposal[:, None, :]) & (proposal != DECIDED)[:, :, None]  # [R, W, W]
         for block in self.blocks:

@@ -1,7 +1,10 @@
-"""What a kind of predictor is: the question it is asked of recorded states, its network where none is configured.
+"""Questions: each kind of predictor answers one question about recorded states.
 
-A question says which window the network sees, the label of every position, and which positions count. Each kind has a file of its own
-(filter.py, end_of_text.py, boundary.py), which also holds the component that asks the trained network in a run.
+A question says which window the network sees, which label every position has, and which positions count in the loss and
+in the metrics. Each kind has a file of its own (filter.py, end_of_text.py, boundary.py). The same file holds the
+component that asks the trained network during a run.
+
+In the shapes, N is the number of recorded states, G of canvas positions, W of positions of a window, C of channels.
 """
 
 from __future__ import annotations
@@ -17,15 +20,15 @@ from learn2pd.predictors.networks import PredictorNetwork
 from learn2pd.tensors import window_view
 from learn2pd.types import Window
 
-Columns = dict[str, Tensor]  # of recorded states, [N, G] or [N] by name
+Columns = dict[str, Tensor]  # the columns of recorded states by name, [N, G] or [N] each
 
 
 class Question(Protocol):
-    """What a predictor is asked.
+    """A question that a predictor answers.
 
     Attributes:
-        kind: name of the kind of predictor.
-        columns: what the question needs of recorded states beside `features.OBSERVED`.
+        kind: The name of the kind of predictor.
+        columns: The columns of recorded states that the question needs beside `features.OBSERVED`.
     """
 
     kind: ClassVar[str]
@@ -33,50 +36,69 @@ class Question(Protocol):
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any], loss_on: str) -> Question:
-        """The question for a recording.
+        """Make the question for a recording.
 
         Args:
-            manifest: of the recording.
-            loss_on: which positions the filter's loss counts; the other kinds have no choice.
+            manifest: The manifest of the recording.
+            loss_on: The positions that the filter's loss counts; the other kinds ignore it.
         """
 
     def window(self, columns: Columns) -> Window:
-        """The window that the network sees."""
+        """Return the window that the network sees in each state."""
 
     def label(self, columns: Columns) -> Tensor:
-        """[N, G] bool, the right answer at every position."""
+        """Return the right answer at every position, [N, G] bool."""
 
     def counted(self, columns: Columns) -> Tensor:
-        """[N, G] bool, positions that the training loss counts."""
+        """Return the positions that the training loss counts, [N, G] bool."""
 
     def judged(self, columns: Columns) -> Tensor:
-        """[N, G] bool, positions that the metrics count, whatever the loss does."""
+        """Return the positions that the metrics count, whatever the loss counts, [N, G] bool."""
 
 
 def positions(columns: Columns) -> Tensor:
-    """[G] long."""
+    """Return the numbers of the canvas positions, [G] long."""
     return torch.arange(columns["masked"].shape[1])
 
 
 class Batch(NamedTuple):
-    """Recorded states as a network sees them, and what is asked; N states, W positions."""
+    """Recorded states as a network sees them, with the right answers.
 
-    inputs: Tensor  # [N, W, C] float32
-    valid: Tensor  # [N, W] bool, inside the window
-    proposal: Tensor  # [N, W] long, see `View`
-    label: Tensor  # [N, W] float32
-    counted: Tensor  # [N, W] bool
-    judged: Tensor  # [N, W] bool
-    masked: Tensor  # [N, W] bool, still to decode
+    Attributes:
+        inputs: [N, W, C] float32, the channels.
+        valid: [N, W] bool, the positions inside the window.
+        proposal: [N, W] long, as in `View`.
+        label: [N, W] float32, 1 for "yes".
+        counted: [N, W] bool, the positions that the training loss counts.
+        judged: [N, W] bool, the positions that the metrics count.
+        masked: [N, W] bool, the positions that are still to decode.
+    """
+
+    inputs: Tensor
+    valid: Tensor
+    proposal: Tensor
+    label: Tensor
+    counted: Tensor
+    judged: Tensor
+    masked: Tensor
 
     @property
     def seen(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What a network's `forward` takes."""
+        """The arguments of a network's `forward`."""
         return self.inputs, self.valid, self.proposal
 
 
 def make_batch(columns: Columns, question: Question, network: PredictorNetwork) -> Batch:
-    """What `network` sees of recorded states, and what is asked."""
+    """Make a batch of recorded states.
+
+    Args:
+        columns: The columns of the states.
+        question: The question that the network answers.
+        network: The network; its channels decide on the inputs.
+
+    Returns:
+        The batch.
+    """
     window = question.window(columns)
     width = network.width or int((window.stop - window.start).max())
     view = cut(columns, window, width, network.sees_committed)

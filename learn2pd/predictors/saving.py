@@ -1,8 +1,9 @@
-"""A trained predictor on disk: `policy.json` (everything it depends on) and `model.safetensors`. No pickle.
+"""A trained predictor is saved as `policy.json` and `model.safetensors`. Nothing is pickled.
 
-The contract of policy.json: schema version, which question the network answers, network and sizes, threshold and calibrated curve, block
-geometry, what the model must share (mask id, vocabulary size, end-of-text), how confidence was defined, and for the record the model it
-was trained on and its measurements.
+policy.json holds the version of the schema, the question that the network answers, the network and its sizes, the
+threshold and the calibrated curve. It also holds the contract, that is the facts that a run must share with the
+training: mask id, vocabulary size, end-of-text ids, block geometry and the definition of confidence. The name of the
+model of the training and the measurements are kept for information.
 """
 
 from __future__ import annotations
@@ -27,27 +28,53 @@ SCHEMA_VERSION = 3
 
 @dataclass(frozen=True)
 class Contract:
-    """What a predictor was trained for; a run that differs is refused. None: any."""
+    """The facts about the training that a run must share. A run that differs in one of them is refused.
+
+    Attributes:
+        mask_id: The id of the mask token.
+        vocab_size: The number of tokens.
+        eot_ids: The ids that end an answer.
+        delimiter_ids: The ids that end a step of an answer; a run is not compared in them.
+        block_length: The block length in tokens; None fits any.
+        alignment: The alignment of the windows; None fits any.
+        confidence: The definition of the confidence.
+        model: The name of the model, for information: a filter may serve a fine-tuned version of it.
+        model_fingerprint: The fingerprint of the model, for information.
+    """
 
     mask_id: int
     vocab_size: int
     eot_ids: tuple[int, ...]
-    delimiter_ids: tuple[int, ...] = ()  # tokens that end a step of an answer
+    delimiter_ids: tuple[int, ...] = ()
     block_length: int | None = None
     alignment: str | None = None
     confidence: str = CONFIDENCE
-    model: str = ""  # name and fingerprint are for the record: a filter may serve a fine-tuned sibling
+    model: str = ""
     model_fingerprint: str = ""
 
     @classmethod
     def of(cls, spec: ModelSpec, **geometry: Any) -> Contract:
-        """What a predictor for this model must find again; `geometry` as far as the network depends on it."""
+        """Make the contract of a predictor that is trained for a model.
+
+        Args:
+            spec: The facts about the model.
+            geometry: `block_length`, `alignment` and `delimiter_ids`, as far as the network depends on them.
+        """
         return cls(
             spec.mask_id, spec.vocab_size, spec.eot_ids, model=spec.name, model_fingerprint=spec.fingerprint, **geometry
         )
 
     def check(self, spec: ModelSpec, block_length: int, alignment: str) -> None:
-        """Raises UserError naming both values where the run differs from the training."""
+        """Refuse a run that differs from the training.
+
+        Args:
+            spec: The facts about the model of the run.
+            block_length: The block length of the run, in tokens.
+            alignment: The alignment of the windows of the run.
+
+        Raises:
+            UserError: The run differs; the message names both values.
+        """
         pairs = (
             ("mask id", self.mask_id, spec.mask_id),
             ("vocabulary size", self.vocab_size, spec.vocab_size),
@@ -56,50 +83,77 @@ class Contract:
             ("alignment", self.alignment, alignment),
             ("confidence", self.confidence, CONFIDENCE),
         )
-        for what, trained, given in pairs:
+        for fact, trained, given in pairs:
             if trained is not None and trained != given:
                 raise UserError(
-                    f"the policy was trained for {what} {trained!r}, this run has {given!r}: change the run or train another policy"
+                    f"the policy was trained for {fact} {trained!r}, this run has {given!r}: "
+                    "change the run or train another policy"
                 )
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A threshold and what it does on held-out prompts. Bounds hold with the calibration's confidence; None where not measured."""
+    """A threshold and its measurements on held-out prompts. A measurement is None where it was not made.
+
+    Attributes:
+        threshold: The threshold on the network's probability.
+        tokens_per_forward: The answer tokens per forward.
+        agreement: The share of positions that agree with decoding one token a step.
+        accuracy_drop: The accuracy lost against one token a step; a negative number is a gain.
+        loss_bound: The upper bound, at the calibration's confidence, of the loss that the calibration limits.
+    """
 
     threshold: float
     tokens_per_forward: float | None = None
     agreement: float | None = None
-    accuracy_drop: float | None = None  # against one token a step; negative is a gain
-    loss_bound: float | None = None  # upper confidence bound of what the calibration limits
+    accuracy_drop: float | None = None
+    loss_bound: float | None = None
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained network with its threshold. `kind`: filter, end_of_text or boundary."""
+    """A trained network with its threshold.
+
+    Attributes:
+        kind: `filter`, `end_of_text` or `boundary`.
+        network: The network.
+        threshold: The threshold on the network's probability.
+        contract: The facts about the training that a run must share.
+        curve: The calibrated settings, from the strictest to the boldest.
+        metrics: The measurements of training and calibration, for information.
+        source: The folder from which the predictor was loaded; empty where it was not loaded.
+    """
 
     kind: str
     network: PredictorNetwork
     threshold: float
     contract: Contract
-    curve: tuple[Setting, ...] = ()  # from the strictest setting to the boldest
+    curve: tuple[Setting, ...] = ()
     metrics: dict[str, Any] = field(default_factory=dict)
-    source: str = field(default="", compare=False)  # the folder it was loaded from
+    source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         self.network.eval()
 
     def at(self, aggressiveness: float) -> Predictor:
-        """This predictor with the threshold at a place of its calibrated curve: 0 is the strictest setting there, 1 the boldest.
+        """Return this predictor with the threshold at a place of its calibrated curve.
+
+        Args:
+            aggressiveness: The place, from 0 for the strictest setting of the curve to 1 for the boldest. Between two
+                settings the log-odds of the threshold are interpolated.
+
+        Returns:
+            A predictor with the same network.
 
         Raises:
-            UserError: outside 0 to 1, or there is no curve.
+            UserError: The place is outside 0 to 1, or the predictor has no curve.
         """
         if not 0 <= aggressiveness <= 1:
             raise UserError(f"aggressiveness={aggressiveness}: expected a number from 0 (strictest) to 1 (boldest)")
         if not self.curve:
             raise UserError(
-                "aggressiveness: this policy has no calibrated curve to move along; run the stage 'calibrate' or give a threshold"
+                "aggressiveness: this policy has no calibrated curve to move along; "
+                "run the stage 'calibrate' or give a threshold"
             )
         place = aggressiveness * (len(self.curve) - 1)
         left = self.curve[int(place)].threshold
@@ -109,7 +163,7 @@ class Predictor:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of network and weights."""
+        """16 hex digits that identify the network and its weights."""
         digest = hashlib.sha256(json.dumps(network_json(self.network)).encode())
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -117,10 +171,13 @@ class Predictor:
 
 
 def saved_folder(predictor: Predictor) -> str:
-    """The folder that a predictor was loaded from.
+    """Return the folder from which a predictor was loaded.
+
+    Args:
+        predictor: The predictor.
 
     Raises:
-        UserError: it was not.
+        UserError: The predictor was not loaded from a folder.
     """
     if not predictor.source:
         raise UserError(
@@ -130,7 +187,17 @@ def saved_folder(predictor: Predictor) -> str:
 
 
 def network_json(network: PredictorNetwork) -> dict[str, Any]:
-    """Name and options of one of our networks."""
+    """Describe a network of this package by its name and options.
+
+    Args:
+        network: The network.
+
+    Returns:
+        JSON values: `name` and `options`.
+
+    Raises:
+        UserError: The class of the network is not in `NETWORKS`.
+    """
     names = [name for name, kind in NETWORKS.items() if kind is type(network)]
     if not names:
         raise UserError(f"network {type(network).__name__} cannot be exported: expected one of {', '.join(NETWORKS)}")
@@ -138,7 +205,18 @@ def network_json(network: PredictorNetwork) -> dict[str, Any]:
 
 
 def build_network(name: str, options: dict[str, Any]) -> PredictorNetwork:
-    """Raises UserError for a name or option that does not exist, or a size that makes no sense."""
+    """Build an untrained network.
+
+    Args:
+        name: A name in `NETWORKS`.
+        options: The arguments of its constructor.
+
+    Returns:
+        The network.
+
+    Raises:
+        UserError: The name or an option is unknown, or the network refuses a size.
+    """
     if name not in NETWORKS:
         raise UserError(f"filter={name!r}: unknown; expected one of {', '.join(NETWORKS)}")
     check_options(f"filter {name!r}", options, inspect.signature(NETWORKS[name]).parameters)
@@ -149,7 +227,18 @@ def build_network(name: str, options: dict[str, Any]) -> PredictorNetwork:
 
 
 def save_predictor(predictor: Predictor, folder: str | Path) -> Path:
-    """Write `policy.json` and `model.safetensors` into `folder`."""
+    """Save a predictor as `policy.json` and `model.safetensors`.
+
+    Args:
+        predictor: The predictor.
+        folder: The folder to write into; it is made where it does not exist.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: The class of the network is not in `NETWORKS`.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in predictor.network.state_dict().items()}
@@ -168,10 +257,17 @@ def save_predictor(predictor: Predictor, folder: str | Path) -> Path:
 
 
 def load_predictor(folder: str | Path, kind: str) -> Predictor:
-    """Load what `save_predictor` wrote.
+    """Load a predictor that `save_predictor` wrote.
+
+    Args:
+        folder: The folder with `policy.json` and `model.safetensors`.
+        kind: The kind that the predictor must have.
+
+    Returns:
+        The predictor.
 
     Raises:
-        UserError: the folder is missing, damaged, of another kind, or of a schema this version does not read.
+        UserError: The folder is missing or damaged, or holds a predictor of another kind or schema.
     """
     folder = Path(folder)
     path = folder / "policy.json"
@@ -183,7 +279,8 @@ def load_predictor(folder: str | Path, kind: str) -> Predictor:
         described = json.loads(path.read_text(encoding="utf-8"))
         if described["schema"] != SCHEMA_VERSION:
             raise UserError(
-                f"policy {str(folder)!r}: schema {described['schema']!r}, this version reads {SCHEMA_VERSION}: train and export it again"
+                f"policy {str(folder)!r}: schema {described['schema']!r}, this version reads {SCHEMA_VERSION}: "
+                "train and export it again"
             )
         if described["kind"] != kind:
             raise UserError(f"policy {str(folder)!r}: it is a {described['kind']!r}, expected a {kind!r}")

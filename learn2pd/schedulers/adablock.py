@@ -1,10 +1,15 @@
 """AdaBlock (arXiv 2509.26432): a block ends where the model proposes a delimiter, for example a new line.
 
-The forward that opens a block decides its length: among the proposals of the next quarter of the canvas that are delimiters the most
-confident is taken, and if its confidence is at least `delimiter_threshold` the block ends with it; else it has `block_length`.
-So a block can be longer than `block_length`.
+The rule: the forward that opens a block decides the length of the block. The scheduler looks at the proposals of the
+next quarter of the canvas, and among those that are delimiters it takes the most confident one. If
 
-Deviations from the authors' code: none. (The paper scales the quarter by the current position; their code and this one do not.)
+    confidence >= delimiter_threshold,
+
+the block ends with this delimiter. Otherwise the block has `block_length` tokens. A block that ends with a delimiter
+can be longer than `block_length`.
+
+Deviations from the authors' code: none. The paper scales the quarter by the current position; the authors' code does
+not, and this code does not either.
 """
 
 from __future__ import annotations
@@ -23,11 +28,11 @@ from learn2pd.types import DecodeState, ModelSpec, Prediction, Window
 if TYPE_CHECKING:
     from learn2pd.method import Method
 
-SEARCH_SHARE = 0.25  # of the canvas in which AdaBlock looks for a delimiter, as in the authors' code
+SEARCH_SHARE = 0.25  # share of the canvas in which AdaBlock looks for a delimiter, as in the authors' code
 
 
 class SemanticBlocks(Scheduler):
-    """Blocks whose end the opening forward decides. A subclass says where a step of the answer ends."""
+    """Blocks whose end is decided by the forward that opens them. A subclass says where a step of the answer ends."""
 
     alignment = "semantic"
 
@@ -38,7 +43,8 @@ class SemanticBlocks(Scheduler):
         return Window(start, torch.minimum(stop, state.end))
 
     def resolve(self, state: DecodeState, window: Window, prediction: Prediction, memory: Any) -> Window:
-        # every step commits, so an older block has a position without a mask; what the caller gave says nothing
+        # A block opens in this step where no policy has committed one of its positions yet: every step commits at least
+        # one. Positions that the caller gave were never masks and say nothing about the age of a block.
         opens = (state.masked | state.given | ~window.mask(state.gen_length)).all(1)
         searched = Window(window.start, torch.minimum(window.start + self.searched_tokens(state), window.stop))
         place, ends = self.block_end(state, searched, prediction, memory)
@@ -48,10 +54,22 @@ class SemanticBlocks(Scheduler):
     def block_end(
         self, state: DecodeState, searched: Window, prediction: Prediction, memory: Any
     ) -> tuple[Tensor, Tensor]:
-        """Where the block that opens ends [B] long, and whether anything says so [B] bool."""
+        """Decide where the block that opens ends.
+
+        Args:
+            state: The state before the commit.
+            searched: The positions in which the block may end.
+            prediction: The proposals of this step.
+            memory: The memory that `start` returned.
+
+        Returns:
+            The position behind the end of the block, [B] long, and whether the block has such an end, [B] bool. A block
+            without one has `block_length` tokens.
+        """
         raise NotImplementedError
 
     def searched_tokens(self, state: DecodeState) -> int:
+        """Return the number of tokens, from the start of a block, in which the block may end."""
         return int(SEARCH_SHARE * state.gen_length)
 
 
@@ -59,12 +77,13 @@ class AdaBlockScheduler(SemanticBlocks):
     """AdaBlock.
 
     Args:
-        delimiter_ids: token ids.
-        block_length: tokens of a block without a delimiter.
-        delimiter_threshold: confidence, 0 to 1; the authors use 0.3 for LLaDA, 0.5 for Dream.
+        delimiter_ids: The token ids of the delimiters, at least one.
+        block_length: The tokens of a block in which no delimiter was proposed.
+        delimiter_threshold: The least confidence of a delimiter, 0 to 1. The authors use 0.3 for LLaDA and 0.5 for
+            Dream.
 
     Raises:
-        ValueError: no delimiter, or a number out of range.
+        ValueError: No delimiter is given, or a number is out of range.
     """
 
     name = "adablock"
@@ -83,7 +102,8 @@ class AdaBlockScheduler(SemanticBlocks):
         outside = [token for token in self.delimiter_ids if not 0 <= token < spec.vocab_size]
         if outside:
             raise UserError(
-                f"delimiter_ids: {outside[0]} is outside the vocabulary of {spec.name}, which has ids 0 to {spec.vocab_size - 1}"
+                f"delimiter_ids: {outside[0]} is outside the vocabulary of {spec.name}, "
+                f"which has ids 0 to {spec.vocab_size - 1}"
             )
 
     def block_end(

@@ -1,8 +1,15 @@
-"""Semi-autoregressive blocks (LLaDA, arXiv 2502.09992): the first block with a mask left.
+"""Semi-autoregressive blocks (LLaDA, arXiv 2502.09992): the window is the first block that still has a mask.
 
-Blocks are counted from the end of the prompt, as LLaDA does, or on an absolute grid from the first token of the prompt, as block-causal
-models do (SDAR, LLaDA2); on the grid the first block may begin inside the prompt. A canvas that is no multiple of the block has a shorter
-last block; a block at least as long as the canvas is no blocks at all.
+The rule: with the leftmost mask at position p, the window is the block with
+
+    start <= p < start + block_length.
+
+With `alignment="prompt"` the blocks are counted from the end of the prompt, as in LLaDA. With `alignment="grid"` they
+are counted from the first token of the prompt, as in the block-causal models SDAR and LLaDA2; the first block may then
+begin inside the prompt. The last block is shorter where the canvas does not end with a block. A `block_length` of at
+least the canvas makes the whole canvas one block.
+
+Deviation from the authors' code: LLaDA's code refuses a canvas that is not a multiple of the block.
 """
 
 from __future__ import annotations
@@ -18,11 +25,11 @@ class BlocksScheduler(Scheduler):
     """Semi-autoregressive blocks.
 
     Args:
-        block_length: tokens, at least 1.
-        alignment: `prompt` counts blocks from the end of the prompt, `grid` from its first token.
+        block_length: The tokens of a block, at least 1.
+        alignment: `prompt` counts the blocks from the end of the prompt, `grid` from its first token.
 
     Raises:
-        ValueError: for another alignment or a length below 1.
+        ValueError: The alignment is unknown, or the length is below 1.
     """
 
     name = "blocks"

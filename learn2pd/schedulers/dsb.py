@@ -1,7 +1,14 @@
 """Dynamic sliding block (DSB, arXiv 2602.05992): the window starts at the leftmost mask and slides with every commit.
 
-It ends at block_length + (tokens decided so far). With `mode="const"` it is at most `block_length` long; with `mode="greedy"` it grows
-whenever inner tokens are committed first.
+The rule: with the leftmost mask at position p and n decided tokens, the window holds the positions i with
+
+    p <= i < block_length + n                             for `mode="greedy"`,
+    p <= i < min(block_length + n, p + block_length)      for `mode="const"`.
+
+With `greedy` the window grows whenever a token behind the leftmost mask is committed first. With `const` it never has
+more than `block_length` tokens.
+
+No deviation from the authors' window is known. See caches/dsb.py for the cache of the same paper.
 """
 
 from __future__ import annotations
@@ -17,11 +24,11 @@ class DSBScheduler(Scheduler):
     """Dynamic sliding block.
 
     Args:
-        block_length: tokens of the first window.
+        block_length: The tokens of the first window, at least 1.
         mode: `const` or `greedy`.
 
     Raises:
-        ValueError: for another mode or a length below 1.
+        ValueError: The mode is unknown, or the length is below 1.
     """
 
     name = "dsb"

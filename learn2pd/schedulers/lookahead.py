@@ -1,4 +1,13 @@
-"""APD's window (arXiv 2506.00413): the leftmost mask and what follows it."""
+"""APD's window (arXiv 2506.00413): the window starts at the leftmost mask and slides with every commit.
+
+The rule: with the leftmost mask at position p and M = `max_lookahead`, the window holds the positions i with
+
+    p <= i < p + M,
+
+or all positions from p on where `max_lookahead` is None.
+
+No deviation from the authors' code is known.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +22,10 @@ class LookaheadScheduler(Scheduler):
     """APD's window.
 
     Args:
-        max_lookahead: M, tokens; None is the rest of the canvas.
+        max_lookahead: M, the tokens of the window, at least 1; None opens the rest of the canvas.
 
     Raises:
-        ValueError: for a number below 1.
+        ValueError: The number is below 1.
     """
 
     name = "lookahead"

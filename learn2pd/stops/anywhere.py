@@ -1,6 +1,13 @@
-"""APD's rule (arXiv 2506.00413): once an end-of-text is anywhere in the canvas, the sequence is cut before the first mask behind it.
+"""APD's stop rule (arXiv 2506.00413): an end-of-text anywhere in the canvas cuts the sequence.
 
-For policies that commit from left to right nothing is masked before it, so the row is done; with others the masks before it are decoded.
+The rule: after a step that committed an end-of-text at position e, the sequence ends before the first position i with
+
+    i > e and i is still masked.
+
+A policy that commits from left to right leaves no mask before e, so that the row is finished. Other policies still
+decode the masks before e.
+
+No deviation from the authors' code is known.
 """
 
 from __future__ import annotations
@@ -15,7 +22,7 @@ from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction
 
 
 class AnywhereStop(StopRule):
-    """APD's rule."""
+    """APD's stop rule."""
 
     name = "anywhere"
     cuts = True

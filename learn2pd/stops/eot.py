@@ -1,7 +1,12 @@
-"""End after a committed end-of-text (ours).
+"""End after a committed end-of-text. The rule is this project's own; it comes from no paper.
 
-Nothing can be lost: whatever follows the first end-of-text of the canvas is never part of an answer. Masks before it are still decoded. Later
-positions become end-of-text and stay in the sequence, as in the padded canvases a LLaDA is trained on.
+The rule: a row ends behind the first end-of-text that was committed in this step with
+
+    confidence >= floor.
+
+No part of an answer is lost, because an answer never holds tokens behind the first end-of-text of the canvas. Masks
+before it are still decoded. The positions behind it become end-of-text and stay in the sequence, as in the padded
+canvases on which LLaDA was trained.
 """
 
 from __future__ import annotations
@@ -19,7 +24,11 @@ from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction, RowMemory
 
 @dataclass(frozen=True)
 class EotIds(RowMemory):
-    """The ids that end an answer."""
+    """The memory of rules that look for an end-of-text.
+
+    Attributes:
+        eot_ids: The ids that end an answer.
+    """
 
     eot_ids: tuple[int, ...]
 
@@ -28,10 +37,10 @@ class EotStop(StopRule):
     """End after the first end-of-text that was committed with at least `floor` confidence.
 
     Args:
-        floor: confidence, 0 to 1.
+        floor: The least confidence of the end-of-text, 0 to 1.
 
     Raises:
-        ValueError: for a number that is no confidence.
+        ValueError: The floor is not a number from 0 to 1.
     """
 
     name = "eot"
@@ -47,6 +56,6 @@ class EotStop(StopRule):
     def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, memory: Any) -> Tensor:
         if commit.tokens is None:
             ended = commit.mask & is_among(prediction.tokens, memory.eot_ids) & (prediction.confidence >= self.floor)
-        else:  # tokens that are not proposals have no confidence: who wrote them knew them
+        else:  # the policy wrote tokens of its own, which have no confidence; they count as certain
             ended = commit.mask & is_among(commit.tokens, memory.eot_ids)
         return torch.minimum(state.end, after_first(ended))

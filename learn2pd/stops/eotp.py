@@ -1,10 +1,16 @@
-"""EoTP as its authors run it (Learn2PD, arXiv 2509.25188, section 3.3 and `generate_l2p_eot`). The sequence is cut
+"""EoTP as its authors run it (Learn2PD, arXiv 2509.25188, section 3.3 and their function `generate_l2p_eot`).
 
-(i) after the leftmost end-of-text that the filter accepted in this step; else
-(ii) after the most confident end-of-text proposal of any masked position, at whatever confidence.
+The rule: after each step the sequence is cut
 
-Rule (ii) has no floor: one stray proposal in a far block shortens the answer for good. The rule is here for comparison. A cache that keeps
-proposals to the window keeps rule (ii) to it too, as in the authors' cached code.
+(i) behind the leftmost end-of-text that the policy's own rule accepted in this step; or, where it accepted none,
+(ii) behind the most confident end-of-text among the proposals of all masked positions, whatever its confidence.
+
+Rule (ii) has no least confidence, so that one stray proposal in a far block shortens the answer for good. This project
+keeps the rule for comparisons. With a cache that scores the window alone, rule (ii) sees the proposals of the window
+alone, as in the authors' code with a cache.
+
+Deviation from the authors' code: their code cuts a whole batch at once, so that their batch must be 1. Here every row
+is cut alone.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ class EotpPaperStop(StopRule):
     """The authors' rule.
 
     Args:
-        accepted: False leaves rule (i) out, which is the authors' `generate_predict_eot`.
+        accepted: False leaves out rule (i), as the authors' function `generate_predict_eot` does.
     """
 
     name = "eotp_paper"

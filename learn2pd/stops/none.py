@@ -1,4 +1,4 @@
-"""Decode the whole canvas."""
+"""No stop rule: every position of the canvas is decoded. A row ends when no mask is left."""
 
 from __future__ import annotations
 

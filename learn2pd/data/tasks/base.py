@@ -1,12 +1,12 @@
-"""What a task is: answers judged by a checker and, of the built-in tasks, problems drawn from a generator.
+"""The interface of tasks. A task has a checker that judges answers; the built-in tasks also generate their problems.
 
-A task knows nothing of models or tokens. Every problem has *many* equally good answers (wording, order, names, layout);
-the choices must agree within one answer, which is what makes parallel decoding hard, and every checker accepts each of
-them and rejects a mixture.
+A task knows nothing of models or tokens. Every built-in problem has *many* equally good answers, which differ in
+wording, order, names or layout. The choices must agree within one answer, and this makes parallel decoding hard. A
+checker accepts each of the good answers and rejects a mixture of them.
 
-Splits are disjoint by content: the facts of a problem, not its wording, decide by hash whether it is train, validation
-    or test, and one
-in eight *combinations* (sequences of operations, sets of fields) is kept for the test split alone.
+The splits are disjoint by content. A hash of a problem's facts, and not of its wording, decides whether the problem is
+in train, validation or test. One in eight *combinations* (sequences of operations, sets of fields) is kept for the test
+split alone.
 """
 
 from __future__ import annotations
@@ -58,15 +58,26 @@ class Checker(Protocol):
     name: str
 
     def facts(self, prompt: str, answer: str) -> dict[str, Any]:
-        """What `check` needs, out of a prompt and a reference answer; JSON values only, and nothing where they leave
-        nothing to judge.
+        """Extract the facts that `check` needs.
+
+        Args:
+            prompt: The text of the prompt.
+            answer: The reference answer.
+
+        Returns:
+            JSON values by name. They are empty where an answer to this prompt cannot be judged.
 
         Raises:
-            ValueError: the reference answer is no answer of this task, so that its prompt is not to be used.
+            ValueError: The reference answer is not an answer of this task, so that the prompt must not be used.
         """
 
     def check(self, facts: dict[str, Any], text: str) -> Verdict:
-        """Judge any text; never raises on model output."""
+        """Judge any text. The method never raises because of a model's output.
+
+        Args:
+            facts: The facts of the prompt.
+            text: The answer.
+        """
 
 
 @runtime_checkable
@@ -84,8 +95,8 @@ class ScoringChecker(Checker, Protocol):
         """Scores by name, out of the sums of the counts of verdicts.
 
         Args:
-            totals: sums by name of the count; each an array with one sum for each resample.
-            answers: how many verdicts are in a sum.
+            totals: Sums by name of the count; each an array with one sum for each resample.
+            answers: How many verdicts are in a sum.
         """
 
 
@@ -93,13 +104,13 @@ class Task(Checker, Protocol):
     """A checker that also generates its problems."""
 
     def draw(self, rng: random.Random) -> tuple[dict[str, Any], str]:
-        """Facts of a new problem and the combination they show."""
+        """Draw the facts of a new problem, and name the combination that they show."""
 
     def prompt(self, facts: dict[str, Any], rng: random.Random) -> str:
-        """One wording of the problem."""
+        """Draw one wording of the problem with these facts."""
 
     def answer(self, facts: dict[str, Any], rng: random.Random) -> str:
-        """One of the valid answers."""
+        """Draw one of the valid answers to the problem with these facts."""
 
 
 def _bucket(text: str, buckets: int) -> int:
@@ -107,12 +118,23 @@ def _bucket(text: str, buckets: int) -> int:
 
 
 def is_held_out(task: str, combination: str) -> bool:
-    """True for the combinations that only the test split shows."""
+    """Say whether only the test split shows a combination of a task.
+
+    Args:
+        task: The name of the task.
+        combination: The combination; the empty text is none.
+    """
     return combination != "" and _bucket(f"{task}|{combination}", 8) == 0
 
 
 def split_of(task: str, facts: dict[str, Any], combination: str) -> str:
-    """The one split a problem belongs to; a function of its content alone."""
+    """Return the split of a problem. It depends on the content of the problem alone.
+
+    Args:
+        task: The name of the task.
+        facts: The facts of the problem.
+        combination: The combination that they show.
+    """
     if is_held_out(task, combination):
         return "test"
     place = _bucket(f"{task}|{json.dumps(facts, sort_keys=True)}", 20)
@@ -123,12 +145,12 @@ def problems(task: Task, split: str, seed: int) -> Iterator[Problem]:
     """An endless, deterministic stream of distinct problems of one split.
 
     Args:
-        task: where the problems come from.
+        task: Where the problems come from.
         split: `train`, `validation` or `test`.
-        seed: two streams of one task, split and seed are identical.
+        seed: Two streams of one task, split and seed are identical.
 
     Raises:
-        ValueError: for an unknown split.
+        ValueError: The split is unknown.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
@@ -142,9 +164,8 @@ def problems(task: Task, split: str, seed: int) -> Iterator[Problem]:
         if split_of(task.name, facts, combination) != split or held_out != want_held_out:
             continue
         content = json.dumps(facts, sort_keys=True)
-        if (
-            split != "train"
-        ):  # the training stream is endless: repeats are rare there and a growing set is not worth them
+        # the stream of training is endless; repeats are so rare in it that a growing set of all problems does not pay
+        if split != "train":
             if content in seen:
                 continue
             seen.add(content)
@@ -161,5 +182,10 @@ def problems(task: Task, split: str, seed: int) -> Iterator[Problem]:
 
 
 def weighted(rng: random.Random, choices: dict[Any, float]) -> Any:
-    """Draw a key with probability proportional to its value."""
+    """Draw a key with probability proportional to its value.
+
+    Args:
+        rng: The source of randomness.
+        choices: The weight of each key.
+    """
     return rng.choices(list(choices), weights=list(choices.values()))[0]

@@ -1,5 +1,6 @@
-r"""Task `final_number`: questions of the user's own whose answer is a number, such as GSM8K. It has a checker and no
-generator.
+r"""Task `final_number`: the user's own questions whose answer is a number, such as GSM8K.
+
+The task has a checker and no generator.
 
 The number of the answer must equal the number of the reference. The number of a text is, in this order:
 
@@ -51,8 +52,13 @@ VULGAR = re.compile("[¼½¾⅐-⅞]")
 
 
 def last_number(text: str) -> float | None:
-    """The number of a text by the rules above; a whole number is an int, so that large ones stay exact. None where
-    there is none.
+    """Read the number of a text by the rules at the top of this file.
+
+    Args:
+        text: An answer.
+
+    Returns:
+        The number, or None where the text has none. A whole number is an int, so that large ones stay exact.
     """
     text = _normalised(text)
     boxed = text.rfind("\\boxed{")
@@ -104,7 +110,8 @@ def _last(text: str) -> float | None:
 
 def _value(match: re.Match[str], text: str) -> float | None:
     """The number of a run of digits and separators, with what stands before it."""
-    run, before = match[0], text[: match.start()]
+    run = match[0]
+    before = text[: match.start()]
     if text[match.end() : match.end() + 1] in tuple(SUPERSCRIPTS) or POWER.search(before):
         return None
     size, rest = _size(run)
@@ -112,15 +119,18 @@ def _value(match: re.Match[str], text: str) -> float | None:
         return None
     whole = re.search(r"(?<![0-9.,/])([0-9]{1,9})[ \t]$", before) if rest == "" and "/" in run and size < 1 else None
     if whole:
-        size, before = size + int(whole[1]), before[: whole.start()]
+        size = size + int(whole[1])
+        before = before[: whole.start()]
     if rest == "" and _is_negative(before):
         size = -size
     return int(size) if size.denominator == 1 else float(size)
 
 
 def _size(run: str) -> tuple[Fraction | None, str]:
-    """The number of a run without its sign, None where it has two readings, and what of the run stands before that
-    number.
+    """Read the number of a run without its sign.
+
+    Returns:
+        The number, or None where it has two readings, and the part of the run that stands before the number.
     """
     if TWO_READINGS.fullmatch(run) and not GROUPED.fullmatch(run):
         return None, ""
@@ -164,13 +174,22 @@ class FinalNumberTask:
     name = "final_number"
 
     def facts(self, prompt: str, answer: str) -> dict[str, Any]:
-        """The number of the reference; nothing where it has none, and then nobody judges the prompt."""
+        """Extract the number of the reference answer.
+
+        Args:
+            prompt: The text of the prompt; the method does not read it.
+            answer: The reference answer.
+
+        Returns:
+            The number, or nothing where the answer has none. Such a prompt is not judged.
+        """
         number = last_number(answer)
         return {} if number is None else {"number": number}
 
     def check(self, facts: dict[str, Any], text: str) -> Verdict:
-        """Judge any text; never raises on model output."""
-        expected, got = facts["number"], last_number(text)
+        """Judge any text. The method never raises because of a model's output."""
+        expected = facts["number"]
+        got = last_number(text)
         if got == expected:
             return Verdict(True)
         return Verdict(False, f"the number of the answer is {'missing' if got is None else got}, expected {expected}")

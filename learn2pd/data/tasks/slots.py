@@ -1,5 +1,6 @@
-"""Task `slots`: a spoken request to a flat JSON record, an intent and the slots that the request fills (as in the SNIPS
-benchmark).
+"""Task `slots`: the model turns a spoken request into a flat JSON record, as in the SNIPS benchmark.
+
+The record holds an intent and the slots that the request fills.
 
 Two records are equal if they have the same keys with the same values, whatever the order of the keys and the layout.
 Beside the verdict the checker reports how near an answer comes: whether it is JSON, whether the intent is right, and
@@ -25,7 +26,7 @@ def parse_record(text: str) -> Record:
     """The record of a JSON text.
 
     Raises:
-        ValueError: it is not JSON, not an object, has a key twice, no intent, or a value that is neither a text nor a
+        ValueError: It is not JSON, not an object, has a key twice, no intent, or a value that is neither a text nor a
             list of texts.
     """
     try:
@@ -46,7 +47,7 @@ def unique_keys(pairs: Sequence[tuple[str, Any]]) -> Record:
     """A JSON object out of its keys and values.
 
     Raises:
-        ValueError: a key stands twice.
+        ValueError: A key stands twice.
     """
     record: Record = {}
     for key, value in pairs:
@@ -61,7 +62,12 @@ def _entries(value: Any) -> list[Any]:
 
 
 def slot_outside(prompt: str, record: Record) -> str | None:
-    """The first slot with a value that does not stand in the request, or None."""
+    """Return the first slot whose value does not stand in the request, or None.
+
+    Args:
+        prompt: The request.
+        record: The record.
+    """
     for slot, value in record.items():
         if slot != INTENT and any(entry not in prompt for entry in _entries(value)):
             return slot
@@ -74,10 +80,17 @@ class SlotsTask:
     name = "slots"
 
     def facts(self, prompt: str, answer: str) -> dict[str, Any]:
-        """What `check` needs, out of a reference answer.
+        """Extract the record that `check` needs from a reference answer.
+
+        Args:
+            prompt: The request.
+            answer: The reference answer.
+
+        Returns:
+            The record.
 
         Raises:
-            ValueError: the answer is no record, or a slot's value does not stand in the request.
+            ValueError: The answer is not a record, or a slot's value does not stand in the request.
         """
         record = parse_record(answer)
         outside = slot_outside(prompt, record)
@@ -86,7 +99,7 @@ class SlotsTask:
         return {"record": record}
 
     def check(self, facts: dict[str, Any], text: str) -> Verdict:
-        """Judge any text; never raises on model output."""
+        """Judge any text. The method never raises because of a model's output."""
         expected = _pairs(facts["record"])
         try:
             record = parse_record(text.strip())
@@ -117,8 +130,8 @@ class SlotsTask:
         """Shares over many answers; slot F1 is micro-averaged, and 1 where neither side has a slot.
 
         Args:
-            totals: the sums of the counts of the verdicts, by name; each an array with a sum for each resample.
-            answers: how many verdicts there are in a sum.
+            totals: The sums of the counts of the verdicts, by name; each an array with a sum for each resample.
+            answers: The number of verdicts in a sum.
         """
         both = totals["slots_given"] + totals["slots_expected"]
         f1 = np.divide(2 * totals["slots_right"], both, out=np.ones_like(both), where=both > 0)
