@@ -25,7 +25,7 @@ from learn2pd.training.calibration import (
 from learn2pd.training.fit import PredictorData
 
 THRESHOLDS = (0.5, 0.9, 0.7, 0.3)
-SIGNAL = Predictor("filter", Conv(["masked"], 4), 0.5, Contract(1, 400, (0,)))
+PREDICTOR = Predictor("filter", Conv(["masked"], 4), 0.5, Contract(1, 400, (0,)))
 TARGET = {"target_agreement": 0.9, "max_accuracy_drop": None, "confidence": 0.9}
 
 
@@ -38,19 +38,19 @@ def measure(predictor: Predictor, prompts=60, judged=True) -> Measured:
 
 
 def test_the_fastest_threshold_within_the_target_is_chosen_and_all_are_kept_as_the_curve():
-    chosen, met = calibrate_filter(SIGNAL, measure, THRESHOLDS, **TARGET)
+    chosen, met = calibrate_filter(PREDICTOR, measure, THRESHOLDS, **TARGET)
     assert met
     assert [setting.threshold for setting in chosen.curve] == [0.9, 0.7, 0.5, 0.3]
     assert [setting.tokens_per_forward for setting in chosen.curve] == pytest.approx([20 / 9, 20 / 7, 4, 20 / 3])
     for setting in chosen.curve:
-        losses = 1 - measure(replace(SIGNAL, threshold=setting.threshold)).agreement
+        losses = 1 - measure(replace(PREDICTOR, threshold=setting.threshold)).agreement
         assert setting.loss_bound == pytest.approx(upper_bound(losses, 0.1))
         assert (setting.threshold >= chosen.threshold) == (setting.loss_bound <= 0.1)
 
 
 def test_a_stricter_target_is_never_faster():
     found = [
-        calibrate_filter(SIGNAL, measure, THRESHOLDS, **(TARGET | {"target_agreement": target}))[0].threshold
+        calibrate_filter(PREDICTOR, measure, THRESHOLDS, **(TARGET | {"target_agreement": target}))[0].threshold
         for target in (0.7, 0.85, 0.95)
     ]
     assert found == sorted(found)
@@ -58,7 +58,7 @@ def test_a_stricter_target_is_never_faster():
 
 def test_a_target_that_nothing_meets_says_so_and_takes_the_strictest():
     chosen, met = calibrate_filter(
-        SIGNAL, lambda predictor: replace(measure(predictor), agreement=np.full(60, 0.5)), THRESHOLDS, **TARGET
+        PREDICTOR, lambda predictor: replace(measure(predictor), agreement=np.full(60, 0.5)), THRESHOLDS, **TARGET
     )
     assert not met
     assert chosen.threshold == 0.9
@@ -66,22 +66,22 @@ def test_a_target_that_nothing_meets_says_so_and_takes_the_strictest():
 
 def test_accuracy_can_be_the_target():
     options = TARGET | {"target_agreement": None, "max_accuracy_drop": 0.4}
-    chosen, met = calibrate_filter(SIGNAL, measure, THRESHOLDS, **options)
+    chosen, met = calibrate_filter(PREDICTOR, measure, THRESHOLDS, **options)
     assert met
     assert chosen.threshold == 0.7
     with pytest.raises(UserError, match="no checker"):
-        calibrate_filter(SIGNAL, lambda predictor: measure(predictor, judged=False), THRESHOLDS, **options)
+        calibrate_filter(PREDICTOR, lambda predictor: measure(predictor, judged=False), THRESHOLDS, **options)
 
 
 @pytest.mark.parametrize("options", [{"max_accuracy_drop": 0.1}, {"target_agreement": None}])
 def test_exactly_one_target_is_set(options):
     with pytest.raises(UserError, match="set one of them"):
-        calibrate_filter(SIGNAL, measure, THRESHOLDS, **(TARGET | options))
+        calibrate_filter(PREDICTOR, measure, THRESHOLDS, **(TARGET | options))
 
 
 def test_too_few_prompts_says_how_many_are_needed():
     with pytest.raises(UserError, match=r"8 held-out prompts.*at least 22 are needed"):
-        calibrate_filter(SIGNAL, lambda predictor: measure(predictor, prompts=8), THRESHOLDS, **TARGET)
+        calibrate_filter(PREDICTOR, lambda predictor: measure(predictor, prompts=8), THRESHOLDS, **TARGET)
 
 
 def test_too_few_prompts_are_known_before_anything_is_decoded():
@@ -144,28 +144,28 @@ def test_the_surest_false_stop_is_that_of_masked_positions_the_answer_needs():
     assert found.logit().tolist() == pytest.approx([3.0, 4.0], abs=1e-3)
 
 
-def end_signal(surest, prompts=60, scale=1):
+def end_predictor(surest, prompts=60, scale=1):
     """As many prompts of one state; position 0 is the answer's, `surest` times `scale` its log-odds of being past the end."""
     network = Sure(["log_odds"], 4)
     network.scale = scale
     columns = ended_states([[odds, 11.5] for odds in surest], [[1, 1]] * prompts, [1] * prompts, list(range(prompts)))
-    return replace(SIGNAL, kind="end_of_text", network=network), Made(columns, network)
+    return replace(PREDICTOR, kind="end_of_text", network=network), Made(columns, network)
 
 
 def test_the_end_threshold_lies_above_every_false_stop_and_a_margin_above_those_in_training():
-    predictor, data = end_signal([1.0] * 60)
+    predictor, data = end_predictor([1.0] * 60)
     chosen, figures = calibrate_end(predictor, data, false_stops=0.05, confidence=0.9)
     assert torch.tensor(chosen.threshold).logit() == pytest.approx(2.0, abs=1e-3)
     assert figures["false_stops_bound"] == pytest.approx(1 - 0.1 ** (1 / 60))
-    predictor, data = end_signal([1.0] * 59 + [6.5])
+    predictor, data = end_predictor([1.0] * 59 + [6.5])
     assert torch.tensor(calibrate_end(predictor, data, 0.05, 0.9)[0].threshold).logit() == pytest.approx(7.5, abs=1e-2)
 
 
-def test_a_signal_that_cannot_keep_to_the_false_stops_is_refused():
-    predictor, data = end_signal([1.0] * 60)
+def test_a_predictor_that_cannot_keep_to_the_false_stops_is_refused():
+    predictor, data = end_predictor([1.0] * 60)
     with pytest.raises(UserError, match=r"60 held-out prompts.*at least 230 are needed"):
         calibrate_end(predictor, data, false_stops=0.01, confidence=0.9)
-    predictor, data = end_signal([7.0] * 30 + [1.0] * 30, scale=2)
+    predictor, data = end_predictor([7.0] * 30 + [1.0] * 30, scale=2)
     with pytest.raises(UserError, match=r"calibrate.false_stops=0.05.*50.0%"):
         calibrate_end(predictor, data, false_stops=0.05, confidence=0.9)
 
@@ -173,7 +173,7 @@ def test_a_signal_that_cannot_keep_to_the_false_stops_is_refused():
 def test_every_threshold_is_measured_once():
     seen = []
     calibrate_filter(
-        SIGNAL, lambda predictor: seen.append(predictor.threshold) or measure(predictor), THRESHOLDS, **TARGET
+        PREDICTOR, lambda predictor: seen.append(predictor.threshold) or measure(predictor), THRESHOLDS, **TARGET
     )
     assert sorted(seen) == sorted(THRESHOLDS)
 
@@ -185,7 +185,7 @@ def test_the_boundary_threshold_has_the_best_f1():
     data = Made(columns, network)
     label = odds + torch.randn(20, 6, generator=torch.Generator().manual_seed(1)) > 0.5
     data.question = replace_label(label)
-    chosen, figures = calibrate_boundary(replace(SIGNAL, kind="boundary", network=network), data, 0.05, 0.9)
+    chosen, figures = calibrate_boundary(replace(PREDICTOR, kind="boundary", network=network), data, 0.05, 0.9)
 
     def f1(threshold):
         said = odds.sigmoid() > threshold

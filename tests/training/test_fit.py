@@ -202,14 +202,14 @@ def test_the_answer_ends_with_its_end_of_text(recording):
     assert (judged.sum(1) == 4).all()
 
 
-def test_the_end_signal_is_asked_whether_the_answer_is_over(recording):
+def test_the_end_predictor_is_asked_whether_the_answer_is_over(recording):
     columns = states(recording, question=Ended())
     batch = make_batch(columns, Ended(), Conv(["masked"], 4))
     assert batch.label.sum(1).tolist() == [GEN - length for length in columns["length"].tolist()]
     assert torch.equal(batch.counted, columns["masked"])
 
 
-def test_the_boundary_signal_is_asked_where_steps_of_the_answer_end(recording):
+def test_the_boundary_predictor_is_asked_where_steps_of_the_answer_end(recording):
     token = int(recording.references["tokens"][0][2])
     question = StepEnd((token,), reach=10)
     columns = states(recording, question=question)
