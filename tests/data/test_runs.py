@@ -7,7 +7,7 @@ import json
 import pytest
 
 from learn2pd.cli.main import main as cli
-from tests.data.test_prompts import RECORDS, questions, write
+from tests.data.helpers import RECORDS, questions, write
 
 METHODS = (
     "compare.methods=[{name: vanilla, policy: fixed}, {name: quick, policy: threshold, options: {threshold: 0.3}}]"

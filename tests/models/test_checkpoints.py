@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 from learn2pd.errors import UserError
 from learn2pd.models.loading import load_model, load_tokenizer
 from learn2pd.models.neighbours import cause, told_in_one_line
-from tests.models.test_loading import edit_json, edit_weights, refusal
+from tests.models.helpers import edit_json, edit_weights, refusal
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
 

@@ -18,7 +18,7 @@ from learn2pd.models import identity
 from learn2pd.models.dream import DreamConfig
 from learn2pd.models.llada import LLaDAConfig
 from learn2pd.models.loading import fingerprint, load_model
-from tests.models.test_loading import edit_json, edit_weights
+from tests.models.helpers import edit_json, edit_weights
 
 OLD = time.time_ns() - 3600 * 10**9
 

@@ -21,7 +21,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from learn2pd.errors import UserError
 from learn2pd.models.loading import load_model
 from learn2pd.models.prompts import prompt_ids, prompt_list
-from tests.models.test_loading import edit_json
+from tests.models.helpers import edit_json
 
 QUESTION = "Mia has 7 pears. She buys 5 more. How many pears does Mia have now?"
 CHAT = [
