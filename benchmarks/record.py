@@ -59,9 +59,17 @@ def record_all(
 ) -> None:
     delimiters = newline_ids(model.tokenizer)
     described = describe_recording(
-        model, prompts, gen_length=gen_length, block_length=BLOCK, alignment="prompt", confidence=CONFIDENCE, delimiter_ids=delimiters,
-        shard_prompts=batch, seed=0, config={},
-    )  # fmt: skip
+        model,
+        prompts,
+        gen_length=gen_length,
+        block_length=BLOCK,
+        alignment="prompt",
+        confidence=CONFIDENCE,
+        delimiter_ids=delimiters,
+        shard_prompts=batch,
+        seed=0,
+        config={},
+    )
     open_recording(folder, described)
     produce = functools.partial(
         oracle_tables, gen_length=gen_length, block_length=BLOCK, batch_size=batch, delimiter_ids=delimiters

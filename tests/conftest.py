@@ -37,10 +37,18 @@ MAX_LENGTH = 512
 def save_tiny_model(folder: Path, tokenizer, n_kv_heads: int = 4) -> Path:
     """A random model in the hub's layout, its head scaled so that confidences spread over 0..1 and end-of-text is proposed now and then."""
     config = LLaDAConfig(
-        d_model=32, n_layers=2, n_heads=4, n_kv_heads=n_kv_heads, mlp_hidden_size=64, vocab_size=len(tokenizer),
-        max_sequence_length=MAX_LENGTH, init_std=0.25, mask_token_id=tokenizer.convert_tokens_to_ids(MASK),
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        d_model=32,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=n_kv_heads,
+        mlp_hidden_size=64,
+        vocab_size=len(tokenizer),
+        max_sequence_length=MAX_LENGTH,
+        init_std=0.25,
+        mask_token_id=tokenizer.convert_tokens_to_ids(MASK),
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     torch.manual_seed(0)
     model = LLaDAModelLM(config)
     with torch.no_grad():
@@ -90,10 +98,19 @@ def tiny_dream(tokenizer, tmp_path_factory) -> Model:
     """Two key-value heads for four query heads, logits shifted by one."""
     folder = tmp_path_factory.mktemp("tiny_dream")
     config = DreamConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=MAX_LENGTH, initializer_range=0.25, mask_token_id=tokenizer.convert_tokens_to_ids(MASK),
-        eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=MAX_LENGTH,
+        initializer_range=0.25,
+        mask_token_id=tokenizer.convert_tokens_to_ids(MASK),
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     torch.manual_seed(0)
     model = DreamModel(config)
     with torch.no_grad():

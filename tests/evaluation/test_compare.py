@@ -56,8 +56,23 @@ def test_agreement_is_with_the_one_token_a_step_decode_of_the_same_stop_rule():
 
 
 def test_rows_have_every_key_the_design_names():
-    needed = {"method", "scheduler", "policy", "cache", "stop", "task", "prompts", "accuracy", "agreement", "forwards_mean", "tokens_per_forward",
-              "tokens_per_second", "wall_seconds", "speedup_forwards", "speedup_wall"}  # fmt: skip
+    needed = {
+        "method",
+        "scheduler",
+        "policy",
+        "cache",
+        "stop",
+        "task",
+        "prompts",
+        "accuracy",
+        "agreement",
+        "forwards_mean",
+        "tokens_per_forward",
+        "tokens_per_second",
+        "wall_seconds",
+        "speedup_forwards",
+        "speedup_wall",
+    }
     assert needed <= set(rows_of([outcome("vanilla", "fixed")])[0])
 
 
@@ -226,5 +241,8 @@ def test_an_answer_is_cut_short_where_it_is_the_beginning_of_the_same_methods_lo
         ]
     )
     assert [(row["method"], row["stop"], row["cut_short"]) for row in rows] == [
-        ("vanilla", "none", 0), ("vanilla", "eot", 1), ("threshold", "eot", None), ("vanilla", "learned", 0),
-    ]  # fmt: skip
+        ("vanilla", "none", 0),
+        ("vanilla", "eot", 1),
+        ("threshold", "eot", None),
+        ("vanilla", "learned", 0),
+    ]

@@ -222,8 +222,11 @@ def test_stop_rules_and_tasks_are_worlds_of_their_own():
     ]
     found = families_of(outcomes)["fastest"]
     assert {(line["stop"], line["task"]): line["ratio"] for line in found if line["family"] == "mine"} == {
-        ("none", "math"): 1.5, ("none", "all"): 1.5, ("eot", "math"): 3, ("eot", "all"): 3,
-    }  # fmt: skip
+        ("none", "math"): 1.5,
+        ("none", "all"): 1.5,
+        ("eot", "math"): 3,
+        ("eot", "all"): 3,
+    }
 
 
 def test_what_is_missing_is_left_out():
@@ -259,8 +262,18 @@ def comparison():
     return {"rows": build_rows(fields)} | compare_families(fields, 0.005)
 
 
-META = {"model": "m", "prompts": 100, "seed": 0, "gen_length": 4, "block_length": 4, "batch_size": 2, "device": "cpu", "dtype": "float32",
-        "bootstrap_samples": 30, "accuracy_margin": 0.005}  # fmt: skip
+META = {
+    "model": "m",
+    "prompts": 100,
+    "seed": 0,
+    "gen_length": 4,
+    "block_length": 4,
+    "batch_size": 2,
+    "device": "cpu",
+    "dtype": "float32",
+    "bootstrap_samples": 30,
+    "accuracy_margin": 0.005,
+}
 
 
 def test_every_line_of_the_comparison_is_in_its_table(comparison):

@@ -388,11 +388,17 @@ def test_weights_cut_short_are_told_as_such(folder, kept):
 
 
 HEADERS = [
-    b"<!DOCTYPE html><html>not found</html>", b"\0" * 100, struct.pack("<Q", 2) + b"[]", struct.pack("<Q", 2) + b"{}", struct.pack("<Q", 4) + b'{"a"',
-    struct.pack("<Q", 8) + b'{"a": 1}', struct.pack("<Q", 3) + b"\xff\xff\xff", struct.pack("<Q", 1 << 60) + b"{}",
+    b"<!DOCTYPE html><html>not found</html>",
+    b"\0" * 100,
+    struct.pack("<Q", 2) + b"[]",
+    struct.pack("<Q", 2) + b"{}",
+    struct.pack("<Q", 4) + b'{"a"',
+    struct.pack("<Q", 8) + b'{"a": 1}',
+    struct.pack("<Q", 3) + b"\xff\xff\xff",
+    struct.pack("<Q", 1 << 60) + b"{}",
     struct.pack("<Q", 62) + b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}} ' + b"\0" * 4,
     struct.pack("<Q", 62) + b'{"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}} ' + b"\0" * 4,
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("content", HEADERS, ids=range(len(HEADERS)))
@@ -503,14 +509,21 @@ def test_a_tokenizer_alone_speaks_of_the_argument_it_belongs_to(folder):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (KeyError("metadata"), "'metadata' is missing"), (KeyError(), "key is missing"), (ValueError(), "ValueError"),
+        (KeyError("metadata"), "'metadata' is missing"),
+        (KeyError(), "key is missing"),
+        (ValueError(), "ValueError"),
         (ValueError("x"), "ValueError: x"),
-        (ValueError("first\nsecond"), "ValueError: first"), (RuntimeError("a long\tline\n\nmore"), "a long line"),
-        (FileNotFoundError(2, "No such file or directory", "a.json"), "No such file or directory: a.json"), (OSError("all\nof it"), "OSError: all"),
-        (PermissionError(13, "Permission denied"), "Permission denied"), (MemoryError(), "memory"), (torch.OutOfMemoryError("CUDA"), "memory"),
-        (RecursionError("maximum"), "nested"), (RuntimeError("x " * 1000), "x x"),
+        (ValueError("first\nsecond"), "ValueError: first"),
+        (RuntimeError("a long\tline\n\nmore"), "a long line"),
+        (FileNotFoundError(2, "No such file or directory", "a.json"), "No such file or directory: a.json"),
+        (OSError("all\nof it"), "OSError: all"),
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+        (MemoryError(), "memory"),
+        (torch.OutOfMemoryError("CUDA"), "memory"),
+        (RecursionError("maximum"), "nested"),
+        (RuntimeError("x " * 1000), "x x"),
     ],
-)  # fmt: skip
+)
 def test_whatever_a_neighbour_raises_becomes_one_line(error, words):
     assert words in cause(error)
     with pytest.raises(UserError) as raised, told_in_one_line("subject", "do this"):

@@ -126,16 +126,37 @@ def test_the_type_that_it_runs_in_counts_and_a_network_in_memory_is_the_same(fol
 
 OTHER = {
     LLaDAConfig: {
-        "d_model": 64, "n_layers": 3, "n_heads": 8, "n_kv_heads": 2, "mlp_hidden_size": 48, "vocab_size": 300, "embedding_size": 500,
-        "max_sequence_length": 100, "rope_theta": 5.0, "rms_norm_eps": 1e-3, "weight_tying": True,
-        "mask_token_id": 9, "eos_token_id": 9, "pad_token_id": 9,
+        "d_model": 64,
+        "n_layers": 3,
+        "n_heads": 8,
+        "n_kv_heads": 2,
+        "mlp_hidden_size": 48,
+        "vocab_size": 300,
+        "embedding_size": 500,
+        "max_sequence_length": 100,
+        "rope_theta": 5.0,
+        "rms_norm_eps": 1e-3,
+        "weight_tying": True,
+        "mask_token_id": 9,
+        "eos_token_id": 9,
+        "pad_token_id": 9,
     },
     DreamConfig: {
-        "vocab_size": 300, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 8, "num_key_value_heads": 1,
-        "max_position_embeddings": 100, "rope_theta": 5.0, "rms_norm_eps": 1e-3, "mask_token_id": 9, "eos_token_id": 9, "pad_token_id": 9,
+        "vocab_size": 300,
+        "hidden_size": 64,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 100,
+        "rope_theta": 5.0,
+        "rms_norm_eps": 1e-3,
+        "mask_token_id": 9,
+        "eos_token_id": 9,
+        "pad_token_id": 9,
         "bos_token_id": 9,
     },
-}  # fmt: skip
+}
 BASE = {
     LLaDAConfig: {
         "d_model": 32,

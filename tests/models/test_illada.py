@@ -138,11 +138,18 @@ def test_a_saved_configuration_keeps_the_hubs_fields(config, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("rope_scaling", YARN), ("rope_parameters", YARN), ("quantization_config", {"quant_method": "bitsandbytes", "load_in_4bit": True}),
-        ("embedding_size", 399), ("rope_theta", -1.0), ("rms_norm_eps", "small"), ("eos_token_id", "end"), ("eos_token_id", [0, 400]),
-        ("mask_token_id", [5]), ("n_kv_heads", 8),
+        ("rope_scaling", YARN),
+        ("rope_parameters", YARN),
+        ("quantization_config", {"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        ("embedding_size", 399),
+        ("rope_theta", -1.0),
+        ("rms_norm_eps", "small"),
+        ("eos_token_id", "end"),
+        ("eos_token_id", [0, 400]),
+        ("mask_token_id", [5]),
+        ("n_kv_heads", 8),
     ],
-)  # fmt: skip
+)
 def test_a_config_field_this_model_does_not_compute_is_named(folder, field, value):
     edit_json(folder / "config.json", **{field: value})
     assert field in refusal(folder)

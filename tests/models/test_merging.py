@@ -207,8 +207,18 @@ def test_a_recording_is_made_and_labelled_with_the_adapter(tiny_model_folder, tm
     folder = make_adapter(
         tiny_model_folder, tmp_path / "lora", LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
     )
-    arguments = ["config=tiny_filter", f"model.path={tiny_model_folder}", "model.device=cpu", "data.train_prompts=3", "data.validation_prompts=3",
-                 "data.test_prompts=3", "decode.gen_length=32", "record.shard_prompts=6", "threads=1", f"output_dir={tmp_path / 'out'}"]  # fmt: skip
+    arguments = [
+        "config=tiny_filter",
+        f"model.path={tiny_model_folder}",
+        "model.device=cpu",
+        "data.train_prompts=3",
+        "data.validation_prompts=3",
+        "data.test_prompts=3",
+        "decode.gen_length=32",
+        "record.shard_prompts=6",
+        "threads=1",
+        f"output_dir={tmp_path / 'out'}",
+    ]
     assert cli.guarded(lambda: cli.run_command("record", [*arguments, f"model.adapter={folder}"])) == 0
     spec = load_model(str(tiny_model_folder), device="cpu", adapter=str(folder)).spec
     written = [path.read_text() for path in (tmp_path / "out").rglob("*.json")]

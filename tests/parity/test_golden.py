@@ -84,9 +84,15 @@ def adapter(folder: Path) -> ModelAdapter:
     network = network_of(folder)
     config = network.config
     spec = ModelSpec(
-        name=folder.name, mask_id=config.mask_token_id, eot_ids=(config.eos_token_id,), pad_id=config.pad_token_id, vocab_size=config.vocab_size,
-        max_length=config.max_position_embeddings, shifted_logits=FAMILIES[config.model_type].shifted_logits, fingerprint="",
-    )  # fmt: skip
+        name=folder.name,
+        mask_id=config.mask_token_id,
+        eot_ids=(config.eos_token_id,),
+        pad_id=config.pad_token_id,
+        vocab_size=config.vocab_size,
+        max_length=config.max_position_embeddings,
+        shifted_logits=FAMILIES[config.model_type].shifted_logits,
+        fingerprint="",
+    )
     return ModelAdapter(network, spec)
 
 
@@ -108,9 +114,11 @@ def build(trace: Trace, stored: dict, run: dict) -> Method:
     if function.endswith("dual_cache"):
         cache = CutBlindDual() if "accept_thres" in params else DualCache()
     if function in ("apd", "leftright"):
-        policy = LeftToRightPolicy(params["tokens_per_step"]) if function == "leftright" else APDPolicy(
-            Verifier(network_of(trace.folder("qwen2_verifier_tiny"))), params["apd_mixture_weight"]
-        )  # fmt: skip
+        policy = (
+            LeftToRightPolicy(params["tokens_per_step"])
+            if function == "leftright"
+            else APDPolicy(Verifier(network_of(trace.folder("qwen2_verifier_tiny"))), params["apd_mixture_weight"])
+        )
         return Method(
             policy,
             LookaheadScheduler(params.get("max_lookahead")),

@@ -23,9 +23,18 @@ def some_prompts(train=5, validation=3):
 
 def described(model, prompts, gen_length=GEN, block_length=BLOCK, shard_prompts=SHARD, **more):
     return describe_recording(
-        model, prompts, gen_length=gen_length, block_length=block_length, alignment="prompt", confidence=CONFIDENCE,
-        delimiter_ids=newline_ids(model.tokenizer), shard_prompts=shard_prompts, seed=0, config={}, **more,
-    )  # fmt: skip
+        model,
+        prompts,
+        gen_length=gen_length,
+        block_length=block_length,
+        alignment="prompt",
+        confidence=CONFIDENCE,
+        delimiter_ids=newline_ids(model.tokenizer),
+        shard_prompts=shard_prompts,
+        seed=0,
+        config={},
+        **more,
+    )
 
 
 def oracle_producer(model, gen_length=GEN, block_length=BLOCK):

@@ -38,9 +38,17 @@ def test_killed_at_random_moments_the_recording_is_that_of_one_process(tiny_mode
 @pytest.fixture
 def arguments(tiny_model_folder):
     return [
-        "config=tiny_filter", "data.train_prompts=9", "data.validation_prompts=6", "decode.gen_length=48", "record.shard_prompts=1", "threads=1",
-        "train.max_epochs=1", "train.rounds=0", "model.device=cpu", f"model.path={tiny_model_folder}",
-    ]  # fmt: skip
+        "config=tiny_filter",
+        "data.train_prompts=9",
+        "data.validation_prompts=6",
+        "decode.gen_length=48",
+        "record.shard_prompts=1",
+        "threads=1",
+        "train.max_epochs=1",
+        "train.rounds=0",
+        "model.device=cpu",
+        f"model.path={tiny_model_folder}",
+    ]
 
 
 def test_two_processes_by_fabric_lost_then_two_by_torchrun(arguments, tmp_path):

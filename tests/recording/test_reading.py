@@ -43,9 +43,14 @@ def test_columns_of_a_shard_are_those_of_its_states(recording, split):
     assert found["length"].tolist() == [lengths[name] for name in owners]
     assert torch.equal(found["label"], (found["confidence"] > 0) & (found["proposal"] == found["reference"]))
     assert {name: values.dtype for name, values in found.items()} == {
-        "label": torch.bool, "reference": torch.long, "step": torch.int32, "confidence": torch.float32, "length": torch.long,
-        "proposal": torch.int32, "start": torch.int32,
-    }  # fmt: skip
+        "label": torch.bool,
+        "reference": torch.long,
+        "step": torch.int32,
+        "confidence": torch.float32,
+        "length": torch.long,
+        "proposal": torch.int32,
+        "start": torch.int32,
+    }
 
 
 def test_columns_of_a_split_that_is_not_there_are_empty(recording):
@@ -62,9 +67,15 @@ def test_reading_maps_the_tables_instead_of_holding_them(tiny_model, prompts, tm
     rows, gen_length = 2000, 300
     open_recording(tmp_path, described(tiny_model, prompts[:4], gen_length=gen_length, shard_prompts=1))
     recording = sha256(tmp_path / RECORDING)
-    canvas = {name: torch.zeros(rows, gen_length, dtype=kind) for kind, names in (
-        (torch.bool, ("masked", "unchanged", "end_of_text", "delimiter", "label")), (torch.int32, ("proposal",)),
-        (torch.float32, ("confidence", "margin", "entropy"))) for name in names}  # fmt: skip
+    canvas = {
+        name: torch.zeros(rows, gen_length, dtype=kind)
+        for kind, names in (
+            (torch.bool, ("masked", "unchanged", "end_of_text", "delimiter", "label")),
+            (torch.int32, ("proposal",)),
+            (torch.float32, ("confidence", "margin", "entropy")),
+        )
+        for name in names
+    }
     numbers = {name: torch.zeros(rows, dtype=torch.int32) for name in ("step", "start", "stop")}
     for number, prompt in enumerate(prompts[:4]):
         one = {name: torch.zeros(1, dtype=torch.int32) for name in ("length", "forwards", "oracle_forwards")}

@@ -41,8 +41,15 @@ def by_prompt(recording):
 
 
 def test_references_are_the_one_token_a_step_decode(tiny_model, prompts, recording):
-    alone = decode(tiny_model, [prompt.text for prompt in prompts], policy=FixedPolicy(), stop=EotStop(0.0), gen_length=GEN,
-                   scheduler=BlocksScheduler(BLOCK), batch_size=1)  # fmt: skip
+    alone = decode(
+        tiny_model,
+        [prompt.text for prompt in prompts],
+        policy=FixedPolicy(),
+        stop=EotStop(0.0),
+        gen_length=GEN,
+        scheduler=BlocksScheduler(BLOCK),
+        batch_size=1,
+    )
     references = recording.references
     assert references["prompt_id"] == [prompt.id for prompt in prompts]
     assert torch.equal(torch.tensor(references["tokens"]), alone.tokens)
@@ -112,8 +119,15 @@ def test_proposals_are_there_for_every_mask_and_for_the_whole_window(by_prompt):
 def test_states_follow_the_oracle(tiny_model, prompts, recording, by_prompt):
     """What is right in the window is committed in the next state, and there are as many states as forwards."""
     reference = torch.tensor(recording.references["tokens"])
-    oracle = decode(tiny_model, [prompt.text for prompt in prompts], policy=OraclePolicy(reference), stop=NoStop(), gen_length=GEN,
-                    scheduler=BlocksScheduler(BLOCK), batch_size=1)  # fmt: skip
+    oracle = decode(
+        tiny_model,
+        [prompt.text for prompt in prompts],
+        policy=OraclePolicy(reference),
+        stop=NoStop(),
+        gen_length=GEN,
+        scheduler=BlocksScheduler(BLOCK),
+        batch_size=1,
+    )
     assert recording.references["oracle_forwards"] == oracle.forwards.tolist()
     for prompt, forwards in zip(prompts, oracle.forwards.tolist(), strict=True):
         rows = by_prompt[prompt.id]

@@ -44,8 +44,14 @@ def test_a_rollout_has_the_states_the_policy_meets_and_the_recorded_labels(tiny_
     chosen = prompts[2:5]
     tables = rollout(tiny_model, chosen, recording, ThresholdPolicy(0.3))
     guided = GuidedPolicy(ThresholdPolicy(0.3), torch.stack([tokens[prompt.id] for prompt in chosen]))
-    decoded = decode(tiny_model, [prompt.text for prompt in chosen], policy=guided, gen_length=GEN, scheduler=BlocksScheduler(BLOCK),
-                     batch_size=BATCH)  # fmt: skip
+    decoded = decode(
+        tiny_model,
+        [prompt.text for prompt in chosen],
+        policy=guided,
+        gen_length=GEN,
+        scheduler=BlocksScheduler(BLOCK),
+        batch_size=BATCH,
+    )
     states, references = tables.states, tables.references
     assert references["prompt_id"] == [prompt.id for prompt in chosen]
     assert references["oracle_forwards"].tolist() == decoded.forwards.tolist()

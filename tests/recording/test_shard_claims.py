@@ -58,8 +58,14 @@ def test_one_that_does_not_lead_records_and_leaves_the_manifest_to_the_first(tin
 
 def test_what_lost_processes_left_does_not_matter(tiny_model, prompts, recorded, tmp_path):
     open_recording(tmp_path, described(tiny_model, prompts))
-    for name in ("shard-00001.lock", "shard-00001.states.arrow.partial", "shard-00002.references.arrow", "shard-00000.json.999999.partial",
-                 "manifest.json.999999.partial", "recording.json.999999.partial"):  # fmt: skip
+    for name in (
+        "shard-00001.lock",
+        "shard-00001.states.arrow.partial",
+        "shard-00002.references.arrow",
+        "shard-00000.json.999999.partial",
+        "manifest.json.999999.partial",
+        "recording.json.999999.partial",
+    ):
         (tmp_path / name).write_bytes(b"half of it")
     make(tiny_model, prompts, tmp_path)
     assert files(tmp_path) == files(recorded)

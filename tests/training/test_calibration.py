@@ -128,8 +128,11 @@ def ended_states(log_odds, masked, length, prompt):
     }
     confidence = torch.tensor(log_odds, dtype=torch.float).sigmoid()
     return columns | {
-        "confidence": confidence, "masked": torch.tensor(masked, dtype=torch.bool), "length": torch.tensor(length), "prompt": torch.tensor(prompt),
-    }  # fmt: skip
+        "confidence": confidence,
+        "masked": torch.tensor(masked, dtype=torch.bool),
+        "length": torch.tensor(length),
+        "prompt": torch.tensor(prompt),
+    }
 
 
 def test_the_surest_false_stop_is_that_of_masked_positions_the_answer_needs():

@@ -49,9 +49,17 @@ def recording(tiny_model, tmp_path_factory):
     prompts = task_prompts([build_task(name) for name in GENERATED_TASKS], {"train": 9, "validation": 6}, seed=0)
     delimiters = newline_ids(tiny_model.tokenizer)
     described = describe_recording(
-        tiny_model, prompts, gen_length=GEN, block_length=BLOCK, alignment="prompt", confidence="", delimiter_ids=delimiters, shard_prompts=4,
-        seed=0, config={},
-    )  # fmt: skip
+        tiny_model,
+        prompts,
+        gen_length=GEN,
+        block_length=BLOCK,
+        alignment="prompt",
+        confidence="",
+        delimiter_ids=delimiters,
+        shard_prompts=4,
+        seed=0,
+        config={},
+    )
     open_recording(folder, described)
     produce = functools.partial(
         oracle_tables, gen_length=GEN, block_length=BLOCK, batch_size=4, delimiter_ids=delimiters
