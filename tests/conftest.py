@@ -19,7 +19,8 @@ from learn2pd.models.loading import Model, load_model
 from learn2pd.registry import GENERATED_TASKS, build_task
 
 torch.set_num_threads(1)
-settings.register_profile(  # derandomised: a rounding tie that one draw in a million meets must not fail somebody else's change
+# The draws are derandomised: a rounding tie that one draw in a million meets must not fail somebody else's change.
+settings.register_profile(
     "suite",
     derandomize=True,
     deadline=None,
@@ -35,7 +36,10 @@ MAX_LENGTH = 512
 
 
 def save_tiny_model(folder: Path, tokenizer, n_kv_heads: int = 4) -> Path:
-    """A random model in the hub's layout, its head scaled so that confidences spread over 0..1 and end-of-text is proposed now and then."""
+    """A random model in the hub's layout.
+
+    Its head is scaled so that confidences spread over 0..1 and end-of-text is proposed now and then.
+    """
     config = LLaDAConfig(
         d_model=32,
         n_layers=2,
@@ -76,7 +80,11 @@ def tiny_model_folder(tokenizer, tmp_path_factory) -> Path:
 
 
 def load_wide(folder: Path) -> Model:
-    """In float64: a batch rounds otherwise than its rows alone do, and how depends on the processor; no test may hang on such a tie."""
+    """The tiny model in float64.
+
+    A batch rounds otherwise than its rows alone do, in a way that depends on the processor, and no test may hang on
+    such a tie.
+    """
     model = load_model(str(folder), device="cpu")
     model.adapter.network.double()
     return model

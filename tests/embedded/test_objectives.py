@@ -69,7 +69,10 @@ def test_masking_is_a_function_of_the_generator(objective):
 @pytest.mark.parametrize("alignment", ["prompt", "grid"])
 @pytest.mark.parametrize("block_length", [1, 3, 4])
 def test_a_noised_block_is_predicted_as_if_it_stood_alone_after_the_clean_ones(alignment, block_length):
-    """The obvious twin: clean tokens up to the block, then the noised block, everything within a block seen, nothing after it."""
+    """The obvious twin of two copies side by side: clean tokens up to a block, and then that block noised.
+
+    A position sees its whole block and nothing after it.
+    """
     model = network()
     objective = BlockDiffusion(MASK_ID, EOT_ID, block_length, alignment)
     for row in rows():

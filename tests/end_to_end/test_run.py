@@ -279,7 +279,8 @@ EVERY_ROLE = """compare.methods=[
     {name: entropy, policy: fixed, options: {rank: entropy}},
     {name: dual, policy: threshold, cache: dual},
     {name: ada, policy: threshold, scheduler: adablock, cache: prefix},
-    {name: dsb, policy: threshold, scheduler: dsb, scheduler_options: {mode: const}, cache: dsb, cache_options: {prefix_window: 4}},
+    {name: dsb, policy: threshold, scheduler: dsb, scheduler_options: {mode: const}, cache: dsb,
+     cache_options: {prefix_window: 4}},
     {name: curve, policy: threshold, sweep: {threshold: [0.3, 0.9]}},
     {name: oracle, policy: oracle},
 ]"""
@@ -345,7 +346,10 @@ def uninterrupted(arguments, tmp_path_factory):
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_from_outside_while_recording_and_started_again(arguments, uninterrupted, tmp_path, sent):
-    """Ctrl-C ends with a line and 130, a kill with nothing; either way the same command goes on and the result is that of one run."""
+    """Ctrl-C ends a run with a line and the code 130, and a kill ends it with nothing.
+
+    Either way the same command goes on, and the result is that of a run without an interruption.
+    """
     output = tmp_path / "out"
     command = [sys.executable, "-m", "learn2pd", "record", *arguments, f"output_dir={output}", "record.shard_prompts=1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -355,9 +359,8 @@ def test_stopped_from_outside_while_recording_and_started_again(arguments, unint
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # a suite started in the background ignores it, and hands that on
+        # A suite that was started in the background ignores the interrupt and hands that on to its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while (

@@ -215,7 +215,7 @@ def test_every_resample_draws_as_many_prompts_and_the_same_for_every_column(monk
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
-    """Accuracy differences of pairs, 200 samples of 100 prompts: about 95% of the intervals hold the true difference."""
+    """Of 200 samples of 100 prompts, the interval of about 95% holds the true difference of accuracy of the pair."""
     rng, covered = np.random.default_rng(0), 0
     for _ in range(200):
         skill = rng.random(100)

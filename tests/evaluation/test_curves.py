@@ -159,7 +159,10 @@ def test_pairs_at_equal_tokens_per_forward():
 
 
 def test_a_family_that_is_better_everywhere_is_better_in_every_resample():
-    """In pairs: the right answers of the rival are a part of ours, and the interval is far narrower than that of either accuracy."""
+    """The prompts are compared in pairs, so the interval is far narrower than that of either accuracy.
+
+    The right answers of the rival are a part of ours.
+    """
     rule = swept("rule", "threshold", [(2, 0.7), (4, 0.5)])
     mine = swept("mine", "filter", [(2, 0.8), (4, 0.7)])
     found = line_of(families_of([PLAIN, ORACLE, *rule, *mine], samples=400)["pairs"], "mine", rival="rule")
@@ -230,7 +233,11 @@ def test_stop_rules_and_tasks_are_worlds_of_their_own():
 
 
 def test_what_is_missing_is_left_out():
-    """No one-token-a-step decode: nothing to refer to. No oracle: no share of it. Nothing judged: agreement takes the place of accuracy."""
+    """Each figure that needs a missing part is left out.
+
+    Without a decode of one token a step no reference is known, and without an oracle no share of it. Where nothing is
+    judged, agreement takes the place of accuracy.
+    """
     assert families_of([exact("rule", "threshold", 2, 0.8)])["fastest"] == []
     outcomes = [exact("vanilla", "fixed", 1, 0), *swept("rule", "threshold", [(2, 0), (3, 0)])]
     for entry in outcomes:

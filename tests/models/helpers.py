@@ -103,7 +103,10 @@ def hub_shapes(config: dict) -> dict[str, tuple[int, ...]]:
 
 
 def write_checkpoint(folder, tokenizer, **changes):
-    """A small checkpoint in the hub's form, whose code must not run; the mask token has another id than the tokenizer's."""
+    """A small checkpoint in the hub's form, whose code must not run.
+
+    Its mask token has another id than the tokenizer's.
+    """
     config = (
         ILLADA_8B
         | {
@@ -133,12 +136,14 @@ def write_checkpoint(folder, tokenizer, **changes):
 
 
 def edit_json(path, **changes):
+    """Change fields of a JSON file; a field that becomes `...` is taken out."""
     fields = json.loads(path.read_text())
     fields.update(changes)
     path.write_text(json.dumps({key: value for key, value in fields.items() if value is not ...}))
 
 
 def edit_weights(folder, change):
+    """Let a function change the tensors of a checkpoint, by name, and write them back."""
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,4 +1,7 @@
-"""Checkpoints that others made: what loads all the same, and what is refused in one line with the file's name and the real cause."""
+"""Checkpoints that others made: some load all the same, and the others are refused.
+
+A refusal is one line with the file's name and the real cause.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,11 @@ from learn2pd.models.loading import load_model, load_tokenizer
 from learn2pd.models.neighbours import cause, told_in_one_line
 from tests.models.helpers import edit_json, edit_weights, refusal
 
-POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+POINTER = (
+    "version https://git-lfs.github.com/spec/v1\n"
+    "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\n"
+    "size 12345\n"
+)
 
 
 @pytest.fixture

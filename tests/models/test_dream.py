@@ -1,4 +1,7 @@
-"""A Dream checkpoint as it lies on the hub: its own vocabulary files, its own tokenizer class, remote code that must not run."""
+"""A Dream checkpoint as it lies on the hub.
+
+It has vocabulary files and a tokenizer class of its own, and remote code that must not run.
+"""
 
 from __future__ import annotations
 
@@ -191,7 +194,8 @@ def test_text_is_split_as_qwen2_splits_it(dream):
 def test_the_chat_template_is_applied(dream):
     ids = dream.encode("how many apples?")
     assert dream.tokenizer.decode(ids) == (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nhow many apples?<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\nhow many apples?<|im_end|>\n<|im_start|>assistant\n"
     )
     assert (ids.count(START), ids.count(END_OF_TURN)) == (3, 2)
 

@@ -1,4 +1,7 @@
-"""Which model it is: every byte of every weight and every field that matters, and nothing else; the second time costs nothing."""
+"""A model's identity is every byte of every weight and every field that matters, and nothing else.
+
+Asking for it a second time costs nothing.
+"""
 
 from __future__ import annotations
 

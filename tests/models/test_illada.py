@@ -1,4 +1,7 @@
-"""LLaDA checkpoints as they lie on the hub, and iLLaDA: the same code with grouped-query attention and one matrix for embeddings and head."""
+"""LLaDA checkpoints as they lie on the hub, and iLLaDA's.
+
+iLLaDA is the same code with grouped-query attention and one matrix for embeddings and head.
+"""
 
 from __future__ import annotations
 

@@ -111,7 +111,10 @@ def test_merged_is_unmerged(family, tmp_path, name):
 
 
 def test_an_adapter_of_the_authors_classes_is_added_as_lora_says(family, tmp_path):
-    """Written out by hand with the hub's names and a task, which peft alone would not load: W + alpha / r * B A, nowhere else."""
+    """An adapter that is written out by hand is merged as W + alpha / r * B A, and no other weight changes.
+
+    It has the hub's names and a task, which peft alone would not load.
+    """
     plain, tensors, expected = network_of(family.folder).state_dict(), {}, {}
     for name in ("q_proj", "v_proj"):
         for layer in range(2):

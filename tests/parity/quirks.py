@@ -1,4 +1,7 @@
-"""Bugs of the authors' code, as subclasses: a trace of theirs is met only where they are repeated. The package has none of them."""
+"""Bugs of the authors' code, as subclasses: a trace of theirs is met only where its bug is repeated.
+
+The package has none of these bugs.
+"""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def build(trace: Trace, stored: dict, run: dict) -> Method:
 
 
 def owes(stored: dict) -> bool:
-    """Whether the trace comes from NVlabs' first cached code, which makes forwards that commit nothing (ForwardsABlock)."""
+    """Whether a trace comes from NVlabs' first cached code, which makes forwards without a commit (ForwardsABlock)."""
     return stored["method"].startswith(("fastdllm_thr", "vanilla")) and str(stored["params"].get("fn")).endswith(
         "_cache"
     )
@@ -265,7 +265,10 @@ class OracleLabels(Observer):
 
 @pytest.mark.parametrize("trace", by_name(LABELS))
 def test_the_oracle_records_what_the_authors_record(trace):
-    """Their loop calls the model a second time before it notices that nothing changes; the fill here comes at once, one forward earlier."""
+    """The authors' loop calls the model a second time before it notices that nothing changes.
+
+    The fill of this package comes at once, one forward earlier.
+    """
     skip_unsupported(trace.unsupported())
     model = adapter(trace.model)
     for run in trace.stored["runs"]:

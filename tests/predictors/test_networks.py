@@ -1,4 +1,7 @@
-"""Predictor networks: small, length-free, blind to what lies past a window, and normalised by what they were trained on."""
+"""Predictor networks are small, work at any length and see nothing past a window.
+
+Their inputs are normalised by what they were trained on.
+"""
 
 from __future__ import annotations
 

@@ -52,7 +52,10 @@ def arguments(tiny_model_folder):
 
 
 def test_two_processes_by_fabric_lost_then_two_by_torchrun(arguments, tmp_path):
-    """The first process is killed, and with it the one it started; a run of another kind goes on, and gives what one process gives."""
+    """The first process is killed, and with it the one it started.
+
+    A run of another kind then goes on, and it gives what one process gives.
+    """
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     assert cli.guarded(lambda: cli.run_command("record", [*arguments, f"output_dir={alone}"])) == 0
     command = ["-m", "learn2pd", "record", *arguments, f"output_dir={shared}"]

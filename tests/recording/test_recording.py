@@ -1,4 +1,7 @@
-"""What is recorded: labels mean what they say, states are those of the decode, and a table of columns gives them back."""
+"""What is recorded: labels mean what they say, and the states are those of the decode.
+
+A table of columns gives them back.
+"""
 
 import itertools
 
@@ -58,7 +61,10 @@ def test_references_are_the_one_token_a_step_decode(tiny_model, prompts, recordi
 
 
 def obvious_reference(network, prompt, spec):
-    """One token a step, one row, the whole canvas to its end; what follows a committed end-of-text is end-of-text from then on."""
+    """One row is decoded with one token a step, the whole canvas to its end.
+
+    From a committed end-of-text on, whatever follows it is end-of-text.
+    """
     canvas, masked = [spec.mask_id] * GEN, [True] * GEN
     for start in range(0, GEN, BLOCK):
         block = range(start, min(start + BLOCK, GEN))

@@ -1,4 +1,7 @@
-"""Shards: any interruption and any number of processes give the same bytes; what belongs to another recording is refused."""
+"""Shards: any interruption and any number of processes give the same bytes.
+
+A folder that belongs to another recording is refused.
+"""
 
 import gc
 import itertools

@@ -148,7 +148,10 @@ def test_the_surest_false_stop_is_that_of_masked_positions_the_answer_needs():
 
 
 def end_predictor(surest, prompts=60, scale=1):
-    """As many prompts of one state; position 0 is the answer's, `surest` times `scale` its log-odds of being past the end."""
+    """As many prompts of one state as `surest` has entries.
+
+    Position 0 belongs to the answer, and `surest` times `scale` is its log-odds of lying past the end.
+    """
     network = Sure(["log_odds"], 4)
     network.scale = scale
     columns = ended_states([[odds, 11.5] for odds in surest], [[1, 1]] * prompts, [1] * prompts, list(range(prompts)))
