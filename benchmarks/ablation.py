@@ -54,8 +54,8 @@ class ElsewhereData(PredictorData):
     """Trains on the first recording, validates on the others."""
 
     def stream(self, split: str, batch_rows: int, seed: int | None = None) -> StateStream:
-        chosen = self.recordings[:1] if split == "train" else self.recordings[1:]
-        return StateStream(chosen, split, self.question, self.network, batch_rows, seed)
+        recordings = self.recordings[:1] if split == "train" else self.recordings[1:]
+        return StateStream(recordings, split, self.question, self.network, batch_rows, seed)
 
 
 class LeakingStream(StateStream):
@@ -73,7 +73,7 @@ def variants(block_length: int, quick: bool) -> list[Variant]:
     def transformer(channels: Sequence[str]) -> Any:
         return lambda: Transformer(channels)
 
-    found = [
+    rows = [
         Variant("transformer", Transformer),
         Variant("conv", Conv),
         Variant("mlp (the paper's)", lambda: MLP(block_length)),
@@ -87,15 +87,15 @@ def variants(block_length: int, quick: bool) -> list[Variant]:
         Variant("trained on the oracle's states", Transformer, elsewhere=True),
     ]
     if quick:
-        return found
-    found += [
+        return rows
+    rows += [
         Variant(f"without {name}", transformer([other for other in DEFAULT_CHANNELS if other != name]))
         for name in DEFAULT_CHANNELS
     ]
-    found.append(Variant("log-odds alone", transformer(["log_odds"])))
-    found.append(Variant("log-odds and masked", transformer(["log_odds", "masked"])))
-    found.append(Variant("confidence for log-odds", transformer(["confidence", *DEFAULT_CHANNELS[1:]])))
-    return found
+    rows.append(Variant("log-odds alone", transformer(["log_odds"])))
+    rows.append(Variant("log-odds and masked", transformer(["log_odds", "masked"])))
+    rows.append(Variant("confidence for log-odds", transformer(["confidence", *DEFAULT_CHANNELS[1:]])))
+    return rows
 
 
 def trained(variant: Variant, recordings: Sequence[Recording], seed: int, epochs: int) -> dict[str, float]:

@@ -45,9 +45,11 @@ def obvious_recorder(network: Any, prompt: list[int], gen_length: int, mask_id: 
     for start in range(0, gen_length, BLOCK):
         block = range(start, min(start + BLOCK, gen_length))
         while any(masked[position] for position in block):
-            found = full_proposals(network, prompt + canvas, mask_id)[len(prompt) :]
-            label = [found[position][0] == reference[position] for position in block]
-            rows.append(([found[position][1] for position in block], [masked[position] for position in block], label))
+            proposals = full_proposals(network, prompt + canvas, mask_id)[len(prompt) :]
+            label = [proposals[position][0] == reference[position] for position in block]
+            rows.append(
+                ([proposals[position][1] for position in block], [masked[position] for position in block], label)
+            )
             taken = [position for position, right in zip(block, label, strict=True) if right and masked[position]]
             for position in taken or block:
                 canvas[position], masked[position] = reference[position], False
@@ -80,10 +82,10 @@ def record_all(
 def labels_of(recording: Recording) -> int:
     total = 0
     for shard in range(len(recording)):
-        found = recording.columns(shard, ["masked", "start", "stop"], "train")
+        columns = recording.columns(shard, ["masked", "start", "stop"], "train")
         position = torch.arange(recording.gen_length)
         total += int(
-            (found["masked"] & (position >= found["start"][:, None]) & (position < found["stop"][:, None])).sum()
+            (columns["masked"] & (position >= columns["start"][:, None]) & (position < columns["stop"][:, None])).sum()
         )
     return total
 
@@ -149,7 +151,7 @@ def compare(options: dict[str, str]) -> None:
     """Everything in turn."""
     gen_length, batch = int(options["gen_length"]), int(options["batch"])
     model, prompts = load_model(options["model"]), some_prompts(int(options["prompts"]))
-    chosen = prompts[:: max(1, len(prompts) // int(options["obvious_prompts"]))][
+    some = prompts[:: max(1, len(prompts) // int(options["obvious_prompts"]))][
         : int(options["obvious_prompts"])
     ]  # of every task
     print(
@@ -160,11 +162,11 @@ def compare(options: dict[str, str]) -> None:
     started = time.perf_counter()
     rows = [
         row
-        for prompt in chosen
+        for prompt in some
         for row in obvious_recorder(network, model.encode(prompt.text), gen_length, model.spec.mask_id)
     ]
     obvious_s, obvious_labels = time.perf_counter() - started, sum(sum(masked) for _, masked, _ in rows)
-    report("obvious recorder, batch 1", len(chosen), obvious_labels, obvious_s)
+    report("obvious recorder, batch 1", len(some), obvious_labels, obvious_s)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         started = time.perf_counter()
@@ -174,7 +176,7 @@ def compare(options: dict[str, str]) -> None:
         report(f"this repository, batch {batch}", len(prompts), labels, ours_s)
         by_labels, by_prompts = (
             labels / ours_s * obvious_s / obvious_labels,
-            len(prompts) / ours_s * obvious_s / len(chosen),
+            len(prompts) / ours_s * obvious_s / len(some),
         )
         print(f"ratio: {by_labels:.1f} by labels, {by_prompts:.1f} by prompts (bar: 5)")
         took = []

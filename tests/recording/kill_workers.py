@@ -67,8 +67,8 @@ def main(model_folder: str, folder: str, seed: str, kills: str) -> None:
     known = {prompt.id: real(model, [prompt]) for prompt in prompts}
     took = {real: time.monotonic() - began}
 
-    def replay(model, chosen):
-        return known[chosen[0].id]
+    def replay(model, prompts):
+        return known[prompts[0].id]
 
     took[replay] = 0.3
     assert ended(start(model, prompts, root / "whole", replay, True), time.monotonic() + LONGEST_S) == 0

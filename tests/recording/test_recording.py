@@ -69,9 +69,11 @@ def obvious_reference(network, prompt, spec):
     for start in range(0, GEN, BLOCK):
         block = range(start, min(start + BLOCK, GEN))
         while any(masked[position] for position in block):
-            found = full_proposals(network, prompt + canvas, spec.mask_id)[len(prompt) :]
-            best = max((position for position in block if masked[position]), key=lambda position: found[position][1])
-            canvas[best], masked[best] = found[best][0], False
+            proposals = full_proposals(network, prompt + canvas, spec.mask_id)[len(prompt) :]
+            best = max(
+                (position for position in block if masked[position]), key=lambda position: proposals[position][1]
+            )
+            canvas[best], masked[best] = proposals[best][0], False
             if canvas[best] in spec.eot_ids:
                 canvas[best + 1 :], masked[best + 1 :] = (
                     [spec.eot_ids[0]] * (GEN - best - 1),

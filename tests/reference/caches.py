@@ -123,8 +123,8 @@ class LookaheadCache:
 def part(columns: Columns, row: Row, first: int, stop: int, seen: int) -> Proposals:
     """Recompute what proposes the tokens from `first` to `stop`.
 
-        With shifted logits the position before them is needed too.
-        """
+    With shifted logits the position before them is needed too.
+    """
     return exactly(columns, row, first - int(columns.shifted), stop, seen)
 
 

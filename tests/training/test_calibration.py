@@ -38,37 +38,37 @@ def measure(predictor: Predictor, prompts=60, judged=True) -> Measured:
 
 
 def test_the_fastest_threshold_within_the_target_is_chosen_and_all_are_kept_as_the_curve():
-    chosen, met = calibrate_filter(PREDICTOR, measure, THRESHOLDS, **TARGET)
+    calibrated, met = calibrate_filter(PREDICTOR, measure, THRESHOLDS, **TARGET)
     assert met
-    assert [setting.threshold for setting in chosen.curve] == [0.9, 0.7, 0.5, 0.3]
-    assert [setting.tokens_per_forward for setting in chosen.curve] == pytest.approx([20 / 9, 20 / 7, 4, 20 / 3])
-    for setting in chosen.curve:
+    assert [setting.threshold for setting in calibrated.curve] == [0.9, 0.7, 0.5, 0.3]
+    assert [setting.tokens_per_forward for setting in calibrated.curve] == pytest.approx([20 / 9, 20 / 7, 4, 20 / 3])
+    for setting in calibrated.curve:
         losses = 1 - measure(replace(PREDICTOR, threshold=setting.threshold)).agreement
         assert setting.loss_bound == pytest.approx(upper_bound(losses, 0.1))
-        assert (setting.threshold >= chosen.threshold) == (setting.loss_bound <= 0.1)
+        assert (setting.threshold >= calibrated.threshold) == (setting.loss_bound <= 0.1)
 
 
 def test_a_stricter_target_is_never_faster():
-    found = [
+    thresholds = [
         calibrate_filter(PREDICTOR, measure, THRESHOLDS, **(TARGET | {"target_agreement": target}))[0].threshold
         for target in (0.7, 0.85, 0.95)
     ]
-    assert found == sorted(found)
+    assert thresholds == sorted(thresholds)
 
 
 def test_a_target_that_nothing_meets_says_so_and_takes_the_strictest():
-    chosen, met = calibrate_filter(
+    setting, met = calibrate_filter(
         PREDICTOR, lambda predictor: replace(measure(predictor), agreement=np.full(60, 0.5)), THRESHOLDS, **TARGET
     )
     assert not met
-    assert chosen.threshold == 0.9
+    assert setting.threshold == 0.9
 
 
 def test_accuracy_can_be_the_target():
     options = TARGET | {"target_agreement": None, "max_accuracy_drop": 0.4}
-    chosen, met = calibrate_filter(PREDICTOR, measure, THRESHOLDS, **options)
+    setting, met = calibrate_filter(PREDICTOR, measure, THRESHOLDS, **options)
     assert met
-    assert chosen.threshold == 0.7
+    assert setting.threshold == 0.7
     with pytest.raises(UserError, match="no checker"):
         calibrate_filter(PREDICTOR, lambda predictor: measure(predictor, judged=False), THRESHOLDS, **options)
 
@@ -94,9 +94,9 @@ def test_too_few_prompts_are_known_before_anything_is_decoded():
 
 def test_metrics_are_those_of_a_hand_count():
     probability, label = torch.tensor([0.9, 0.8, 0.7, 0.2]), torch.tensor([1, 0, 1, 0])
-    found = metrics_at(probability, label, 0.75)
-    assert (found["precision"], found["recall"], found["false_commit_rate"]) == (0.5, 0.5, 0.5)
-    assert found["auroc"] == 0.75
+    figures = metrics_at(probability, label, 0.75)
+    assert (figures["precision"], figures["recall"], figures["false_commit_rate"]) == (0.5, 0.5, 0.5)
+    assert figures["auroc"] == 0.75
 
 
 class Made(PredictorData):
@@ -107,9 +107,9 @@ class Made(PredictorData):
         self.made = columns
 
     def stream(self, split, batch_rows, seed=None):
-        found = super().stream(split, batch_rows, seed)
-        found.states = lambda more=(): iter([self.made])
-        return found
+        states = super().stream(split, batch_rows, seed)
+        states.states = lambda more=(): iter([self.made])
+        return states
 
 
 class Sure(Conv):
@@ -142,9 +142,9 @@ def test_the_surest_false_stop_is_that_of_masked_positions_the_answer_needs():
         length=[2, 3, 1],
         prompt=[0, 0, 1],
     )
-    found = surest_false_stops(Sure(["log_odds"], 4), Made(columns, Sure(["log_odds"], 4)), "train")
+    surest = surest_false_stops(Sure(["log_odds"], 4), Made(columns, Sure(["log_odds"], 4)), "train")
     # prompt 0: 2 in its first state, and 3 in its second, where position 0 has a committed token behind it
-    assert found.logit().tolist() == pytest.approx([3.0, 4.0], abs=1e-3)
+    assert surest.logit().tolist() == pytest.approx([3.0, 4.0], abs=1e-3)
 
 
 def end_predictor(surest, prompts=60, scale=1):
@@ -160,8 +160,8 @@ def end_predictor(surest, prompts=60, scale=1):
 
 def test_the_end_threshold_lies_above_every_false_stop_and_a_margin_above_those_in_training():
     predictor, data = end_predictor([1.0] * 60)
-    chosen, figures = calibrate_end(predictor, data, false_stops=0.05, confidence=0.9)
-    assert torch.tensor(chosen.threshold).logit() == pytest.approx(2.0, abs=1e-3)
+    setting, figures = calibrate_end(predictor, data, false_stops=0.05, confidence=0.9)
+    assert torch.tensor(setting.threshold).logit() == pytest.approx(2.0, abs=1e-3)
     assert figures["false_stops_bound"] == pytest.approx(1 - 0.1 ** (1 / 60))
     predictor, data = end_predictor([1.0] * 59 + [6.5])
     assert torch.tensor(calibrate_end(predictor, data, 0.05, 0.9)[0].threshold).logit() == pytest.approx(7.5, abs=1e-2)
@@ -191,13 +191,13 @@ def test_the_boundary_threshold_has_the_best_f1():
     data = Made(columns, network)
     label = odds + torch.randn(20, 6, generator=torch.Generator().manual_seed(1)) > 0.5
     data.question = replace_label(label)
-    chosen, figures = calibrate_boundary(replace(PREDICTOR, kind="boundary", network=network), data, 0.05, 0.9)
+    setting, figures = calibrate_boundary(replace(PREDICTOR, kind="boundary", network=network), data, 0.05, 0.9)
 
     def f1(threshold):
         said = odds.sigmoid() > threshold
         return float(2 * (said & label).sum() / (said.sum() + label.sum()))
 
-    assert figures["f1"] == pytest.approx(f1(chosen.threshold), abs=1e-6)
+    assert figures["f1"] == pytest.approx(f1(setting.threshold), abs=1e-6)
     assert figures["f1"] >= max(f1(threshold) for threshold in np.linspace(0.01, 0.99, 99)) - 1e-6
 
 

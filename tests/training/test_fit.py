@@ -78,9 +78,9 @@ def states(recording, split="train", question=None, more=()):
 
 
 def data(recording, network, question=None, batch_rows=16, seed=0):
-    found = PredictorData([recording], question or Final(), network, batch_rows, seed)
-    found.prepare()
-    return found
+    prepared = PredictorData([recording], question or Final(), network, batch_rows, seed)
+    prepared.prepare()
+    return prepared
 
 
 def train(recording, folder, epochs, **changes):
@@ -196,9 +196,9 @@ def test_the_filter_is_asked_about_the_window_that_was_decoded(recording):
 def test_what_a_loss_does_not_count_cannot_move_it(recording, loss_on, where, moves):
     network = Conv(CHANNELS, 4)
     batch = make_batch(states(recording), Final(loss_on), network)
-    there = batch.valid & (batch.masked & ~batch.judged if where == "padding" else ~batch.masked)
-    assert there.any()
-    flipped = batch._replace(label=torch.where(there, 1 - batch.label, batch.label))
+    uncounted = batch.valid & (batch.masked & ~batch.judged if where == "padding" else ~batch.masked)
+    assert uncounted.any()
+    flipped = batch._replace(label=torch.where(uncounted, 1 - batch.label, batch.label))
     module = PredictorTraining(network, 1e-2, 0.0)
     assert (module.loss(batch, batch.counted)[0] != module.loss(flipped, batch.counted)[0]).item() is moves
 
@@ -232,8 +232,8 @@ def test_the_boundary_predictor_is_asked_where_steps_of_the_answer_end(recording
 
 def test_channels_are_normalised_by_the_training_states(recording):
     network = Conv(CHANNELS, 4)
-    found = data(recording, network)
-    batches = list(found.stream("train", 16))
+    prepared = data(recording, network)
+    batches = list(prepared.stream("train", 16))
     inside = torch.cat([batch.inputs[batch.valid] for batch in batches])
     assert torch.allclose(network.mean, inside.mean(0), atol=1e-4)
     varies = inside.std(0) > 1e-6

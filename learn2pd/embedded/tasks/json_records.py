@@ -101,26 +101,26 @@ class JsonTask:
     def check(self, facts: dict[str, Any], text: str) -> Verdict:
         text = text.strip()
         try:
-            found = json.loads(text)
+            record = json.loads(text)
         except (ValueError, RecursionError) as error:
             return Verdict(False, f"not JSON: {error}")
-        if not _same(found, facts["record"]):
+        if not _same(record, facts["record"]):
             return Verdict(False, "the record differs from the facts")
-        if isinstance(found, list) and len({tuple(row) for row in found}) > 1:
+        if isinstance(record, list) and len({tuple(row) for row in record}) > 1:
             return Verdict(False, "the records order their keys differently")
-        if all(json.dumps(found, **layout) != text for layout in LAYOUTS.values()):
+        if all(json.dumps(record, **layout) != text for layout in LAYOUTS.values()):
             return Verdict(False, "mixed layout")
         return Verdict(True)
 
 
-def _same(found: Any, expected: Any) -> bool:
+def _same(given: Any, expected: Any) -> bool:
     """Equal values, where a list of hobbies may come in any order and a list of records may not."""
-    if type(found) is not type(expected):
+    if type(given) is not type(expected):
         return False
     if isinstance(expected, dict):
-        return found.keys() == expected.keys() and all(_same(found[key], expected[key]) for key in expected)
+        return given.keys() == expected.keys() and all(_same(given[key], expected[key]) for key in expected)
     if isinstance(expected, list):
-        if all(isinstance(entry, str) for entry in [*found, *expected]):
-            return sorted(found) == sorted(expected)
-        return len(found) == len(expected) and all(map(_same, found, expected))
-    return bool(found == expected)
+        if all(isinstance(entry, str) for entry in [*given, *expected]):
+            return sorted(given) == sorted(expected)
+        return len(given) == len(expected) and all(map(_same, given, expected))
+    return bool(given == expected)

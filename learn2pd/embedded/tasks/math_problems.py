@@ -154,17 +154,17 @@ class MathTask:
             return Verdict(False, f"{len(lines)} step lines, {len(steps)} expected")
         styles, verbs = set(LEADS), set(VERBS)
         for index, (line, (a, op, b)) in enumerate(zip(lines, steps, strict=True)):
-            found = STEP.fullmatch(line)
-            if not found:
+            step = STEP.fullmatch(line)
+            if not step:
                 return Verdict(False, f"not a step: {line!r}")
-            operands = (int(found["a"]), int(found["b"]))
-            if found["op"] != op or (operands != (a, b) and (op not in "+*" or operands != (b, a))):
+            operands = (int(step["a"]), int(step["b"]))
+            if step["op"] != op or (operands != (a, b) and (op not in "+*" or operands != (b, a))):
                 return Verdict(False, f"step {index + 1} should combine {a} {op} {b}: {line!r}")
-            if int(found["result"]) != APPLY[op](a, b):
+            if int(step["result"]) != APPLY[op](a, b):
                 return Verdict(False, f"wrong arithmetic: {line!r}")
-            styles &= {style for style in LEADS if lead(style, index) == found["lead"]}
-            verbs &= {found["verb"]}
-            units &= {found["unit"]}
+            styles &= {style for style in LEADS if lead(style, index) == step["lead"]}
+            verbs &= {step["verb"]}
+            units &= {step["unit"]}
         if not (styles and verbs and units):
             return Verdict(False, "step lines are not worded alike")
         return Verdict(True)
