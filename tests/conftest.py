@@ -27,9 +27,8 @@ settings.register_profile(
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-settings.register_profile(
-    "plain", settings.get_profile("suite"), phases=[Phase.explicit, Phase.generate]
-)  # for tests/mutants.py
+# tests/mutants.py uses this profile.
+settings.register_profile("plain", settings.get_profile("suite"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile("suite")
 
 MAX_LENGTH = 512

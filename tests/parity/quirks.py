@@ -69,9 +69,9 @@ class LeakingDSB(DSBScheduler):
 
 
 class LeakingDSBCache(DSBCache):
-    """DSB Cache: a mask meant for the whole sequence is applied to the slice, so that only columns from window end + slice start on are closed.
+    """DSB Cache: a mask that is meant for the whole sequence is applied to the slice.
 
-    It goes with a `LeakingDSB` whose leak is `suffix_window`.
+    So only columns from window end + slice start on are closed. It goes with a `LeakingDSB` whose leak is `suffix_window`.
     """
 
     def plan(self, state, score, memory):
@@ -89,8 +89,9 @@ class LeakingDSBCache(DSBCache):
 class ForwardsABlock(Observer):
     """Counts the forwards of each row's blocks.
 
-    Fast-dLLM's first code makes at least one forward that reuses in every block, even where the opening one has finished the block. That
-    forward commits nothing, so the traces' forwards are ours and one for each block of a single forward.
+    Fast-dLLM's first code makes at least one forward that reuses in every block, even where the opening forward has
+    finished the block. That forward commits nothing. So the traces' forwards are ours, and one more for each block of a
+    single forward.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,11 @@
-"""Two processes record, and one of them is killed at a random moment, again and again: python -m tests.recording.kill_workers MODEL FOLDER SEED KILLS
+"""Two processes record, and one of them is killed at a random moment, again and again.
 
-Each is a fork of this one, which has the model loaded, so that a start costs nothing and the kill comes while shards are made. Half of
-the recordings repeat tables that are known beforehand, so that a kill often meets a write. Every folder that is finished is compared with
-one made by a single process, byte for byte, and so are the times of the shards' entries: what was finished once is not made again.
+    python -m tests.recording.kill_workers MODEL FOLDER SEED KILLS
+
+Each process is a fork of this one, which has the model loaded. So a start costs nothing and the kill comes while shards
+are made. Half of the recordings repeat tables that are known beforehand, so that a kill often meets a write. Every
+folder that is finished is compared, byte for byte, with one that a single process made. The times of the shards'
+entries are compared too, because a shard that was finished once is not made again.
 """
 
 from __future__ import annotations

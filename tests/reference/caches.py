@@ -71,7 +71,7 @@ class Dual:
 
 
 class DSBCache:
-    """DSB's cache: a full forward once `refresh_tokens` tokens were committed since the last one, else the window's region.
+    """DSB's cache: a full forward after every `refresh_tokens` committed tokens, and the window's region in between.
 
     Before the window, `prefix_window` columns are recomputed, or as many as the window's start moved in the last step
     if that is more; behind it, `suffix_window` columns are.

@@ -148,7 +148,7 @@ def test_the_surest_false_stop_is_that_of_masked_positions_the_answer_needs():
 
 
 def end_predictor(surest, prompts=60, scale=1):
-    """As many prompts of one state as `surest` has entries.
+    """A predictor and `prompts` prompts of one state each.
 
     Position 0 belongs to the answer, and `surest` times `scale` is its log-odds of lying past the end.
     """
