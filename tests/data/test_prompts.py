@@ -22,19 +22,23 @@ COUNTS = {"train": 6, "validation": 2, "test": 2}
 
 
 def config_of(path, *overrides, counts=COUNTS):
+    """The configuration of a run whose prompts come from a file."""
     sizes = [f"data.{split}_prompts={count}" for split, count in counts.items()]
     return load_config("tiny_filter", ["data.source=jsonl", f"data.path={path}", *sizes, *overrides])
 
 
 def run(path, *overrides, counts=COUNTS):
+    """The prompts that a run takes from a file."""
     return prompts_of(config_of(path, *overrides, counts=counts))
 
 
 def sizes_of(prompts):
+    """The number of prompts in each split."""
     return {split: sum(prompt.split == split for prompt in prompts) for split in SPLITS}
 
 
 def texts_of(prompts, split):
+    """The texts of one split's prompts."""
     return {prompt.text for prompt in prompts if prompt.split == split}
 
 
@@ -242,6 +246,7 @@ def test_a_prompt_repeated_with_its_answer_left_out_once_keeps_it(tmp_path):
 
 
 def chat(*turns):
+    """An entry of a file that holds messages, from pairs of role and content."""
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 

@@ -20,10 +20,12 @@ COUNTS = {"valid", "intent", "slots_right", "slots_given", "slots_expected"}
 
 
 def entries():
+    """The entries of the file of requests."""
     return [json.loads(line) for line in REQUESTS.read_text(encoding="utf-8").splitlines()]
 
 
 def shuffled(record, seed):
+    """The record with its keys in another order."""
     return {key: record[key] for key in random.Random(seed).sample(list(record), len(record))}
 
 

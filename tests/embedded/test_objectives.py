@@ -10,6 +10,7 @@ MASK_ID, EOT_ID = 1, 0
 
 
 def generator(seed: int = 0) -> torch.Generator:
+    """A generator in the state of a seed."""
     return torch.Generator().manual_seed(seed)
 
 
@@ -24,6 +25,7 @@ def rows(seed: int = 0, count: int = 5) -> list[Row]:
 
 
 def network() -> LLaDAModelLM:
+    """A tiny random LLaDA in float64."""
     torch.manual_seed(0)
     config = LLaDAConfig(
         d_model=16, n_layers=2, n_heads=2, mlp_hidden_size=16, vocab_size=40, mask_token_id=MASK_ID, eos_token_id=EOT_ID
@@ -32,6 +34,7 @@ def network() -> LLaDAModelLM:
 
 
 def logits(model, batch):
+    """The logits [R, Q, V] of a micro-batch."""
     return model.score(model.hidden(batch.inputs, batch.positions, batch.attention))
 
 

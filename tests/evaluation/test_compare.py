@@ -19,6 +19,7 @@ from tests.evaluation.synthetic import outcome
 
 
 def rows_of(outcomes, samples=50):
+    """The rows of the table of these outcomes."""
     return build_rows(measure(outcomes, Bootstrap(samples, 0)))
 
 

@@ -17,10 +17,12 @@ PLAIN, ORACLE = exact("vanilla", "fixed", 1, 0.8), exact("oracle", "oracle", 5, 
 
 
 def families_of(outcomes, margin=0.005, samples=100):
+    """The comparison of the families of these outcomes."""
     return compare_families(measure(outcomes, Bootstrap(samples, 0)), margin)
 
 
 def line_of(lines, family, **where):
+    """The only line of a family that has the given values."""
     (only,) = [
         line for line in lines if line["family"] == family and all(line[key] == value for key, value in where.items())
     ]
@@ -28,6 +30,7 @@ def line_of(lines, family, **where):
 
 
 def swept(family, policy, points, **options):
+    """Outcomes of a policy at several settings, from pairs of speed and accuracy."""
     return [exact(family, policy, speed, accuracy, setting=str(speed), **options) for speed, accuracy in points]
 
 
@@ -35,6 +38,7 @@ POINTS = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 100)), min_size=1
 
 
 def height(points, at):
+    """The height of the hull of some points at the given speeds."""
     x, y = np.array(points, float).T
     return curve(x[None], y[None], np.asarray(at, float)[None])[0]
 

@@ -59,6 +59,7 @@ def shard(folder: Path, parts: int = 2, **index) -> Path:
 
 
 def equal(first, second) -> bool:
+    """Whether two models have the same weights, byte for byte."""
     ours, theirs = first.adapter.network.state_dict(), second.adapter.network.state_dict()
     return ours.keys() == theirs.keys() and all(ours[name].equal(theirs[name]) for name in ours)
 

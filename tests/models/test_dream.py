@@ -147,6 +147,7 @@ def dream(hub_folder):
 
 
 def logits(network, length: int = 40) -> torch.Tensor:
+    """The logits of some fixed tokens."""
     with torch.inference_mode():
         return network(torch.arange(length)[None] * 7 % WORDS).logits
 
@@ -286,6 +287,7 @@ def test_weights_stored_in_bfloat16_load_in_float32(folder):
 
 
 def shard(model, folder) -> list:
+    """Save the model's weights in several files, and return their paths."""
     (folder / "model.safetensors").unlink()
     model.adapter.network.save_pretrained(folder, max_shard_size="40KB")
     return sorted(folder.glob("*.safetensors"))

@@ -39,6 +39,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def of(folder, **options) -> str:
+    """The fingerprint of the model in a folder."""
     return load_model(folder, device="cpu", **options).spec.fingerprint
 
 
@@ -49,6 +50,7 @@ def settle(folder: Path) -> None:
 
 
 def entries(cache: Path) -> list[Path]:
+    """The files of the cache of digests."""
     return sorted(cache.iterdir()) if cache.exists() else []
 
 

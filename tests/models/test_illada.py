@@ -40,6 +40,7 @@ def illada(hub_folder):
 
 
 def logits(network) -> torch.Tensor:
+    """The logits of some fixed tokens."""
     with torch.inference_mode():
         return network(torch.arange(10, 50)[None]).logits
 

@@ -23,6 +23,8 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 @dataclass(frozen=True)
 class Family:
+    """A checkpoint of a family, and the hub's names of its layers."""
+
     folder: Path
     targets: list[str]  # every linear layer
     layer: str  # where the hub keeps the layers
@@ -44,6 +46,7 @@ def family(request) -> Family:
 
 
 def network_of(folder: Path):
+    """The network in a folder."""
     return load_model(str(folder), device="cpu").adapter.network
 
 
@@ -64,17 +67,20 @@ def lora(family, tmp_path) -> Path:
 
 
 def edit_weights(folder: Path, change: Callable[[dict], object]) -> None:
+    """Let a function change the tensors of an adapter, by name, and write them back."""
     tensors = load_file(folder / WEIGHTS)
     change(tensors)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def logits(network) -> torch.Tensor:
+    """The logits of some fixed tokens."""
     with torch.inference_mode():
         return network(torch.arange(10, 50)[None]).logits
 
 
 def apart(first: torch.Tensor, second: torch.Tensor) -> float:
+    """The largest difference of two tensors, as a share of the largest value of the second."""
     return float((first - second).abs().max() / second.abs().max())
 
 
@@ -176,6 +182,7 @@ def test_base_and_adapter_are_both_in_the_name(family, lora):
 
 
 def fingerprint(family: Family, folder: Path | None) -> str:
+    """The fingerprint of a family's model with an adapter, or without one."""
     return load_model(
         str(family.folder), device="cpu", adapter=None if folder is None else str(folder)
     ).spec.fingerprint
@@ -247,6 +254,7 @@ def test_another_name_of_the_base_is_only_a_warning(family, lora, caplog):
 
 
 def refused(family: Family, folder: Path | str) -> str:
+    """The one line with which an adapter is refused."""
     line = refusal(family.folder, adapter=str(folder))
     assert line.startswith("adapter=")
     assert str(folder) in line

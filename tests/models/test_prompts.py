@@ -37,6 +37,7 @@ TEMPLATE = (
 
 
 def line(error: pytest.ExceptionInfo[UserError]) -> str:
+    """The text of an error, which is one line."""
     text = str(error.value)
     assert text
     assert "\n" not in text
@@ -44,12 +45,14 @@ def line(error: pytest.ExceptionInfo[UserError]) -> str:
 
 
 def refusal(model, prompt) -> str:
+    """The one line with which a prompt is refused."""
     with pytest.raises(UserError) as error:
         model.encode(prompt)
     return line(error)
 
 
 def refused_list(prompts) -> str:
+    """The one line with which a list of prompts is refused."""
     with pytest.raises(UserError) as error:
         prompt_list(prompts)
     return line(error)
@@ -83,7 +86,7 @@ def test_a_range_is_token_ids(tiny_model):
 
 
 class SomeObject:
-    pass
+    """An object that is no prompt."""
 
 
 NOW = datetime.datetime(2024, 1, 2)
@@ -474,6 +477,7 @@ SPELT = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|mdm_mask|>")
 
 
 def wrapped(words: Tokenizer, trainer, post: bool) -> PreTrainedTokenizerFast:
+    """A tokenizer that is trained on a few texts, in the class of transformers."""
     corpus = [
         QUESTION,
         *TEXTS,
@@ -510,10 +514,12 @@ TOKENIZERS = {
 
 
 def control_of(tokenizer) -> tuple[str, ...]:
+    """Control tokens that the tokenizer knows, as they are spelt in a text."""
     return SPELT if tokenizer.is_fast else ("</s>", "<pad>", "<extra_id_0>", "<unk>")
 
 
 def template_ids(tokenizer, messages) -> list[int]:
+    """The ids of messages by the tokenizer's own template."""
     return list(
         tokenizer.encode(
             tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False),

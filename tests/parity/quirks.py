@@ -30,6 +30,8 @@ class LastRankFactor(FactorPolicy):
 
 @dataclass(frozen=True)
 class Opened(RowMemory):
+    """What the authors' cache remembers of the last block."""
+
     extra: int
     start: Tensor
     visible: Tensor  # [B] long, `state.visible` when the block opened
@@ -71,7 +73,8 @@ class LeakingDSB(DSBScheduler):
 class LeakingDSBCache(DSBCache):
     """DSB Cache: a mask that is meant for the whole sequence is applied to the slice.
 
-    So only columns from window end + slice start on are closed. It goes with a `LeakingDSB` whose leak is `suffix_window`.
+    So only columns from window end + slice start on are closed. The cache goes with a `LeakingDSB` whose leak is
+    `suffix_window`.
     """
 
     def plan(self, state, score, memory):

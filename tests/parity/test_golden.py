@@ -81,6 +81,7 @@ def network_of(folder: Path):
 
 @functools.cache
 def adapter(folder: Path) -> ModelAdapter:
+    """The model in a folder of the golden files."""
     network = network_of(folder)
     config = network.config
     spec = ModelSpec(
@@ -98,6 +99,7 @@ def adapter(folder: Path) -> ModelAdapter:
 
 @functools.cache
 def golden_filter(folder: Path) -> MLP:
+    """The paper's network with the weights in a folder."""
     network = MLP(32, 32)
     network.load_state_dict(weights(folder))
     return network
@@ -188,6 +190,7 @@ def test_logits_equal_the_authors(folder):
 
 
 def partial_plan(first: int, stop: int, columns: int) -> ForwardPlan:
+    """A plan of one row that recomputes the columns from `first` to `stop` and sees `columns` of them."""
     query = torch.arange(first, stop)[None]
     return ForwardPlan(torch.tensor([0]), query, query, None, query >= 0, torch.tensor([stop - first]), (0, columns))
 

@@ -17,6 +17,7 @@ GEN = 12
 
 
 def columns(rows=3, seed=0):
+    """Random observations of every kind."""
     generator = torch.Generator().manual_seed(seed)
     values = {name: torch.rand(rows, GEN, generator=generator) for name in OBSERVED}
     kinds = {name: values[name] if name in VALUES else values[name] < 0.5 for name in OBSERVED}
@@ -24,6 +25,7 @@ def columns(rows=3, seed=0):
 
 
 def windows():
+    """Windows of different lengths, one for each of three rows."""
     return Window(torch.tensor([0, 4, 9]), torch.tensor([5, 12, 10]))
 
 

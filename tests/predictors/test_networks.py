@@ -17,6 +17,7 @@ LENGTH_FREE = [Conv, Transformer]
 
 
 def inputs_of(network, rows=4, width=12, seed=0):
+    """Random inputs of a network: channels, positions inside the window, and proposals."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(rows, width, len(network.channels), generator=generator)
     return inputs, torch.ones(rows, width, dtype=torch.bool), torch.randint(-1, 5, (rows, width), generator=generator)

@@ -23,6 +23,7 @@ CURVE = (Setting(0.9, 1.5, 0.99, 0.0, 0.02), Setting(0.5, 2.5, 0.9, 0.1, 0.15), 
 
 
 def made(model, network=None, **geometry):
+    """An untrained predictor with a contract for a model."""
     torch.manual_seed(0)
     network = network or MLP(16, 24)
     fixed = {"block_length": 16, "alignment": "prompt"} if network.width else {}

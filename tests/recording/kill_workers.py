@@ -55,10 +55,12 @@ def ended(child: int, deadline: float) -> int:
 
 
 def entry_times(folder: Path) -> dict[str, int]:
+    """The time of each shard's entry, by the name of its file."""
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-*.json")}
 
 
 def main(model_folder: str, folder: str, seed: str, kills: str) -> None:
+    """Kill processes until `kills` of them were killed while they recorded, and compare every finished folder."""
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0  # no thread: a fork would have its locks without it
     logging.disable(logging.WARNING)

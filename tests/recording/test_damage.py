@@ -17,6 +17,7 @@ def copied(recorded, tmp_path):
 
 
 def flip(folder):
+    """Flip one bit in the middle of a table of states."""
     path = table_path(folder, 1, "states")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1

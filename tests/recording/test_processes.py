@@ -10,7 +10,7 @@ from learn2pd.recording.processes import Processes
 
 @pytest.fixture(autouse=True)
 def _rank(monkeypatch):
-    """Reset the rank that Fabric sets for the whole process; with another rank, loggers of later tests write nothing."""
+    """Reset the rank that Fabric sets for the whole process; loggers of later tests write nothing with another one."""
     monkeypatch.setattr(rank_zero_only, "rank", 0)
 
 

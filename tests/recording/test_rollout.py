@@ -12,6 +12,7 @@ from tests.recording.helpers import BATCH, BLOCK, GEN, files, make
 
 
 def rollout(model, prompts, recording, policy, stop=None):
+    """The tables of a rollout of a policy over some prompts of a recording."""
     references = recording.references_of([prompt.id for prompt in prompts])
     delimiters = recording.manifest["delimiter_ids"]
     return rollout_tables(

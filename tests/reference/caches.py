@@ -43,7 +43,7 @@ class Everything:
 
 
 class Prefix:
-    """Fast-dLLM's prefix cache: a full forward opens a block, and later ones compute the block and all that follows it."""
+    """Fast-dLLM's prefix cache: a full forward opens a block, and later ones compute it and all that follows it."""
 
     def __init__(self, columns: Columns) -> None:
         self.columns = columns

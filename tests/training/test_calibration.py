@@ -122,6 +122,7 @@ class Sure(Conv):
 
 
 def ended_states(log_odds, masked, length, prompt):
+    """Recorded states with given log-odds, masks and lengths of the answer, one row for each prompt."""
     zeros = torch.zeros(len(log_odds), len(log_odds[0]))
     columns = dict.fromkeys(("margin", "entropy"), zeros) | {
         name: zeros.bool() for name in ("proposal", "unchanged", "end_of_text", "delimiter")
@@ -202,6 +203,8 @@ def test_the_boundary_threshold_has_the_best_f1():
 
 
 def replace_label(label):
+    """The question whether the answer has ended, with other labels."""
+
     class Told(Ended):
         def label(self, columns):
             return label

@@ -69,6 +69,7 @@ def recording(tiny_model, tmp_path_factory):
 
 
 def states(recording, split="train", question=None, more=()):
+    """All recorded states of a split, by column."""
     question = question or Final()
     parts = [
         recording.columns(shard, (*predictors.OBSERVED, *question.columns, *more), split)
@@ -78,12 +79,14 @@ def states(recording, split="train", question=None, more=()):
 
 
 def data(recording, network, question=None, batch_rows=16, seed=0):
+    """The data of a training on a recording."""
     prepared = PredictorData([recording], question or Final(), network, batch_rows, seed)
     prepared.prepare()
     return prepared
 
 
 def train(recording, folder, epochs, **changes):
+    """Train a small network, and return it with its figures."""
     torch.manual_seed(0)
     network = Conv(hidden=8, layers=2)
     figures = train_predictor(
@@ -93,6 +96,7 @@ def train(recording, folder, epochs, **changes):
 
 
 def same(one, other):
+    """Whether two networks have the same weights."""
     return all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
 
 
