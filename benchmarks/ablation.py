@@ -1,11 +1,18 @@
-"""What the filter learns from: which channel buys what, which positions the loss should count, how much a leaking split flatters.
+"""What the filter learns from.
 
-    python benchmarks/ablation.py records=outputs/study_0/rounds/2 oracle=outputs/study_0/records [seeds=3] [epochs=20] [rows=all]
+The table says what each channel buys, which positions the loss should count, and how much a leaking split flatters.
 
-`records` and `oracle` are recordings (`python train.py config=tiny_study seed=0 stages=[record,train] output_dir=outputs/study_0` makes these).
-Every variant is the default transformer but for what its name says, trained with several seeds; judged on the masked answer positions of the
-validation prompts in `records`. With `oracle` one variant is trained on the states there instead. Recall at 99% is the share of the right proposals
-that are accepted where 99% of the accepted ones are right. `rows=quick` leaves the channels out.
+    python benchmarks/ablation.py records=outputs/study_0/rounds/2 oracle=outputs/study_0/records
+        [seeds=3] [epochs=20] [rows=all]
+
+`records` and `oracle` are recordings. This command makes them:
+
+    python train.py config=tiny_study seed=0 stages=[record,train] output_dir=outputs/study_0
+
+Every variant is the default transformer, except for what its name says. It is trained with several seeds and judged on
+the masked answer positions of the validation prompts in `records`. With `oracle` one variant is trained on the states
+of that recording instead. Recall at 99% is the share of the right proposals that are accepted where 99% of the accepted
+proposals are right. `rows=quick` leaves the channels out.
 """
 
 from __future__ import annotations
@@ -36,44 +43,65 @@ ROW_SHARE = 5  # one row in five validates where the split is by row
 
 @dataclass(frozen=True)
 class Variant:
+    """One row of the table.
+
+    Attributes:
+        name: What is different from the default.
+        network: A function that makes the untrained network.
+        loss_on: The positions that the loss counts.
+        leaks: True splits by row and not by prompt.
+        elsewhere: True trains on other states than those on which the network is judged.
+    """
+
     name: str
-    network: Any  # makes it
+    network: Any
     loss_on: str = "masked"
     leaks: bool = False
-    elsewhere: bool = False  # trained on other states than it is judged on
+    elsewhere: bool = False
 
 
 class LeakingData(PredictorData):
-    """Splits by row, as the paper: rows of one prompt, even of one block, train and validate."""
+    """Splits by row, as the paper does: rows of one prompt, and even of one block, both train and validate."""
 
     def stream(self, split: str, batch_rows: int, seed: int | None = None) -> StateStream:
+        """The states of one side of the leaking split."""
         return LeakingStream(self.recordings, split, self.question, self.network, batch_rows, seed)
 
 
 class ElsewhereData(PredictorData):
-    """Trains on the first recording, validates on the others."""
+    """Trains on the first recording and validates on the others."""
 
     def stream(self, split: str, batch_rows: int, seed: int | None = None) -> StateStream:
-        chosen = self.recordings[:1] if split == "train" else self.recordings[1:]
-        return StateStream(chosen, split, self.question, self.network, batch_rows, seed)
+        """The states of the recordings that belong to a split."""
+        recordings = self.recordings[:1] if split == "train" else self.recordings[1:]
+        return StateStream(recordings, split, self.question, self.network, batch_rows, seed)
 
 
 class LeakingStream(StateStream):
+    """The states of both splits, of which every row is drawn into one side at random."""
+
     def states(self, more: Sequence[str] = ()) -> Iterator[Columns]:
+        """Yield the rows of this stream's side; `more` names further columns."""
         for owner in ("train", "validation"):
-            for number, columns in enumerate(
-                StateStream(self.recordings, owner, self.question, self.network, self.batch_rows, None).states(more)
-            ):
+            whole = StateStream(self.recordings, owner, self.question, self.network, self.batch_rows, None)
+            for number, columns in enumerate(whole.states(more)):
                 draw = torch.rand(len(columns["masked"]), generator=torch.Generator().manual_seed(number))
                 mine = (draw < 1 / ROW_SHARE) == (self.split == "validation")
                 yield {name: values[mine] for name, values in columns.items()}
 
 
 def variants(block_length: int, quick: bool) -> list[Variant]:
+    """The rows of the table.
+
+    Args:
+        block_length: The number of tokens of a block, which the paper's network needs.
+        quick: True leaves the channels out.
+    """
+
     def transformer(channels: Sequence[str]) -> Any:
         return lambda: Transformer(channels)
 
-    found = [
+    rows = [
         Variant("transformer", Transformer),
         Variant("conv", Conv),
         Variant("mlp (the paper's)", lambda: MLP(block_length)),
@@ -87,35 +115,39 @@ def variants(block_length: int, quick: bool) -> list[Variant]:
         Variant("trained on the oracle's states", Transformer, elsewhere=True),
     ]
     if quick:
-        return found
-    found += [
+        return rows
+    rows += [
         Variant(f"without {name}", transformer([other for other in DEFAULT_CHANNELS if other != name]))
         for name in DEFAULT_CHANNELS
     ]
-    found.append(Variant("log-odds alone", transformer(["log_odds"])))
-    found.append(Variant("log-odds and masked", transformer(["log_odds", "masked"])))
-    found.append(Variant("confidence for log-odds", transformer(["confidence", *DEFAULT_CHANNELS[1:]])))
-    return found
+    rows.append(Variant("log-odds alone", transformer(["log_odds"])))
+    rows.append(Variant("log-odds and masked", transformer(["log_odds", "masked"])))
+    rows.append(Variant("confidence for log-odds", transformer(["confidence", *DEFAULT_CHANNELS[1:]])))
+    return rows
 
 
 def trained(variant: Variant, recordings: Sequence[Recording], seed: int, epochs: int) -> dict[str, float]:
-    """Validation figures of the best epoch."""
+    """Train a variant and return the validation figures of its best epoch.
+
+    Args:
+        variant: The variant.
+        recordings: The recordings that it is trained and judged on.
+        seed: The seed of the training.
+        epochs: The number of epochs; the paper's network gets five times as many.
+    """
     lightning.seed_everything(seed, verbose=False)
     network: PredictorNetwork = variant.network()
     kind = LeakingData if variant.leaks else ElsewhereData if variant.elsewhere else PredictorData
     data = kind(recordings, Final(variant.loss_on), network, 256, seed)
     data.prepare()
-    patience = epochs if variant.name.startswith("mlp") else 6
+    is_mlp = variant.name.startswith("mlp")
+    recipe = Recipe(max_epochs=epochs * (5 if is_mlp else 1), patience_epochs=epochs if is_mlp else 6)
     with tempfile.TemporaryDirectory() as folder:
-        return train_predictor(
-            network,
-            data,
-            Path(folder),
-            Recipe(max_epochs=epochs * (5 if variant.name.startswith("mlp") else 1), patience_epochs=patience),
-        )
+        return train_predictor(network, data, Path(folder), recipe)
 
 
 def main(arguments: list[str]) -> None:
+    """Train all variants and print the table."""
     options = {"records": "", "oracle": "", "seeds": "3", "epochs": "20", "rows": "all"}
     options = options_of(arguments, options)
     if not options["records"]:
@@ -124,14 +156,9 @@ def main(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore")
     recordings = [Recording.load(Path(folder)) for folder in options["records"].split(",")]
     oracle = [Recording.load(Path(options["oracle"]))] if options["oracle"] else []
-    print(
-        "| variant | "
-        + " | ".join(name.removeprefix("val_") for name in FIGURES)
-        + " |\n"
-        + "|---" * (len(FIGURES) + 1)
-        + "|",
-        flush=True,
-    )
+    titles = " | ".join(name.removeprefix("val_") for name in FIGURES)
+    print(f"| variant | {titles} |", flush=True)
+    print("|---" * (len(FIGURES) + 1) + "|", flush=True)
     for variant in variants(recordings[0].manifest["block_length"], options["rows"] == "quick"):
         if variant.elsewhere and not oracle:
             continue

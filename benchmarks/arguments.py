@@ -9,12 +9,18 @@ import torch
 
 
 def options_of(arguments: Sequence[str], defaults: dict[str, str]) -> dict[str, str]:
-    """The defaults with what was given; leaves with one line where a key is unknown. `threads` above 0 takes effect at once."""
+    """The options of a benchmark; the process ends with one line where a key is unknown.
+
+    An option `threads` above 0 takes effect at once.
+
+    Args:
+        arguments: The arguments of the command line, written key=value.
+        defaults: All keys with their defaults.
+    """
     given = dict(argument.partition("=")[::2] for argument in arguments)
-    if given.keys() - defaults.keys():
-        sys.exit(
-            f"unknown: {', '.join(sorted(given.keys() - defaults.keys()))}; expected some of {', '.join(defaults)}, written key=value"
-        )
+    unknown = sorted(given.keys() - defaults.keys())
+    if unknown:
+        sys.exit(f"unknown: {', '.join(unknown)}; expected some of {', '.join(defaults)}, written key=value")
     options = defaults | given
     if int(options.get("threads", "0")):
         torch.set_num_threads(int(options["threads"]))

@@ -1,10 +1,12 @@
 """Time and memory of every method, cache and batch size, against decoding as one would write it down.
 
-    python benchmarks/decode.py [model=PATH] [gen_length=64] [prompt_length=64] [batches=1,4,16] [threads=0] [dtype=float32] [compile=false]
+    python benchmarks/decode.py [model=PATH] [gen_length=64] [prompt_length=64] [batches=1,4,16]
+        [threads=0] [dtype=float32] [compile=false]
 
-Without `model` it is a random LLaDA with the real vocabulary (126,464) and a small body, whose head is scaled so that confidences spread
-over 0 to 1. The obvious implementation, tests/reference, decodes one row at a time, takes the logits of every position and a float64
-softmax of all of them; the ratio compares tokens per second at one token a step. Everything printed is measured in this run, on one model.
+Without `model` the benchmark takes a random LLaDA with the real vocabulary (126,464) and a small body. Its head is
+scaled so that confidences spread over 0 to 1. The obvious implementation, tests/reference, decodes one row at a time.
+It takes the logits of every position and a float64 softmax of all of them. The ratio compares tokens per second at one
+token a step. Everything printed is measured in this run, on one model.
 """
 
 from __future__ import annotations
@@ -50,8 +52,14 @@ BLOCK = 32
 PAGE_BYTES = resource.getpagesize()
 
 
-def random_llada(dtype: torch.dtype, device: str) -> Model:
-    """LLaDA's vocabulary on a body small enough for a CPU."""
+def random_llada(dtype: torch.dtype, device: str, compile: bool = False) -> Model:
+    """An untrained LLaDA with the real vocabulary on a body small enough for a CPU.
+
+    Args:
+        dtype: The type of the weights.
+        device: The device of the weights.
+        compile: True lets torch.compile fuse the layers.
+    """
     torch.manual_seed(0)
     config = LLaDAConfig(d_model=256, n_layers=4, n_heads=4, mlp_hidden_size=512, max_sequence_length=2048)
     network = LLaDAModelLM(config)
@@ -68,21 +76,27 @@ def random_llada(dtype: torch.dtype, device: str) -> Model:
         "",
     )
     tokenizer: Any = SimpleNamespace(decode=lambda *_, **__: "")
-    return Model(ModelAdapter(network.eval().to(device, dtype), spec), tokenizer)
+    return Model(ModelAdapter(network.eval().to(device, dtype), spec, compile), tokenizer)
 
 
 class PeakMemory:
-    """Largest growth of the process (or of the device's allocations) while it is open, in MiB."""
+    """The largest growth of the process, or of the device's allocations, while it is open, in MiB.
+
+    Args:
+        device: The device of the model.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.mib = device, 0.0
+        self.device = device
+        self.mib = 0.0
 
     def __enter__(self) -> PeakMemory:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self.base = torch.cuda.memory_allocated(self.device)
             return self
-        self.base, self.open = self._resident(), True
+        self.base = self._resident()
+        self.open = True
         self.watcher = threading.Thread(target=self._watch, daemon=True)
         self.watcher.start()
         return self
@@ -105,12 +119,16 @@ class PeakMemory:
 
 
 def methods(spec: ModelSpec) -> dict[str, tuple[Any, Any, Any]]:
-    """Name -> policy, scheduler, cache."""
-    blocks, sure = BlocksScheduler(BLOCK), ThresholdPolicy(0.9)
+    """The methods that are measured: policy, scheduler and cache by name.
+
+    Args:
+        spec: What the methods must know of the model.
+    """
+    blocks = BlocksScheduler(BLOCK)
+    sure = ThresholdPolicy(0.9)
     delimiters = tuple(range(0, spec.vocab_size, spec.vocab_size // 20))
-    mlp, transformer = (
-        FilterPolicy(Predictor("filter", network, 0.9, Contract.of(spec))) for network in (MLP(BLOCK), Transformer())
-    )
+    mlp = FilterPolicy(Predictor("filter", MLP(BLOCK), 0.9, Contract.of(spec)))
+    transformer = FilterPolicy(Predictor("filter", Transformer(), 0.9, Contract.of(spec)))
     return {
         "one token a step": (FixedPolicy(), blocks, NoCache()),
         "one token a step, prefix": (FixedPolicy(), blocks, PrefixCache()),
@@ -129,6 +147,7 @@ def methods(spec: ModelSpec) -> dict[str, tuple[Any, Any, Any]]:
 
 
 def main(arguments: list[str]) -> None:
+    """Measure all methods and print the table."""
     options = {
         "model": "",
         "gen_length": "64",
@@ -140,27 +159,28 @@ def main(arguments: list[str]) -> None:
     }
     options = options_of(arguments, options)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = (
-        load_model(options["model"], options["dtype"])
-        if options["model"]
-        else random_llada(getattr(torch, options["dtype"]), device)
-    )
-    if options["compile"] == "true":
-        model.adapter.compile()
+    compiled = options["compile"] == "true"
+    if options["model"]:
+        model = load_model(options["model"], options["dtype"], compile=compiled)
+    else:
+        model = random_llada(getattr(torch, options["dtype"]), device, compiled)
     network: Any = model.adapter.network
-    gen_length, batches = int(options["gen_length"]), [int(size) for size in options["batches"].split(",")]
+    gen_length = int(options["gen_length"])
+    batches = [int(size) for size in options["batches"].split(",")]
     rng = random.Random(0)
     prompts = [[rng.randrange(1, 1000) for _ in range(int(options["prompt_length"]))] for _ in range(max(batches))]
     weights_mib = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values()) / 2**20
     print(
-        f"{model.spec.name}, vocabulary {model.spec.vocab_size}, {options['dtype']}, {device}, {torch.get_num_threads()} threads, "
-        f"prompt {options['prompt_length']}, canvas {gen_length}, weights {weights_mib:.0f} MiB"
+        f"{model.spec.name}, vocabulary {model.spec.vocab_size}, {options['dtype']}, {device}, "
+        f"{torch.get_num_threads()} threads, prompt {options['prompt_length']}, canvas {gen_length}, "
+        f"weights {weights_mib:.0f} MiB"
     )
     started = time.perf_counter()
     with PeakMemory(model.adapter.device) as memory:
         _, forwards, _ = decode_blocks(network, prompts[0], gen_length, BLOCK, model.spec.mask_id, even_quota(BLOCK))
     obvious = gen_length / (time.perf_counter() - started)
-    step_ms, above = 1000 / obvious * gen_length / forwards, f"{memory.mib:.0f} MiB above the weights"
+    step_ms = 1000 / obvious * gen_length / forwards
+    above = f"{memory.mib:.0f} MiB above the weights"
     print(f"obvious implementation: {step_ms:.1f} ms a step, {obvious:.2f} tokens/s, {above}")
     titles = f"{'method':26} {'batch':>5} {'ms/step':>8} {'forward':>8} {'score':>6} {'policy':>7} {'rest':>6}"
     print(f"{titles} {'forwards':>8} {'tokens/s':>9} {'ratio':>6} {'MiB':>5}")
@@ -179,10 +199,12 @@ def main(arguments: list[str]) -> None:
                 result = decode(model, prompts[:batch], **run)
             share = {part: 100 * seconds / result.wall_s for part, seconds in result.seconds.items()}
             rest = 100 - sum(share.values())
-            steps, speed = int(result.forwards.max()), batch * gen_length / result.wall_s
+            steps = int(result.forwards.max())
+            speed = batch * gen_length / result.wall_s
             print(
-                f"{name:26} {batch:5} {1000 * result.wall_s / steps:8.1f} {share['forward']:7.1f}% {share['score']:5.1f}% {share['policy']:6.1f}% "
-                f"{rest:5.1f}% {result.forwards.float().mean():8.1f} {speed:9.1f} {speed / obvious:5.1f}x {memory.mib:5.0f}"
+                f"{name:26} {batch:5} {1000 * result.wall_s / steps:8.1f} {share['forward']:7.1f}% "
+                f"{share['score']:5.1f}% {share['policy']:6.1f}% {rest:5.1f}% {result.forwards.float().mean():8.1f} "
+                f"{speed:9.1f} {speed / obvious:5.1f}x {memory.mib:5.0f}"
             )
 
 

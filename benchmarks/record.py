@@ -1,8 +1,13 @@
-"""Labels a second while recording: python benchmarks/record.py [model=FOLDER gen_length=256 prompts=128 obvious_prompts=3 batch=16 threads=0]
+"""Labels a second while recording.
 
-The obvious recorder below writes the method down: one prompt at a time, first one token a step over the whole canvas, then the oracle, with the
-logits of every position in float64. A label is a masked position of the window at a step of the oracle. Then one process against two, with
-one thread each, on the same shards; that means something only where each has a core of its own. Everything printed is measured in this run.
+    python benchmarks/record.py [model=FOLDER] [gen_length=256] [prompts=128] [obvious_prompts=3] [batch=16] [threads=0]
+
+The obvious recorder below writes the method down. It takes one prompt at a time, decodes the whole canvas with one
+token a step, and then with the oracle, and it takes the logits of every position in float64. A label is a masked
+position of the window at a step of the oracle.
+
+After that one process is compared with two on the same shards, with one thread each. This comparison means something
+only where each process has a core of its own. Everything printed is measured in this run.
 """
 
 from __future__ import annotations
@@ -39,29 +44,59 @@ Row = tuple[list[float], list[bool], list[bool]]  # confidences, masked, label: 
 
 
 def obvious_recorder(network: Any, prompt: list[int], gen_length: int, mask_id: int) -> list[Row]:
-    """Two passes over one prompt."""
+    """Record one prompt in two passes, as one would write it down.
+
+    Args:
+        network: The network of the model.
+        prompt: The token ids of the prompt.
+        gen_length: The number of tokens of the canvas.
+        mask_id: The id of the mask token.
+    """
     reference, _, _ = decode_blocks(network, prompt, gen_length, BLOCK, mask_id, even_quota(BLOCK))
-    canvas, masked, rows = [mask_id] * gen_length, [True] * gen_length, []
+    canvas = [mask_id] * gen_length
+    masked = [True] * gen_length
+    rows = []
     for start in range(0, gen_length, BLOCK):
         block = range(start, min(start + BLOCK, gen_length))
         while any(masked[position] for position in block):
-            found = full_proposals(network, prompt + canvas, mask_id)[len(prompt) :]
-            label = [found[position][0] == reference[position] for position in block]
-            rows.append(([found[position][1] for position in block], [masked[position] for position in block], label))
+            proposals = full_proposals(network, prompt + canvas, mask_id)[len(prompt) :]
+            label = [proposals[position][0] == reference[position] for position in block]
+            rows.append(
+                ([proposals[position][1] for position in block], [masked[position] for position in block], label)
+            )
             taken = [position for position, right in zip(block, label, strict=True) if right and masked[position]]
             for position in taken or block:
-                canvas[position], masked[position] = reference[position], False
+                canvas[position] = reference[position]
+                masked[position] = False
     return rows
 
 
 def record_all(
     model: Model, prompts: Sequence[Prompt], folder: Path, gen_length: int, batch: int, leads: bool = True
 ) -> None:
+    """Record prompts with this repository's recorder.
+
+    Args:
+        model: The model.
+        prompts: The prompts.
+        folder: The folder of the recording.
+        gen_length: The number of tokens of the canvas.
+        batch: The number of prompts that are decoded together, and of those in a shard.
+        leads: True for one of the processes, which finishes the recording.
+    """
     delimiters = newline_ids(model.tokenizer)
     described = describe_recording(
-        model, prompts, gen_length=gen_length, block_length=BLOCK, alignment="prompt", confidence=CONFIDENCE, delimiter_ids=delimiters,
-        shard_prompts=batch, seed=0, config={},
-    )  # fmt: skip
+        model,
+        prompts,
+        gen_length=gen_length,
+        block_length=BLOCK,
+        alignment="prompt",
+        confidence=CONFIDENCE,
+        delimiter_ids=delimiters,
+        shard_prompts=batch,
+        seed=0,
+        config={},
+    )
     open_recording(folder, described)
     produce = functools.partial(
         oracle_tables, gen_length=gen_length, block_length=BLOCK, batch_size=batch, delimiter_ids=delimiters
@@ -70,23 +105,31 @@ def record_all(
 
 
 def labels_of(recording: Recording) -> int:
+    """The number of labels in a recording."""
     total = 0
     for shard in range(len(recording)):
-        found = recording.columns(shard, ["masked", "start", "stop"], "train")
+        columns = recording.columns(shard, ["masked", "start", "stop"], "train")
         position = torch.arange(recording.gen_length)
-        total += int(
-            (found["masked"] & (position >= found["start"][:, None]) & (position < found["stop"][:, None])).sum()
-        )
+        inside = (position >= columns["start"][:, None]) & (position < columns["stop"][:, None])
+        total += int((columns["masked"] & inside).sum())
     return total
 
 
 def some_prompts(count: int) -> list[Prompt]:
+    """Training prompts of all built-in tasks."""
     return task_prompts([build_task(name) for name in GENERATED_TASKS], {"train": count}, seed=0)
 
 
 def worker(options: dict[str, str], folder: Path, leads: bool) -> None:
-    """Record as one of several once the folder's `go` is there; prints when it began and ended."""
-    model, prompts = load_model(options["model"]), some_prompts(int(options["prompts"]))
+    """Record as one of several processes once the folder has a file `go`, and print when the work began and ended.
+
+    Args:
+        options: The options of the benchmark.
+        folder: The folder that the processes share.
+        leads: True for the process that finishes the recording.
+    """
+    model = load_model(options["model"])
+    prompts = some_prompts(int(options["prompts"]))
     full_proposals(model.adapter.network, [1, 2, 3], model.spec.mask_id)
     print("ready", flush=True)
     while not (folder / "go").exists():
@@ -97,7 +140,13 @@ def worker(options: dict[str, str], folder: Path, leads: bool) -> None:
 
 
 def seconds_of(options: dict[str, str], processes: int, folder: Path) -> float:
-    """Wall-clock seconds of a recording by several processes, one thread each, from the first step to the last."""
+    """The wall-clock seconds of a recording by several processes of one thread each, from the first step to the last.
+
+    Args:
+        options: The options of the benchmark.
+        processes: The number of processes.
+        folder: The folder that the processes share.
+    """
     command = [
         sys.executable,
         __file__,
@@ -126,6 +175,7 @@ def seconds_of(options: dict[str, str], processes: int, folder: Path) -> float:
 
 
 def main(arguments: list[str]) -> None:
+    """Measure, or work as one of the processes that are measured."""
     options = {"model": str(EMBEDDED), "gen_length": "256", "prompts": "128", "obvious_prompts": "3", "batch": "16"}
     options |= {"threads": "0", "worker": "", "leads": "True"}
     options = options_of(arguments, options)
@@ -138,25 +188,30 @@ def main(arguments: list[str]) -> None:
 
 
 def compare(options: dict[str, str]) -> None:
-    """Everything in turn."""
-    gen_length, batch = int(options["gen_length"]), int(options["batch"])
-    model, prompts = load_model(options["model"]), some_prompts(int(options["prompts"]))
-    chosen = prompts[:: max(1, len(prompts) // int(options["obvious_prompts"]))][
-        : int(options["obvious_prompts"])
-    ]  # of every task
-    print(
-        f"{model.spec.name}, canvas {gen_length}, batch {batch}, {torch.get_num_threads()} threads, {model.adapter.device}"
-    )
+    """Measure the obvious recorder, this repository's, and one process against two, and print the figures.
+
+    Args:
+        options: The options of the benchmark.
+    """
+    gen_length = int(options["gen_length"])
+    batch = int(options["batch"])
+    model = load_model(options["model"])
+    prompts = some_prompts(int(options["prompts"]))
+    count = int(options["obvious_prompts"])
+    some = prompts[:: max(1, len(prompts) // count)][:count]  # spread over all tasks
+    threads = torch.get_num_threads()
+    print(f"{model.spec.name}, canvas {gen_length}, batch {batch}, {threads} threads, {model.adapter.device}")
     network: Any = model.adapter.network
     full_proposals(network, [1, 2, 3], model.spec.mask_id)
     started = time.perf_counter()
     rows = [
         row
-        for prompt in chosen
+        for prompt in some
         for row in obvious_recorder(network, model.encode(prompt.text), gen_length, model.spec.mask_id)
     ]
-    obvious_s, obvious_labels = time.perf_counter() - started, sum(sum(masked) for _, masked, _ in rows)
-    report("obvious recorder, batch 1", len(chosen), obvious_labels, obvious_s)
+    obvious_s = time.perf_counter() - started
+    obvious_labels = sum(sum(masked) for _, masked, _ in rows)
+    report("obvious recorder, batch 1", len(some), obvious_labels, obvious_s)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         started = time.perf_counter()
@@ -164,10 +219,8 @@ def compare(options: dict[str, str]) -> None:
         ours_s = time.perf_counter() - started
         labels = labels_of(Recording.load(root / "ours"))
         report(f"this repository, batch {batch}", len(prompts), labels, ours_s)
-        by_labels, by_prompts = (
-            labels / ours_s * obvious_s / obvious_labels,
-            len(prompts) / ours_s * obvious_s / len(chosen),
-        )
+        by_labels = labels / ours_s * obvious_s / obvious_labels
+        by_prompts = len(prompts) / ours_s * obvious_s / len(some)
         print(f"ratio: {by_labels:.1f} by labels, {by_prompts:.1f} by prompts (bar: 5)")
         took = []
         for processes in (1, 2):
@@ -178,6 +231,7 @@ def compare(options: dict[str, str]) -> None:
 
 
 def report(name: str, prompts: int, labels: int, seconds: float) -> None:
+    """Print one line of figures."""
     print(f"{name:32} {prompts:4} prompts {labels:8} labels {seconds:8.2f} s {labels / seconds:10.1f} labels/s")
 
 

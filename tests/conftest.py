@@ -19,28 +19,39 @@ from learn2pd.models.loading import Model, load_model
 from learn2pd.registry import GENERATED_TASKS, build_task
 
 torch.set_num_threads(1)
-settings.register_profile(  # derandomised: a rounding tie that one draw in a million meets must not fail somebody else's change
+# The draws are derandomised: a rounding tie that one draw in a million meets must not fail somebody else's change.
+settings.register_profile(
     "suite",
     derandomize=True,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-settings.register_profile(
-    "plain", settings.get_profile("suite"), phases=[Phase.explicit, Phase.generate]
-)  # for tests/mutants.py
+# tests/mutants.py uses this profile.
+settings.register_profile("plain", settings.get_profile("suite"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile("suite")
 
 MAX_LENGTH = 512
 
 
 def save_tiny_model(folder: Path, tokenizer, n_kv_heads: int = 4) -> Path:
-    """A random model in the hub's layout, its head scaled so that confidences spread over 0..1 and end-of-text is proposed now and then."""
+    """A random model in the hub's layout.
+
+    Its head is scaled so that confidences spread over 0..1 and end-of-text is proposed now and then.
+    """
     config = LLaDAConfig(
-        d_model=32, n_layers=2, n_heads=4, n_kv_heads=n_kv_heads, mlp_hidden_size=64, vocab_size=len(tokenizer),
-        max_sequence_length=MAX_LENGTH, init_std=0.25, mask_token_id=tokenizer.convert_tokens_to_ids(MASK),
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        d_model=32,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=n_kv_heads,
+        mlp_hidden_size=64,
+        vocab_size=len(tokenizer),
+        max_sequence_length=MAX_LENGTH,
+        init_std=0.25,
+        mask_token_id=tokenizer.convert_tokens_to_ids(MASK),
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     torch.manual_seed(0)
     model = LLaDAModelLM(config)
     with torch.no_grad():
@@ -68,7 +79,11 @@ def tiny_model_folder(tokenizer, tmp_path_factory) -> Path:
 
 
 def load_wide(folder: Path) -> Model:
-    """In float64: a batch rounds otherwise than its rows alone do, and how depends on the processor; no test may hang on such a tie."""
+    """The tiny model in float64.
+
+    A batch rounds otherwise than its rows alone do, in a way that depends on the processor, and no test may hang on
+    such a tie.
+    """
     model = load_model(str(folder), device="cpu")
     model.adapter.network.double()
     return model
@@ -90,10 +105,19 @@ def tiny_dream(tokenizer, tmp_path_factory) -> Model:
     """Two key-value heads for four query heads, logits shifted by one."""
     folder = tmp_path_factory.mktemp("tiny_dream")
     config = DreamConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=MAX_LENGTH, initializer_range=0.25, mask_token_id=tokenizer.convert_tokens_to_ids(MASK),
-        eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=MAX_LENGTH,
+        initializer_range=0.25,
+        mask_token_id=tokenizer.convert_tokens_to_ids(MASK),
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     torch.manual_seed(0)
     model = DreamModel(config)
     with torch.no_grad():

@@ -1,12 +1,15 @@
 """Wrong versions of rules and caches, each of which the tests must notice without any stored trace.
 
-    python tests/mutants.py [--list] [--only WORD ...] [--skip-check]
+    python tests/mutants.py [--list] [--check] [--only WORD ...] [--skip-unchanged]
 
 A mutant is one change of one file. For each one the script copies package and tests to a temporary folder, makes the
 change, and runs the test files that the mutant names. Where those pass, it runs all of the default tests of decoding,
 policies and contract. A mutant is *killed* when a test fails and has *survived* when none does. Before all mutants the
 named test files are run on an unchanged copy, since a failure says nothing of a mutant where the tests fail anyway;
-`--skip-check` leaves that out.
+`--skip-unchanged` leaves that out.
+
+`--check` runs no test. It says of every mutant whether its text is still in its file exactly once and whether the
+changed file is still Python; `tests/test_mutants.py` asks the same in the suite.
 
 `tests/parity` is never run, neither the shipped traces nor those that LEARN2PD_GOLDEN names. The authors' traces are
 the second net, and this script tests the first.
@@ -19,6 +22,7 @@ not collected by pytest. All mutants take about eleven minutes of one core.
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import shutil
 import subprocess
@@ -31,28 +35,31 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {  # the name of a file in the mutants below -> where it is; the only place to change when modules move
+    "adablock": "learn2pd/schedulers/adablock.py",
+    "adapter": "learn2pd/models/adapter.py",
+    "anywhere": "learn2pd/stops/anywhere.py",
     "apd": "learn2pd/policies/apd.py",
-    "base": "learn2pd/policies/base.py",
-    "blocks": "learn2pd/decoding/schedulers.py",
-    "adablock": "learn2pd/decoding/schedulers.py",
-    "dsb": "learn2pd/decoding/schedulers.py",
-    "lookahead": "learn2pd/decoding/schedulers.py",
-    "block_cache": "learn2pd/decoding/caches.py",
-    "dsb_cache": "learn2pd/decoding/caches.py",
-    "lookahead_cache": "learn2pd/decoding/caches.py",
-    "plans": "learn2pd/decoding/caches.py",
+    "block_cache": "learn2pd/caches/fast_dllm.py",
+    "blocks": "learn2pd/schedulers/blocks.py",
+    "causal_cache": "learn2pd/caches/causal_block.py",
+    "dsb": "learn2pd/schedulers/dsb.py",
+    "dsb_cache": "learn2pd/caches/dsb.py",
+    "eot": "learn2pd/stops/eot.py",
+    "eotp": "learn2pd/stops/eotp.py",
     "factor": "learn2pd/policies/factor.py",
-    "filter": "learn2pd/policies/filter.py",
+    "filter": "learn2pd/predictors/filter.py",
     "fixed": "learn2pd/policies/fixed.py",
     "localleap": "learn2pd/policies/localleap.py",
-    "loop": "learn2pd/decoding/loop.py",
+    "lookahead": "learn2pd/schedulers/lookahead.py",
+    "lookahead_cache": "learn2pd/caches/lookahead.py",
+    "loop": "learn2pd/loop/loop.py",
     "oracle": "learn2pd/policies/oracle.py",
-    "predictor": "learn2pd/decoding/predictor.py",
-    "proposals": "learn2pd/decoding/proposals.py",
-    "eot": "learn2pd/decoding/stops.py",
-    "eotp": "learn2pd/decoding/stops.py",
-    "anywhere": "learn2pd/decoding/stops.py",
+    "plans": "learn2pd/loop/plans.py",
+    "proposals": "learn2pd/loop/proposals.py",
+    "step": "learn2pd/loop/step.py",
+    "tensors": "learn2pd/tensors.py",
     "threshold": "learn2pd/policies/threshold.py",
+    "types": "learn2pd/types.py",
 }
 WINDOWS = "tests/loop/test_schedulers.py"
 REFERENCES = "tests/loop/test_references.py"
@@ -62,6 +69,10 @@ RULES = "tests/policies/test_rules.py"
 APD = "tests/policies/test_apd.py"
 LOOP = "tests/contract/test_loop.py"
 PRODUCT = "tests/contract/test_product.py"
+REVISION = "tests/contract/test_revision.py"
+FIXED_TOKENS = "tests/contract/test_fixed_tokens.py"
+CAUSAL_BLOCKS = "tests/contract/test_causal_blocks.py"
+ROW_MEMORY = "tests/contract/test_row_memory.py"
 EVERYTHING = ("tests/loop", "tests/policies", "tests/contract")
 COPIED = ("learn2pd", "tests", "pyproject.toml")
 LINKED = ("configs", "data", "checkpoints", "docs", "README.md", "train.py", "benchmarks")
@@ -93,8 +104,8 @@ MUTANTS = (
     Mutant(
         "blocks end one position late",
         "blocks",
-        "return Window(start, torch.minimum(start + self.block_length, state.end))",
-        "return Window(start, torch.minimum(start + self.block_length + 1, state.end))",
+        "torch.minimum(start + self.block_length, state.end)",
+        "torch.minimum(start + self.block_length + 1, state.end)",
         (WINDOWS,),
     ),
     Mutant(
@@ -124,7 +135,7 @@ MUTANTS = (
     Mutant(
         "adablock decides again in every step",
         "adablock",
-        "opens = (state.masked | ~window.mask(state.gen_length)).all(1)",
+        "opens = (state.masked | state.given | ~window.mask(state.gen_length)).all(1)",
         "opens = state.open",
         (REFERENCES,),
         "adablock-none",
@@ -132,8 +143,8 @@ MUTANTS = (
     Mutant(
         "dsb opens twice the block length",
         "dsb",
-        "stop = self.block_length + (state.committed_at >= 0).sum(1)",
-        "stop = 2 * self.block_length + (state.committed_at >= 0).sum(1)",
+        "stop = self.block_length + state.decided.sum(1)",
+        "stop = 2 * self.block_length + state.decided.sum(1)",
         (WINDOWS,),
     ),
     Mutant("dsb greedy is const", "dsb", 'if self.mode == "const":', "if self.mode:", (WINDOWS,)),
@@ -190,7 +201,7 @@ MUTANTS = (
     ),
     Mutant(
         "the most confident is the last among equals",
-        "base",
+        "tensors",
         "best = confidence.masked_fill(~eligible, -torch.inf).argmax(1, keepdim=True)",
         "best = confidence.shape[1] - 1 - confidence.masked_fill(~eligible, -1.0).flip(1).argmax(1, keepdim=True)",
         (RULES,),
@@ -219,8 +230,8 @@ MUTANTS = (
     Mutant(
         "the oracle does not fill a window in which nothing is right",
         "oracle",
-        "return Commit(right | (eligible & stalled), tokens=memory, forced=eligible & stalled)",
-        "return Commit(right, tokens=memory, forced=right & stalled)",
+        "return Commit(right | (eligible & stalled), tokens=memory.tokens, forced=eligible & stalled)",
+        "return Commit(right, tokens=memory.tokens, forced=right & stalled)",
         (RULES,),
     ),
     Mutant(
@@ -233,48 +244,48 @@ MUTANTS = (
     Mutant(
         "apd mixes with the weights exchanged",
         "apd",
-        "self.mixture_weight * prediction.logits[chosen, :width] + (1 - self.mixture_weight) * joint[:, :width]",
-        "(1 - self.mixture_weight) * prediction.logits[chosen, :width] + self.mixture_weight * joint[:, :width]",
+        "self.mixture_weight * prediction.logits[scored, :width] + (1 - self.mixture_weight) * joint[:, :width]",
+        "(1 - self.mixture_weight) * prediction.logits[scored, :width] + self.mixture_weight * joint[:, :width]",
         (APD,),
     ),
     Mutant(
         "block caches never refresh after the first block",
         "block_cache",
-        "opens = state.open & (start != memory.block)",
-        "opens = state.open & (memory.block < 0)",
+        "opens = state.open & (start != memory.start)",
+        "opens = state.open & (memory.start < 0)",
         (REFERENCES,),
         "blocks-dual",
     ),
     Mutant(
         "block caches refresh one step late",
         "block_cache",
-        "opens = state.open & (start != memory.block)",
+        "opens = state.open & (start != memory.start)",
         "underway = ~(state.masked | ~state.window.mask(state.gen_length)).all(1)\n"
-        "        opens = state.open & (start != memory.block) & ((memory.block < 0) | underway)",
+        "        opens = state.open & (start != memory.start) & ((memory.start < 0) | underway)",
         (REFERENCES,),
         "blocks-dual",
     ),
     Mutant(
         "the prefix cache keeps the suffix stale, as the dual cache does",
         "block_cache",
-        "partial_plan(state, reuses, start, state.visible, score, state.visible, memory.lead)",
-        "partial_plan(state, reuses, start, stop, score, state.visible, memory.lead)",
+        "return state.visible",
+        "return state.window.stop",
         (REFERENCES,),
         "blocks-prefix",
     ),
     Mutant(
         "the dual cache recomputes one position behind its block",
         "block_cache",
-        "partial_plan(state, reuses, start, stop, score, seen, memory.lead)",
-        "partial_plan(state, reuses, start, torch.minimum(stop + 1, state.visible), score, seen, memory.lead)",
+        "return state.window.stop",
+        "return torch.minimum(state.window.stop + 1, state.visible)",
         (REFERENCES,),
         "blocks-dual",
     ),
     Mutant(
-        "the dual cache forgets the column that proposes a block's first token",
+        "block caches forget the column that proposes a block's first token",
         "block_cache",
-        "partial_plan(state, reuses, start, stop, score, seen, memory.lead)",
-        "partial_plan(state, reuses, start, stop, score, seen, 0)",
+        "score, state.visible, memory.extra",
+        "score, state.visible, 0",
         (REFERENCES,),
         "blocks-dual and dream",
     ),
@@ -329,8 +340,8 @@ MUTANTS = (
     Mutant(
         "positions of a cached forward count the padding",
         "plans",
-        "[ForwardPlan(chosen, column, column - pad[:, None], mask, wanted, (low, high))]",
-        "[ForwardPlan(chosen, column, column, mask, wanted, (low, high))]",
+        "column, column - pad[:, None], mask, wanted, end - begin",
+        "column, column, mask, wanted, end - begin",
         (REFERENCES,),
         "blocks-dual",
     ),
@@ -345,15 +356,15 @@ MUTANTS = (
     Mutant(
         "the floor of the end-of-text stop is ignored",
         "eot",
-        "commit.mask & is_among(prediction.tokens, eot_ids) & (prediction.confidence >= self.floor)",
-        "commit.mask & is_among(prediction.tokens, eot_ids)",
+        "commit.mask & is_among(prediction.tokens, memory.eot_ids) & (prediction.confidence >= self.floor)",
+        "commit.mask & is_among(prediction.tokens, memory.eot_ids)",
         (STOPS,),
     ),
     Mutant(
         "a stop rule ends before the end of text",
-        "eot",
-        "return torch.where(found.any(1), found.int().argmax(1) + 1, found.shape[1])",
-        "return torch.where(found.any(1), found.int().argmax(1), found.shape[1])",
+        "tensors",
+        "return torch.where(mask.any(1), mask.int().argmax(1) + 1, mask.shape[1])",
+        "return torch.where(mask.any(1), mask.int().argmax(1), mask.shape[1])",
         (STOPS,),
     ),
     Mutant(
@@ -366,13 +377,13 @@ MUTANTS = (
     Mutant(
         "anywhere looks at proposals that were not committed",
         "anywhere",
-        "ended = (commit.mask & is_among(written, eot_ids)).cumsum(1) > 0",
-        "ended = is_among(written, eot_ids).cumsum(1) > 0",
+        "ended = (commit.mask & is_among(written, memory.eot_ids)).cumsum(1) > 0",
+        "ended = is_among(written, memory.eot_ids).cumsum(1) > 0",
         (STOPS,),
     ),
     Mutant(
         "the temperature is applied twice",
-        "proposals",
+        "types",
         "restrict(logits.double() / self.sampling.temperature, self.sampling)",
         "restrict(logits.double() / self.sampling.temperature**2, self.sampling)",
         (PROPOSALS,),
@@ -386,11 +397,66 @@ MUTANTS = (
     ),
     Mutant(
         "the mask token may be proposed",
-        "predictor",
+        "step",
         "logits[:, self.model.spec.mask_id] = -torch.inf",
         "logits[:, self.model.spec.mask_id] += 0",
         (REFERENCES, PRODUCT),
         "none",
+    ),
+    Mutant(
+        "a revocation outside the window is not refused",
+        "loop",
+        "inside & state.decided & ~state.given",
+        "state.decided & ~state.given",
+        (REVISION,),
+        "may_not",
+    ),
+    Mutant(
+        "a given token may be overwritten",
+        "loop",
+        "inside & state.decided & ~state.given",
+        "inside & state.decided",
+        (FIXED_TOKENS,),
+        "overwrites",
+    ),
+    Mutant(
+        "revoked commits are not counted",
+        "types",
+        "revoked = revoked + commit.revoke.sum(1)",
+        "revoked = revoked + 0 * commit.revoke.sum(1)",
+        (REVISION,),
+        "counted",
+    ),
+    Mutant(
+        "allowed ids are ignored",
+        "step",
+        "return logits if state.allowed is None else restrict_ids(logits, state.allowed[at])",
+        "return logits",
+        (FIXED_TOKENS,),
+        "allowed_ids",
+    ),
+    Mutant(
+        "shadow columns see their own original",
+        "adapter",
+        "of_shadow = keys[:, None] != plan.shadow[..., None]",
+        "of_shadow = keys[:, None] != plan.shadow[..., None] - 10**6",
+        (REVISION,),
+        "leave_one_out",
+    ),
+    Mutant(
+        "the causal-block cache forgets to recompute the block before",
+        "causal_cache",
+        "partial_plan(state, state.open, memory.start, stop, score, stop, memory.extra)",
+        "partial_plan(state, state.open, block, stop, score, stop, memory.extra)",
+        (CAUSAL_BLOCKS,),
+        "exact_cache",
+    ),
+    Mutant(
+        "a row's memory is that of the batch's first rows",
+        "types",
+        "return value[index] if isinstance(value, Tensor) else value",
+        "return value[: len(index)] if isinstance(value, Tensor) else value",
+        (ROW_MEMORY,),
     ),
 )
 
@@ -405,10 +471,27 @@ def fault_of(mutant: Mutant) -> str | None:
     path = path_of(mutant, ROOT)
     if not path.is_file():
         return f"{FILES[mutant.file]} does not exist"
-    count = path.read_text().count(mutant.old)
+    text = path.read_text(encoding="utf-8")
+    count = text.count(mutant.old)
     if count != 1:
         return f"{FILES[mutant.file]} has the text {count} times, expected once: {mutant.old.splitlines()[0]}"
-    return None
+    try:
+        ast.parse(text.replace(mutant.old, mutant.new))
+    except SyntaxError as error:
+        return f"{FILES[mutant.file]} is no Python after the change: {error.msg} in line {error.lineno}"
+    missing = [test for test in mutant.tests if not (ROOT / test).is_file()]
+    return f"{missing[0]} does not exist" if missing else None
+
+
+def check_applies(mutants: Sequence[Mutant]) -> bool:
+    """Whether every mutant still applies; those that do not are printed."""
+    faults = {mutant.name: fault_of(mutant) for mutant in mutants}
+    for name, fault in faults.items():
+        if fault is not None:
+            print(f"{name}: does not apply: {fault}")
+    applying = sum(fault is None for fault in faults.values())
+    print(f"{applying} of {len(mutants)} mutants apply")
+    return applying == len(mutants)
 
 
 def make_copy(folder: Path) -> None:
@@ -477,7 +560,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="print the names of the mutants and end")
     parser.add_argument("--only", nargs="+", metavar="WORD", default=[], help="run mutants whose name has one of these")
-    parser.add_argument("--skip-check", action="store_true", help="do not run the tests on an unchanged copy first")
+    parser.add_argument("--check", action="store_true", help="say whether all mutants still apply, run nothing and end")
+    parser.add_argument("--skip-unchanged", action="store_true", help="do not run the tests on an unchanged copy first")
     options = parser.parse_args(arguments)
     mutants = [mutant for mutant in MUTANTS if not options.only or any(word in mutant.name for word in options.only)]
     if options.list:
@@ -486,7 +570,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not mutants:
         print(f"no mutant has one of these words in its name: {', '.join(options.only)}")
         return 1
-    if not options.skip_check and not check_unchanged(mutants):
+    if options.check:
+        return 0 if check_applies(mutants) else 1
+    if not options.skip_unchanged and not check_unchanged(mutants):
         return 1
     killed = 0
     for mutant in mutants:

@@ -15,16 +15,26 @@ SMALLEST_VOCABULARY = 260  # 256 bytes and 4 special tokens
 
 
 def check_least(name: str, value: float, least: float) -> None:
-    """Raises ValueError where a number of the configuration is below the least that makes sense."""
+    """Check that a number of the configuration makes sense.
+
+    Args:
+        name: The key of the number.
+        value: The number.
+        least: The least number that makes sense.
+
+    Raises:
+        ValueError: The number is below the least one, or not finite.
+    """
     if not least <= value < math.inf:
         raise ValueError(f"{name}={value}: expected a number of at least {least}")
 
 
 @dataclass
 class ExamplesConfig:
-    tasks: list[str] = field(
-        default_factory=list
-    )  # built-in tasks whose problems are learnt; empty: requests from files
+    """Where the examples come from: built-in tasks, or a file of requests."""
+
+    # built-in tasks whose problems are learnt; an empty list stands for requests from files
+    tasks: list[str] = field(default_factory=list)
     path: str | None = None  # JSONL file of training requests, fields prompt and answer
     validation_path: str | None = None  # the same for validation
     digest: str | None = None  # first 16 hex digits of the sha256 of the file at `path`; null: any file
@@ -39,6 +49,8 @@ class ExamplesConfig:
 
 @dataclass
 class NetworkConfig:
+    """Kind and sizes of the network."""
+
     kind: str = "llada"  # llada, or llama: the autoregressive model that APD checks drafts with
     d_model: int = 192
     n_layers: int = 5
@@ -59,6 +71,8 @@ class NetworkConfig:
 
 @dataclass
 class EmbeddedConfig:
+    """The whole configuration of a training of an embedded model."""
+
     job: str = "embedded"
     name: str = "???"  # set from config=NAME
     output_dir: str = "outputs/${name}"
@@ -86,8 +100,7 @@ class EmbeddedConfig:
             longest = f"network.max_sequence_length={self.network.max_sequence_length}"
             raise ValueError(f"shape.length={self.shape.length}: expected at most {longest}")
         if self.network.kind == "llama" and self.network.rope_theta != ROPE_THETA:
-            raise ValueError(
-                f"network.rope_theta={self.network.rope_theta}: expected {ROPE_THETA} with network.kind=llama"
-            )
+            theta = self.network.rope_theta
+            raise ValueError(f"network.rope_theta={theta}: expected {ROPE_THETA} with network.kind=llama")
         if self.causal_steps and self.objective == "next_token":
             raise ValueError(f"causal_steps={self.causal_steps}: expected 0, since next_token is causal in every step")

@@ -1,6 +1,7 @@
 """Where the embedded models' training examples come from: generated problems, or requests that people wrote.
 
-Both draw an answer at random among equally good ones (wording, order of keys, layout). That choice is what makes decoding in parallel hard.
+Both draw an answer at random among equally good ones (wording, order of keys, layout). This choice makes decoding in
+parallel hard.
 """
 
 from __future__ import annotations
@@ -15,30 +16,45 @@ from typing import Any, Protocol
 from learn2pd.data.tasks import Task, problems
 from learn2pd.embedded.tasks.json_records import LAYOUTS
 
-CORPUS_PROBLEMS = 6000  # a task, for the tokenizer
+CORPUS_PROBLEMS = 6000  # problems of each task that a tokenizer is learnt from
 
 
 @dataclass(frozen=True)
 class Example:
+    """One prompt with one right answer."""
+
     prompt: str
     answer: str
 
 
 class ExampleSource(Protocol):
+    """A source of examples for training and validation."""
+
     def draw(self, split: str, count: int, rng: random.Random) -> list[Example]:
-        """Draw examples of a split (`train`, `validation`); equal generators give equal examples."""
+        """Draw examples of a split; generators in equal states give equal examples.
+
+        Args:
+            split: `train` or `validation`.
+            count: The number of examples.
+            rng: The generator of all random choices.
+        """
 
     def corpus(self) -> Iterator[str]:
-        """The training texts that a tokenizer is learnt from, the same in every run."""
+        """Yield the training texts that a tokenizer is learnt from, which are the same in every run."""
 
 
 class ProblemExamples:
-    """Problems of the built-in tasks, in equal shares."""
+    """Problems of the built-in tasks, in equal shares.
+
+    Args:
+        tasks: The tasks that generate the problems.
+    """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self.tasks = tasks
 
     def draw(self, split: str, count: int, rng: random.Random) -> list[Example]:
+        """Draw the same number of problems of every task; the first tasks give one more where the count is uneven."""
         drawn = []
         for index, task in enumerate(self.tasks):
             share = count // len(self.tasks) + (index < count % len(self.tasks))
@@ -47,6 +63,7 @@ class ProblemExamples:
         return drawn
 
     def corpus(self) -> Iterator[str]:
+        """Yield prompts and answers of the first training problems of every task."""
         for task in self.tasks:
             for problem in itertools.islice(problems(task, "train", 1), CORPUS_PROBLEMS):
                 yield problem.prompt
@@ -55,21 +72,31 @@ class ProblemExamples:
 
 @dataclass(frozen=True)
 class Request:
-    """A request with its record. `pieces` is the request cut at the values of its slots: text, slot or None."""
+    """A request with its record.
+
+    Attributes:
+        prompt: The request.
+        record: The intent and the values of the slots.
+        pieces: The request cut at the values of its slots, as pairs of a text and its slot or None. It is empty where
+            a value does not stand in the request exactly once.
+    """
 
     prompt: str
     record: dict[str, Any]
-    pieces: tuple[tuple[str, str | None], ...]  # empty where a value does not stand in the request exactly once
+    pieces: tuple[tuple[str, str | None], ...]
 
 
 class RequestExamples:
-    """Requests with their records; training swaps values between requests of the same intent and slot, so that copying is learnt.
+    """Requests with their records.
+
+    Training swaps values between requests of the same intent and slot, so that a model learns to copy.
 
     Args:
-        train: prompts with records, in the order of the file.
-        validation: the same, never varied.
-        swap_share: probability that a value is replaced.
-        invent_share: probability that a replaced value is made up of words of several values, where the slot has many values.
+        train: Prompts with records, in the order of the file.
+        validation: Prompts with records that are never varied.
+        swap_share: The probability that a value is replaced.
+        invent_share: The probability that a replacing value is made up of words of several values. It applies to slots
+            with many values.
     """
 
     MANY_VALUES = 200
@@ -95,9 +122,11 @@ class RequestExamples:
         self.values = {place: sorted(set(values)) for place, values in self.values.items()}
 
     def draw(self, split: str, count: int, rng: random.Random) -> list[Example]:
+        """Draw requests with replacement, varied in their values and in the layout of their answers."""
         return [self._varied(rng.choice(self.requests[split]), rng) for _ in range(count)]
 
     def corpus(self) -> Iterator[str]:
+        """Yield every training request as it is in the file, and its answer in one of the layouts."""
         rng = random.Random(0)
         for request in self.requests["train"]:
             yield request.prompt
@@ -106,7 +135,8 @@ class RequestExamples:
     def _varied(self, request: Request, rng: random.Random) -> Example:
         if not request.pieces:
             return Example(request.prompt, write_record(request.record, rng))
-        record, texts = dict(request.record), []
+        record = dict(request.record)
+        texts = []
         for text, slot in request.pieces:
             if slot is not None and rng.random() < self.swap_share:
                 text = self._other_value(self.values[record["intent"], slot], rng)
@@ -123,11 +153,15 @@ class RequestExamples:
 
 
 def cut(prompt: str, record: dict[str, Any]) -> tuple[tuple[str, str | None], ...]:
-    """A request as pieces of text, each with the slot whose value it is, or None.
+    """Cut a request into pieces of text, each with the slot whose value it is, or None.
+
+    Args:
+        prompt: The request.
+        record: The intent and the values of the slots.
 
     Returns:
-        The pieces in order; empty where a value is blank or no text, or does not stand in the request exactly once as whole
-        words, or overlaps another.
+        The pieces in their order. The result is empty where a value is blank or no text, where it does not stand in
+        the request exactly once as whole words, and where it overlaps another value.
     """
     spans = []
     for slot, value in record.items():
@@ -150,6 +184,12 @@ def cut(prompt: str, record: dict[str, Any]) -> tuple[tuple[str, str | None], ..
 
 
 def write_record(record: dict[str, Any], rng: random.Random) -> str:
-    """A record as JSON, its keys in random order, in one of three layouts."""
+    """Write a record as JSON with its keys in random order, in one of three layouts.
+
+    Args:
+        record: The record, whose keys are texts.
+        rng: The generator that chooses layout and order.
+    """
     layout = LAYOUTS[rng.choice(list(LAYOUTS))]
-    return json.dumps({key: record[key] for key in rng.sample(list(record), len(record))}, ensure_ascii=False, **layout)
+    shuffled = {key: record[key] for key in rng.sample(list(record), len(record))}
+    return json.dumps(shuffled, ensure_ascii=False, **layout)

@@ -12,13 +12,19 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-FIRST_STEPS = 200  # every loss of these steps is shipped: another run of the same command shows the same ones
-LATER_EVERY = 50  # of the later steps, one in so many
-SMOOTHED_STEPS = 100
+FIRST_STEPS = 200  # every loss of these steps is shipped, and another run of the same command shows the same losses
+LATER_EVERY = 50  # of the later steps, one loss in so many is shipped
+SMOOTHED_STEPS = 100  # the plot's smooth line is a mean over so many steps
 
 
 def read_losses(logs: Sequence[Path], name: str) -> dict[int, float]:
-    """One logged figure by step, from the CSV logs of a run and its resumptions in their order; a later log replaces an earlier one."""
+    """Read one logged figure by step from the CSV logs of a run and its resumptions.
+
+    Args:
+        logs: The logs in the order in which they were written. From its first step on, a later log replaces an
+            earlier one.
+        name: The name of the figure's column.
+    """
     merged: dict[int, float] = {}
     for log in logs:
         with log.open(newline="", encoding="utf-8") as file:
@@ -29,13 +35,25 @@ def read_losses(logs: Sequence[Path], name: str) -> dict[int, float]:
 
 
 def write_losses(losses: dict[int, float], path: Path) -> None:
-    """A CSV file of the first losses and a sample of the later ones."""
+    """Write a CSV file with the first losses and a sample of the later ones.
+
+    Args:
+        losses: Losses by step.
+        path: The file to write.
+    """
     kept = [step for step in sorted(losses) if step < FIRST_STEPS or step % LATER_EVERY == 0]
     path.write_text("step,train_loss\n" + "".join(f"{step},{losses[step]:.8g}\n" for step in kept), encoding="utf-8")
 
 
 def plot_losses(train: dict[int, float], validation: dict[int, float], path: Path, title: str) -> None:
-    """Training and validation loss over the steps."""
+    """Plot training and validation loss over the steps.
+
+    Args:
+        train: Training losses by step.
+        validation: Validation losses by step.
+        path: The image file to write.
+        title: The title of the plot.
+    """
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     steps = sorted(train)
     losses = np.array([train[step] for step in steps])
@@ -43,14 +61,8 @@ def plot_losses(train: dict[int, float], validation: dict[int, float], path: Pat
     if len(losses) > SMOOTHED_STEPS:
         smooth = np.convolve(losses, np.ones(SMOOTHED_STEPS) / SMOOTHED_STEPS, mode="valid")
         axes.plot(steps[SMOOTHED_STEPS - 1 :], smooth, color="C0", label=f"training, mean of {SMOOTHED_STEPS} batches")
-    axes.plot(
-        sorted(validation),
-        [validation[step] for step in sorted(validation)],
-        "o-",
-        ms=3,
-        color="C1",
-        label="validation",
-    )
+    validated = sorted(validation)
+    axes.plot(validated, [validation[step] for step in validated], "o-", ms=3, color="C1", label="validation")
     axes.set(xlabel="optimizer step", ylabel="loss (nats per token)", yscale="log", title=title)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)

@@ -1,16 +1,20 @@
-"""Training objectives of the embedded models: each turns rows of token ids into what the network sees and what is scored.
+"""Training objectives of the embedded models.
 
-| objective | paper | what one row becomes |
-|---|---|---|
-| `MaskedDiffusion` | LLaDA, arXiv 2502.09992, equation 3 | every answer token is masked with probability t ~ U(0, 1); weight 1/t |
-| `BlockDiffusion` | BD3-LM, arXiv 2503.09573 | a clean copy and a noised copy; a noised block sees the clean blocks before it and itself |
-| `NextToken` | - | the token after each position |
+An objective turns rows of token ids into what the network sees and what is scored.
 
-`BlockDiffusion` with blocks of one token asks for each answer token given exactly the tokens before it. That is the order in which a small
-network learns to copy and to count soonest, so the embedded dLLM begins with it (`causal_steps`).
+`MaskedDiffusion` (LLaDA, arXiv 2502.09992, equation 3)
+    Every answer token is masked with probability t ~ U(0, 1), and its loss has the weight 1/t.
+`BlockDiffusion` (BD3-LM, arXiv 2503.09573)
+    A row becomes a clean copy and a noised copy. A noised block sees the clean blocks before it, and itself.
+`NextToken`
+    Every position is asked for the token after it.
 
-Deviation from BD3-LM: a noised block of m answer tokens has k ~ U{1..m} of them masked, with weight m/k, where the paper draws a ratio. The
-expectation is the same likelihood bound and no block is left without a mask.
+`BlockDiffusion` with blocks of one token asks for each answer token given exactly the tokens before it. In this order
+a small network learns to copy and to count soonest, so the embedded dLLM begins with it (`causal_steps`).
+
+Deviation from BD3-LM: the paper draws a ratio for each noised block. Here a noised block of m answer tokens has
+k ~ U{1..m} of them masked, with weight m/k. The expectation is the same likelihood bound, and every block with an
+answer token has a mask.
 """
 
 from __future__ import annotations
@@ -27,50 +31,83 @@ SMALLEST_RATIO = 1e-3  # LLaDA's epsilon: it bounds the weight 1/t
 
 @dataclass(frozen=True)
 class Row:
-    """One training sequence: a prompt, an answer, and end-of-text up to `length` tokens in all."""
+    """One training sequence.
+
+    Attributes:
+        prompt: Token ids of the prompt.
+        answer: Token ids of the answer.
+        length: The number of tokens in all; end-of-text fills the row behind the answer.
+    """
 
     prompt: list[int]
     answer: list[int]
     length: int
 
 
-class MicroBatch(NamedTuple):  # a tuple, because Lightning moves tuples between devices and not frozen dataclasses
-    """What the network sees and what is scored; R rows, Q columns, N scored positions in row-major order."""
+# This is a tuple because Lightning moves tuples between devices, but not frozen dataclasses.
+class MicroBatch(NamedTuple):
+    """What the network sees and what is scored: R rows, Q columns, and N scored positions in row-major order.
 
-    inputs: Tensor  # [R, Q] long
-    positions: Tensor  # [R, Q] long
-    attention: Tensor | None  # [R, Q, Q] bool, True where a column (second) sees another (third); None: everywhere
-    scored: Tensor  # [R, Q] bool
-    targets: Tensor  # [N] long
-    weights: Tensor  # [N] float
-    tokens: int  # what the weights add up to in expectation: the number of tokens that the loss is a mean over
+    Attributes:
+        inputs: [R, Q] long, token ids.
+        positions: [R, Q] long, the position of each column in its sequence.
+        attention: [R, Q, Q] bool, True where a column (second dimension) sees another one (third dimension). With None
+            every column sees every other.
+        scored: [R, Q] bool, True where the output is scored.
+        targets: [N] long, the right token ids.
+        weights: [N] float, the weights of the losses.
+        tokens: The number of tokens that the loss is a mean over, which the weights add up to in expectation.
+    """
+
+    inputs: Tensor
+    positions: Tensor
+    attention: Tensor | None
+    scored: Tensor
+    targets: Tensor
+    weights: Tensor
+    tokens: int
 
 
 class Objective(Protocol):
     """Turns rows into a micro-batch; the same arguments give the same micro-batch."""
 
     def __call__(self, rows: Sequence[Row], quantiles: Tensor, generator: torch.Generator) -> MicroBatch:
-        """Args:
-        rows: of about equal length.
-        quantiles: [R] in [0, 1), spread evenly over all rows of the batch; decides how much of a row is masked.
-        generator: decides which positions are.
+        """Turn rows into a micro-batch.
+
+        Args:
+            rows: Rows of about equal length.
+            quantiles: [R] float in [0, 1), spread evenly over all rows of the batch. They decide how much of each row
+                is masked.
+            generator: The generator that decides which positions are masked.
         """
 
 
 def canvas(rows: Sequence[Row], eot_id: int) -> tuple[Tensor, Tensor]:
-    """The rows side by side.
+    """Put rows of R different lengths into one tensor.
+
+    Args:
+        rows: The rows.
+        eot_id: The id of end-of-text, which fills the rows.
 
     Returns:
-        tokens [R, T] long, shorter rows filled with end-of-text; prompt lengths [R] long.
+        The tokens [R, T] long, and the lengths of the prompts [R] long.
     """
-    tokens = torch.full((len(rows), max(row.length for row in rows)), eot_id)
+    longest = max(row.length for row in rows)
+    tokens = torch.full((len(rows), longest), eot_id)
     for index, row in enumerate(rows):
         tokens[index, : len(row.prompt) + len(row.answer)] = torch.tensor(row.prompt + row.answer)
     return tokens, torch.tensor([len(row.prompt) for row in rows])
 
 
 class MaskedDiffusion:
-    """LLaDA's objective. The prompt is never masked; end-of-text fills the canvas and is masked like any answer token."""
+    """LLaDA's objective.
+
+    The prompt is never masked. End-of-text fills the canvas and is masked like any answer token.
+
+    Args:
+        mask_id: The id of the mask token.
+        eot_id: The id of end-of-text.
+    """
 
     def __init__(self, mask_id: int, eot_id: int) -> None:
         self.mask_id = mask_id
@@ -88,11 +125,14 @@ class MaskedDiffusion:
 
 
 class BlockDiffusion:
-    """BD3-LM's objective: block-causal attention, each block noised on its own.
+    """BD3-LM's objective: attention is block-causal, and each block is noised on its own.
 
     Args:
-        block_length: tokens a block.
-        alignment: `prompt` counts blocks from the end of the prompt, which is one block itself; `grid` counts them from the first token.
+        mask_id: The id of the mask token.
+        eot_id: The id of end-of-text.
+        block_length: The number of tokens of a block.
+        alignment: `prompt` counts blocks from the end of the prompt, which is one block itself. `grid` counts them from
+            the first token of the prompt.
     """
 
     def __init__(self, mask_id: int, eot_id: int, block_length: int, alignment: str) -> None:
@@ -125,38 +165,41 @@ class BlockDiffusion:
         )
 
     def _blocks(self, positions: Tensor, prompts: Tensor) -> Tensor:
+        """[R, T] long: the number of each position's block."""
         if self.alignment == "grid":
             return positions // self.block_length
-        return torch.where(
-            positions < prompts, 0, 1 + (positions - prompts).div(self.block_length, rounding_mode="floor")
-        )
+        in_answer = 1 + (positions - prompts).div(self.block_length, rounding_mode="floor")
+        return torch.where(positions < prompts, 0, in_answer)
 
 
 def two_copies(clean: Tensor, noised: Tensor) -> Tensor:
-    """Who sees whom when a clean and a noised copy of a sequence stand side by side.
+    """The attention between a clean and a noised copy of a sequence that stand side by side.
 
     Args:
-        clean: [R, T] number of each position's block.
-        noised: [R, S] the same for the noised copy.
+        clean: [R, T] long, the number of each position's block.
+        noised: [R, S] long, the same for the noised copy.
 
     Returns:
-        [R, T + S, T + S] bool: a clean column sees clean blocks up to its own; a noised one clean blocks before its own, and its own noised one.
+        [R, T + S, T + S] bool. A clean column sees the clean blocks up to its own. A noised column sees the clean
+        blocks before its own, and its own noised block.
     """
     to_clean = torch.cat((clean[:, :, None] >= clean[:, None, :], noised[:, :, None] > clean[:, None, :]), dim=1)
     among_noised = noised[:, :, None] == noised[:, None, :]
     unseen = torch.zeros(clean.shape[0], clean.shape[1], noised.shape[1], dtype=torch.bool)
-    return torch.cat((to_clean, torch.cat((unseen, among_noised), dim=1)), dim=2)
+    to_noised = torch.cat((unseen, among_noised), dim=1)
+    return torch.cat((to_clean, to_noised), dim=2)
 
 
 def _mask_blocks(blocks: Tensor, answer: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """In each block, k ~ U{1..m} of its m answer positions.
+    """Mask k ~ U{1..m} of the m answer positions of each block.
 
     Returns:
-        masked [R, S] bool, weights m/k [R, S].
+        The masked positions [R, S] bool, and their weights m/k [R, S].
     """
     same = (blocks[:, :, None] == blocks[:, None, :]) & answer[:, None, :]  # [R, S, S]
     size = same.sum(-1).clamp(min=1)  # m, at every position of the block
-    share = torch.rand(len(blocks), int(blocks.max()) + 1, generator=generator).gather(1, blocks)  # one number a block
+    drawn = torch.rand(len(blocks), int(blocks.max()) + 1, generator=generator)  # one number for each block
+    share = drawn.gather(1, blocks)
     count = 1 + (share * size).long().clamp(max=size - 1)
     draw = torch.rand(blocks.shape, generator=generator)
     rank = (same & (draw[:, None, :] < draw[:, :, None])).sum(-1)
@@ -164,7 +207,11 @@ def _mask_blocks(blocks: Tensor, answer: Tensor, generator: torch.Generator) -> 
 
 
 class NextToken:
-    """Next-token prediction of the answer and its first end-of-text, for an autoregressive model."""
+    """Next-token prediction of the answer and its first end-of-text, for an autoregressive model.
+
+    Args:
+        eot_id: The id of end-of-text.
+    """
 
     def __init__(self, eot_id: int) -> None:
         self.eot_id = eot_id

@@ -1,4 +1,7 @@
-"""Train an embedded model from nothing and export it in the hub's layout: `python train.py config=tiny_dllm` and its neighbours."""
+"""Train an embedded model from nothing and export it in the hub's layout.
+
+The configurations of `python train.py config=tiny_dllm` and its neighbours are trained here.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +39,13 @@ TOKENIZER_FILE = "corpus.json"
 
 
 def checked_source(config: EmbeddedConfig) -> ExampleSource:
-    """Where the examples come from, once it is clear that the configuration can be trained and exported.
+    """Check that a configuration can be trained and exported, and return the source of its examples.
+
+    Args:
+        config: The configuration of the training.
 
     Raises:
-        UserError: an option, a file or a folder does not fit, by name.
+        UserError: An option, a file or a folder does not fit; the message names it.
     """
     if config.resume:
         raise UserError("resume=true: this training goes on by itself, and only with the configuration it began with")
@@ -62,12 +68,21 @@ def checked_source(config: EmbeddedConfig) -> ExampleSource:
 
 
 def pretrain(config: EmbeddedConfig, source: ExampleSource, output: Path) -> dict[str, Any]:
-    """Train the embedded model of a configuration in output_dir/pretrain and export it to `export_path`.
+    """Train the embedded model of a configuration and export it to the configuration's `export_path`.
+
+    Args:
+        config: The configuration of the training.
+        source: The source of its examples, from `checked_source`.
+        output: The folder of the run. The training keeps its state in the subfolder `pretrain`.
+
+    Returns:
+        The figures of the training, and what they depend on.
 
     Raises:
-        UserError: the tokenizer or the checkpoint in output_dir does not fit.
+        UserError: The tokenizer or the checkpoint in the folder of the run does not fit.
     """
-    folder, export = output / "pretrain", Path(config.export_path)
+    folder = output / "pretrain"
+    export = Path(config.export_path)
     tokenizer = tokenizer_of(config, source, folder)
     stream = functools.partial(BatchStream, source, tokenizer, legs_of(config, tokenizer), seed=config.seed)
     module = network_of(config, tokenizer)
@@ -77,6 +92,7 @@ def pretrain(config: EmbeddedConfig, source: ExampleSource, output: Path) -> dic
 
 
 def _check_choice(key: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise UserError where an option is none of the allowed ones."""
     if value not in allowed:
         raise UserError(f"{key}={value!r}: expected one of {', '.join(allowed)}{suggest(value, allowed)}")
 
@@ -84,8 +100,11 @@ def _check_choice(key: str, value: str, allowed: Sequence[str]) -> None:
 def example_source(options: ExamplesConfig) -> ExampleSource:
     """Problems of the built-in tasks, or requests from files.
 
+    Args:
+        options: The part of the configuration that says where examples come from.
+
     Raises:
-        UserError: an unknown task; a file that is missing, damaged or of another version.
+        UserError: A task is unknown, or a file is missing, damaged or of another version.
     """
     for name in options.tasks:
         _check_choice("examples.tasks", name, GENERATED_TASKS)
@@ -111,13 +130,14 @@ def example_source(options: ExamplesConfig) -> ExampleSource:
 
 
 def _requests(key: str, path: str, digest: str | None) -> list[tuple[str, dict[str, Any]]]:
-    """Prompts with their records; lines that hold no request are counted, reported and left out.
+    """Read prompts with their records; lines that hold no request are counted, reported and left out.
 
     Raises:
-        UserError: the file cannot be read, is of another version, or no line holds a request.
+        UserError: The file cannot be read, it is of another version, or no line holds a request.
     """
     records = read_records(path, key)
-    complaints, actual = records.complaints, records.digest[:16]
+    complaints = records.complaints
+    actual = records.digest[:16]
     if digest is not None and actual != digest:
         raise UserError(
             f"{key}={path!r}: the file's digest is {actual}, the configuration names {digest}: "
@@ -132,17 +152,16 @@ def _requests(key: str, path: str, digest: str | None) -> list[tuple[str, dict[s
     if not requests:
         raise UserError(f"{key}={path!r}: no line holds a request; the first: {complaints[0]}")
     if complaints:
-        log.warning(
-            "%s: %d lines hold no request and are left out; the first: %s", path, len(complaints), complaints[0]
-        )
+        message = "%s: %d lines hold no request and are left out; the first: %s"
+        log.warning(message, path, len(complaints), complaints[0])
     return requests
 
 
 def _request(entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Prompt and record of one line.
+    """The prompt and the record of one line.
 
     Raises:
-        ValueError: it holds no request that can be learnt.
+        ValueError: The line holds no request that can be learnt.
     """
     for name in ("prompt", "answer"):
         if not isinstance(entry.get(name), str) or not entry[name].strip():
@@ -158,8 +177,12 @@ def _request(entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 def foreign_tokenizer(path: str, objective: str) -> PreTrainedTokenizerBase:
     """The tokenizer in the folder of another model.
 
+    Args:
+        path: The folder.
+        objective: The objective of the training, which decides what the tokenizer needs.
+
     Raises:
-        UserError: there is none, or it lacks something that the training needs.
+        UserError: The folder has no tokenizer, or the tokenizer lacks something that the training needs.
     """
     expected = "a folder with tokenizer.json and tokenizer_config.json"
     check_folder("tokenizer_from", path, expected, "tokenizer.json")
@@ -178,10 +201,15 @@ def foreign_tokenizer(path: str, objective: str) -> PreTrainedTokenizerBase:
 
 
 def tokenizer_of(config: EmbeddedConfig, source: ExampleSource, folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer a training began with; a new one where it has not begun.
+    """The tokenizer that a training began with, or a new one where the training has not begun.
+
+    Args:
+        config: The configuration of the training.
+        source: The source of the texts that a new tokenizer is learnt from.
+        folder: The folder of the training, in which the tokenizer is kept.
 
     Raises:
-        UserError: the training began with a tokenizer of other texts.
+        UserError: The training began with a tokenizer that was learnt from other texts.
     """
     if config.tokenizer_from:
         return foreign_tokenizer(config.tokenizer_from, config.objective)
@@ -192,8 +220,8 @@ def tokenizer_of(config: EmbeddedConfig, source: ExampleSource, folder: Path) ->
         began_with = json.loads((home / TOKENIZER_FILE).read_text(encoding="utf-8"))["digest"]
         if began_with != digest:
             raise UserError(
-                f"{home}: the tokenizer was learnt from other texts ({began_with}) than the configuration names ({digest}): "
-                "give another output_dir, or overwrite=true to start again"
+                f"{home}: the tokenizer was learnt from other texts ({began_with}) than the configuration names "
+                f"({digest}): give another output_dir, or overwrite=true to start again"
             )
         return AutoTokenizer.from_pretrained(str(home))
     tokenizer = train_tokenizer(corpus, config.vocab_size, config.network.max_sequence_length)
@@ -203,8 +231,14 @@ def tokenizer_of(config: EmbeddedConfig, source: ExampleSource, folder: Path) ->
 
 
 def legs_of(config: EmbeddedConfig, tokenizer: PreTrainedTokenizerBase) -> list[Leg]:
-    """What is trained for how many steps."""
-    mask_id, eot_id = int(tokenizer.mask_token_id or 0), int(tokenizer.eos_token_id)
+    """The parts of a training: what is trained for how many steps.
+
+    Args:
+        config: The configuration of the training.
+        tokenizer: The model's tokenizer, which has the ids of the mask and of end-of-text.
+    """
+    mask_id = int(tokenizer.mask_token_id or 0)
+    eot_id = int(tokenizer.eos_token_id)
     objective: Objective = NextToken(eot_id) if config.objective == "next_token" else MaskedDiffusion(mask_id, eot_id)
     legs = [Leg(config.schedule.total_steps, objective, config.shape)]
     if config.causal_steps:
@@ -214,7 +248,12 @@ def legs_of(config: EmbeddedConfig, tokenizer: PreTrainedTokenizerBase) -> list[
 
 
 def network_of(config: EmbeddedConfig, tokenizer: PreTrainedTokenizerBase) -> LanguageTraining:
-    """The untrained network of a configuration, ready to be trained."""
+    """The untrained network of a configuration, ready to be trained.
+
+    Args:
+        config: The configuration of the training.
+        tokenizer: The model's tokenizer, which has the size of the vocabulary and the special ids.
+    """
     sizes = config.network
     vocab_size = max(config.vocab_size, len(tokenizer))
     if sizes.kind == "llada":
@@ -251,7 +290,7 @@ def network_of(config: EmbeddedConfig, tokenizer: PreTrainedTokenizerBase) -> La
 
 
 def _export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, export: Path) -> None:
-    """Weights, tokenizer, loss plot and the losses that identify the training."""
+    """Write weights, tokenizer, the plot of the loss and the losses that identify the training."""
     model.save_pretrained(export)
     save_tokenizer(tokenizer, export)
     logs = sorted((folder / "logs").glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))

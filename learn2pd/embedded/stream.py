@@ -1,6 +1,7 @@
 """What the embedded models are trained on, as an endless stream of batches that can be taken up at any step.
 
-Batch number n depends on the seed and on n alone, so a training that was interrupted meets the same batches as one that was not.
+Batch number n depends on the seed and on n alone. So a training that was interrupted meets the same batches as one that
+was not.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from learn2pd.embedded.examples import Example, ExampleSource
 from learn2pd.embedded.objectives import MicroBatch, Objective, Row
 from learn2pd.errors import UserError
 
-LARGEST_TAIL = 24  # end-of-text tokens after an answer that is not padded to the full length
+LARGEST_TAIL = 24  # end-of-text tokens after the first one, behind an answer that is not padded to the full length
 VALIDATION_BATCHES = 8
 Batch = list[MicroBatch]
 
@@ -29,15 +30,16 @@ class Shape:
     """How examples become rows, and rows batches.
 
     Args:
-        batch_examples: examples an optimizer step.
-        micro_tokens: tokens, padding included, that go through the network at once; small enough for the processor's caches.
-        length: longest row, prompt and canvas, in tokens; longer examples are left out.
-        long_share: share of examples that are padded to `length`; the others get a short tail of end-of-text.
-        prefix_share: share of examples whose answer is given up to a random place, as if it belonged to the prompt: a decoder that works
-            block by block meets such states.
+        batch_examples: The number of examples of an optimizer step.
+        micro_tokens: The number of tokens, padding included, that go through the network at once. It should be small
+            enough for the processor's caches.
+        length: The number of tokens of the longest row, prompt and canvas together. Longer examples are left out.
+        long_share: The share of examples that are padded to `length`. The others get a short tail of end-of-text.
+        prefix_share: The share of examples whose answer is given up to a random place, as if it belonged to the prompt.
+            A decoder that works block by block meets such states.
 
     Raises:
-        ValueError: for a number that makes no sense, by its name.
+        ValueError: A number makes no sense; the message has its name.
     """
 
     batch_examples: int = 64
@@ -57,7 +59,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Leg:
-    """A part of a training with an objective of its own."""
+    """A part of a training with an objective of its own.
+
+    Attributes:
+        steps: The number of optimizer steps.
+        objective: What the network is asked for.
+        shape: How examples become batches.
+    """
 
     steps: int
     objective: Objective
@@ -65,14 +73,17 @@ class Leg:
 
 
 class BatchStream(IterableDataset[Batch]):
-    """Batches number `start`, `start + 1`, ...; each leg's objective holds for as many batches as the leg has steps, the last one's for ever.
+    """The batches number `start`, `start + 1`, and so on without an end.
+
+    Each leg's objective holds for as many batches as the leg has steps, and the last leg's holds for ever.
 
     Args:
-        source: where examples come from.
-        tokenizer: with a chat template.
-        legs: at least one.
-        seed: two streams of one seed are equal.
-        start: number of the first batch.
+        source: The source of the examples.
+        tokenizer: A tokenizer with a chat template.
+        legs: The parts of the training; at least one.
+        seed: The seed of all random choices. Two streams of one seed are equal.
+        split: The split of the examples, `train` or `validation`.
+        start: The number of the first batch.
     """
 
     def __init__(
@@ -103,10 +114,14 @@ class BatchStream(IterableDataset[Batch]):
         return self.legs[-1]
 
     def batch(self, number: int, leg: Leg) -> Batch:
-        """Batch number `number` as `leg` makes it.
+        """One batch.
+
+        Args:
+            number: The number of the batch.
+            leg: The leg that says how the batch is made.
 
         Raises:
-            UserError: no example is short enough.
+            UserError: No example is short enough.
         """
         rng = random.Random(f"{self.seed}/{self.split}/{number}")
         examples = self.source.draw(self.split, leg.shape.batch_examples, rng)
@@ -117,16 +132,17 @@ class BatchStream(IterableDataset[Batch]):
                 f"shape.length={leg.shape.length}: none of {len(examples)} examples is that short; give a larger length"
             )
         generator = torch.Generator().manual_seed(rng.getrandbits(48))
-        quantiles = (
-            torch.rand((), generator=generator) + torch.randperm(len(rows), generator=generator) / len(rows)
-        ) % 1.0
-        micro_batches, first = [], 0
+        shift = torch.rand((), generator=generator)
+        quantiles = (shift + torch.randperm(len(rows), generator=generator) / len(rows)) % 1.0
+        micro_batches = []
+        first = 0
         for group in _groups(rows, leg.shape.micro_tokens):
             micro_batches.append(leg.objective(group, quantiles[first : first + len(group)], generator))
             first += len(group)
         return micro_batches
 
     def _row(self, example: Example, shape: Shape, rng: random.Random) -> Row | None:
+        """An example as a row, or None where it is too long."""
         prompt = chat_ids(self.tokenizer, example.prompt)
         answer = self.tokenizer.encode(example.answer, add_special_tokens=False)
         short = len(prompt) + len(answer) + 1 + rng.randint(0, LARGEST_TAIL)
@@ -137,7 +153,7 @@ class BatchStream(IterableDataset[Batch]):
 
 
 def _groups(rows: Sequence[Row], micro_tokens: int) -> Iterator[list[Row]]:
-    """Cut sorted rows into groups of at most `micro_tokens` tokens with padding, at least one row each."""
+    """Cut sorted rows into groups of at most `micro_tokens` tokens with padding; each has at least one row."""
     group: list[Row] = []
     for row in rows:
         if group and row.length * (len(group) + 1) > micro_tokens:
@@ -148,10 +164,14 @@ def _groups(rows: Sequence[Row], micro_tokens: int) -> Iterator[list[Row]]:
 
 
 def chat_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Token ids of a user's turn and the opening of the answer, by the tokenizer's chat template."""
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
-    )
+    """The token ids of a user's turn and the opening of the answer.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+        prompt: The text of the user's turn.
+    """
+    messages = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
@@ -159,7 +179,7 @@ class StreamData(lightning.LightningDataModule):
     """A training stream that starts at the trainer's step, and a few validation batches of the last leg.
 
     Args:
-        stream: builds a `BatchStream` from `split` and `start`.
+        stream: A function that builds a `BatchStream` from `split` and `start`.
     """
 
     def __init__(self, stream: Callable[..., BatchStream]) -> None:
@@ -167,9 +187,12 @@ class StreamData(lightning.LightningDataModule):
         self.stream = stream
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return DataLoader(self.stream(start=self.trainer.global_step if self.trainer else 0), batch_size=None)
+        """The training batches from the trainer's step on."""
+        step = self.trainer.global_step if self.trainer else 0
+        return DataLoader(self.stream(start=step), batch_size=None)
 
     def val_dataloader(self) -> DataLoader[Batch]:
+        """The validation batches, which are the same in every run of one seed."""
         stream = self.stream(split="validation")
         batches = [stream.batch(number, stream.legs[-1]) for number in range(VALIDATION_BATCHES)]
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]

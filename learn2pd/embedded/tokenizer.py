@@ -1,6 +1,6 @@
 """The embedded dLLM's tokenizer: byte-level BPE of about a thousand tokens, learnt from the built-in tasks.
 
-Any UTF-8 text round-trips; a number of up to two digits, with or without the space before it, is one token.
+Any UTF-8 text round-trips. A number of up to two digits is one token, with the space before it or without.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-END_OF_TEXT, MASK, USER, ASSISTANT = "<|endoftext|>", "<|mdm_mask|>", "<|user|>", "<|assistant|>"
+END_OF_TEXT = "<|endoftext|>"
+MASK = "<|mdm_mask|>"
+USER = "<|user|>"
+ASSISTANT = "<|assistant|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] | trim }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -20,12 +23,12 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
-    """Learn the merges from `texts`.
+    """Learn the merges of a tokenizer from texts.
 
     Args:
-        texts: the corpus.
-        vocab_size: upper bound, special tokens and the 256 bytes included.
-        max_length: longest sequence of the model the tokenizer is for, in tokens.
+        texts: The corpus.
+        vocab_size: The largest size of the vocabulary, special tokens and the 256 bytes included.
+        max_length: The number of tokens of the longest sequence of the model that the tokenizer is for.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -54,11 +57,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """tokenizer.json and tokenizer_config.json with the chat template inside, readable by every transformers version."""
+    """Write a tokenizer so that every version of transformers can read it.
+
+    The files are tokenizer.json and tokenizer_config.json, with the chat template inside.
+
+    Args:
+        tokenizer: The tokenizer.
+        folder: The folder to write to.
+    """
     tokenizer.save_pretrained(folder, save_jinja_files=False)
     path = folder / "tokenizer_config.json"
     described = json.loads(path.read_text(encoding="utf-8"))
     described["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name every transformers version knows
-    for name in ("backend", "is_local", "local_files_only"):  # of this process, and not of the tokenizer
+    for name in ("backend", "is_local", "local_files_only"):  # these describe this process and not the tokenizer
         described.pop(name, None)
     path.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,7 @@
-"""How the embedded models are trained: Muon for the matrices of the blocks, AdamW for everything else, checkpoints that resume exactly."""
+"""How the embedded models are trained.
+
+Muon trains the matrices of the blocks and AdamW everything else. A training resumes exactly from its checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -21,27 +24,30 @@ from learn2pd.errors import UserError
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
 from learn2pd.training.lightning_setup import fit, loggers
 
-# Muon grows every singular value at the same rate. Without a norm on queries and keys (LLaDA has none) attention saturates within a few
-# hundred steps and never learns to copy from the prompt; decay bounds their spectral norm at about 1 / decay.
+# Muon grows every singular value at the same rate. Without a norm on queries and keys (LLaDA has none) attention
+# saturates within a few hundred steps and never learns to copy from the prompt. Decay bounds the spectral norm of these
+# matrices at about 1 / decay.
 QUERY_KEY_DECAY = 0.7
 
 
 @dataclass
 class Schedule:
-    """How long and how fast a language model is trained: warm-up, plateau, linear decay to zero over the last `decay_share` of the steps.
+    """How long and how fast a language model is trained.
+
+    The learning rates rise to their plateaus, stay, and fall linearly to zero.
 
     Args:
-        total_steps: optimizer steps.
-        warmup_steps: steps over which the rates rise to their plateaus.
-        decay_share: share of the steps over which they fall to zero.
-        muon_lr: plateau, of the matrices of the blocks.
-        adam_lr: plateau, of embeddings, head and norms.
-        weight_decay: of the matrices of the blocks.
-        checkpoint_every_steps: steps between checkpoints.
-        validate_every_steps: steps between validations.
+        total_steps: The number of optimizer steps.
+        warmup_steps: The number of steps over which the rates rise to their plateaus.
+        decay_share: The share of the steps, the last ones, over which the rates fall to zero.
+        muon_lr: The plateau of the matrices of the blocks.
+        adam_lr: The plateau of embeddings, head and norms.
+        weight_decay: The weight decay of the matrices of the blocks, those of queries and keys excepted.
+        checkpoint_every_steps: The number of steps between checkpoints.
+        validate_every_steps: The number of steps between validations.
 
     Raises:
-        ValueError: for a number that makes no sense, by its name.
+        ValueError: A number makes no sense; the message has its name.
     """
 
     total_steps: int = 8000
@@ -66,18 +72,20 @@ class Schedule:
             raise ValueError(f"schedule.weight_decay={self.weight_decay}: expected a number of at least 0")
 
     def rate(self, step: int) -> float:
-        """Learning rate as a share of its plateau."""
+        """The learning rate of a step, counted from 0, as a share of its plateau."""
         decay_steps = max(self.decay_share * self.total_steps, 1)
-        return max(min((step + 1) / self.warmup_steps, 1.0, (self.total_steps - step) / decay_steps), 0.0)
+        rising = (step + 1) / self.warmup_steps
+        falling = (self.total_steps - step) / decay_steps
+        return max(min(rising, 1.0, falling), 0.0)
 
 
 class LanguageTraining(lightning.LightningModule):
-    """One training step: every micro-batch through the network, then one step of both optimizers.
+    """Trains a language model: each step takes all micro-batches of a batch, and then one step of both optimizers.
 
     Args:
-        model: trained in place; its `hidden_states` and `score` are called.
-        blocks: the part of the model whose matrices Muon trains; its `q_proj` and `k_proj` decay more.
-        schedule: learning rates by step.
+        model: The network, which is trained in place.
+        blocks: The part of the network whose matrices Muon trains. Its `q_proj` and `k_proj` decay more.
+        schedule: The learning rates by step.
     """
 
     def __init__(self, model: nn.Module, blocks: nn.Module, schedule: Schedule) -> None:
@@ -85,16 +93,16 @@ class LanguageTraining(lightning.LightningModule):
         self.model: Any = model
         self.schedule = schedule
         self.matrices = {name: parameter for name, parameter in blocks.named_parameters() if parameter.ndim == 2}
-        self.automatic_optimization = False  # two optimizers that both step on every batch
-        self.cpu_seconds = 0.0  # spent in all processes of this training so far
+        self.automatic_optimization = False  # both optimizers step on every batch
+        self.cpu_seconds = 0.0  # spent in all processes of this training up to the last checkpoint
         self._counted = time.process_time()
 
     def scores(self, batch: MicroBatch) -> Tensor:
-        """Logits [N, V] of the scored positions."""
+        """The logits [N, V] of the scored positions of a micro-batch."""
         raise NotImplementedError
 
     def losses(self, batch: Batch) -> Iterable[tuple[Tensor, Tensor]]:
-        """Per micro-batch its part of the mean loss a token, and how many scored tokens are predicted right."""
+        """Yield, for each micro-batch, its part of the mean loss of a token and how many targets are hit."""
         tokens = sum(part.tokens for part in batch)
         for part in batch:
             logits = self.scores(part).float()
@@ -102,32 +110,39 @@ class LanguageTraining(lightning.LightningModule):
             yield (entropy * part.weights).sum() / tokens, (logits.argmax(-1) == part.targets).sum()
 
     def training_step(self, batch: Batch, _: int) -> None:
+        """Train on one batch and log its figures."""
         muon, adam = self.optimizers()
         for optimizer, base in ((muon, self.schedule.muon_lr), (adam, self.schedule.adam_lr)):
             for group in optimizer.param_groups:
                 group["lr"] = base * self.schedule.rate(self.global_step)
             optimizer.zero_grad()
-        loss, right = torch.zeros(()), torch.zeros(())
+        loss = torch.zeros(())
+        right = torch.zeros(())
         for part_loss, part_right in self.losses(batch):
             self.manual_backward(part_loss)
             loss += part_loss.detach()
             right += part_right
-        torch.nn.utils.clip_grad_norm_([parameter for group in adam.param_groups for parameter in group["params"]], 1.0)
+        clipped = [parameter for group in adam.param_groups for parameter in group["params"]]
+        torch.nn.utils.clip_grad_norm_(clipped, 1.0)
         muon.step()
-        adam.optimizer.step()  # past Lightning's wrapper, which would count a second step
+        adam.optimizer.step()  # Lightning's wrapper is bypassed, because it would count a second step
         figures = _figures("train", batch, loss, right)
         self.log_dict(figures, prog_bar=True, logger=False)
-        for logger in self.loggers:  # before a checkpoint of this step is saved; Lightning would log after it
+        # The figures are logged before a checkpoint of this step is saved; Lightning itself would log them after it.
+        for logger in self.loggers:
             logger.log_metrics({name: float(value) for name, value in figures.items()}, step=self.global_step - 1)
 
     def validation_step(self, batch: Batch, _: int) -> None:
+        """Log the figures of one validation batch."""
         parts = list(self.losses(batch))
         loss = sum((loss for loss, _ in parts), torch.zeros(()))
         right = sum((right for _, right in parts), torch.zeros(()))
         self.log_dict(_figures("val", batch, loss, right), batch_size=sum(len(part.inputs) for part in batch))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for logger in self.loggers:  # a resumed training logs what comes after this checkpoint, and nothing before it
+        """Write the logs out, and put the processor time that was spent so far into the checkpoint."""
+        # A resumed training logs what comes after this checkpoint and nothing before it.
+        for logger in self.loggers:
             logger.save()
         now = time.process_time()
         self.cpu_seconds += now - self._counted
@@ -135,9 +150,11 @@ class LanguageTraining(lightning.LightningModule):
         checkpoint["cpu_seconds"] = self.cpu_seconds
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the processor time from a checkpoint."""
         self.cpu_seconds = float(checkpoint["cpu_seconds"])
 
     def configure_optimizers(self) -> Any:
+        """Muon for the matrices of the blocks, and AdamW for all other parameters."""
         sharp = {id(parameter) for name, parameter in self.matrices.items() if "q_proj" in name or "k_proj" in name}
         inside = {id(parameter) for parameter in self.matrices.values()}
         others = [parameter for parameter in self.model.parameters() if id(parameter) not in inside]
@@ -150,7 +167,7 @@ class LanguageTraining(lightning.LightningModule):
 
 
 def _figures(split: str, batch: Batch, loss: Tensor, right: Tensor) -> dict[str, Tensor]:
-    """What is logged of a batch."""
+    """The figures that are logged of a batch."""
     scored = sum(len(part.targets) for part in batch)
     return {f"{split}_loss": loss, f"{split}_token_accuracy": right / max(scored, 1)}
 
@@ -163,6 +180,7 @@ class DiffusionTraining(LanguageTraining):
     """Trains a masked diffusion language model (a `DiffusionNetwork`)."""
 
     def scores(self, batch: MicroBatch) -> Tensor:
+        """The logits [N, V] of the scored positions, each for its own token."""
         hidden = self.model.hidden(batch.inputs, batch.positions, batch.attention)
         return self.model.score(hidden[batch.scored])
 
@@ -171,6 +189,7 @@ class CausalTraining(LanguageTraining):
     """Trains an autoregressive model of the transformers kind."""
 
     def scores(self, batch: MicroBatch) -> Tensor:
+        """The logits [N, V] of the scored positions, each for the token after it."""
         hidden = self.model.model(batch.inputs, position_ids=batch.positions).last_hidden_state
         return self.model.lm_head(hidden[batch.scored])
 
@@ -178,15 +197,20 @@ class CausalTraining(LanguageTraining):
 def check_checkpoint(path: Path, module: LanguageTraining) -> None:
     """Make sure that a training can go on from a checkpoint.
 
+    Args:
+        path: The file of the checkpoint.
+        module: The training that is to go on.
+
     Raises:
-        UserError: the file is damaged, or holds a checkpoint of something else.
+        UserError: The file is damaged, or it holds a checkpoint of something else.
     """
     try:
         checkpoint = SafetensorsCheckpointIO().load_checkpoint(path)
     except (ValueError, OSError) as error:
         raise UserError(" ".join(str(error).split())) from error
     saved = {name: tensor.shape for name, tensor in checkpoint.get("state_dict", {}).items()}
-    if "cpu_seconds" not in checkpoint or saved != {name: tensor.shape for name, tensor in module.state_dict().items()}:
+    expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    if "cpu_seconds" not in checkpoint or saved != expected:
         raise UserError(
             f"checkpoint {path} was not written by this configuration (its weights have other names or shapes): "
             "delete it to start again, or give another output_dir"
@@ -194,13 +218,18 @@ def check_checkpoint(path: Path, module: LanguageTraining) -> None:
 
 
 def train_language_model(module: LanguageTraining, data: StreamData, folder: Path) -> dict[str, float]:
-    """Train, going on from the last checkpoint in `folder`.
+    """Train a language model to its last step, going on from the last checkpoint in a folder.
+
+    Args:
+        module: The training, which holds the model.
+        data: The batches.
+        folder: The folder of checkpoints and logs.
 
     Returns:
         The last validation figures, the number of steps, and the hours of one processor core that the training took.
 
     Raises:
-        UserError: the last checkpoint is damaged, or was written by another configuration.
+        UserError: The last checkpoint is damaged, or another configuration wrote it.
     """
     schedule = module.schedule
     last = folder / "last.safetensors"
@@ -215,7 +244,7 @@ def train_language_model(module: LanguageTraining, data: StreamData, folder: Pat
     )
     saver.FILE_EXTENSION = ".safetensors"
     trainer = lightning.Trainer(
-        accelerator="cpu",  # also where there is a GPU: the weights are those of a CPU, and of `threads`
+        accelerator="cpu",  # a GPU is not used, because the weights are those of a CPU and of `threads`
         max_steps=schedule.total_steps,
         logger=loggers(folder),
         callbacks=[saver, TQDMProgressBar(refresh_rate=10)],
@@ -229,7 +258,5 @@ def train_language_model(module: LanguageTraining, data: StreamData, folder: Pat
     fit(trainer, module, data, last)
     figures = trainer.validate(module, data, verbose=False)[0]
     hours = (module.cpu_seconds + time.process_time() - module._counted) / 3600
-    return {name: float(value) for name, value in figures.items()} | {
-        "steps": float(schedule.total_steps),
-        "core_hours": round(hours, 2),
-    }
+    spent = {"steps": float(schedule.total_steps), "core_hours": round(hours, 2)}
+    return {name: float(value) for name, value in figures.items()} | spent

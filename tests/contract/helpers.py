@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -56,19 +57,22 @@ STOPS = {"none": NoStop(), "eot0": EotStop(0.0), "eot0.5": EotStop(0.5), "paper"
 
 
 @functools.cache
-def random_signal(kind: str = "filter", name: str = "mlp") -> Predictor:
+def random_predictor(kind: str = "filter", name: str = "mlp") -> Predictor:
     """An untrained network, spread around one half, so that some positions are accepted and some are not."""
     torch.manual_seed(0)
-    network: PredictorNetwork = {"mlp": MLP(BLOCK, 16), "conv": Conv(hidden=8), "transformer": Transformer(hidden=8)}[
-        name
-    ]
+    networks: dict[str, PredictorNetwork] = {
+        "mlp": MLP(BLOCK, 16),
+        "conv": Conv(hidden=8),
+        "transformer": Transformer(hidden=8),
+    }
+    network = networks[name]
     with torch.no_grad():
         (network.linear2 if name == "mlp" else network.leave).weight *= 6
     return Predictor(kind, network, 0.5, Contract(mask_id=1, vocab_size=400, eot_ids=(0,), delimiter_ids=DELIMITERS))
 
 
-STOPS["learned"] = LearnedStop(random_signal("end_of_text", "conv"))
-SCHEDULERS["adablock_learned"] = LearnedAdaBlockScheduler(random_signal("boundary", "conv"), BLOCK)
+STOPS["learned"] = LearnedStop(random_predictor("end_of_text", "conv"))
+SCHEDULERS["adablock_learned"] = LearnedAdaBlockScheduler(random_predictor("boundary", "conv"), BLOCK)
 
 
 def policies(gen_length: int = GEN) -> dict:
@@ -83,9 +87,9 @@ def policies(gen_length: int = GEN) -> dict:
         "localleap": LocalLeapPolicy(0.7, 0.4, 2),
         "left_to_right": LeftToRightPolicy(3),
         "apd": APDPolicy(tiny_verifier(), 0.7),
-        "filter": FilterPolicy(random_signal()),
-        "filter_conv": FilterPolicy(random_signal(name="conv")),
-        "filter_transformer": FilterPolicy(random_signal(name="transformer")),
+        "filter": FilterPolicy(random_predictor()),
+        "filter_conv": FilterPolicy(random_predictor(name="conv")),
+        "filter_transformer": FilterPolicy(random_predictor(name="transformer")),
     }
 
 
@@ -94,27 +98,57 @@ def tiny_verifier(vocab_size: int = 400) -> Verifier:
     """A random autoregressive model with the vocabulary of the tiny dLLMs."""
     torch.manual_seed(1)
     config = LlamaConfig(
-        vocab_size=vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=512, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+    )
     return Verifier(LlamaForCausalLM(config))
 
 
+class Reviser(ThresholdPolicy):
+    """A threshold; and a committed token whose position now proposes another one is taken back or overwritten."""
+
+    name = "reviser"
+    scores_committed = True
+
+    def __init__(self, threshold: float, revisions: int, edits: bool) -> None:
+        super().__init__(threshold)
+        self.revisions = revisions
+        self.edits = edits
+
+    def select(self, prediction, eligible, state, memory):
+        commit = super().select(prediction, eligible, state, memory)
+        inside = state.window.mask(state.gen_length) & (state.open & (state.step < self.revisions))[:, None]
+        change = inside & state.decided & ~state.given & prediction.valid & (prediction.tokens != state.canvas)
+        return replace(commit, mask=commit.mask | change) if self.edits else replace(commit, revoke=change)
+
+
 def fits(policy: str, scheduler: str, cache: str) -> bool:
-    """Which combinations the package allows; the others are refused, and a test makes sure of that."""
+    """Whether the package allows a combination. It refuses the others, and a test makes sure of that."""
     slides = SCHEDULERS[scheduler].slides
-    return not (slides and not CACHES[cache].slides) and not (policy == "filter" and scheduler != "blocks")
+    if slides and not CACHES[cache].slides:
+        return False
+    return policy != "filter" or scheduler == "blocks"
 
 
 def tried(policy: str, scheduler: str) -> bool:
-    """The networks differ in nothing that the loop sees, and learned blocks are AdaBlock's to it: not every pair of those is worth its time."""
+    """Whether a pair is worth its time: to the loop all networks are alike, and learned blocks are like AdaBlock's."""
     return policy != "filter_conv" and (
         scheduler != "adablock_learned" or policy in ("threshold0.6", "filter_transformer", "oracle")
     )
 
 
 COMBINATIONS = [
-    (p, s, c) for p in [*policies(), "oracle"] for s in SCHEDULERS for c in CACHES if fits(p, s, c) and tried(p, s)
+    (policy, scheduler, cache)
+    for policy in [*policies(), "oracle"]
+    for scheduler in SCHEDULERS
+    for cache in CACHES
+    if fits(policy, scheduler, cache) and tried(policy, scheduler)
 ]
 
 
@@ -134,7 +168,7 @@ def run(
     given=None,
     allowed=None,
 ):
-    """The final state. `index` are the prompts' numbers in the caller's list, which decide seeds and reference answers."""
+    """The final state of a run. `index` holds the prompts' numbers, which decide their seeds and reference answers."""
     index = list(range(len(prompts))) if index is None else index
     seeds = [seed * 1000 + number for number in index]
     state = DecodeState.start(prompts, gen_length, model.spec, index=index, seed=seeds, given=given, allowed=allowed)
@@ -144,7 +178,7 @@ def run(
 
 
 def outcome(state, model) -> dict[str, list]:
-    """What of a run must not depend on its neighbours, a list entry a row."""
+    """What must not depend on a row's neighbours in the batch, by name; each list has one entry a row."""
     return {
         "tokens": state.canvas.tolist(),
         "forwards": state.forwards.tolist(),
@@ -160,6 +194,6 @@ def outcome(state, model) -> dict[str, list]:
 
 
 def oracle(model, prompts, gen_length: int = GEN, block_length: int = BLOCK) -> OraclePolicy:
-    return OraclePolicy(
-        run(model, prompts, FixedPolicy(), gen_length=gen_length, block_length=block_length).canvas.clone()
-    )
+    """The oracle that knows what the model decodes with one token a step."""
+    whole = run(model, prompts, FixedPolicy(), gen_length=gen_length, block_length=block_length)
+    return OraclePolicy(whole.canvas.clone())

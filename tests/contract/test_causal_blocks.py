@@ -20,8 +20,7 @@ from learn2pd import (
 )
 from learn2pd.models.adapter import ModelAdapter
 from learn2pd.models.loading import Model
-from tests.contract.helpers import BLOCK, MODELS, outcome, run
-from tests.contract.test_revision import Reviser
+from tests.contract.helpers import BLOCK, MODELS, Reviser, outcome, run
 
 GRID = BlocksScheduler(BLOCK, "grid")
 POLICIES = [FixedPolicy(), ThresholdPolicy(0.5), ThresholdPolicy(0.0), Reviser(0.2, 6, False), Reviser(0.2, 6, True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from learn2pd import Commit, Policy, UserError
 from tests.contract.helpers import CACHES, COMBINATIONS, GEN, MODELS, SCHEDULERS, STOPS, oracle, outcome, policies, run
 
 LENGTHS = [3, 17, 9]
@@ -68,3 +69,23 @@ def test_the_oracle_leaves_given_tokens_alone(tiny_model, make_prompts):
     given = given_tokens(len(LENGTHS), 5)
     state = run(tiny_model, prompts, oracle(tiny_model, prompts), given=given)
     assert (state.canvas == given)[given >= 0].all()
+
+
+class Overwriter(Policy):
+    """Overwrites or takes back what the caller gave in its window, while its revisions last."""
+
+    name = "overwriter"
+    revisions = 5
+
+    def __init__(self, revokes: bool) -> None:
+        self.revokes = revokes
+
+    def select(self, prediction, eligible, state, memory):
+        touched = state.given & state.window.mask(state.gen_length) & (state.step < self.revisions)[:, None]
+        return Commit(eligible, revoke=touched) if self.revokes else Commit(eligible | touched)
+
+
+@pytest.mark.parametrize("revokes", [False, True], ids=["overwrite", "revoke"])
+def test_a_policy_that_overwrites_or_revokes_a_given_token_is_refused(revokes, tiny_model, make_prompts):
+    with pytest.raises(UserError, match=r"'overwriter'.*may not"):
+        run(tiny_model, make_prompts(LENGTHS), Overwriter(revokes), given=given_tokens(len(LENGTHS), 5))

@@ -28,7 +28,7 @@ from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.types import Commit, Window
-from tests.contract.helpers import BLOCK, GEN, STOPS, outcome, policies, random_signal, run
+from tests.contract.helpers import BLOCK, GEN, STOPS, outcome, policies, random_predictor, run
 from tests.reference.decoding import count_above, decode_blocks, even_quota
 
 LENGTHS = [2, 11, 30]
@@ -90,7 +90,7 @@ def test_a_literal_mask_id_in_the_prompt_is_an_ordinary_token(tiny_model, make_p
 
 @pytest.mark.parametrize(
     "policy",
-    [FixedPolicy(), FixedPolicy(GEN // 2), ThresholdPolicy(0.6), FilterPolicy(random_signal())],
+    [FixedPolicy(), FixedPolicy(GEN // 2), ThresholdPolicy(0.6), FilterPolicy(random_predictor())],
     ids=lambda p: p.name,
 )
 @pytest.mark.parametrize("stop", [EotStop(0.0), EotStop(0.5)], ids=["floor0", "floor0.5"])
@@ -237,7 +237,7 @@ def test_threshold_one_is_one_token_a_step(tiny_model, make_prompts):
 def test_an_accepting_filter_is_threshold_zero_and_a_refusing_one_is_one_token_a_step(tiny_model, make_prompts):
     prompts = make_prompts(LENGTHS)
     for threshold, rival in ((0.0, ThresholdPolicy(0.0)), (1.0, FixedPolicy())):
-        filtered = run(tiny_model, prompts, FilterPolicy(replace(random_signal(), threshold=threshold)))
+        filtered = run(tiny_model, prompts, FilterPolicy(replace(random_predictor(), threshold=threshold)))
         assert outcome(filtered, tiny_model) == outcome(run(tiny_model, prompts, rival), tiny_model)
 
 
@@ -310,7 +310,7 @@ def test_decode_takes_texts_and_no_prompts_at_all(tiny_model):
         ([[5] * 500], {"gen_length": 13}, ["prompt 0", "500", "513", "512"]),
         ([[5]], {"gen_length": 0}, ["gen_length=0"]),
         ([[5]], {"batch_size": 0}, ["batch_size=0"]),
-        ([[5]], {"policy": FilterPolicy(random_signal()), "scheduler": BlocksScheduler(16)}, ["filter", "8", "16"]),
+        ([[5]], {"policy": FilterPolicy(random_predictor()), "scheduler": BlocksScheduler(16)}, ["filter", "8", "16"]),
         ([[5, 400]], {}, ["prompt 0", "400"]),
         ([[5, -1]], {}, ["prompt 0", "-1"]),
         ("Tom has 3.", {}, ["one text", "list"]),

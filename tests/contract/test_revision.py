@@ -1,36 +1,20 @@
-"""Policies that take back or overwrite, with every scheduler and cache: they end, fill the canvas, are bounded and equal themselves alone."""
+"""Policies that take back or overwrite committed tokens, with every scheduler and cache.
+
+A run with such a policy ends, fills the canvas, takes a bounded number of forwards, and decodes every row as alone.
+"""
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import pytest
 import torch
 
-from learn2pd import Commit, EotStop, LeftToRightPolicy, Observer, Policy, ThresholdPolicy
-from tests.contract.helpers import CACHES, GEN, MODELS, SCHEDULERS, fits, outcome, run
+from learn2pd import Commit, EotStop, LeftToRightPolicy, Observer, Policy, ThresholdPolicy, UserError
+from tests.contract.helpers import CACHES, GEN, MODELS, SCHEDULERS, Reviser, fits, outcome, run
 
 REVISIONS = 7
 PAIRS = [(scheduler, cache) for scheduler in SCHEDULERS for cache in CACHES if fits("threshold", scheduler, cache)]
-
-
-class Reviser(ThresholdPolicy):
-    """A threshold; and a committed token whose position now proposes another one is taken back or overwritten."""
-
-    name = "reviser"
-    scores_committed = True
-
-    def __init__(self, threshold: float, revisions: int, edits: bool) -> None:
-        super().__init__(threshold)
-        self.revisions = revisions
-        self.edits = edits
-
-    def select(self, prediction, eligible, state, memory):
-        commit = super().select(prediction, eligible, state, memory)
-        inside = state.window.mask(state.gen_length) & (state.open & (state.step < self.revisions))[:, None]
-        change = inside & state.decided & ~state.given & prediction.valid & (prediction.tokens != state.canvas)
-        return replace(commit, mask=commit.mask | change) if self.edits else replace(commit, revoke=change)
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -88,6 +72,22 @@ def test_a_closed_row_stays_closed(tiny_model_grouped, make_prompts):
     run(tiny_model_grouped, make_prompts([1, 5, 9, 14, 20]), Reviser(0.2, 30, False), EotStop(0.0), observer=Ends())
     assert all((later <= earlier).all() for earlier, later in itertools.pairwise(ends))
     assert (ends[-1] < GEN).any()
+
+
+class Outsider(Policy):
+    """Takes back what lies before its window, while its revisions last."""
+
+    name = "outsider"
+    revisions = REVISIONS
+
+    def select(self, prediction, eligible, state, memory):
+        outside = state.decided & ~state.window.mask(state.gen_length)
+        return Commit(eligible, revoke=outside & (state.step < self.revisions)[:, None])
+
+
+def test_a_policy_that_revokes_outside_its_window_may_not_and_is_refused(tiny_model, make_prompts):
+    with pytest.raises(UserError, match=r"'outsider'.*revokes what it may not"):
+        run(tiny_model, make_prompts([3, 17, 9]), Outsider())
 
 
 class LeaveOneOut(Policy):

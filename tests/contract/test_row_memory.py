@@ -1,4 +1,7 @@
-"""What a run remembers is per row: rows can be taken out of a run, put together with others, and go on as if nothing had happened."""
+"""A run remembers everything row by row.
+
+Rows can be taken out of a run, put together with others, and go on as if nothing had happened.
+"""
 
 from __future__ import annotations
 

@@ -16,36 +16,29 @@ from learn2pd.data.prompts import Prompt, encoded, prompts_digest, task_prompts
 from learn2pd.data.tasks import SPLITS
 from learn2pd.errors import UserError
 from learn2pd.registry import GENERATED_TASKS, TASKS, build_task
+from tests.data.helpers import RECORDS, questions, write
 
 COUNTS = {"train": 6, "validation": 2, "test": 2}
 
 
-def questions(count=20, first=0, **more):
-    return [
-        {"question": f"What is {n} + 1?", "answer": f"It is\n#### {n + 1:,}"} | more
-        for n in range(first, first + count)
-    ]
-
-
-def write(path, lines):
-    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
-    return path
-
-
 def config_of(path, *overrides, counts=COUNTS):
+    """The configuration of a run whose prompts come from a file."""
     sizes = [f"data.{split}_prompts={count}" for split, count in counts.items()]
     return load_config("tiny_filter", ["data.source=jsonl", f"data.path={path}", *sizes, *overrides])
 
 
 def run(path, *overrides, counts=COUNTS):
+    """The prompts that a run takes from a file."""
     return prompts_of(config_of(path, *overrides, counts=counts))
 
 
 def sizes_of(prompts):
+    """The number of prompts in each split."""
     return {split: sum(prompt.split == split for prompt in prompts) for split in SPLITS}
 
 
 def texts_of(prompts, split):
+    """The texts of one split's prompts."""
     return {prompt.text for prompt in prompts if prompt.split == split}
 
 
@@ -253,6 +246,7 @@ def test_a_prompt_repeated_with_its_answer_left_out_once_keeps_it(tmp_path):
 
 
 def chat(*turns):
+    """An entry of a file that holds messages, from pairs of role and content."""
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
@@ -410,15 +404,6 @@ def test_every_task_of_the_table_can_be_built_and_judges(name):
     task = build_task(name, run_generated_code=True)
     assert callable(task.facts)
     assert callable(task.check)
-
-
-RECORDS = [
-    {
-        "prompt": f"play song{n} by {n}",
-        "answer": json.dumps({"intent": "PlayMusic", "track": f"song{n}", "artist": str(n)}),
-    }
-    for n in range(10)
-]
 
 
 def test_a_task_judges_the_answers_that_its_name_is_given_for(tmp_path):

@@ -25,10 +25,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def questions(count=12, **more):
+    """Questions with answers whose last line is a number; `more` are fields of every entry."""
     return [{"question": f"What is {n} + 1?", "answer": f"It is\n#### {n + 1}"} | more for n in range(count)]
 
 
 def as_lines(rows, end="\n"):
+    """The bytes of a JSONL file with these entries."""
     return (end.join(json.dumps(row, ensure_ascii=False) for row in rows) + end).encode()
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from learn2pd.cli import main as cli
-from tests.data.test_prompts import RECORDS, questions, write
+from tests.data.helpers import RECORDS, questions, write
 
 METHODS = (
     "compare.methods=[{name: vanilla, policy: fixed}, {name: quick, policy: threshold, options: {threshold: 0.3}}]"
@@ -17,11 +17,21 @@ METHODS = (
 @pytest.fixture
 def arguments(tiny_model_folder, tmp_path):
     return [
-        "config=tiny_real_filter", f"model.path={tiny_model_folder}", "model.device=cpu", "threads=1",
-        f"output_dir={tmp_path / 'out'}", "decode.gen_length=16", "decode.block_length=16", "data.train_prompts=3",
-        "data.validation_prompts=3", "data.test_prompts=4",
-        "compare.stops=[eot]", "compare.bootstrap_samples=20", "record.shard_prompts=4", METHODS,
-    ]  # fmt: skip
+        "config=tiny_real_filter",
+        f"model.path={tiny_model_folder}",
+        "model.device=cpu",
+        "threads=1",
+        f"output_dir={tmp_path / 'out'}",
+        "decode.gen_length=16",
+        "decode.block_length=16",
+        "data.train_prompts=3",
+        "data.validation_prompts=3",
+        "data.test_prompts=4",
+        "compare.stops=[eot]",
+        "compare.bootstrap_samples=20",
+        "record.shard_prompts=4",
+        METHODS,
+    ]
 
 
 def test_requests_have_their_scores_beside_the_table(arguments, tmp_path):

@@ -20,10 +20,12 @@ COUNTS = {"valid", "intent", "slots_right", "slots_given", "slots_expected"}
 
 
 def entries():
+    """The entries of the file of requests."""
     return [json.loads(line) for line in REQUESTS.read_text(encoding="utf-8").splitlines()]
 
 
 def shuffled(record, seed):
+    """The record with its keys in another order."""
     return {key: record[key] for key in random.Random(seed).sample(list(record), len(record))}
 
 
@@ -36,8 +38,12 @@ def test_an_equal_record_is_right_in_any_order_and_layout(layout):
         slots = len(facts["record"]) - 1
         assert verdict.correct, verdict
         assert verdict.counts == {
-            "valid": 1, "intent": 1, "slots_right": slots, "slots_given": slots, "slots_expected": slots,
-        }  # fmt: skip
+            "valid": 1,
+            "intent": 1,
+            "slots_right": slots,
+            "slots_given": slots,
+            "slots_expected": slots,
+        }
 
 
 @pytest.mark.parametrize(
@@ -59,8 +65,12 @@ def test_a_record_that_differs_is_wrong_and_counted_by_slots(change, right, give
     assert not verdict.correct
     assert verdict.reason
     assert verdict.counts == {
-        "valid": 1, "intent": intent, "slots_right": right, "slots_given": given_slots, "slots_expected": 3,
-    }  # fmt: skip
+        "valid": 1,
+        "intent": intent,
+        "slots_right": right,
+        "slots_given": given_slots,
+        "slots_expected": 3,
+    }
 
 
 NOT_RECORDS = {

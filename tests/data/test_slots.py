@@ -101,6 +101,7 @@ def test_only_a_checker_with_scores_is_one():
 
 
 def scored(method, counts, task="slots"):
+    """An outcome whose answers have these counts of slots."""
     made = outcome(method, "fixed", forwards=[10] * len(counts), task=task)
     made.counts.extend(counts)
     return made

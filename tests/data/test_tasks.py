@@ -20,6 +20,7 @@ DRAWN = 200
 
 @functools.cache
 def drawn(name, split="train", seed=0, count=DRAWN):
+    """The first problems of a task's split."""
     return list(itertools.islice(problems(build_task(name), split, seed), count))
 
 

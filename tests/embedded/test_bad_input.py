@@ -224,22 +224,27 @@ def test_a_tokenizer_learnt_from_other_texts_is_refused(started, capsys):
 
 
 def damage_empty(path):
+    """Leave the file without a byte."""
     path.write_bytes(b"")
 
 
 def damage_truncated(path):
+    """Cut the end of the file off."""
     path.write_bytes(path.read_bytes()[:-50])
 
 
 def damage_header(path):
+    """Overwrite the first bytes of the file."""
     path.write_bytes(b"\xff" * 20 + path.read_bytes()[20:])
 
 
 def damage_foreign(path):
+    """Replace the checkpoint by a file of tensors that is none."""
     save_file({"a": torch.zeros(1)}, path)
 
 
 def damage_shapes(path):
+    """Cut all tensors of the checkpoint short."""
     storage = SafetensorsCheckpointIO()
     checkpoint = storage.load_checkpoint(path)
     checkpoint["state_dict"] = {name: tensor[:1] for name, tensor in checkpoint["state_dict"].items()}
@@ -247,6 +252,7 @@ def damage_shapes(path):
 
 
 def damage_kind(path):
+    """Replace the checkpoint by one of another training."""
     SafetensorsCheckpointIO().save_checkpoint({"state_dict": {}, "global_step": 3}, path)
 
 

@@ -29,6 +29,7 @@ TRAIN, VALIDATION = ALL[:300], ALL[300:]
 
 
 def source(swap_share=1.0, invent_share=0.5, train=TRAIN):
+    """Requests that are varied in every value by default."""
     return RequestExamples(train, VALIDATION, swap_share, invent_share)
 
 

@@ -10,6 +10,7 @@ MASK_ID, EOT_ID = 1, 0
 
 
 def generator(seed: int = 0) -> torch.Generator:
+    """A generator in the state of a seed."""
     return torch.Generator().manual_seed(seed)
 
 
@@ -24,6 +25,7 @@ def rows(seed: int = 0, count: int = 5) -> list[Row]:
 
 
 def network() -> LLaDAModelLM:
+    """A tiny random LLaDA in float64."""
     torch.manual_seed(0)
     config = LLaDAConfig(
         d_model=16, n_layers=2, n_heads=2, mlp_hidden_size=16, vocab_size=40, mask_token_id=MASK_ID, eos_token_id=EOT_ID
@@ -32,6 +34,7 @@ def network() -> LLaDAModelLM:
 
 
 def logits(model, batch):
+    """The logits [R, Q, V] of a micro-batch."""
     return model.score(model.hidden(batch.inputs, batch.positions, batch.attention))
 
 
@@ -69,7 +72,10 @@ def test_masking_is_a_function_of_the_generator(objective):
 @pytest.mark.parametrize("alignment", ["prompt", "grid"])
 @pytest.mark.parametrize("block_length", [1, 3, 4])
 def test_a_noised_block_is_predicted_as_if_it_stood_alone_after_the_clean_ones(alignment, block_length):
-    """The obvious twin: clean tokens up to the block, then the noised block, everything within a block seen, nothing after it."""
+    """The obvious twin of two copies side by side: clean tokens up to a block, and then that block noised.
+
+    A position sees its whole block and nothing after it.
+    """
     model = network()
     objective = BlockDiffusion(MASK_ID, EOT_ID, block_length, alignment)
     for row in rows():

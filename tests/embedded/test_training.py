@@ -28,6 +28,7 @@ CAUSAL_STEPS = 3
 
 
 def requests(first, last):
+    """Some entries of the file of requests, as prompts with records."""
     entries = [row.fields for row in read_records(REQUESTS).rows][first:last]
     return [(entry["prompt"], SlotsTask().facts(entry["prompt"], entry["answer"])["record"]) for entry in entries]
 
@@ -39,6 +40,7 @@ SOURCES = {
 
 
 def objectives(tokenizer):
+    """Every objective, by a name for the test's id."""
     mask_id, eot_id = tokenizer.mask_token_id, tokenizer.eos_token_id
     return {
         "masked": MaskedDiffusion(mask_id, eot_id),
@@ -317,6 +319,7 @@ def test_a_finished_training_started_again_changes_nothing(uninterrupted):
 
 
 def losses(folder):
+    """The lines of the exported file of losses."""
     return (folder / "export" / "losses.csv").read_text().splitlines()
 
 

@@ -20,10 +20,19 @@ from learn2pd.predictors.saving import Contract, Predictor
 from learn2pd.recording.reading import Recording
 
 SMALL = [
-    "config=tiny_filter", "data.train_prompts=9", "data.validation_prompts=6", "data.test_prompts=3", "decode.gen_length=48",
-    "record.shard_prompts=5", "train.max_epochs=3", "calibrate.target_agreement=0.5", "calibrate.thresholds=[0.6,0.9]",
-    "compare.bootstrap_samples=50", "model.device=cpu", "threads=1",
-]  # fmt: skip
+    "config=tiny_filter",
+    "data.train_prompts=9",
+    "data.validation_prompts=6",
+    "data.test_prompts=3",
+    "decode.gen_length=48",
+    "record.shard_prompts=5",
+    "train.max_epochs=3",
+    "calibrate.target_agreement=0.5",
+    "calibrate.thresholds=[0.6,0.9]",
+    "compare.bootstrap_samples=50",
+    "model.device=cpu",
+    "threads=1",
+]
 STOPS, METHODS, TASKS = 2, 4, 4  # tasks: three and `all`
 
 
@@ -49,8 +58,17 @@ def failing(capsys, arguments, command=None):
 
 
 def test_the_run_leaves_everything_it_promises(finished):
-    for name in ("run.json", "metrics.json", "compare.json", "compare.md", "policy/policy.json", "policy/model.safetensors",
-                 "plots/tradeoff.png", "plots/reliability.png", "plots/commit_steps.png"):  # fmt: skip
+    for name in (
+        "run.json",
+        "metrics.json",
+        "compare.json",
+        "compare.md",
+        "policy/policy.json",
+        "policy/model.safetensors",
+        "plots/tradeoff.png",
+        "plots/reliability.png",
+        "plots/commit_steps.png",
+    ):
         assert (finished / name).stat().st_size > 0, name
     rows = json.loads((finished / "compare.json").read_text())["rows"]
     assert len(rows) == STOPS * METHODS * TASKS
@@ -261,7 +279,8 @@ EVERY_ROLE = """compare.methods=[
     {name: entropy, policy: fixed, options: {rank: entropy}},
     {name: dual, policy: threshold, cache: dual},
     {name: ada, policy: threshold, scheduler: adablock, cache: prefix},
-    {name: dsb, policy: threshold, scheduler: dsb, scheduler_options: {mode: const}, cache: dsb, cache_options: {prefix_window: 4}},
+    {name: dsb, policy: threshold, scheduler: dsb, scheduler_options: {mode: const}, cache: dsb,
+     cache_options: {prefix_window: 4}},
     {name: curve, policy: threshold, sweep: {threshold: [0.3, 0.9]}},
     {name: oracle, policy: oracle},
 ]"""
@@ -327,14 +346,22 @@ def uninterrupted(arguments, tmp_path_factory):
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_from_outside_while_recording_and_started_again(arguments, uninterrupted, tmp_path, sent):
-    """Ctrl-C ends with a line and 130, a kill with nothing; either way the same command goes on and the result is that of one run."""
+    """Ctrl-C ends a run with a line and the code 130, and a kill ends it with nothing.
+
+    Either way the same command goes on, and the result is that of a run without an interruption.
+    """
     output = tmp_path / "out"
     command = [sys.executable, "-m", "learn2pd", "record", *arguments, f"output_dir={output}", "record.shard_prompts=1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command, cwd=Path(__file__).parents[2], env=environment, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite started in the background ignores it, and hands that on
-    )  # fmt: skip
+        command,
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A suite that was started in the background ignores the interrupt and hands that on to its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while (
         not (output / "records" / "shard-00001.json").exists()

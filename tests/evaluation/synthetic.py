@@ -8,9 +8,21 @@ from learn2pd.evaluation.outcomes import Labels, Outcome
 
 
 def outcome(
-    family, policy, *, setting="", group=None, stop="eot", task="math", scheduler="blocks", forwards=(10, 20), lengths=(10, 10), correct=(1, 0),
-    tokens=((5, 6, 0, 0), (7, 0, 0, 0)), auxiliary=0, wall_s=2.0,
-):  # fmt: skip
+    family,
+    policy,
+    *,
+    setting="",
+    group=None,
+    stop="eot",
+    task="math",
+    scheduler="blocks",
+    forwards=(10, 20),
+    lengths=(10, 10),
+    correct=(1, 0),
+    tokens=((5, 6, 0, 0), (7, 0, 0, 0)),
+    auxiliary=0,
+    wall_s=2.0,
+):
     """An outcome of as many prompts as `forwards` has; shorter columns are repeated."""
     count = len(forwards)
     trained = policy == "filter" or scheduler == "adablock_learned"

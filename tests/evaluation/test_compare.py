@@ -19,6 +19,7 @@ from tests.evaluation.synthetic import outcome
 
 
 def rows_of(outcomes, samples=50):
+    """The rows of the table of these outcomes."""
     return build_rows(measure(outcomes, Bootstrap(samples, 0)))
 
 
@@ -37,14 +38,14 @@ def test_speedups_compare_under_the_same_stop_rule_and_task():
             outcome("vanilla", "fixed", stop="none", forwards=(256, 256)),
         ]
     )
-    chosen = rows[2]
-    assert chosen["speedup_forwards"] == pytest.approx(10)
-    assert chosen["speedup_forwards_threshold"] == pytest.approx(2)
-    assert chosen["tokens_per_forward"] == pytest.approx(20 / 30)
-    assert chosen["tokens_per_forward_ratio_threshold"] == pytest.approx(2)
+    third = rows[2]
+    assert third["speedup_forwards"] == pytest.approx(10)
+    assert third["speedup_forwards_threshold"] == pytest.approx(2)
+    assert third["tokens_per_forward"] == pytest.approx(20 / 30)
+    assert third["tokens_per_forward_ratio_threshold"] == pytest.approx(2)
     assert rows[3]["speedup_forwards_threshold"] is None
-    low, high = chosen["tokens_per_forward_interval"]
-    assert low <= chosen["tokens_per_forward"] <= high
+    low, high = third["tokens_per_forward_interval"]
+    assert low <= third["tokens_per_forward"] <= high
 
 
 def test_agreement_is_with_the_one_token_a_step_decode_of_the_same_stop_rule():
@@ -56,8 +57,23 @@ def test_agreement_is_with_the_one_token_a_step_decode_of_the_same_stop_rule():
 
 
 def test_rows_have_every_key_the_design_names():
-    needed = {"method", "scheduler", "policy", "cache", "stop", "task", "prompts", "accuracy", "agreement", "forwards_mean", "tokens_per_forward",
-              "tokens_per_second", "wall_seconds", "speedup_forwards", "speedup_wall"}  # fmt: skip
+    needed = {
+        "method",
+        "scheduler",
+        "policy",
+        "cache",
+        "stop",
+        "task",
+        "prompts",
+        "accuracy",
+        "agreement",
+        "forwards_mean",
+        "tokens_per_forward",
+        "tokens_per_second",
+        "wall_seconds",
+        "speedup_forwards",
+        "speedup_wall",
+    }
     assert needed <= set(rows_of([outcome("vanilla", "fixed")])[0])
 
 
@@ -200,7 +216,7 @@ def test_every_resample_draws_as_many_prompts_and_the_same_for_every_column(monk
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
-    """Accuracy differences of pairs, 200 samples of 100 prompts: about 95% of the intervals hold the true difference."""
+    """Of 200 samples of 100 prompts, the interval of about 95% holds the true difference of accuracy of the pair."""
     rng, covered = np.random.default_rng(0), 0
     for _ in range(200):
         skill = rng.random(100)
@@ -226,5 +242,8 @@ def test_an_answer_is_cut_short_where_it_is_the_beginning_of_the_same_methods_lo
         ]
     )
     assert [(row["method"], row["stop"], row["cut_short"]) for row in rows] == [
-        ("vanilla", "none", 0), ("vanilla", "eot", 1), ("threshold", "eot", None), ("vanilla", "learned", 0),
-    ]  # fmt: skip
+        ("vanilla", "none", 0),
+        ("vanilla", "eot", 1),
+        ("threshold", "eot", None),
+        ("vanilla", "learned", 0),
+    ]

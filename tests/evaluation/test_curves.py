@@ -17,17 +17,20 @@ PLAIN, ORACLE = exact("vanilla", "fixed", 1, 0.8), exact("oracle", "oracle", 5, 
 
 
 def families_of(outcomes, margin=0.005, samples=100):
+    """The comparison of the families of these outcomes."""
     return compare_families(measure(outcomes, Bootstrap(samples, 0)), margin)
 
 
 def line_of(lines, family, **where):
-    (found,) = [
+    """The only line of a family that has the given values."""
+    (only,) = [
         line for line in lines if line["family"] == family and all(line[key] == value for key, value in where.items())
     ]
-    return found
+    return only
 
 
 def swept(family, policy, points, **options):
+    """Outcomes of a policy at several settings, from pairs of speed and accuracy."""
     return [exact(family, policy, speed, accuracy, setting=str(speed), **options) for speed, accuracy in points]
 
 
@@ -35,6 +38,7 @@ POINTS = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 100)), min_size=1
 
 
 def height(points, at):
+    """The height of the hull of some points at the given speeds."""
     x, y = np.array(points, float).T
     return curve(x[None], y[None], np.asarray(at, float)[None])[0]
 
@@ -42,12 +46,12 @@ def height(points, at):
 @given(POINTS, POINTS)
 def test_a_curve_never_rises_holds_its_settings_and_gains_by_more_of_them(points, more):
     at = np.arange(1, 62)
-    found, larger = height(points, at), height(points + more, at)
-    assert (np.diff(found[np.isfinite(found)]) <= 1e-9).all()
+    heights, larger = height(points, at), height(points + more, at)
+    assert (np.diff(heights[np.isfinite(heights)]) <= 1e-9).all()
     assert all(height(points, [x])[0] >= y - 1e-9 for x, y in points)
-    assert (larger >= found - 1e-9).all()
-    assert np.isneginf(found).tolist() == (at > max(x for x, _ in points)).tolist()
-    assert found.max() <= max(y for _, y in points)
+    assert (larger >= heights - 1e-9).all()
+    assert np.isneginf(heights).tolist() == (at > max(x for x, _ in points)).tolist()
+    assert heights.max() <= max(y for _, y in points)
 
 
 @given(POINTS)
@@ -66,14 +70,14 @@ def test_areas_of_straight_lines():
     short = swept("short", "factor", [(2, 0.8), (3, 0.8)])
     dominated = swept("dominated", "localleap", [(1, 0.8), (2, 0.3), (5, 0.4)])
     fast = swept("fast", "filter", [(5, 1.0), (9, 0.0)])
-    found = families_of([PLAIN, ORACLE, *line, *short, *dominated, *fast])
-    assert {entry["family"] for entry in found["curves"]} == {"line", "short", "dominated", "fast"}
-    areas = {entry["family"]: entry["area"] for entry in found["curves"]}
+    families = families_of([PLAIN, ORACLE, *line, *short, *dominated, *fast])
+    assert {entry["family"] for entry in families["curves"]} == {"line", "short", "dominated", "fast"}
+    areas = {entry["family"]: entry["area"] for entry in families["curves"]}
     assert areas == pytest.approx({"line": 0.6, "short": 0.8 * 2 / 4, "dominated": 0.6, "fast": 1.0})
-    entry = line_of(found["curves"], "line")
+    entry = line_of(families["curves"], "line")
     assert entry["range"] == [1, 5]
     assert entry["area_interval"][0] < 0.6 < entry["area_interval"][1]
-    assert [point["on_hull"] for point in line_of(found["curves"], "dominated")["points"]] == [True, False, True]
+    assert [point["on_hull"] for point in line_of(families["curves"], "dominated")["points"]] == [True, False, True]
 
 
 def test_an_area_is_that_of_the_drawn_curve():
@@ -87,10 +91,10 @@ def test_an_area_is_that_of_the_drawn_curve():
         [exact("vanilla", "fixed", 0.5, 0.9, prompts=60), exact("oracle", "oracle", 4, 0.9, prompts=60), *outcomes],
         Bootstrap(20, 0),
     )
-    found = line_of(compare_families(fields, 0.005)["curves"], "filter")
-    at = np.linspace(*found["range"], 20001)
-    drawn = height([(point["tokens_per_forward"], point["accuracy"]) for point in found["points"]], at)
-    assert found["area"] == pytest.approx(np.where(np.isfinite(drawn), drawn, 0).mean(), abs=1e-3)
+    filters = line_of(compare_families(fields, 0.005)["curves"], "filter")
+    at = np.linspace(*filters["range"], 20001)
+    drawn = height([(point["tokens_per_forward"], point["accuracy"]) for point in filters["points"]], at)
+    assert filters["area"] == pytest.approx(np.where(np.isfinite(drawn), drawn, 0).mean(), abs=1e-3)
 
 
 def test_the_fastest_setting_within_the_margin():
@@ -98,21 +102,26 @@ def test_the_fastest_setting_within_the_margin():
     mine = swept("mine", "filter", [(3, 0.8), (4, 0.79)])
     apd = swept("apd", "apd", [(4, 0.9)], auxiliary=3)
     poor = swept("poor", "factor", [(3, 0.5)])
-    found = families_of([PLAIN, ORACLE, *rule, *mine, *apd, *poor])["fastest"]
-    chosen = line_of(found, "mine")
-    assert (chosen["setting"], chosen["tokens_per_forward"], chosen["kind"], chosen["rival"]) == (
+    fastest = families_of([PLAIN, ORACLE, *rule, *mine, *apd, *poor])["fastest"]
+    fastest_mine = line_of(fastest, "mine")
+    assert (
+        fastest_mine["setting"],
+        fastest_mine["tokens_per_forward"],
+        fastest_mine["kind"],
+        fastest_mine["rival"],
+    ) == (
         "3",
         3,
         "learned",
         "rule",
     )
-    assert chosen["ratio"] == pytest.approx(3 / 2)
-    assert (chosen["rival_second_model"], chosen["ratio_second_model"]) == ("apd", pytest.approx(3 / 4))
-    assert chosen["oracle_share"] == pytest.approx(3 / 5)
-    assert (chosen["accuracy_difference"], chosen["met"]) == (0, 1)
-    assert line_of(found, "apd")["second_model"]
-    assert line_of(found, "oracle")["oracle_share"] == 1
-    none = line_of(found, "poor")
+    assert fastest_mine["ratio"] == pytest.approx(3 / 2)
+    assert (fastest_mine["rival_second_model"], fastest_mine["ratio_second_model"]) == ("apd", pytest.approx(3 / 4))
+    assert fastest_mine["oracle_share"] == pytest.approx(3 / 5)
+    assert (fastest_mine["accuracy_difference"], fastest_mine["met"]) == (0, 1)
+    assert line_of(fastest, "apd")["second_model"]
+    assert line_of(fastest, "oracle")["oracle_share"] == 1
+    none = line_of(fastest, "poor")
     assert (none["method"], none["tokens_per_forward"], none["met"]) == (None, 1, 0)
 
 
@@ -139,32 +148,35 @@ def test_a_choice_that_hangs_on_few_prompts_has_a_wide_interval():
             correct=shaky < np.quantile(shaky, (skill < 0.7).mean()),
         )
     )
-    found = line_of(families_of(rows, samples=500)["fastest"], "rule")
-    assert found["tokens_per_forward"] == 3
-    assert found["tokens_per_forward_interval"] == [1, 3]
-    assert 0.2 < found["met"] < 0.8
+    fastest_rule = line_of(families_of(rows, samples=500)["fastest"], "rule")
+    assert fastest_rule["tokens_per_forward"] == 3
+    assert fastest_rule["tokens_per_forward_interval"] == [1, 3]
+    assert 0.2 < fastest_rule["met"] < 0.8
 
 
 def test_pairs_at_equal_tokens_per_forward():
     rule = swept("rule", "threshold", [(2, 0.8), (4, 0.6)])
     mine = swept("mine", "filter", [(3, 0.8), (4, 0.7), (5, 0.5)])
-    found = line_of(families_of([PLAIN, ORACLE, *rule, *mine])["pairs"], "mine", rival="rule")
-    assert (found["method"], found["tokens_per_forward"]) == ("mine 3", 3)
-    assert found["difference"] == pytest.approx(0.1)
-    assert [point["difference"] for point in found["points"]] == pytest.approx([0.1, 0.1, -0.1])
-    assert [point["past_rival"] for point in found["points"]] == [False, False, True]
+    pair = line_of(families_of([PLAIN, ORACLE, *rule, *mine])["pairs"], "mine", rival="rule")
+    assert (pair["method"], pair["tokens_per_forward"]) == ("mine 3", 3)
+    assert pair["difference"] == pytest.approx(0.1)
+    assert [point["difference"] for point in pair["points"]] == pytest.approx([0.1, 0.1, -0.1])
+    assert [point["past_rival"] for point in pair["points"]] == [False, False, True]
     mine_area, rule_area = (2 * 0.8 + (0.8 + 0.7) / 2 + (0.7 + 0.5) / 2) / 4, (0.8 + 2 * 0.7) / 4
-    assert found["area_difference"] == pytest.approx(mine_area - rule_area)
-    assert found["area_difference_interval"][0] <= found["area_difference"] <= found["area_difference_interval"][1]
+    assert pair["area_difference"] == pytest.approx(mine_area - rule_area)
+    assert pair["area_difference_interval"][0] <= pair["area_difference"] <= pair["area_difference_interval"][1]
 
 
 def test_a_family_that_is_better_everywhere_is_better_in_every_resample():
-    """In pairs: the right answers of the rival are a part of ours, and the interval is far narrower than that of either accuracy."""
+    """The prompts are compared in pairs, so the interval is far narrower than that of either accuracy.
+
+    The right answers of the rival are a part of ours.
+    """
     rule = swept("rule", "threshold", [(2, 0.7), (4, 0.5)])
     mine = swept("mine", "filter", [(2, 0.8), (4, 0.7)])
-    found = line_of(families_of([PLAIN, ORACLE, *rule, *mine], samples=400)["pairs"], "mine", rival="rule")
-    assert (found["difference_better"], found["area_difference_better"]) == (1, 1)
-    assert found["difference_interval"][0] > 0
+    pair = line_of(families_of([PLAIN, ORACLE, *rule, *mine], samples=400)["pairs"], "mine", rival="rule")
+    assert (pair["difference_better"], pair["area_difference_better"]) == (1, 1)
+    assert pair["difference_interval"][0] > 0
     same = line_of(
         families_of([PLAIN, ORACLE, *rule, *swept("mine", "filter", [(2, 0.7), (4, 0.5)])])["pairs"],
         "mine",
@@ -195,19 +207,23 @@ def test_seeds_of_one_recipe_have_a_mean_and_a_spread():
             exact(f"seed {seed}", "filter", speed + 1, 0.3, setting="0.5", group="mine"),
         )
     ]
-    found = families_of([PLAIN, ORACLE, exact("rule", "threshold", 2, 0.8), *seeds])["seeds"]
-    setting = next(line for line in found["settings"] if line["setting"] == "0.9")
+    over_seeds = families_of([PLAIN, ORACLE, exact("rule", "threshold", 2, 0.8), *seeds])["seeds"]
+    setting = next(line for line in over_seeds["settings"] if line["setting"] == "0.9")
     assert (setting["group"], setting["seeds"]) == ("mine", 3)
     assert setting["tokens_per_forward"] == pytest.approx(3)
     assert setting["tokens_per_forward_spread"] == [2, 4]
     assert setting["accuracy_spread"] == [0.6, 0.9]
-    (fastest,) = found["fastest"]
+    (fastest,) = over_seeds["fastest"]
     assert fastest["tokens_per_forward"] == pytest.approx(
         (2 + 3 + 1) / 3
     )  # the third seed has no setting within the margin
     assert fastest["ratio_spread"] == [0.5, 1.5]
-    assert {line["rival"]: line["seeds"] for line in found["pairs"]} == {"vanilla": 3, "rule": 3}
-    assert found["curves"][0]["area_spread"][0] < found["curves"][0]["area"] < found["curves"][0]["area_spread"][1]
+    assert {line["rival"]: line["seeds"] for line in over_seeds["pairs"]} == {"vanilla": 3, "rule": 3}
+    assert (
+        over_seeds["curves"][0]["area_spread"][0]
+        < over_seeds["curves"][0]["area"]
+        < over_seeds["curves"][0]["area_spread"][1]
+    )
 
 
 def test_stop_rules_and_tasks_are_worlds_of_their_own():
@@ -220,25 +236,32 @@ def test_stop_rules_and_tasks_are_worlds_of_their_own():
             exact("mine", "filter", speed, 0.8, stop=stop, task=task),
         )
     ]
-    found = families_of(outcomes)["fastest"]
-    assert {(line["stop"], line["task"]): line["ratio"] for line in found if line["family"] == "mine"} == {
-        ("none", "math"): 1.5, ("none", "all"): 1.5, ("eot", "math"): 3, ("eot", "all"): 3,
-    }  # fmt: skip
+    fastest = families_of(outcomes)["fastest"]
+    assert {(line["stop"], line["task"]): line["ratio"] for line in fastest if line["family"] == "mine"} == {
+        ("none", "math"): 1.5,
+        ("none", "all"): 1.5,
+        ("eot", "math"): 3,
+        ("eot", "all"): 3,
+    }
 
 
 def test_what_is_missing_is_left_out():
-    """No one-token-a-step decode: nothing to refer to. No oracle: no share of it. Nothing judged: agreement takes the place of accuracy."""
+    """Each figure that needs a missing part is left out.
+
+    Without a decode of one token a step no reference is known, and without an oracle no share of it. Where nothing is
+    judged, agreement takes the place of accuracy.
+    """
     assert families_of([exact("rule", "threshold", 2, 0.8)])["fastest"] == []
     outcomes = [exact("vanilla", "fixed", 1, 0), *swept("rule", "threshold", [(2, 0), (3, 0)])]
     for entry in outcomes:
         entry.correct.fill(np.nan)
-    found = families_of(outcomes)
-    assert (line_of(found["curves"], "rule")["measure"], line_of(found["curves"], "rule")["range"]) == (
+    families = families_of(outcomes)
+    assert (line_of(families["curves"], "rule")["measure"], line_of(families["curves"], "rule")["range"]) == (
         "agreement",
         [1, 3],
     )
-    chosen = line_of(found["fastest"], "rule")
-    assert (chosen["setting"], chosen["accuracy"], "oracle_share" in chosen) == ("3", 1, False)
+    fastest_rule = line_of(families["fastest"], "rule")
+    assert (fastest_rule["setting"], fastest_rule["accuracy"], "oracle_share" in fastest_rule) == ("3", 1, False)
 
 
 @pytest.fixture(scope="module")
@@ -259,8 +282,18 @@ def comparison():
     return {"rows": build_rows(fields)} | compare_families(fields, 0.005)
 
 
-META = {"model": "m", "prompts": 100, "seed": 0, "gen_length": 4, "block_length": 4, "batch_size": 2, "device": "cpu", "dtype": "float32",
-        "bootstrap_samples": 30, "accuracy_margin": 0.005}  # fmt: skip
+META = {
+    "model": "m",
+    "prompts": 100,
+    "seed": 0,
+    "gen_length": 4,
+    "block_length": 4,
+    "batch_size": 2,
+    "device": "cpu",
+    "dtype": "float32",
+    "bootstrap_samples": 30,
+    "accuracy_margin": 0.005,
+}
 
 
 def test_every_line_of_the_comparison_is_in_its_table(comparison):

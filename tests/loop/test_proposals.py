@@ -18,6 +18,7 @@ def noise_of(positions, seed, vocab_size):
 
 
 def logits(seed, rows=20, vocabulary=50, spread=6.0):
+    """Random logits."""
     return torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed)) * spread
 
 
@@ -29,6 +30,7 @@ def propose(values, mask_id, needs):
 
 
 def sample(values, temperature, mask_id, seed=0, **restriction):
+    """Tokens and confidences that are drawn from logits, the mask token excluded."""
     values = values.clone()
     values[:, mask_id] = -torch.inf
     noise = noise_of(len(values), seed, values.shape[1])
@@ -36,6 +38,7 @@ def sample(values, temperature, mask_id, seed=0, **restriction):
 
 
 def reference(values, mask_id):
+    """The float64 softmax of logits without the mask token."""
     values = values.double().clone()
     values[:, mask_id] = -torch.inf
     return values.softmax(-1)

@@ -43,6 +43,7 @@ def state_of(masked):
 
 
 def bounds(window):
+    """Start and stop of the first row's window."""
     return int(window.start[0]), int(window.stop[0])
 
 

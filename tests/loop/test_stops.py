@@ -26,6 +26,7 @@ SPEC = ModelSpec(
 
 
 def end(stop, proposed, confidence, committed, forced=(), before=6, tokens=None):
+    """The position at which a stop rule ends a row of six tokens, given what is proposed and committed in a step."""
     state = DecodeState.start([[5, 5]], 6, SPEC)
     state = replace(state, end=torch.tensor([before]), masked=state.masked & (torch.arange(6) < before))
     ids = torch.tensor([proposed])

@@ -1,4 +1,7 @@
-"""What the tests of both families do with a checkpoint in the hub's layout, which each module writes as its `hub_folder`."""
+"""What the tests of both families do with a checkpoint in the hub's layout.
+
+Each module writes such a checkpoint as its `hub_folder`.
+"""
 
 from __future__ import annotations
 

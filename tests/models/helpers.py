@@ -66,9 +66,16 @@ LLADA_8B = {
     "weight_tying": False,
 }
 ILLADA_8B = LLADA_8B | {
-    "n_kv_heads": 8, "mlp_hidden_size": 14336, "vocab_size": 155136, "embedding_size": 155136, "max_sequence_length": 8192, "weight_tying": True,
-    "mask_token_id": 5, "eos_token_id": 2, "pad_token_id": 1,
-}  # fmt: skip
+    "n_kv_heads": 8,
+    "mlp_hidden_size": 14336,
+    "vocab_size": 155136,
+    "embedding_size": 155136,
+    "max_sequence_length": 8192,
+    "weight_tying": True,
+    "mask_token_id": 5,
+    "eos_token_id": 2,
+    "pad_token_id": 1,
+}
 MASK = 5
 
 
@@ -96,11 +103,25 @@ def hub_shapes(config: dict) -> dict[str, tuple[int, ...]]:
 
 
 def write_checkpoint(folder, tokenizer, **changes):
-    """A small checkpoint in the hub's form, whose code must not run; the mask token has another id than the tokenizer's."""
-    config = ILLADA_8B | {
-        "d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "mlp_hidden_size": 48, "vocab_size": len(tokenizer),
-        "embedding_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
-    } | changes  # fmt: skip
+    """A small checkpoint in the hub's form, whose code must not run.
+
+    Its mask token has another id than the tokenizer's.
+    """
+    config = (
+        ILLADA_8B
+        | {
+            "d_model": 32,
+            "n_layers": 2,
+            "n_heads": 4,
+            "n_kv_heads": 2,
+            "mlp_hidden_size": 48,
+            "vocab_size": len(tokenizer),
+            "embedding_size": len(tokenizer),
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        | changes
+    )
     tokenizer.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(config))
     for name in ("configuration_llada.py", "modeling_llada.py"):
@@ -115,12 +136,14 @@ def write_checkpoint(folder, tokenizer, **changes):
 
 
 def edit_json(path, **changes):
+    """Change fields of a JSON file; a field that becomes `...` is taken out."""
     fields = json.loads(path.read_text())
     fields.update(changes)
     path.write_text(json.dumps({key: value for key, value in fields.items() if value is not ...}))
 
 
 def edit_weights(folder, change):
+    """Let a function change the tensors of a checkpoint, by name, and write them back."""
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

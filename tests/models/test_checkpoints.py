@@ -1,4 +1,7 @@
-"""Checkpoints that others made: what loads all the same, and what is refused in one line with the file's name and the real cause."""
+"""Checkpoints that others made: some load all the same, and the others are refused.
+
+A refusal is one line with the file's name and the real cause.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,13 @@ from transformers import PretrainedConfig
 from learn2pd.errors import UserError
 from learn2pd.models.loading import load_model, load_tokenizer
 from learn2pd.models.neighbours import cause, told_in_one_line
-from tests.models.test_loading import edit_json, edit_weights, refusal
+from tests.models.helpers import edit_json, edit_weights, refusal
 
-POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+POINTER = (
+    "version https://git-lfs.github.com/spec/v1\n"
+    "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\n"
+    "size 12345\n"
+)
 
 
 @pytest.fixture
@@ -52,6 +59,7 @@ def shard(folder: Path, parts: int = 2, **index) -> Path:
 
 
 def equal(first, second) -> bool:
+    """Whether two models have the same weights, byte for byte."""
     ours, theirs = first.adapter.network.state_dict(), second.adapter.network.state_dict()
     return ours.keys() == theirs.keys() and all(ours[name].equal(theirs[name]) for name in ours)
 
@@ -388,11 +396,17 @@ def test_weights_cut_short_are_told_as_such(folder, kept):
 
 
 HEADERS = [
-    b"<!DOCTYPE html><html>not found</html>", b"\0" * 100, struct.pack("<Q", 2) + b"[]", struct.pack("<Q", 2) + b"{}", struct.pack("<Q", 4) + b'{"a"',
-    struct.pack("<Q", 8) + b'{"a": 1}', struct.pack("<Q", 3) + b"\xff\xff\xff", struct.pack("<Q", 1 << 60) + b"{}",
+    b"<!DOCTYPE html><html>not found</html>",
+    b"\0" * 100,
+    struct.pack("<Q", 2) + b"[]",
+    struct.pack("<Q", 2) + b"{}",
+    struct.pack("<Q", 4) + b'{"a"',
+    struct.pack("<Q", 8) + b'{"a": 1}',
+    struct.pack("<Q", 3) + b"\xff\xff\xff",
+    struct.pack("<Q", 1 << 60) + b"{}",
     struct.pack("<Q", 62) + b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}} ' + b"\0" * 4,
     struct.pack("<Q", 62) + b'{"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}} ' + b"\0" * 4,
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("content", HEADERS, ids=range(len(HEADERS)))
@@ -503,14 +517,21 @@ def test_a_tokenizer_alone_speaks_of_the_argument_it_belongs_to(folder):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (KeyError("metadata"), "'metadata' is missing"), (KeyError(), "key is missing"), (ValueError(), "ValueError"),
+        (KeyError("metadata"), "'metadata' is missing"),
+        (KeyError(), "key is missing"),
+        (ValueError(), "ValueError"),
         (ValueError("x"), "ValueError: x"),
-        (ValueError("first\nsecond"), "ValueError: first"), (RuntimeError("a long\tline\n\nmore"), "a long line"),
-        (FileNotFoundError(2, "No such file or directory", "a.json"), "No such file or directory: a.json"), (OSError("all\nof it"), "OSError: all"),
-        (PermissionError(13, "Permission denied"), "Permission denied"), (MemoryError(), "memory"), (torch.OutOfMemoryError("CUDA"), "memory"),
-        (RecursionError("maximum"), "nested"), (RuntimeError("x " * 1000), "x x"),
+        (ValueError("first\nsecond"), "ValueError: first"),
+        (RuntimeError("a long\tline\n\nmore"), "a long line"),
+        (FileNotFoundError(2, "No such file or directory", "a.json"), "No such file or directory: a.json"),
+        (OSError("all\nof it"), "OSError: all"),
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+        (MemoryError(), "memory"),
+        (torch.OutOfMemoryError("CUDA"), "memory"),
+        (RecursionError("maximum"), "nested"),
+        (RuntimeError("x " * 1000), "x x"),
     ],
-)  # fmt: skip
+)
 def test_whatever_a_neighbour_raises_becomes_one_line(error, words):
     assert words in cause(error)
     with pytest.raises(UserError) as raised, told_in_one_line("subject", "do this"):

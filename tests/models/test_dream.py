@@ -1,4 +1,7 @@
-"""A Dream checkpoint as it lies on the hub: its own vocabulary files, its own tokenizer class, remote code that must not run."""
+"""A Dream checkpoint as it lies on the hub.
+
+It has vocabulary files and a tokenizer class of its own, and remote code that must not run.
+"""
 
 from __future__ import annotations
 
@@ -144,6 +147,7 @@ def dream(hub_folder):
 
 
 def logits(network, length: int = 40) -> torch.Tensor:
+    """The logits of some fixed tokens."""
     with torch.inference_mode():
         return network(torch.arange(length)[None] * 7 % WORDS).logits
 
@@ -191,7 +195,8 @@ def test_text_is_split_as_qwen2_splits_it(dream):
 def test_the_chat_template_is_applied(dream):
     ids = dream.encode("how many apples?")
     assert dream.tokenizer.decode(ids) == (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nhow many apples?<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\nhow many apples?<|im_end|>\n<|im_start|>assistant\n"
     )
     assert (ids.count(START), ids.count(END_OF_TURN)) == (3, 2)
 
@@ -218,10 +223,18 @@ def test_an_id_that_is_none_is_refused(folder, field, value):
 
 def test_tensor_names_and_shapes_are_the_hubs():
     fields = CONFIG | {
-        "hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4, "num_hidden_layers": 28,
-        "vocab_size": 152064, "max_position_embeddings": 131072, "mask_token_id": 151666, "eos_token_id": 151643, "pad_token_id": 151643,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "num_hidden_layers": 28,
+        "vocab_size": 152064,
+        "max_position_embeddings": 131072,
+        "mask_token_id": 151666,
+        "eos_token_id": 151643,
+        "pad_token_id": 151643,
         "bos_token_id": 151643,
-    }  # fmt: skip
+    }
     with torch.device("meta"):
         network = DreamModel(DreamConfig.from_dict(fields))
     assert {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()} == hub_shapes(fields)
@@ -274,6 +287,7 @@ def test_weights_stored_in_bfloat16_load_in_float32(folder):
 
 
 def shard(model, folder) -> list:
+    """Save the model's weights in several files, and return their paths."""
     (folder / "model.safetensors").unlink()
     model.adapter.network.save_pretrained(folder, max_shard_size="40KB")
     return sorted(folder.glob("*.safetensors"))
@@ -319,11 +333,18 @@ def test_fewer_layers_than_the_weights_have_are_refused(folder):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("use_sliding_window", True), ("rope_scaling", YARN), ("rope_scaling", {"type": "linear", "factor": 2.0}), ("rope_parameters", YARN),
-        ("rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.5}), ("tie_word_embeddings", True), ("hidden_act", "gelu"),
-        ("use_mrope", True), ("quantization_config", {"quant_method": "gptq"}), ("layer_types", ["full_attention", "sliding_attention"]),
+        ("use_sliding_window", True),
+        ("rope_scaling", YARN),
+        ("rope_scaling", {"type": "linear", "factor": 2.0}),
+        ("rope_parameters", YARN),
+        ("rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.5}),
+        ("tie_word_embeddings", True),
+        ("hidden_act", "gelu"),
+        ("use_mrope", True),
+        ("quantization_config", {"quant_method": "gptq"}),
+        ("layer_types", ["full_attention", "sliding_attention"]),
     ],
-)  # fmt: skip
+)
 def test_a_config_field_this_model_does_not_compute_is_named(folder, field, value):
     edit_json(folder / "config.json", **{field: value})
     assert field in refusal(folder)
@@ -332,10 +353,17 @@ def test_a_config_field_this_model_does_not_compute_is_named(folder, field, valu
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("hidden_size", 33), ("num_attention_heads", 0), ("num_attention_heads", 3), ("num_key_value_heads", 3), ("vocab_size", None),
-        ("num_hidden_layers", 1.5), ("rope_theta", 0), ("rope_theta", "1e6"), ("rms_norm_eps", None),
+        ("hidden_size", 33),
+        ("num_attention_heads", 0),
+        ("num_attention_heads", 3),
+        ("num_key_value_heads", 3),
+        ("vocab_size", None),
+        ("num_hidden_layers", 1.5),
+        ("rope_theta", 0),
+        ("rope_theta", "1e6"),
+        ("rms_norm_eps", None),
     ],
-)  # fmt: skip
+)
 def test_a_config_field_that_makes_no_model_is_refused(folder, field, value):
     edit_json(folder / "config.json", **{field: value})
     assert f"{field}={value!r}" in refusal(folder)

@@ -34,6 +34,7 @@ def hub_cache(tmp_path, monkeypatch) -> Path:
 
 
 def closed_port() -> str:
+    """The address of a port on which nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -131,6 +132,7 @@ def hub(tiny_model_folder, monkeypatch) -> Iterator[list[str]]:
 
 
 def refusal(load, *arguments, **options) -> str:
+    """The one line that a refused load shows within ten seconds."""
     started = time.monotonic()
     with pytest.raises(UserError) as error:
         load(*arguments, **options)

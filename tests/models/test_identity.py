@@ -1,4 +1,7 @@
-"""Which model it is: every byte of every weight and every field that matters, and nothing else; the second time costs nothing."""
+"""A model's identity is every byte of every weight and every field that matters, and nothing else.
+
+Asking for it a second time costs nothing.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from learn2pd.models import identity
 from learn2pd.models.dream import DreamConfig
 from learn2pd.models.llada import LLaDAConfig
 from learn2pd.models.loading import fingerprint, load_model
-from tests.models.test_loading import edit_json, edit_weights
+from tests.models.helpers import edit_json, edit_weights
 
 OLD = time.time_ns() - 3600 * 10**9
 
@@ -36,6 +39,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def of(folder, **options) -> str:
+    """The fingerprint of the model in a folder."""
     return load_model(folder, device="cpu", **options).spec.fingerprint
 
 
@@ -46,6 +50,7 @@ def settle(folder: Path) -> None:
 
 
 def entries(cache: Path) -> list[Path]:
+    """The files of the cache of digests."""
     return sorted(cache.iterdir()) if cache.exists() else []
 
 
@@ -126,16 +131,37 @@ def test_the_type_that_it_runs_in_counts_and_a_network_in_memory_is_the_same(fol
 
 OTHER = {
     LLaDAConfig: {
-        "d_model": 64, "n_layers": 3, "n_heads": 8, "n_kv_heads": 2, "mlp_hidden_size": 48, "vocab_size": 300, "embedding_size": 500,
-        "max_sequence_length": 100, "rope_theta": 5.0, "rms_norm_eps": 1e-3, "weight_tying": True,
-        "mask_token_id": 9, "eos_token_id": 9, "pad_token_id": 9,
+        "d_model": 64,
+        "n_layers": 3,
+        "n_heads": 8,
+        "n_kv_heads": 2,
+        "mlp_hidden_size": 48,
+        "vocab_size": 300,
+        "embedding_size": 500,
+        "max_sequence_length": 100,
+        "rope_theta": 5.0,
+        "rms_norm_eps": 1e-3,
+        "weight_tying": True,
+        "mask_token_id": 9,
+        "eos_token_id": 9,
+        "pad_token_id": 9,
     },
     DreamConfig: {
-        "vocab_size": 300, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 8, "num_key_value_heads": 1,
-        "max_position_embeddings": 100, "rope_theta": 5.0, "rms_norm_eps": 1e-3, "mask_token_id": 9, "eos_token_id": 9, "pad_token_id": 9,
+        "vocab_size": 300,
+        "hidden_size": 64,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 100,
+        "rope_theta": 5.0,
+        "rms_norm_eps": 1e-3,
+        "mask_token_id": 9,
+        "eos_token_id": 9,
+        "pad_token_id": 9,
         "bos_token_id": 9,
     },
-}  # fmt: skip
+}
 BASE = {
     LLaDAConfig: {
         "d_model": 32,

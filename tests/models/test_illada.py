@@ -1,4 +1,7 @@
-"""LLaDA checkpoints as they lie on the hub, and iLLaDA: the same code with grouped-query attention and one matrix for embeddings and head."""
+"""LLaDA checkpoints as they lie on the hub, and iLLaDA's.
+
+iLLaDA is the same code with grouped-query attention and one matrix for embeddings and head.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,7 @@ def illada(hub_folder):
 
 
 def logits(network) -> torch.Tensor:
+    """The logits of some fixed tokens."""
     with torch.inference_mode():
         return network(torch.arange(10, 50)[None]).logits
 
@@ -138,11 +142,18 @@ def test_a_saved_configuration_keeps_the_hubs_fields(config, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("rope_scaling", YARN), ("rope_parameters", YARN), ("quantization_config", {"quant_method": "bitsandbytes", "load_in_4bit": True}),
-        ("embedding_size", 399), ("rope_theta", -1.0), ("rms_norm_eps", "small"), ("eos_token_id", "end"), ("eos_token_id", [0, 400]),
-        ("mask_token_id", [5]), ("n_kv_heads", 8),
+        ("rope_scaling", YARN),
+        ("rope_parameters", YARN),
+        ("quantization_config", {"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        ("embedding_size", 399),
+        ("rope_theta", -1.0),
+        ("rms_norm_eps", "small"),
+        ("eos_token_id", "end"),
+        ("eos_token_id", [0, 400]),
+        ("mask_token_id", [5]),
+        ("n_kv_heads", 8),
     ],
-)  # fmt: skip
+)
 def test_a_config_field_this_model_does_not_compute_is_named(folder, field, value):
     edit_json(folder / "config.json", **{field: value})
     assert field in refusal(folder)

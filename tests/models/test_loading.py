@@ -95,10 +95,15 @@ def test_another_model_type_is_refused_with_the_known_ones(folder, model_type):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("alibi", True), ("activation_type", "swiglu"), ("block_type", "sequential"), ("include_qkv_bias", True), ("layer_norm_type", "default"),
-        ("rope", False), ("scale_logits", True),
+        ("alibi", True),
+        ("activation_type", "swiglu"),
+        ("block_type", "sequential"),
+        ("include_qkv_bias", True),
+        ("layer_norm_type", "default"),
+        ("rope", False),
+        ("scale_logits", True),
     ],
-)  # fmt: skip
+)
 def test_a_config_field_this_model_does_not_compute_is_named(folder, field, value):
     edit_json(folder / "config.json", **{field: value})
     assert field in refusal(folder)

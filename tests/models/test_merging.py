@@ -23,6 +23,8 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 @dataclass(frozen=True)
 class Family:
+    """A checkpoint of a family, and the hub's names of its layers."""
+
     folder: Path
     targets: list[str]  # every linear layer
     layer: str  # where the hub keeps the layers
@@ -44,6 +46,7 @@ def family(request) -> Family:
 
 
 def network_of(folder: Path):
+    """The network in a folder."""
     return load_model(str(folder), device="cpu").adapter.network
 
 
@@ -64,17 +67,20 @@ def lora(family, tmp_path) -> Path:
 
 
 def edit_weights(folder: Path, change: Callable[[dict], object]) -> None:
+    """Let a function change the tensors of an adapter, by name, and write them back."""
     tensors = load_file(folder / WEIGHTS)
     change(tensors)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def logits(network) -> torch.Tensor:
+    """The logits of some fixed tokens."""
     with torch.inference_mode():
         return network(torch.arange(10, 50)[None]).logits
 
 
 def apart(first: torch.Tensor, second: torch.Tensor) -> float:
+    """The largest difference of two tensors, as a share of the largest value of the second."""
     return float((first - second).abs().max() / second.abs().max())
 
 
@@ -111,7 +117,10 @@ def test_merged_is_unmerged(family, tmp_path, name):
 
 
 def test_an_adapter_of_the_authors_classes_is_added_as_lora_says(family, tmp_path):
-    """Written out by hand with the hub's names and a task, which peft alone would not load: W + alpha / r * B A, nowhere else."""
+    """An adapter that is written out by hand is merged as W + alpha / r * B A, and no other weight changes.
+
+    It has the hub's names and a task, which peft alone would not load.
+    """
     plain, tensors, expected = network_of(family.folder).state_dict(), {}, {}
     for name in ("q_proj", "v_proj"):
         for layer in range(2):
@@ -173,6 +182,7 @@ def test_base_and_adapter_are_both_in_the_name(family, lora):
 
 
 def fingerprint(family: Family, folder: Path | None) -> str:
+    """The fingerprint of a family's model with an adapter, or without one."""
     return load_model(
         str(family.folder), device="cpu", adapter=None if folder is None else str(folder)
     ).spec.fingerprint
@@ -207,8 +217,18 @@ def test_a_recording_is_made_and_labelled_with_the_adapter(tiny_model_folder, tm
     folder = make_adapter(
         tiny_model_folder, tmp_path / "lora", LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
     )
-    arguments = ["config=tiny_filter", f"model.path={tiny_model_folder}", "model.device=cpu", "data.train_prompts=3", "data.validation_prompts=3",
-                 "data.test_prompts=3", "decode.gen_length=32", "record.shard_prompts=6", "threads=1", f"output_dir={tmp_path / 'out'}"]  # fmt: skip
+    arguments = [
+        "config=tiny_filter",
+        f"model.path={tiny_model_folder}",
+        "model.device=cpu",
+        "data.train_prompts=3",
+        "data.validation_prompts=3",
+        "data.test_prompts=3",
+        "decode.gen_length=32",
+        "record.shard_prompts=6",
+        "threads=1",
+        f"output_dir={tmp_path / 'out'}",
+    ]
     assert cli.guarded(lambda: cli.run_command("record", [*arguments, f"model.adapter={folder}"])) == 0
     spec = load_model(str(tiny_model_folder), device="cpu", adapter=str(folder)).spec
     written = [path.read_text() for path in (tmp_path / "out").rglob("*.json")]
@@ -234,6 +254,7 @@ def test_another_name_of_the_base_is_only_a_warning(family, lora, caplog):
 
 
 def refused(family: Family, folder: Path | str) -> str:
+    """The one line with which an adapter is refused."""
     line = refusal(family.folder, adapter=str(folder))
     assert line.startswith("adapter=")
     assert str(folder) in line

@@ -21,7 +21,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from learn2pd.errors import UserError
 from learn2pd.models.loading import load_model
 from learn2pd.models.prompts import prompt_ids, prompt_list
-from tests.models.test_loading import edit_json
+from tests.models.helpers import edit_json
 
 QUESTION = "Mia has 7 pears. She buys 5 more. How many pears does Mia have now?"
 CHAT = [
@@ -37,6 +37,7 @@ TEMPLATE = (
 
 
 def line(error: pytest.ExceptionInfo[UserError]) -> str:
+    """The text of an error, which is one line."""
     text = str(error.value)
     assert text
     assert "\n" not in text
@@ -44,12 +45,14 @@ def line(error: pytest.ExceptionInfo[UserError]) -> str:
 
 
 def refusal(model, prompt) -> str:
+    """The one line with which a prompt is refused."""
     with pytest.raises(UserError) as error:
         model.encode(prompt)
     return line(error)
 
 
 def refused_list(prompts) -> str:
+    """The one line with which a list of prompts is refused."""
     with pytest.raises(UserError) as error:
         prompt_list(prompts)
     return line(error)
@@ -61,11 +64,17 @@ IDS = [12, 300, 7]
 @pytest.mark.parametrize(
     "prompt",
     [
-        IDS, tuple(IDS), np.array(IDS), np.array(IDS, dtype=np.uint16), torch.tensor(IDS), torch.tensor(IDS, dtype=torch.int32),
-        list(np.array(IDS)), list(torch.tensor(IDS)),
+        IDS,
+        tuple(IDS),
+        np.array(IDS),
+        np.array(IDS, dtype=np.uint16),
+        torch.tensor(IDS),
+        torch.tensor(IDS, dtype=torch.int32),
+        list(np.array(IDS)),
+        list(torch.tensor(IDS)),
     ],
     ids=lambda prompt: f"{type(prompt).__name__} of {type(prompt[0]).__name__}",
-)  # fmt: skip
+)
 def test_token_ids_are_taken_as_they_are(tiny_model, prompt):
     ids = tiny_model.encode(prompt)
     assert ids == IDS
@@ -77,7 +86,7 @@ def test_a_range_is_token_ids(tiny_model):
 
 
 class SomeObject:
-    pass
+    """An object that is no prompt."""
 
 
 NOW = datetime.datetime(2024, 1, 2)
@@ -86,14 +95,50 @@ NOW = datetime.datetime(2024, 1, 2)
 @pytest.mark.parametrize(
     "prompt",
     [
-        None, 7, 3.5, True, 1j, b"text", bytearray(b"text"), memoryview(b"text"), datetime.date(2024, 1, 2), NOW, decimal.Decimal(1),
-        SomeObject(), {"prompt": "text"}, {}, {1, 2}, frozenset([1]), iter([1, 2]), (i for i in (1, 2)), {"a": 1}.keys(), [1, True], [False],
-        [1.0, 2.0], [1, 2.5], [None], [b"x"], ["a", "b"], [[1, 2], [3]], [{"role": "user", "content": "x"}, 3], [3, {"role": "user", "content": "x"}],
-        np.array([1.0]), np.array([True]), np.array([[1, 2]]), np.array(3), np.array(["a"]), np.array([NOW], dtype="datetime64[s]"),
-        torch.tensor([1.0]), torch.tensor([True]), torch.tensor([[1]]), torch.tensor(3), pd.Series([1, 2]), pd.Timestamp(0),
+        None,
+        7,
+        3.5,
+        True,
+        1j,
+        b"text",
+        bytearray(b"text"),
+        memoryview(b"text"),
+        datetime.date(2024, 1, 2),
+        NOW,
+        decimal.Decimal(1),
+        SomeObject(),
+        {"prompt": "text"},
+        {},
+        {1, 2},
+        frozenset([1]),
+        iter([1, 2]),
+        (i for i in (1, 2)),
+        {"a": 1}.keys(),
+        [1, True],
+        [False],
+        [1.0, 2.0],
+        [1, 2.5],
+        [None],
+        [b"x"],
+        ["a", "b"],
+        [[1, 2], [3]],
+        [{"role": "user", "content": "x"}, 3],
+        [3, {"role": "user", "content": "x"}],
+        np.array([1.0]),
+        np.array([True]),
+        np.array([[1, 2]]),
+        np.array(3),
+        np.array(["a"]),
+        np.array([NOW], dtype="datetime64[s]"),
+        torch.tensor([1.0]),
+        torch.tensor([True]),
+        torch.tensor([[1]]),
+        torch.tensor(3),
+        pd.Series([1, 2]),
+        pd.Timestamp(0),
     ],
     ids=lambda prompt: f"{type(prompt).__name__} {str(prompt)[:30]}",
-)  # fmt: skip
+)
 def test_what_is_no_prompt_is_refused_by_its_type(tiny_model, prompt):
     text = refusal(tiny_model, prompt)
     assert "expected" in text
@@ -172,12 +217,22 @@ ROWS = [[5, 6, 7], [8, 9, 10]]
 @pytest.mark.parametrize(
     "prompts",
     [
-        TEXTS, tuple(TEXTS), (text for text in TEXTS), iter(TEXTS), dict.fromkeys(TEXTS).keys(), np.array(TEXTS), np.array(TEXTS, dtype=object),
-        pd.Series(TEXTS), pd.DataFrame({"x": TEXTS})["x"], pa.array(TEXTS), pa.table({"x": TEXTS})["x"],
-        datasets.Dataset.from_dict({"x": TEXTS})["x"], datasets.Dataset.from_dict({"x": TEXTS})[:]["x"],
+        TEXTS,
+        tuple(TEXTS),
+        (text for text in TEXTS),
+        iter(TEXTS),
+        dict.fromkeys(TEXTS).keys(),
+        np.array(TEXTS),
+        np.array(TEXTS, dtype=object),
+        pd.Series(TEXTS),
+        pd.DataFrame({"x": TEXTS})["x"],
+        pa.array(TEXTS),
+        pa.table({"x": TEXTS})["x"],
+        datasets.Dataset.from_dict({"x": TEXTS})["x"],
+        datasets.Dataset.from_dict({"x": TEXTS})[:]["x"],
     ],
     ids=lambda prompts: type(prompts).__name__,
-)  # fmt: skip
+)
 def test_every_list_of_texts_gives_its_texts(tiny_model, prompts):
     items = prompt_list(prompts)
     assert items == TEXTS
@@ -187,13 +242,23 @@ def test_every_list_of_texts_gives_its_texts(tiny_model, prompts):
 @pytest.mark.parametrize(
     "prompts",
     [
-        ROWS, [tuple(row) for row in ROWS], np.array(ROWS), torch.tensor(ROWS), list(torch.tensor(ROWS)), pd.Series(ROWS), pa.array(ROWS),
-        datasets.Dataset.from_dict({"x": ROWS})["x"], datasets.Dataset.from_dict({"x": ROWS}).with_format("numpy")["x"],
-        datasets.Dataset.from_dict({"x": ROWS}).with_format("torch")["x"], {"input_ids": ROWS}, {"input_ids": torch.tensor(ROWS)},
-        {"input_ids": np.array(ROWS), "attention_mask": None}, {"input_ids": list(torch.tensor(ROWS))},
+        ROWS,
+        [tuple(row) for row in ROWS],
+        np.array(ROWS),
+        torch.tensor(ROWS),
+        list(torch.tensor(ROWS)),
+        pd.Series(ROWS),
+        pa.array(ROWS),
+        datasets.Dataset.from_dict({"x": ROWS})["x"],
+        datasets.Dataset.from_dict({"x": ROWS}).with_format("numpy")["x"],
+        datasets.Dataset.from_dict({"x": ROWS}).with_format("torch")["x"],
+        {"input_ids": ROWS},
+        {"input_ids": torch.tensor(ROWS)},
+        {"input_ids": np.array(ROWS), "attention_mask": None},
+        {"input_ids": list(torch.tensor(ROWS))},
     ],
     ids=lambda prompts: type(prompts).__name__,
-)  # fmt: skip
+)
 def test_every_list_of_ids_gives_its_rows(tiny_model, prompts):
     assert [tiny_model.encode(item) for item in prompt_list(prompts)] == ROWS
 
@@ -242,20 +307,47 @@ def test_a_mask_that_does_not_fit_is_refused(mask):
 @pytest.mark.parametrize(
     ("prompts", "words"),
     [
-        ("text", "[text]"), (np.str_("text"), "[text]"), ([1, 2], "[ids]"), ((1, 2), "[ids]"), (range(4), "[ids]"), (iter([1, 2]), "[ids]"),
-        (np.array([1, 2]), "[ids]"), (torch.tensor([1, 2]), "[ids]"), (pd.Series([1, 2]), "[ids]"), (CHAT, "[messages]"), (tuple(CHAT), "[messages]"),
-        (None, "NoneType"), (7, "int"), (2.5, "float"), (True, "bool"), (b"ab", "bytes"), (bytearray(b"ab"), "bytearray"),
+        ("text", "[text]"),
+        (np.str_("text"), "[text]"),
+        ([1, 2], "[ids]"),
+        ((1, 2), "[ids]"),
+        (range(4), "[ids]"),
+        (iter([1, 2]), "[ids]"),
+        (np.array([1, 2]), "[ids]"),
+        (torch.tensor([1, 2]), "[ids]"),
+        (pd.Series([1, 2]), "[ids]"),
+        (CHAT, "[messages]"),
+        (tuple(CHAT), "[messages]"),
+        (None, "NoneType"),
+        (7, "int"),
+        (2.5, "float"),
+        (True, "bool"),
+        (b"ab", "bytes"),
+        (bytearray(b"ab"), "bytearray"),
         (SomeObject(), "SomeObject"),
-        (datetime.date(2024, 1, 2), "date"), ({1, 2}, "set"), (frozenset("ab"), "frozenset"), ({"prompt": TEXTS}, "prompts['prompt']"),
-        ({}, "none"), ({"input_ids": 7}, "input_ids"), ({"input_ids": "text"}, "input_ids"), ({"input_ids": [["a"], "b"]}, "input_ids"),
-        (pd.DataFrame({"prompt": TEXTS}), "DataFrame"), (datasets.Dataset.from_dict({"prompt": TEXTS}), "Dataset"),
+        (datetime.date(2024, 1, 2), "date"),
+        ({1, 2}, "set"),
+        (frozenset("ab"), "frozenset"),
+        ({"prompt": TEXTS}, "prompts['prompt']"),
+        ({}, "none"),
+        ({"input_ids": 7}, "input_ids"),
+        ({"input_ids": "text"}, "input_ids"),
+        ({"input_ids": [["a"], "b"]}, "input_ids"),
+        (pd.DataFrame({"prompt": TEXTS}), "DataFrame"),
+        (datasets.Dataset.from_dict({"prompt": TEXTS}), "Dataset"),
         (pa.table({"prompt": TEXTS}), "Table"),
-        (datasets.DatasetDict({"test": datasets.Dataset.from_dict({"prompt": TEXTS})}), "DatasetDict"), (np.array([[1.0]]), "float64"),
-        (np.array([1.5]), "float64"), (np.array([True]), "bool"), (torch.zeros(2, 2), "float32"), (torch.ones(2, 2, dtype=torch.bool), "bool"),
-        (np.zeros((1, 2, 3), dtype=int), "(1, 2, 3)"), (torch.tensor(3), "()"), (np.array(3), "()"),
+        (datasets.DatasetDict({"test": datasets.Dataset.from_dict({"prompt": TEXTS})}), "DatasetDict"),
+        (np.array([[1.0]]), "float64"),
+        (np.array([1.5]), "float64"),
+        (np.array([True]), "bool"),
+        (torch.zeros(2, 2), "float32"),
+        (torch.ones(2, 2, dtype=torch.bool), "bool"),
+        (np.zeros((1, 2, 3), dtype=int), "(1, 2, 3)"),
+        (torch.tensor(3), "()"),
+        (np.array(3), "()"),
     ],
     ids=lambda value: f"{type(value).__name__} {str(value)[:20]}",
-)  # fmt: skip
+)
 def test_what_is_no_list_of_prompts_is_refused_with_what_to_write(prompts, words):
     assert words in refused_list(prompts)
 
@@ -385,6 +477,7 @@ SPELT = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|mdm_mask|>")
 
 
 def wrapped(words: Tokenizer, trainer, post: bool) -> PreTrainedTokenizerFast:
+    """A tokenizer that is trained on a few texts, in the class of transformers."""
     corpus = [
         QUESTION,
         *TEXTS,
@@ -421,10 +514,12 @@ TOKENIZERS = {
 
 
 def control_of(tokenizer) -> tuple[str, ...]:
+    """Control tokens that the tokenizer knows, as they are spelt in a text."""
     return SPELT if tokenizer.is_fast else ("</s>", "<pad>", "<extra_id_0>", "<unk>")
 
 
 def template_ids(tokenizer, messages) -> list[int]:
+    """The ids of messages by the tokenizer's own template."""
     return list(
         tokenizer.encode(
             tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False),

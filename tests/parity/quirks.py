@@ -1,4 +1,7 @@
-"""Bugs of the authors' code, as subclasses: a trace of theirs is met only where they are repeated. The package has none of them."""
+"""Bugs of the authors' code, as subclasses: a trace of theirs is met only where its bug is repeated.
+
+The package has none of these bugs.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,8 @@ class LastRankFactor(FactorPolicy):
 
 @dataclass(frozen=True)
 class Opened(RowMemory):
+    """What the authors' cache remembers of the last block."""
+
     extra: int
     start: Tensor
     visible: Tensor  # [B] long, `state.visible` when the block opened
@@ -66,9 +71,10 @@ class LeakingDSB(DSBScheduler):
 
 
 class LeakingDSBCache(DSBCache):
-    """DSB Cache: a mask meant for the whole sequence is applied to the slice, so that only columns from window end + slice start on are closed.
+    """DSB Cache: a mask that is meant for the whole sequence is applied to the slice.
 
-    It goes with a `LeakingDSB` whose leak is `suffix_window`.
+    So only columns from window end + slice start on are closed. The cache goes with a `LeakingDSB` whose leak is
+    `suffix_window`.
     """
 
     def plan(self, state, score, memory):
@@ -86,8 +92,9 @@ class LeakingDSBCache(DSBCache):
 class ForwardsABlock(Observer):
     """Counts the forwards of each row's blocks.
 
-    Fast-dLLM's first code makes at least one forward that reuses in every block, even where the opening one has finished the block. That
-    forward commits nothing, so the traces' forwards are ours and one for each block of a single forward.
+    Fast-dLLM's first code makes at least one forward that reuses in every block, even where the opening forward has
+    finished the block. That forward commits nothing. So the traces' forwards are ours, and one more for each block of a
+    single forward.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,6 @@
-"""Writes `tests/parity/golden` from a root with every trace of the authors, a part that is small enough for the repository.
+"""Writes `tests/parity/golden`, a part of the authors' traces that is small enough for the repository.
+
+The root that it reads has every trace.
 
 Run as `python -m tests.parity.ship ROOT`. The choice is fixed by the table below, so that the same root gives the same
 bytes.

@@ -81,17 +81,25 @@ def network_of(folder: Path):
 
 @functools.cache
 def adapter(folder: Path) -> ModelAdapter:
+    """The model in a folder of the golden files."""
     network = network_of(folder)
     config = network.config
     spec = ModelSpec(
-        name=folder.name, mask_id=config.mask_token_id, eot_ids=(config.eos_token_id,), pad_id=config.pad_token_id, vocab_size=config.vocab_size,
-        max_length=config.max_position_embeddings, shifted_logits=FAMILIES[config.model_type].shifted_logits, fingerprint="",
-    )  # fmt: skip
+        name=folder.name,
+        mask_id=config.mask_token_id,
+        eot_ids=(config.eos_token_id,),
+        pad_id=config.pad_token_id,
+        vocab_size=config.vocab_size,
+        max_length=config.max_position_embeddings,
+        shifted_logits=FAMILIES[config.model_type].shifted_logits,
+        fingerprint="",
+    )
     return ModelAdapter(network, spec)
 
 
 @functools.cache
 def golden_filter(folder: Path) -> MLP:
+    """The paper's network with the weights in a folder."""
     network = MLP(32, 32)
     network.load_state_dict(weights(folder))
     return network
@@ -108,9 +116,11 @@ def build(trace: Trace, stored: dict, run: dict) -> Method:
     if function.endswith("dual_cache"):
         cache = CutBlindDual() if "accept_thres" in params else DualCache()
     if function in ("apd", "leftright"):
-        policy = LeftToRightPolicy(params["tokens_per_step"]) if function == "leftright" else APDPolicy(
-            Verifier(network_of(trace.folder("qwen2_verifier_tiny"))), params["apd_mixture_weight"]
-        )  # fmt: skip
+        policy = (
+            LeftToRightPolicy(params["tokens_per_step"])
+            if function == "leftright"
+            else APDPolicy(Verifier(network_of(trace.folder("qwen2_verifier_tiny"))), params["apd_mixture_weight"])
+        )
         return Method(
             policy,
             LookaheadScheduler(params.get("max_lookahead")),
@@ -144,7 +154,7 @@ def build(trace: Trace, stored: dict, run: dict) -> Method:
 
 
 def owes(stored: dict) -> bool:
-    """Whether the trace comes from NVlabs' first cached code, which makes forwards that commit nothing (ForwardsABlock)."""
+    """Whether a trace comes from NVlabs' first cached code, which makes forwards without a commit (ForwardsABlock)."""
     return stored["method"].startswith(("fastdllm_thr", "vanilla")) and str(stored["params"].get("fn")).endswith(
         "_cache"
     )
@@ -180,6 +190,7 @@ def test_logits_equal_the_authors(folder):
 
 
 def partial_plan(first: int, stop: int, columns: int) -> ForwardPlan:
+    """A plan of one row that recomputes the columns from `first` to `stop` and sees `columns` of them."""
     query = torch.arange(first, stop)[None]
     return ForwardPlan(torch.tensor([0]), query, query, None, query >= 0, torch.tensor([stop - first]), (0, columns))
 
@@ -257,7 +268,10 @@ class OracleLabels(Observer):
 
 @pytest.mark.parametrize("trace", by_name(LABELS))
 def test_the_oracle_records_what_the_authors_record(trace):
-    """Their loop calls the model a second time before it notices that nothing changes; the fill here comes at once, one forward earlier."""
+    """The authors' loop calls the model a second time before it notices that nothing changes.
+
+    The fill of this package comes at once, one forward earlier.
+    """
     skip_unsupported(trace.unsupported())
     model = adapter(trace.model)
     for run in trace.stored["runs"]:

@@ -39,11 +39,30 @@ FUNCTIONS = (  # the authors' functions, by the name that a trace has as `fn` or
     "leftright",
 )
 # The arguments of those functions, and of the oracle's recording, that `test_golden.py` understands.
-PARAMETERS = frozenset({
-    "fn", "alg", "steps", "threshold", "factor", "init_block_length", "delimiter_ids", "delimiter_threshold",
-    "prefix_window", "suffix_window", "max_block_length", "relaxed_threshold", "radius", "accept_thres", "filter",
-    "eot_id", "apd_mixture_weight", "kv_window", "max_lookahead", "tokens_per_step",
-})  # fmt: skip
+PARAMETERS = frozenset(
+    {
+        "fn",
+        "alg",
+        "steps",
+        "threshold",
+        "factor",
+        "init_block_length",
+        "delimiter_ids",
+        "delimiter_threshold",
+        "prefix_window",
+        "suffix_window",
+        "max_block_length",
+        "relaxed_threshold",
+        "radius",
+        "accept_thres",
+        "filter",
+        "eot_id",
+        "apd_mixture_weight",
+        "kv_window",
+        "max_lookahead",
+        "tokens_per_step",
+    }
+)
 ORACLE = "l2p_oracle"  # the method whose traces are recorded labels, and which names no function
 
 

@@ -33,15 +33,18 @@ def prediction_of(row):
 
 
 def positions(mask):
+    """The positions of the first row of a mask."""
     return set(mask[0].nonzero()[:, 0].tolist())
 
 
 def select(policy, row):
+    """The positions that a policy commits in a row of confidences."""
     prediction, eligible = prediction_of(row)
     return positions(policy.select(prediction, eligible, None, None).mask)
 
 
 def candidates_of(row):
+    """The confidences of the eligible positions of a row, by position."""
     return {position: confidence for position, (confidence, eligible) in enumerate(row) if eligible}
 
 

@@ -17,6 +17,7 @@ GEN = 12
 
 
 def columns(rows=3, seed=0):
+    """Random observations of every kind."""
     generator = torch.Generator().manual_seed(seed)
     values = {name: torch.rand(rows, GEN, generator=generator) for name in OBSERVED}
     kinds = {name: values[name] if name in VALUES else values[name] < 0.5 for name in OBSERVED}
@@ -24,6 +25,7 @@ def columns(rows=3, seed=0):
 
 
 def windows():
+    """Windows of different lengths, one for each of three rows."""
     return Window(torch.tensor([0, 4, 9]), torch.tensor([5, 12, 10]))
 
 
@@ -56,22 +58,22 @@ def test_a_channel_sees_nothing_outside_its_window(name):
     other = columns(seed=1)
     inside = windows().mask(GEN)
     mixed = {key: torch.where(inside, here[key], other[key]) for key in here}
-    before, after = (stack(cut(found, windows(), 8, committed=True), [name]) for found in (here, mixed))
+    before, after = (stack(cut(values, windows(), 8, committed=True), [name]) for values in (here, mixed))
     assert torch.equal(before, after)
 
 
 def test_values_of_committed_positions_are_hidden_unless_asked_for():
-    found = columns()
-    shown, hidden = (cut(found, windows(), 8, committed=committed) for committed in (True, False))
+    values = columns()
+    shown, hidden = (cut(values, windows(), 8, committed=committed) for committed in (True, False))
     assert torch.equal(hidden.confidence, shown.confidence * shown.masked)
     assert shown.confidence[shown.valid & ~shown.masked].all()
 
 
 def test_a_proposal_is_seen_where_there_is_something_to_decide_and_nowhere_else():
-    found, window = columns(), windows()
-    view = cut(found, window, 8, committed=False)
+    values, window = columns(), windows()
+    view = cut(values, window, 8, committed=False)
     for row, (start, stop) in enumerate(zip(window.start.tolist(), window.stop.tolist(), strict=True)):
-        expected = torch.where(found["masked"], found["proposal"], DECIDED)[row, start:stop].tolist()
+        expected = torch.where(values["masked"], values["proposal"], DECIDED)[row, start:stop].tolist()
         assert view.proposal[row].tolist() == expected + [DECIDED] * (8 - len(expected))
 
 
@@ -79,7 +81,7 @@ def test_log_odds_tell_sure_from_surer():
     sure = columns(rows=1) | {"confidence": torch.full((1, GEN), 0.99), "masked": torch.ones(1, GEN, dtype=torch.bool)}
     surer = sure | {"confidence": torch.full((1, GEN), 0.9999)}
     window = Window(torch.tensor([0]), torch.tensor([GEN]))
-    low, high = (stack(cut(found, window, GEN, committed=False), ["log_odds"]) for found in (sure, surer))
+    low, high = (stack(cut(values, window, GEN, committed=False), ["log_odds"]) for values in (sure, surer))
     assert ((high - low) > 4).all()
 
 
@@ -93,12 +95,12 @@ def test_a_step_is_observed_as_it_is():
         torch.tensor([[7, 9, 3, 0]]), torch.tensor([[0.2, 0.3, 0.4, 0.0]]), torch.tensor([[False, True, True, False]])
     )
     later = replace(state, previous=torch.tensor([[7, 9, 2, 0]]))
-    found = observe(later, prediction, eot_ids=(9,), delimiter_ids=(3,))
-    assert found["masked"].tolist() == [[False, True, True, True]]
-    assert found["proposal"].tolist() == [[7, 9, 3, 0]]
-    assert found["end_of_text"].tolist() == [[True, True, False, False]]  # the committed token, then the proposal
-    assert found["delimiter"].tolist() == [[False, False, True, False]]
-    assert found["unchanged"].tolist() == [[False, True, False, False]]
+    observed = observe(later, prediction, eot_ids=(9,), delimiter_ids=(3,))
+    assert observed["masked"].tolist() == [[False, True, True, True]]
+    assert observed["proposal"].tolist() == [[7, 9, 3, 0]]
+    assert observed["end_of_text"].tolist() == [[True, True, False, False]]  # the committed token, then the proposal
+    assert observed["delimiter"].tolist() == [[False, False, True, False]]
+    assert observed["unchanged"].tolist() == [[False, True, False, False]]
     assert not observe(state, prediction, (9,), ())["unchanged"].any()
 
 

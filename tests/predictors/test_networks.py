@@ -1,4 +1,7 @@
-"""Predictor networks: small, length-free, blind to what lies past a window, and normalised by what they were trained on."""
+"""Predictor networks are small, work at any length and see nothing past a window.
+
+Their inputs are normalised by what they were trained on.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ LENGTH_FREE = [Conv, Transformer]
 
 
 def inputs_of(network, rows=4, width=12, seed=0):
+    """Random inputs of a network: channels, positions inside the window, and proposals."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(rows, width, len(network.channels), generator=generator)
     return inputs, torch.ones(rows, width, dtype=torch.bool), torch.randint(-1, 5, (rows, width), generator=generator)

@@ -16,19 +16,31 @@ GEN, BLOCK, SHARD, BATCH = 40, 16, 3, 2  # the last block is shorter
 
 
 def some_prompts(train=5, validation=3):
+    """Prompts of all built-in tasks."""
     return task_prompts(
         [build_task(name) for name in GENERATED_TASKS], {"train": train, "validation": validation}, seed=0
     )
 
 
 def described(model, prompts, gen_length=GEN, block_length=BLOCK, shard_prompts=SHARD, **more):
+    """The description of a recording of these prompts."""
     return describe_recording(
-        model, prompts, gen_length=gen_length, block_length=block_length, alignment="prompt", confidence=CONFIDENCE,
-        delimiter_ids=newline_ids(model.tokenizer), shard_prompts=shard_prompts, seed=0, config={}, **more,
-    )  # fmt: skip
+        model,
+        prompts,
+        gen_length=gen_length,
+        block_length=block_length,
+        alignment="prompt",
+        confidence=CONFIDENCE,
+        delimiter_ids=newline_ids(model.tokenizer),
+        shard_prompts=shard_prompts,
+        seed=0,
+        config={},
+        **more,
+    )
 
 
 def oracle_producer(model, gen_length=GEN, block_length=BLOCK):
+    """A function that makes the oracle's tables of some prompts."""
     delimiters = newline_ids(model.tokenizer)
     return functools.partial(
         oracle_tables, gen_length=gen_length, block_length=block_length, batch_size=BATCH, delimiter_ids=delimiters

@@ -1,8 +1,11 @@
-"""Two processes record, and one of them is killed at a random moment, again and again: python -m tests.recording.kill_workers MODEL FOLDER SEED KILLS
+"""Two processes record, and one of them is killed at a random moment, again and again.
 
-Each is a fork of this one, which has the model loaded, so that a start costs nothing and the kill comes while shards are made. Half of
-the recordings repeat tables that are known beforehand, so that a kill often meets a write. Every folder that is finished is compared with
-one made by a single process, byte for byte, and so are the times of the shards' entries: what was finished once is not made again.
+    python -m tests.recording.kill_workers MODEL FOLDER SEED KILLS
+
+Each process is a fork of this one, which has the model loaded. So a start costs nothing and the kill comes while shards
+are made. Half of the recordings repeat tables that are known beforehand, so that a kill often meets a write. Every
+folder that is finished is compared, byte for byte, with one that a single process made. The times of the shards'
+entries are compared too, because a shard that was finished once is not made again.
 """
 
 from __future__ import annotations
@@ -52,10 +55,12 @@ def ended(child: int, deadline: float) -> int:
 
 
 def entry_times(folder: Path) -> dict[str, int]:
+    """The time of each shard's entry, by the name of its file."""
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-*.json")}
 
 
 def main(model_folder: str, folder: str, seed: str, kills: str) -> None:
+    """Kill processes until `kills` of them were killed while they recorded, and compare every finished folder."""
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0  # no thread: a fork would have its locks without it
     logging.disable(logging.WARNING)
@@ -67,8 +72,8 @@ def main(model_folder: str, folder: str, seed: str, kills: str) -> None:
     known = {prompt.id: real(model, [prompt]) for prompt in prompts}
     took = {real: time.monotonic() - began}
 
-    def replay(model, chosen):
-        return known[chosen[0].id]
+    def replay(model, prompts):
+        return known[prompts[0].id]
 
     took[replay] = 0.3
     assert ended(start(model, prompts, root / "whole", replay, True), time.monotonic() + LONGEST_S) == 0

@@ -17,6 +17,7 @@ def copied(recorded, tmp_path):
 
 
 def flip(folder):
+    """Flip one bit in the middle of a table of states."""
     path = table_path(folder, 1, "states")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -61,7 +62,11 @@ def test_a_damaged_shard_is_found_named_and_recorded_again(tiny_model, prompts, 
 
 @pytest.mark.parametrize(
     "change",
-    [lambda found: found["shards"][2].update(rows=1), lambda found: found["shards"].pop(), lambda found: found.clear()],
+    [
+        lambda manifest: manifest["shards"][2].update(rows=1),
+        lambda manifest: manifest["shards"].pop(),
+        lambda manifest: manifest.clear(),
+    ],
 )
 def test_a_manifest_that_disagrees_with_the_shards_is_refused_and_written_anew(
     tiny_model, prompts, recorded, copied, change

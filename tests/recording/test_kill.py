@@ -38,13 +38,24 @@ def test_killed_at_random_moments_the_recording_is_that_of_one_process(tiny_mode
 @pytest.fixture
 def arguments(tiny_model_folder):
     return [
-        "config=tiny_filter", "data.train_prompts=9", "data.validation_prompts=6", "decode.gen_length=48", "record.shard_prompts=1", "threads=1",
-        "train.max_epochs=1", "train.rounds=0", "model.device=cpu", f"model.path={tiny_model_folder}",
-    ]  # fmt: skip
+        "config=tiny_filter",
+        "data.train_prompts=9",
+        "data.validation_prompts=6",
+        "decode.gen_length=48",
+        "record.shard_prompts=1",
+        "threads=1",
+        "train.max_epochs=1",
+        "train.rounds=0",
+        "model.device=cpu",
+        f"model.path={tiny_model_folder}",
+    ]
 
 
 def test_two_processes_by_fabric_lost_then_two_by_torchrun(arguments, tmp_path):
-    """The first process is killed, and with it the one it started; a run of another kind goes on, and gives what one process gives."""
+    """The first process is killed, and with it the one it started.
+
+    A run of another kind then goes on, and it gives what one process gives.
+    """
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     assert cli.guarded(lambda: cli.run_command("record", [*arguments, f"output_dir={alone}"])) == 0
     command = ["-m", "learn2pd", "record", *arguments, f"output_dir={shared}"]

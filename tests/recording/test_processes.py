@@ -10,7 +10,7 @@ from learn2pd.recording.processes import Processes
 
 @pytest.fixture(autouse=True)
 def _rank(monkeypatch):
-    """Fabric says for the whole process which rank it has; loggers of later tests would write nothing as another one."""
+    """Reset the rank that Fabric sets for the whole process; loggers of later tests write nothing with another one."""
     monkeypatch.setattr(rank_zero_only, "rank", 0)
 
 

@@ -37,20 +37,25 @@ def test_columns_of_a_shard_are_those_of_its_states(recording, split):
     owners = [name for name, here in zip(recording.states["prompt_id"], mine.tolist(), strict=True) if here]
     names = ("label", "reference", "step", "confidence", "length", "proposal", "start")
     parts = [recording.columns(shard, names, split) for shard in range(len(recording))]
-    found = {name: torch.cat([part[name] for part in parts]) for name in names}
+    joined = {name: torch.cat([part[name] for part in parts]) for name in names}
     for name in ("label", "step", "confidence", "proposal", "start"):
-        assert torch.equal(found[name], whole[name][mine].to(found[name].dtype)), name
-    assert found["length"].tolist() == [lengths[name] for name in owners]
-    assert torch.equal(found["label"], (found["confidence"] > 0) & (found["proposal"] == found["reference"]))
-    assert {name: values.dtype for name, values in found.items()} == {
-        "label": torch.bool, "reference": torch.long, "step": torch.int32, "confidence": torch.float32, "length": torch.long,
-        "proposal": torch.int32, "start": torch.int32,
-    }  # fmt: skip
+        assert torch.equal(joined[name], whole[name][mine].to(joined[name].dtype)), name
+    assert joined["length"].tolist() == [lengths[name] for name in owners]
+    assert torch.equal(joined["label"], (joined["confidence"] > 0) & (joined["proposal"] == joined["reference"]))
+    assert {name: values.dtype for name, values in joined.items()} == {
+        "label": torch.bool,
+        "reference": torch.long,
+        "step": torch.int32,
+        "confidence": torch.float32,
+        "length": torch.long,
+        "proposal": torch.int32,
+        "start": torch.int32,
+    }
 
 
 def test_columns_of_a_split_that_is_not_there_are_empty(recording):
-    found = recording.columns(0, ["label", "length", "reference"], "test")
-    assert {name: tuple(values.shape) for name, values in found.items()} == {
+    columns = recording.columns(0, ["label", "length", "reference"], "test")
+    assert {name: tuple(values.shape) for name, values in columns.items()} == {
         "label": (0, GEN),
         "length": (0,),
         "reference": (0, GEN),
@@ -62,9 +67,15 @@ def test_reading_maps_the_tables_instead_of_holding_them(tiny_model, prompts, tm
     rows, gen_length = 2000, 300
     open_recording(tmp_path, described(tiny_model, prompts[:4], gen_length=gen_length, shard_prompts=1))
     recording = sha256(tmp_path / RECORDING)
-    canvas = {name: torch.zeros(rows, gen_length, dtype=kind) for kind, names in (
-        (torch.bool, ("masked", "unchanged", "end_of_text", "delimiter", "label")), (torch.int32, ("proposal",)),
-        (torch.float32, ("confidence", "margin", "entropy"))) for name in names}  # fmt: skip
+    canvas = {
+        name: torch.zeros(rows, gen_length, dtype=kind)
+        for kind, names in (
+            (torch.bool, ("masked", "unchanged", "end_of_text", "delimiter", "label")),
+            (torch.int32, ("proposal",)),
+            (torch.float32, ("confidence", "margin", "entropy")),
+        )
+        for name in names
+    }
     numbers = {name: torch.zeros(rows, dtype=torch.int32) for name in ("step", "start", "stop")}
     for number, prompt in enumerate(prompts[:4]):
         one = {name: torch.zeros(1, dtype=torch.int32) for name in ("length", "forwards", "oracle_forwards")}
@@ -78,8 +89,8 @@ def test_reading_maps_the_tables_instead_of_holding_them(tiny_model, prompts, tm
         write_shard(tmp_path, number, Tables(states, references), gen_length, recording)
     write_manifest(tmp_path, 4)
     before = pa.total_allocated_bytes()
-    found = Recording.load(tmp_path)
-    assert len(found.states) == 4 * rows
-    assert sum(found.states[place]["stop"] for place in range(0, 4 * rows, 1000)) == 0
+    loaded = Recording.load(tmp_path)
+    assert len(loaded.states) == 4 * rows
+    assert sum(loaded.states[place]["stop"] for place in range(0, 4 * rows, 1000)) == 0
     assert pa.total_allocated_bytes() - before < 1_000_000
-    assert found.columns(2, ["confidence"], "train")["confidence"].shape == (rows, gen_length)
+    assert loaded.columns(2, ["confidence"], "train")["confidence"].shape == (rows, gen_length)

@@ -1,4 +1,7 @@
-"""What is recorded: labels mean what they say, states are those of the decode, and a table of columns gives them back."""
+"""What is recorded: labels mean what they say, and the states are those of the decode.
+
+A table of columns gives them back.
+"""
 
 import itertools
 
@@ -41,8 +44,15 @@ def by_prompt(recording):
 
 
 def test_references_are_the_one_token_a_step_decode(tiny_model, prompts, recording):
-    alone = decode(tiny_model, [prompt.text for prompt in prompts], policy=FixedPolicy(), stop=EotStop(0.0), gen_length=GEN,
-                   scheduler=BlocksScheduler(BLOCK), batch_size=1)  # fmt: skip
+    alone = decode(
+        tiny_model,
+        [prompt.text for prompt in prompts],
+        policy=FixedPolicy(),
+        stop=EotStop(0.0),
+        gen_length=GEN,
+        scheduler=BlocksScheduler(BLOCK),
+        batch_size=1,
+    )
     references = recording.references
     assert references["prompt_id"] == [prompt.id for prompt in prompts]
     assert torch.equal(torch.tensor(references["tokens"]), alone.tokens)
@@ -51,14 +61,19 @@ def test_references_are_the_one_token_a_step_decode(tiny_model, prompts, recordi
 
 
 def obvious_reference(network, prompt, spec):
-    """One token a step, one row, the whole canvas to its end; what follows a committed end-of-text is end-of-text from then on."""
+    """One row is decoded with one token a step, the whole canvas to its end.
+
+    From a committed end-of-text on, whatever follows it is end-of-text.
+    """
     canvas, masked = [spec.mask_id] * GEN, [True] * GEN
     for start in range(0, GEN, BLOCK):
         block = range(start, min(start + BLOCK, GEN))
         while any(masked[position] for position in block):
-            found = full_proposals(network, prompt + canvas, spec.mask_id)[len(prompt) :]
-            best = max((position for position in block if masked[position]), key=lambda position: found[position][1])
-            canvas[best], masked[best] = found[best][0], False
+            proposals = full_proposals(network, prompt + canvas, spec.mask_id)[len(prompt) :]
+            best = max(
+                (position for position in block if masked[position]), key=lambda position: proposals[position][1]
+            )
+            canvas[best], masked[best] = proposals[best][0], False
             if canvas[best] in spec.eot_ids:
                 canvas[best + 1 :], masked[best + 1 :] = (
                     [spec.eot_ids[0]] * (GEN - best - 1),
@@ -112,8 +127,15 @@ def test_proposals_are_there_for_every_mask_and_for_the_whole_window(by_prompt):
 def test_states_follow_the_oracle(tiny_model, prompts, recording, by_prompt):
     """What is right in the window is committed in the next state, and there are as many states as forwards."""
     reference = torch.tensor(recording.references["tokens"])
-    oracle = decode(tiny_model, [prompt.text for prompt in prompts], policy=OraclePolicy(reference), stop=NoStop(), gen_length=GEN,
-                    scheduler=BlocksScheduler(BLOCK), batch_size=1)  # fmt: skip
+    oracle = decode(
+        tiny_model,
+        [prompt.text for prompt in prompts],
+        policy=OraclePolicy(reference),
+        stop=NoStop(),
+        gen_length=GEN,
+        scheduler=BlocksScheduler(BLOCK),
+        batch_size=1,
+    )
     assert recording.references["oracle_forwards"] == oracle.forwards.tolist()
     for prompt, forwards in zip(prompts, oracle.forwards.tolist(), strict=True):
         rows = by_prompt[prompt.id]

@@ -12,6 +12,7 @@ from tests.recording.helpers import BATCH, BLOCK, GEN, files, make
 
 
 def rollout(model, prompts, recording, policy, stop=None):
+    """The tables of a rollout of a policy over some prompts of a recording."""
     references = recording.references_of([prompt.id for prompt in prompts])
     delimiters = recording.manifest["delimiter_ids"]
     return rollout_tables(
@@ -31,9 +32,9 @@ def test_a_rollout_of_the_oracle_is_the_oracle_recording(tiny_model, prompts, re
         prompt.id: tokens for prompt, tokens in zip(prompts, torch.tensor(recording.references["tokens"]), strict=True)
     }
 
-    def produce(model, chosen):
+    def produce(model, some):
         return rollout(
-            model, chosen, recording, OraclePolicy(torch.stack([policy[prompt.id] for prompt in chosen])), NoStop()
+            model, some, recording, OraclePolicy(torch.stack([policy[prompt.id] for prompt in some])), NoStop()
         )
 
     make(tiny_model, prompts, tmp_path, produce=produce)
@@ -41,18 +42,24 @@ def test_a_rollout_of_the_oracle_is_the_oracle_recording(tiny_model, prompts, re
 
 
 def test_a_rollout_has_the_states_the_policy_meets_and_the_recorded_labels(tiny_model, prompts, recording, tokens):
-    chosen = prompts[2:5]
-    tables = rollout(tiny_model, chosen, recording, ThresholdPolicy(0.3))
-    guided = GuidedPolicy(ThresholdPolicy(0.3), torch.stack([tokens[prompt.id] for prompt in chosen]))
-    decoded = decode(tiny_model, [prompt.text for prompt in chosen], policy=guided, gen_length=GEN, scheduler=BlocksScheduler(BLOCK),
-                     batch_size=BATCH)  # fmt: skip
+    three = prompts[2:5]
+    tables = rollout(tiny_model, three, recording, ThresholdPolicy(0.3))
+    guided = GuidedPolicy(ThresholdPolicy(0.3), torch.stack([tokens[prompt.id] for prompt in three]))
+    decoded = decode(
+        tiny_model,
+        [prompt.text for prompt in three],
+        policy=guided,
+        gen_length=GEN,
+        scheduler=BlocksScheduler(BLOCK),
+        batch_size=BATCH,
+    )
     states, references = tables.states, tables.references
-    assert references["prompt_id"] == [prompt.id for prompt in chosen]
+    assert references["prompt_id"] == [prompt.id for prompt in three]
     assert references["oracle_forwards"].tolist() == decoded.forwards.tolist()
     assert references["forwards"].tolist() == recording.references["forwards"][2:5]
     assert references["tokens"].tolist() == recording.references["tokens"][2:5]
     assert states["prompt_id"] == [
-        prompt.id for prompt, count in zip(chosen, decoded.forwards.tolist(), strict=True) for _ in range(count)
+        prompt.id for prompt, count in zip(three, decoded.forwards.tolist(), strict=True) for _ in range(count)
     ]
     right = torch.stack([tokens[name] for name in states["prompt_id"]])
     assert torch.equal(states["label"], (states["confidence"] > 0) & (states["proposal"] == right))

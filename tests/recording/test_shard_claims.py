@@ -1,4 +1,7 @@
-"""Shards: any interruption and any number of processes give the same bytes; what belongs to another recording is refused."""
+"""Shards: any interruption and any number of processes give the same bytes.
+
+A folder that belongs to another recording is refused.
+"""
 
 import gc
 import itertools
@@ -58,8 +61,14 @@ def test_one_that_does_not_lead_records_and_leaves_the_manifest_to_the_first(tin
 
 def test_what_lost_processes_left_does_not_matter(tiny_model, prompts, recorded, tmp_path):
     open_recording(tmp_path, described(tiny_model, prompts))
-    for name in ("shard-00001.lock", "shard-00001.states.arrow.partial", "shard-00002.references.arrow", "shard-00000.json.999999.partial",
-                 "manifest.json.999999.partial", "recording.json.999999.partial"):  # fmt: skip
+    for name in (
+        "shard-00001.lock",
+        "shard-00001.states.arrow.partial",
+        "shard-00002.references.arrow",
+        "shard-00000.json.999999.partial",
+        "manifest.json.999999.partial",
+        "recording.json.999999.partial",
+    ):
         (tmp_path / name).write_bytes(b"half of it")
     make(tiny_model, prompts, tmp_path)
     assert files(tmp_path) == files(recorded)
@@ -110,7 +119,7 @@ def test_a_full_disk_is_one_line_and_keeps_earlier_shards(tiny_model, prompts, r
 
 
 def test_another_geometry_model_or_prompt_set_is_refused_and_named(tiny_model, tiny_model_grouped, prompts, recorded):
-    for model, chosen, changes, named in (
+    for model, some, changes, named in (
         (tiny_model, prompts, {"gen_length": 48}, "gen_length 40 there, 48 now"),
         (tiny_model, prompts, {"block_length": 8}, "block_length 16 there, 8 now"),
         (tiny_model, prompts, {"shard_prompts": 4}, "shard_prompts 3 there, 4 now"),
@@ -118,7 +127,7 @@ def test_another_geometry_model_or_prompt_set_is_refused_and_named(tiny_model, t
         (tiny_model, prompts[1:], {}, "prompts 8 there, 7 now"),
     ):
         with pytest.raises(UserError, match=named):
-            make(model, chosen, recorded, **changes)
+            make(model, some, recorded, **changes)
 
 
 def test_what_else_a_recording_is_told_from_others_by_must_agree_too(tiny_model, prompts, tmp_path):
@@ -131,9 +140,9 @@ def test_what_else_a_recording_is_told_from_others_by_must_agree_too(tiny_model,
 
 
 def test_a_process_whose_recording_was_begun_anew_gives_its_shard_up(tiny_model, prompts, tmp_path):
-    def produce(model, chosen):
+    def produce(model, some):
         (tmp_path / "recording.json").write_text("{}")
-        return oracle_producer(model)(model, chosen)
+        return oracle_producer(model)(model, some)
 
     with pytest.raises(UserError, match="now holds another recording"):
         make(tiny_model, prompts, tmp_path, produce=produce)
@@ -148,14 +157,14 @@ def test_recording_holds_one_shard_however_many_there_are(tiny_model, tmp_path):
         tensors = [thing for thing in gc.get_objects() if type(thing) is torch.Tensor]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + pa.total_allocated_bytes()
 
-    found = {}
+    bytes_held = {}
     produce, shards = oracle_producer(tiny_model), itertools.count()
 
-    def measured(model, chosen):
+    def measured(model, some):
         number = next(shards)
         if number in (3, 12):
-            found[number] = held()
-        return produce(model, chosen)
+            bytes_held[number] = held()
+        return produce(model, some)
 
     make(tiny_model, some_prompts(9, 4), tmp_path, produce=measured, shard_prompts=1)
-    assert found[12] <= found[3] + 10_000  # a shard has some 40,000 bytes
+    assert bytes_held[12] <= bytes_held[3] + 10_000  # a shard has some 40,000 bytes

@@ -43,7 +43,7 @@ class Everything:
 
 
 class Prefix:
-    """Fast-dLLM's prefix cache: a full forward when a block opens; later ones compute the block and all that follows it."""
+    """Fast-dLLM's prefix cache: a full forward opens a block, and later ones compute it and all that follows it."""
 
     def __init__(self, columns: Columns) -> None:
         self.columns = columns
@@ -71,7 +71,7 @@ class Dual:
 
 
 class DSBCache:
-    """DSB's cache: a full forward once `refresh_tokens` tokens were committed since the last one, else the window's region.
+    """DSB's cache: a full forward after every `refresh_tokens` committed tokens, and the window's region in between.
 
     Before the window, `prefix_window` columns are recomputed, or as many as the window's start moved in the last step
     if that is more; behind it, `suffix_window` columns are.
@@ -121,7 +121,10 @@ class LookaheadCache:
 
 
 def part(columns: Columns, row: Row, first: int, stop: int, seen: int) -> Proposals:
-    """Recompute what proposes the tokens from `first` to `stop`; with shifted logits the position before is needed too."""
+    """Recompute what proposes the tokens from `first` to `stop`.
+
+    With shifted logits the position before them is needed too.
+    """
     return exactly(columns, row, first - int(columns.shifted), stop, seen)
 
 

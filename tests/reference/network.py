@@ -40,11 +40,18 @@ def layers_of(network: nn.Module) -> list[Layer]:
         ]
     return [
         Layer(
-            b.input_layernorm, b.self_attn.q_proj, b.self_attn.k_proj, b.self_attn.v_proj, b.self_attn.o_proj,
-            b.post_attention_layernorm, b.mlp.gate_proj, b.mlp.up_proj, b.mlp.down_proj,
+            b.input_layernorm,
+            b.self_attn.q_proj,
+            b.self_attn.k_proj,
+            b.self_attn.v_proj,
+            b.self_attn.o_proj,
+            b.post_attention_layernorm,
+            b.mlp.gate_proj,
+            b.mlp.up_proj,
+            b.mlp.down_proj,
         )
         for b in network.model.layers
-    ]  # fmt: skip
+    ]
 
 
 class Columns:

@@ -60,7 +60,10 @@ def factor(value: float) -> Rule:
 
 
 def localleap(anchor: float, relaxed: float, radius: int) -> Rule:
-    """LocalLeap: candidates that reach `anchor`, and those that reach `relaxed` at most `radius` positions from one of them."""
+    """LocalLeap: candidates that reach `anchor`, and those near them that reach `relaxed`.
+
+    Near is at most `radius` positions away.
+    """
 
     def rule(candidates: Candidates) -> set[int]:
         anchors = [position for position, confidence in candidates.items() if confidence >= anchor]

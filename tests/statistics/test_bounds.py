@@ -158,7 +158,10 @@ def test_the_bound_falls_on_average_with_delta_and_with_the_number_of_prompts(na
     ("name", "share"), [("mixed", 0.8), ("small", 0.7), ("uniform", 0.8), ("drops", 0.4), ("drops and gains", 0.7)]
 )
 def test_the_bound_is_closer_to_the_mean_than_hoeffdings(name, share):
-    """`share` of the distance that Hoeffding's inequality in its relative-entropy form leaves; for drops, of (1 + drop) / 2."""
+    """The bound's distance from the mean is at most `share` of the one that Hoeffding's inequality leaves.
+
+    The inequality is taken in its relative-entropy form, and for drops it is that of (1 + drop) / 2.
+    """
     draw, count, delta = np.random.default_rng(4), 200, 0.05
     low = -1 if "drops" in name else 0
 

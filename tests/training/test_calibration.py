@@ -25,7 +25,7 @@ from learn2pd.training.calibration import (
 from learn2pd.training.fit import PredictorData
 
 THRESHOLDS = (0.5, 0.9, 0.7, 0.3)
-SIGNAL = Predictor("filter", Conv(["masked"], 4), 0.5, Contract(1, 400, (0,)))
+PREDICTOR = Predictor("filter", Conv(["masked"], 4), 0.5, Contract(1, 400, (0,)))
 TARGET = {"target_agreement": 0.9, "max_accuracy_drop": None, "confidence": 0.9}
 
 
@@ -38,50 +38,50 @@ def measure(predictor: Predictor, prompts=60, judged=True) -> DecodedValidation:
 
 
 def test_the_fastest_threshold_within_the_target_is_chosen_and_all_are_kept_as_the_curve():
-    chosen, met = calibrate_filter(SIGNAL, measure, THRESHOLDS, **TARGET)
+    calibrated, met = calibrate_filter(PREDICTOR, measure, THRESHOLDS, **TARGET)
     assert met
-    assert [setting.threshold for setting in chosen.curve] == [0.9, 0.7, 0.5, 0.3]
-    assert [setting.tokens_per_forward for setting in chosen.curve] == pytest.approx([20 / 9, 20 / 7, 4, 20 / 3])
-    for setting in chosen.curve:
-        losses = 1 - measure(replace(SIGNAL, threshold=setting.threshold)).agreement
+    assert [setting.threshold for setting in calibrated.curve] == [0.9, 0.7, 0.5, 0.3]
+    assert [setting.tokens_per_forward for setting in calibrated.curve] == pytest.approx([20 / 9, 20 / 7, 4, 20 / 3])
+    for setting in calibrated.curve:
+        losses = 1 - measure(replace(PREDICTOR, threshold=setting.threshold)).agreement
         assert setting.loss_bound == pytest.approx(upper_bound(losses, 0.1))
-        assert (setting.threshold >= chosen.threshold) == (setting.loss_bound <= 0.1)
+        assert (setting.threshold >= calibrated.threshold) == (setting.loss_bound <= 0.1)
 
 
 def test_a_stricter_target_is_never_faster():
-    found = [
-        calibrate_filter(SIGNAL, measure, THRESHOLDS, **(TARGET | {"target_agreement": target}))[0].threshold
+    thresholds = [
+        calibrate_filter(PREDICTOR, measure, THRESHOLDS, **(TARGET | {"target_agreement": target}))[0].threshold
         for target in (0.7, 0.85, 0.95)
     ]
-    assert found == sorted(found)
+    assert thresholds == sorted(thresholds)
 
 
 def test_a_target_that_nothing_meets_says_so_and_takes_the_strictest():
-    chosen, met = calibrate_filter(
-        SIGNAL, lambda predictor: replace(measure(predictor), agreement=np.full(60, 0.5)), THRESHOLDS, **TARGET
+    setting, met = calibrate_filter(
+        PREDICTOR, lambda predictor: replace(measure(predictor), agreement=np.full(60, 0.5)), THRESHOLDS, **TARGET
     )
     assert not met
-    assert chosen.threshold == 0.9
+    assert setting.threshold == 0.9
 
 
 def test_accuracy_can_be_the_target():
     options = TARGET | {"target_agreement": None, "max_accuracy_drop": 0.4}
-    chosen, met = calibrate_filter(SIGNAL, measure, THRESHOLDS, **options)
+    setting, met = calibrate_filter(PREDICTOR, measure, THRESHOLDS, **options)
     assert met
-    assert chosen.threshold == 0.7
+    assert setting.threshold == 0.7
     with pytest.raises(UserError, match="no checker"):
-        calibrate_filter(SIGNAL, lambda predictor: measure(predictor, judged=False), THRESHOLDS, **options)
+        calibrate_filter(PREDICTOR, lambda predictor: measure(predictor, judged=False), THRESHOLDS, **options)
 
 
 @pytest.mark.parametrize("options", [{"max_accuracy_drop": 0.1}, {"target_agreement": None}])
 def test_exactly_one_target_is_set(options):
     with pytest.raises(UserError, match="set one of them"):
-        calibrate_filter(SIGNAL, measure, THRESHOLDS, **(TARGET | options))
+        calibrate_filter(PREDICTOR, measure, THRESHOLDS, **(TARGET | options))
 
 
 def test_too_few_prompts_says_how_many_are_needed():
     with pytest.raises(UserError, match=r"8 held-out prompts.*at least 22 are needed"):
-        calibrate_filter(SIGNAL, lambda predictor: measure(predictor, prompts=8), THRESHOLDS, **TARGET)
+        calibrate_filter(PREDICTOR, lambda predictor: measure(predictor, prompts=8), THRESHOLDS, **TARGET)
 
 
 def test_too_few_prompts_are_known_before_anything_is_decoded():
@@ -94,9 +94,9 @@ def test_too_few_prompts_are_known_before_anything_is_decoded():
 
 def test_metrics_are_those_of_a_hand_count():
     probability, label = torch.tensor([0.9, 0.8, 0.7, 0.2]), torch.tensor([1, 0, 1, 0])
-    found = metrics_at(probability, label, 0.75)
-    assert (found["precision"], found["recall"], found["false_commit_rate"]) == (0.5, 0.5, 0.5)
-    assert found["auroc"] == 0.75
+    figures = metrics_at(probability, label, 0.75)
+    assert (figures["precision"], figures["recall"], figures["false_commit_rate"]) == (0.5, 0.5, 0.5)
+    assert figures["auroc"] == 0.75
 
 
 class Made(PredictorData):
@@ -107,9 +107,9 @@ class Made(PredictorData):
         self.made = columns
 
     def stream(self, split, batch_rows, seed=None):
-        found = super().stream(split, batch_rows, seed)
-        found.states = lambda more=(): iter([self.made])
-        return found
+        states = super().stream(split, batch_rows, seed)
+        states.states = lambda more=(): iter([self.made])
+        return states
 
 
 class Sure(Conv):
@@ -122,14 +122,18 @@ class Sure(Conv):
 
 
 def ended_states(log_odds, masked, length, prompt):
+    """Recorded states with given log-odds, masks and lengths of the answer, one row for each prompt."""
     zeros = torch.zeros(len(log_odds), len(log_odds[0]))
     columns = dict.fromkeys(("margin", "entropy"), zeros) | {
         name: zeros.bool() for name in ("proposal", "unchanged", "end_of_text", "delimiter")
     }
     confidence = torch.tensor(log_odds, dtype=torch.float).sigmoid()
     return columns | {
-        "confidence": confidence, "masked": torch.tensor(masked, dtype=torch.bool), "length": torch.tensor(length), "prompt": torch.tensor(prompt),
-    }  # fmt: skip
+        "confidence": confidence,
+        "masked": torch.tensor(masked, dtype=torch.bool),
+        "length": torch.tensor(length),
+        "prompt": torch.tensor(prompt),
+    }
 
 
 def test_the_surest_false_stop_is_that_of_masked_positions_the_answer_needs():
@@ -139,33 +143,36 @@ def test_the_surest_false_stop_is_that_of_masked_positions_the_answer_needs():
         length=[2, 3, 1],
         prompt=[0, 0, 1],
     )
-    found = surest_false_stops(Sure(["log_odds"], 4), Made(columns, Sure(["log_odds"], 4)), "train")
+    surest = surest_false_stops(Sure(["log_odds"], 4), Made(columns, Sure(["log_odds"], 4)), "train")
     # prompt 0: 2 in its first state, and 3 in its second, where position 0 has a committed token behind it
-    assert found.logit().tolist() == pytest.approx([3.0, 4.0], abs=1e-3)
+    assert surest.logit().tolist() == pytest.approx([3.0, 4.0], abs=1e-3)
 
 
-def end_signal(surest, prompts=60, scale=1):
-    """As many prompts of one state; position 0 is the answer's, `surest` times `scale` its log-odds of being past the end."""
+def end_predictor(surest, prompts=60, scale=1):
+    """A predictor and `prompts` prompts of one state each.
+
+    Position 0 belongs to the answer, and `surest` times `scale` is its log-odds of lying past the end.
+    """
     network = Sure(["log_odds"], 4)
     network.scale = scale
     columns = ended_states([[odds, 11.5] for odds in surest], [[1, 1]] * prompts, [1] * prompts, list(range(prompts)))
-    return replace(SIGNAL, kind="end_of_text", network=network), Made(columns, network)
+    return replace(PREDICTOR, kind="end_of_text", network=network), Made(columns, network)
 
 
 def test_the_end_threshold_lies_above_every_false_stop_and_a_margin_above_those_in_training():
-    predictor, data = end_signal([1.0] * 60)
-    chosen, figures = calibrate_end(predictor, data, false_stops=0.05, confidence=0.9)
-    assert torch.tensor(chosen.threshold).logit() == pytest.approx(2.0, abs=1e-3)
+    predictor, data = end_predictor([1.0] * 60)
+    setting, figures = calibrate_end(predictor, data, false_stops=0.05, confidence=0.9)
+    assert torch.tensor(setting.threshold).logit() == pytest.approx(2.0, abs=1e-3)
     assert figures["false_stops_bound"] == pytest.approx(1 - 0.1 ** (1 / 60))
-    predictor, data = end_signal([1.0] * 59 + [6.5])
+    predictor, data = end_predictor([1.0] * 59 + [6.5])
     assert torch.tensor(calibrate_end(predictor, data, 0.05, 0.9)[0].threshold).logit() == pytest.approx(7.5, abs=1e-2)
 
 
-def test_a_signal_that_cannot_keep_to_the_false_stops_is_refused():
-    predictor, data = end_signal([1.0] * 60)
+def test_a_predictor_that_cannot_keep_to_the_false_stops_is_refused():
+    predictor, data = end_predictor([1.0] * 60)
     with pytest.raises(UserError, match=r"60 held-out prompts.*at least 230 are needed"):
         calibrate_end(predictor, data, false_stops=0.01, confidence=0.9)
-    predictor, data = end_signal([7.0] * 30 + [1.0] * 30, scale=2)
+    predictor, data = end_predictor([7.0] * 30 + [1.0] * 30, scale=2)
     with pytest.raises(UserError, match=r"calibrate.false_stops=0.05.*50.0%"):
         calibrate_end(predictor, data, false_stops=0.05, confidence=0.9)
 
@@ -173,7 +180,7 @@ def test_a_signal_that_cannot_keep_to_the_false_stops_is_refused():
 def test_every_threshold_is_measured_once():
     seen = []
     calibrate_filter(
-        SIGNAL, lambda predictor: seen.append(predictor.threshold) or measure(predictor), THRESHOLDS, **TARGET
+        PREDICTOR, lambda predictor: seen.append(predictor.threshold) or measure(predictor), THRESHOLDS, **TARGET
     )
     assert sorted(seen) == sorted(THRESHOLDS)
 
@@ -185,17 +192,19 @@ def test_the_boundary_threshold_has_the_best_f1():
     data = Made(columns, network)
     label = odds + torch.randn(20, 6, generator=torch.Generator().manual_seed(1)) > 0.5
     data.question = replace_label(label)
-    chosen, figures = calibrate_boundary(replace(SIGNAL, kind="boundary", network=network), data, 0.05, 0.9)
+    setting, figures = calibrate_boundary(replace(PREDICTOR, kind="boundary", network=network), data, 0.05, 0.9)
 
     def f1(threshold):
         said = odds.sigmoid() > threshold
         return float(2 * (said & label).sum() / (said.sum() + label.sum()))
 
-    assert figures["f1"] == pytest.approx(f1(chosen.threshold), abs=1e-6)
+    assert figures["f1"] == pytest.approx(f1(setting.threshold), abs=1e-6)
     assert figures["f1"] >= max(f1(threshold) for threshold in np.linspace(0.01, 0.99, 99)) - 1e-6
 
 
 def replace_label(label):
+    """The question whether the answer has ended, with other labels."""
+
     class Told(Ended):
         def label(self, columns):
             return label

@@ -26,6 +26,7 @@ TREES = st.recursive(
 
 
 def same(one, other):
+    """Whether two values of a checkpoint are equal, in type too."""
     if isinstance(one, torch.Tensor):
         return (
             isinstance(other, torch.Tensor)

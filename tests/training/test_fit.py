@@ -49,9 +49,17 @@ def recording(tiny_model, tmp_path_factory):
     prompts = task_prompts([build_task(name) for name in GENERATED_TASKS], {"train": 9, "validation": 6}, seed=0)
     delimiters = newline_ids(tiny_model.tokenizer)
     described = describe_recording(
-        tiny_model, prompts, gen_length=GEN, block_length=BLOCK, alignment="prompt", confidence="", delimiter_ids=delimiters, shard_prompts=4,
-        seed=0, config={},
-    )  # fmt: skip
+        tiny_model,
+        prompts,
+        gen_length=GEN,
+        block_length=BLOCK,
+        alignment="prompt",
+        confidence="",
+        delimiter_ids=delimiters,
+        shard_prompts=4,
+        seed=0,
+        config={},
+    )
     open_recording(folder, described)
     produce = functools.partial(
         oracle_tables, gen_length=GEN, block_length=BLOCK, batch_size=4, delimiter_ids=delimiters
@@ -61,6 +69,7 @@ def recording(tiny_model, tmp_path_factory):
 
 
 def states(recording, split="train", question=None, more=()):
+    """All recorded states of a split, by column."""
     question = question or Final()
     parts = [
         recording.columns(shard, (*predictors.OBSERVED, *question.columns, *more), split)
@@ -70,12 +79,14 @@ def states(recording, split="train", question=None, more=()):
 
 
 def data(recording, network, question=None, batch_rows=16, seed=0):
-    found = PredictorData([recording], question or Final(), network, batch_rows, seed)
-    found.prepare()
-    return found
+    """The data of a training on a recording."""
+    prepared = PredictorData([recording], question or Final(), network, batch_rows, seed)
+    prepared.prepare()
+    return prepared
 
 
 def train(recording, folder, epochs, **changes):
+    """Train a small network, and return it with its figures."""
     torch.manual_seed(0)
     network = Conv(hidden=8, layers=2)
     figures = train_predictor(
@@ -85,6 +96,7 @@ def train(recording, folder, epochs, **changes):
 
 
 def same(one, other):
+    """Whether two networks have the same weights."""
     return all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
 
 
@@ -188,9 +200,9 @@ def test_the_filter_is_asked_about_the_window_that_was_decoded(recording):
 def test_what_a_loss_does_not_count_cannot_move_it(recording, loss_on, where, moves):
     network = Conv(CHANNELS, 4)
     batch = make_batch(states(recording), Final(loss_on), network)
-    there = batch.valid & (batch.masked & ~batch.judged if where == "padding" else ~batch.masked)
-    assert there.any()
-    flipped = batch._replace(label=torch.where(there, 1 - batch.label, batch.label))
+    uncounted = batch.valid & (batch.masked & ~batch.judged if where == "padding" else ~batch.masked)
+    assert uncounted.any()
+    flipped = batch._replace(label=torch.where(uncounted, 1 - batch.label, batch.label))
     module = PredictorTraining(network, 1e-2, 0.0)
     assert (module.loss(batch, batch.counted)[0] != module.loss(flipped, batch.counted)[0]).item() is moves
 
@@ -202,14 +214,14 @@ def test_the_answer_ends_with_its_end_of_text(recording):
     assert (judged.sum(1) == 4).all()
 
 
-def test_the_end_signal_is_asked_whether_the_answer_is_over(recording):
+def test_the_end_predictor_is_asked_whether_the_answer_is_over(recording):
     columns = states(recording, question=Ended())
     batch = make_batch(columns, Ended(), Conv(["masked"], 4))
     assert batch.label.sum(1).tolist() == [GEN - length for length in columns["length"].tolist()]
     assert torch.equal(batch.counted, columns["masked"])
 
 
-def test_the_boundary_signal_is_asked_where_steps_of_the_answer_end(recording):
+def test_the_boundary_predictor_is_asked_where_steps_of_the_answer_end(recording):
     token = int(recording.references["tokens"][0][2])
     question = StepEnd((token,), reach=10)
     columns = states(recording, question=question)
@@ -224,8 +236,8 @@ def test_the_boundary_signal_is_asked_where_steps_of_the_answer_end(recording):
 
 def test_channels_are_normalised_by_the_training_states(recording):
     network = Conv(CHANNELS, 4)
-    found = data(recording, network)
-    batches = list(found.stream("train", 16))
+    prepared = data(recording, network)
+    batches = list(prepared.stream("train", 16))
     inside = torch.cat([batch.inputs[batch.valid] for batch in batches])
     assert torch.allclose(network.mean, inside.mean(0), atol=1e-4)
     varies = inside.std(0) > 1e-6

@@ -1,7 +1,7 @@
-"""Task `json`: facts in sentences, or a small table, to a JSON record or a list of records.
+"""Task `json`: facts in sentences, or a small table, become a JSON record or a list of records.
 
-Free choices that must agree within an answer: the layout (compact, spaced, indented) and, in a list of records, the order of the keys.
-Free: the order of the keys of a single record and of the entries of a list of hobbies.
+Some choices are free but must agree within an answer: the layout (compact, spaced, indented) and, in a list of records,
+the order of the keys. The order of the keys of a single record is free, and so is that of a list of hobbies.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ COLUMNS = ["age", "city", "job", "team"]
 
 
 class JsonTask:
+    """Facts about people that are to be written as JSON."""
+
     name = "json"
 
     def draw(self, rng: random.Random) -> tuple[dict[str, Any], str]:
+        """Draw the facts of a problem: a table in three of ten cases, else a person."""
         return self._draw_table(rng) if rng.random() < 0.3 else self._draw_person(rng)
 
     def _draw_person(self, rng: random.Random) -> tuple[dict[str, Any], str]:
@@ -44,6 +47,7 @@ class JsonTask:
         return {"record": rows}, "table:" + "-".join(sorted(columns)) if len(columns) > 1 else ""
 
     def prompt(self, facts: dict[str, Any], rng: random.Random) -> str:
+        """Word a problem at random."""
         record = facts["record"]
         if isinstance(record, list):
             rows = ["|".join(record[0]), *("|".join(map(str, row.values())) for row in record)]
@@ -59,12 +63,8 @@ class JsonTask:
     def _field_words(field: str, value: Any, rng: random.Random) -> str:
         if field == "likes":
             entries = rng.sample(value, len(value))
-            return (
-                rng.choice(["likes ", "enjoys "])
-                + ", ".join(entries[:-1])
-                + (" and " if len(entries) > 1 else "")
-                + entries[-1]
-            )
+            verb = rng.choice(["likes ", "enjoys "])
+            return verb + ", ".join(entries[:-1]) + (" and " if len(entries) > 1 else "") + entries[-1]
         if field == "pet":
             return rng.choice(["has a {kind} called {name}", "owns a {kind} called {name}"]).format(**value)
         choices = {
@@ -75,6 +75,7 @@ class JsonTask:
         return rng.choice(choices).format(value)
 
     def answer(self, facts: dict[str, Any], rng: random.Random) -> str:
+        """Write one of the right answers at random."""
         layout = LAYOUTS[weighted(rng, {"compact": 3, "spaced": 4, "indented": 3})]
         record = facts["record"]
         if isinstance(record, list):
@@ -91,7 +92,7 @@ class JsonTask:
         """The record of a reference answer in JSON.
 
         Raises:
-            ValueError: it is not JSON, or nested too deeply.
+            ValueError: The answer is not JSON, or it is nested too deeply.
         """
         try:
             return {"record": json.loads(answer)}
@@ -99,28 +100,29 @@ class JsonTask:
             raise ValueError("the answer is nested too deeply") from error
 
     def check(self, facts: dict[str, Any], text: str) -> Verdict:
+        """Whether an answer holds the facts in one layout and with one order of the keys."""
         text = text.strip()
         try:
-            found = json.loads(text)
+            record = json.loads(text)
         except (ValueError, RecursionError) as error:
             return Verdict(False, f"not JSON: {error}")
-        if not _same(found, facts["record"]):
+        if not _same(record, facts["record"]):
             return Verdict(False, "the record differs from the facts")
-        if isinstance(found, list) and len({tuple(row) for row in found}) > 1:
+        if isinstance(record, list) and len({tuple(row) for row in record}) > 1:
             return Verdict(False, "the records order their keys differently")
-        if all(json.dumps(found, **layout) != text for layout in LAYOUTS.values()):
+        if all(json.dumps(record, **layout) != text for layout in LAYOUTS.values()):
             return Verdict(False, "mixed layout")
         return Verdict(True)
 
 
-def _same(found: Any, expected: Any) -> bool:
-    """Equal values, where a list of hobbies may come in any order and a list of records may not."""
-    if type(found) is not type(expected):
+def _same(given: Any, expected: Any) -> bool:
+    """Whether two values are equal; a list of hobbies may come in any order, and a list of records may not."""
+    if type(given) is not type(expected):
         return False
     if isinstance(expected, dict):
-        return found.keys() == expected.keys() and all(_same(found[key], expected[key]) for key in expected)
+        return given.keys() == expected.keys() and all(_same(given[key], expected[key]) for key in expected)
     if isinstance(expected, list):
-        if all(isinstance(entry, str) for entry in [*found, *expected]):
-            return sorted(found) == sorted(expected)
-        return len(found) == len(expected) and all(map(_same, found, expected))
-    return bool(found == expected)
+        if all(isinstance(entry, str) for entry in [*given, *expected]):
+            return sorted(given) == sorted(expected)
+        return len(given) == len(expected) and all(map(_same, given, expected))
+    return bool(given == expected)

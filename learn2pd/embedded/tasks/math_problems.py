@@ -1,7 +1,8 @@
-"""Task `math`: word problems of one to four events, solved one line a step, last line `#### N`.
+"""Task `math`: word problems of one to four events. A solution has a line for each step and ends with `#### N`.
 
-Free choices that must agree within an answer: how step lines begin, the verb before a result, whether the unit is named, and the verb
-of the optional opening and closing sentences. Free line by line: the order of the operands of + and *.
+Some choices are free but must agree within an answer: how step lines begin, the verb before a result, whether the unit
+is named, and the verb of the optional opening and closing sentences. The order of the operands of + and * is free in
+every line.
 """
 
 from __future__ import annotations
@@ -26,22 +27,37 @@ FRAMES = {
     "has/has": ("has", "now has"),
 }
 
-NUMBER = r"(?:0|[1-9][0-9]{0,5})"  # ASCII and short: int() of anything longer or stranger is not the checker's business
+# A number is ASCII and short; longer and stranger ones are never right, and the checker does not convert them.
+NUMBER = r"(?:0|[1-9][0-9]{0,5})"
 STEP = re.compile(
-    rf"(?P<lead>.*?)(?P<a>{NUMBER}) (?P<op>[-+*/]) (?P<b>{NUMBER})(?P<verb> = | gives | makes )(?P<result>{NUMBER})(?P<unit>(?: [a-z]+)?)"
+    rf"(?P<lead>.*?)(?P<a>{NUMBER}) (?P<op>[-+*/]) (?P<b>{NUMBER})"
+    rf"(?P<verb> = | gives | makes )(?P<result>{NUMBER})(?P<unit>(?: [a-z]+)?)"
 )
 
 
 def lead(style: str, index: int) -> str:
-    """How the step line number `index` (from 0) begins in a style."""
+    """How a step line begins.
+
+    Args:
+        style: A key of `LEADS`.
+        index: The number of the step, counted from 0.
+    """
     if style in ("then", "next"):
         return "First, " if index == 0 else f"{style.capitalize()}, "
     return {"plain": "", "step": f"Step {index + 1}: ", "number": f"{index + 1}) ", "dash": "- "}[style]
 
 
 def worked_steps(facts: dict[str, Any]) -> list[tuple[int, str, int]]:
-    """The arithmetic of a problem in order, as (left, operator, right)."""
-    total, steps = facts["start"], []
+    """The arithmetic of a problem.
+
+    Args:
+        facts: The facts of the problem, as `MathTask.draw` makes them.
+
+    Returns:
+        The steps in their order, as (left, operator, right).
+    """
+    total = facts["start"]
+    steps = []
     for kind, *numbers in facts["events"]:
         if kind == "packs":
             packs, each = numbers
@@ -55,9 +71,12 @@ def worked_steps(facts: dict[str, Any]) -> list[tuple[int, str, int]]:
 
 
 class MathTask:
+    """Word problems about a person who gains and loses things."""
+
     name = "math"
 
     def draw(self, rng: random.Random) -> tuple[dict[str, Any], str]:
+        """Draw the facts of a problem."""
         start = total = rng.randint(2, 14)
         events: list[list[Any]] = []
         for _ in range(weighted(rng, {1: 4, 2: 4, 3: 2, 4: 0.7})):
@@ -83,15 +102,15 @@ class MathTask:
                 return event, after
 
     def prompt(self, facts: dict[str, Any], rng: random.Random) -> str:
+        """Word a problem at random."""
         name, item = facts["name"], facts["item"]
         who = rng.choice([name, PEOPLE[name]])
         sentences = [f"{name} has {facts['start']} {item}."]
         for index, (kind, *numbers) in enumerate(facts["events"]):
             subject = rng.choice([f"Then {name}", who]) if index else who
             sentences.append(f"{subject} {self._event_words(kind, numbers, rng)}.")
-        sentences.append(
-            rng.choice([f"How many {item} does {name} have now?", f"How many {item} are there in the end?"])
-        )
+        questions = [f"How many {item} does {name} have now?", f"How many {item} are there in the end?"]
+        sentences.append(rng.choice(questions))
         return " ".join(sentences)
 
     @staticmethod
@@ -107,6 +126,7 @@ class MathTask:
         return rng.choice(choices).format(*numbers)
 
     def answer(self, facts: dict[str, Any], rng: random.Random) -> str:
+        """Write one of the right answers at random."""
         style, verb = weighted(rng, LEADS), weighted(rng, VERBS)
         unit = rng.choice(["", f" {facts['item']}"])
         opening, closing = FRAMES[rng.choice(list(FRAMES))]
@@ -122,10 +142,15 @@ class MathTask:
         return "\n".join([*lines, f"#### {total}"])
 
     def facts(self, prompt: str, answer: str) -> dict[str, Any]:
-        """Raises ValueError: what makes an answer right is known to the generator of the problem alone."""
+        """Refuse problems that the task did not generate.
+
+        Raises:
+            ValueError: Always. Only the generator of a problem knows what makes an answer right.
+        """
         raise ValueError("the task 'math' judges the problems of its own generator only")
 
     def check(self, facts: dict[str, Any], text: str) -> Verdict:
+        """Whether an answer takes the right steps, ends with the right number and is worded alike in all lines."""
         steps = worked_steps(facts)
         total = APPLY[steps[-1][1]](steps[-1][0], steps[-1][2])
         lines = text.strip().split("\n")
@@ -154,17 +179,17 @@ class MathTask:
             return Verdict(False, f"{len(lines)} step lines, {len(steps)} expected")
         styles, verbs = set(LEADS), set(VERBS)
         for index, (line, (a, op, b)) in enumerate(zip(lines, steps, strict=True)):
-            found = STEP.fullmatch(line)
-            if not found:
+            step = STEP.fullmatch(line)
+            if not step:
                 return Verdict(False, f"not a step: {line!r}")
-            operands = (int(found["a"]), int(found["b"]))
-            if found["op"] != op or (operands != (a, b) and (op not in "+*" or operands != (b, a))):
+            operands = (int(step["a"]), int(step["b"]))
+            if step["op"] != op or (operands != (a, b) and (op not in "+*" or operands != (b, a))):
                 return Verdict(False, f"step {index + 1} should combine {a} {op} {b}: {line!r}")
-            if int(found["result"]) != APPLY[op](a, b):
+            if int(step["result"]) != APPLY[op](a, b):
                 return Verdict(False, f"wrong arithmetic: {line!r}")
-            styles &= {style for style in LEADS if lead(style, index) == found["lead"]}
-            verbs &= {found["verb"]}
-            units &= {found["unit"]}
+            styles &= {style for style in LEADS if lead(style, index) == step["lead"]}
+            verbs &= {step["verb"]}
+            units &= {step["unit"]}
         if not (styles and verbs and units):
             return Verdict(False, "step lines are not worded alike")
         return Verdict(True)

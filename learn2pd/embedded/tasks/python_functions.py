@@ -1,8 +1,8 @@
-"""Task `code`: a one-line specification to a short Python function over a list, a string or a number.
+"""Task `code`: a one-line specification becomes a short Python function over a list, a string or a number.
 
-Free choices that must agree within an answer: the function's and every variable's name, and the implementation (one expression, one
-assignment a step, a loop). Answers are judged by running them on generated cases, which needs the explicit permission that
-`evaluation.sandbox` asks for.
+Some choices are free but must agree within an answer: the name of the function and of every variable, and the
+implementation (one expression, one assignment for each step, a loop). Answers are judged by running them on generated
+cases, which needs the explicit permission that `data.sandbox` asks for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ELEMENTS = ["x", "v", "e"]
 RESULTS = ["out", "res", "acc"]
 CASES = 8
 
-# operation -> (wordings, expression); {e} is the element or the expression so far, {k} the operation's number or letter
+# operation -> (wordings, expression); {e} is the element or the expression so far, {k} is the operation's number
 FILTERS = {
     "even": (["keep the even numbers", "take the even ones"], "{e} % 2 == 0"),
     "odd": (["keep the odd numbers", "take the odd ones"], "{e} % 2 == 1"),
@@ -75,7 +75,11 @@ def _draw_step(rng: random.Random, operations: dict[str, Any], smallest: int = 2
 
 
 class CodeTask:
-    """Args: sandbox runs the candidate functions; without one every check is refused by the sandbox's own error."""
+    """Short functions that are to be written from a specification.
+
+    Args:
+        sandbox: The sandbox that runs the candidate functions. Without permission it refuses every check itself.
+    """
 
     name = "code"
 
@@ -83,6 +87,7 @@ class CodeTask:
         self.sandbox = sandbox
 
     def draw(self, rng: random.Random) -> tuple[dict[str, Any], str]:
+        """Draw the facts of a problem: the kind of the argument, and the operations."""
         kind = weighted(rng, {"list": 4, "text": 3, "number": 3})
         if kind == "list":
             steps = [
@@ -100,16 +105,18 @@ class CodeTask:
 
     @staticmethod
     def cases(facts: dict[str, Any]) -> list[Any]:
-        """Arguments to try a function on, a function of the specification alone."""
-        kind, rng = facts["kind"], random.Random(str(facts))
+        """The arguments that a function is tried on; they depend on the specification alone."""
+        kind = facts["kind"]
+        rng = random.Random(str(facts))
         if kind == "number":
             return [rng.randint(-9, 30) for _ in range(CASES)]
         if kind == "text":
             return ["".join(rng.choice("abcDEF  xyZ") for _ in range(rng.randint(4, 14))) for _ in range(CASES)]
-        # 12 and 13 survive most filters, so that max and min seldom meet an empty list
+        # 12 and 13 pass most filters, so that max and min seldom meet an empty list.
         return [[*(rng.randint(-9, 15) for _ in range(rng.randint(3, 8))), 12, 13] for _ in range(CASES)]
 
     def prompt(self, facts: dict[str, Any], rng: random.Random) -> str:
+        """Word a specification at random."""
         kind = facts["kind"]
         subject = {"list": "a list of numbers", "text": "a string", "number": "a number"}[kind]
         if kind == "list":
@@ -118,11 +125,11 @@ class CodeTask:
         else:
             parts = [(TEXTS if kind == "text" else NUMBERS, step) for step in facts["steps"]]
         words = [rng.choice(table[step[0]][0]).format(k=step[1]) for table, step in parts]
-        return (
-            f"{rng.choice(['Write a function for', 'Python function for'])} {subject}: " + ", then ".join(words) + "."
-        )
+        opening = rng.choice(["Write a function for", "Python function for"])
+        return f"{opening} {subject}: " + ", then ".join(words) + "."
 
     def answer(self, facts: dict[str, Any], rng: random.Random) -> str:
+        """Write one of the right functions at random."""
         kind = facts["kind"]
         parameter = rng.choice(PARAMETERS[kind])
         if kind == "list":
@@ -164,17 +171,23 @@ class CodeTask:
                 expression = _fill(operations[step[0]][1], step, wrapped)
             return [f"return {expression}"]
         result = parameter if style == "same name" else rng.choice(RESULTS)
-        lines, source = [], parameter
+        lines = []
+        source = parameter
         for step in steps:
             lines.append(f"{result} = {_fill(operations[step[0]][1], step, source)}")
             source = result
         return [*lines, f"return {result}"]
 
     def facts(self, prompt: str, answer: str) -> dict[str, Any]:
-        """Raises ValueError: what makes an answer right is known to the generator of the problem alone."""
+        """Refuse problems that the task did not generate.
+
+        Raises:
+            ValueError: Always. Only the generator of a problem knows what makes an answer right.
+        """
         raise ValueError("the task 'code' judges the problems of its own generator only")
 
     def check(self, facts: dict[str, Any], text: str) -> Verdict:
+        """Whether a function returns the right values on all cases, run in the sandbox."""
         meanings: dict[str, Callable[..., Any]] = {"number": _number_result, "text": _text_result, "list": _list_result}
         meaning = meanings[facts["kind"]]
         expected = [(case, meaning(facts["steps"], case)) for case in self.cases(facts)]
@@ -219,7 +232,7 @@ def _text_result(steps: list[Step], value: str) -> str:
 
 
 def _list_result(steps: list[Step], values: list[int]) -> Any:
-    """None where the specification itself has no answer: the largest of nothing."""
+    """The result, or None where the specification itself has none, as for the largest number of an empty list."""
     (keep, limit), (change, amount), (final, count) = steps
     tests = {
         "all": lambda v: True,

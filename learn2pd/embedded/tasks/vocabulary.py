@@ -1,4 +1,7 @@
-"""Words the generators of `math` and `json` share. Few, because a laptop trains the model that has to know them."""
+"""Words that the generators of `math` and `json` share.
+
+The words are few, because a laptop trains the model that has to know them.
+"""
 
 PEOPLE = {
     "Mia": "She",

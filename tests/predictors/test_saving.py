@@ -1,4 +1,7 @@
-"""policy/ round-trips, states its contract, and is refused where the contract does not hold; adapters are kept apart and merged."""
+"""A saved policy decodes as before, states its contract, and is refused where the contract does not hold.
+
+An adapter is kept apart from its base and merged when it is loaded.
+"""
 
 import copy
 import json
@@ -20,6 +23,7 @@ CURVE = (Setting(0.9, 1.5, 0.99, 0.0, 0.02), Setting(0.5, 2.5, 0.9, 0.1, 0.15), 
 
 
 def made(model, network=None, **geometry):
+    """An untrained predictor with a contract for a model."""
     torch.manual_seed(0)
     network = network or MLP(16, 24)
     fixed = {"block_length": 16, "alignment": "prompt"} if network.width else {}
@@ -137,7 +141,7 @@ def test_a_missing_damaged_or_newer_policy_is_one_line(folder, tmp_path):
         load_policy(folder)
 
 
-def test_a_signal_of_another_kind_is_refused(tiny_model, tmp_path):
+def test_a_predictor_of_another_kind_is_refused(tiny_model, tmp_path):
     save_predictor(replace(made(tiny_model), kind="boundary"), tmp_path)
     with pytest.raises(UserError, match=r"boundary.*filter"):
         load_policy(tmp_path)
