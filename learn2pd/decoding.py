@@ -86,6 +86,8 @@ def decode(
     """
     if gen_length < 1 or batch_size < 1:
         raise UserError(f"gen_length={gen_length}, batch_size={batch_size}: both must be at least 1")
+    if observer is not None and on_step is not None:
+        raise UserError("observer and on_step are given: give one of them; an observer may call a function itself")
     rows = prompt_list(prompts)
     method = _method(model, method, policy, scheduler, cache, stop)
     method.check(model.spec)

@@ -48,6 +48,19 @@ class Role:
     learned: bool = False
     built_by: str = ""
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Refuse a constructor whose parameter has the name of a method.
+
+        Raises:
+            TypeError: The value could not be kept in the attribute of its name, by which `options` reads it.
+        """
+        super().__init_subclass__(**arguments)
+        for name in inspect.signature(cls).parameters:
+            if name not in ("args", "kwargs") and callable(getattr(Role, name, None)):
+                raise TypeError(
+                    f"{cls.__name__}: its option {name!r} has the name of a method of every role: rename the option"
+                )
+
     def check(self, spec: ModelSpec, method: Method) -> None:
         """Refuse a model or a method that the component does not fit.
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from learn2pd import UserError, decode
-from learn2pd.cli.config import RunConfig
 from learn2pd.cli import main as cli
+from learn2pd.cli.config import RunConfig
 from learn2pd.cli.stages.components import provided_to
 from learn2pd.decoding import provided_by
 from learn2pd.policies.apd import load_apd
@@ -29,8 +29,8 @@ def written_policy(tmp_path, monkeypatch):
 def test_the_policy_of_the_page_decodes_and_its_option_matters(written_policy, tiny_model, make_prompts):
     prompts = make_prompts([4, 9])
     slow, fast = (
-        decode(tiny_model, prompts, policy=build("policy", written_policy, {"start": start}, {}), gen_length=16)
-        for start in (1.0, 0.0)
+        decode(tiny_model, prompts, policy=build("policy", written_policy, {"highest": highest}, {}), gen_length=16)
+        for highest in (1.0, 0.0)
     )
     assert (fast.forwards < slow.forwards).all()
 

@@ -82,6 +82,8 @@ class GuidedPolicy(Policy):
         self.needs = policy.needs
         self.scores_committed = policy.scores_committed
         self.window_width = policy.window_width
+        self.revisions = policy.revisions
+        self.auxiliary = policy.auxiliary
 
     def check(self, spec: ModelSpec, method: Method) -> None:
         self.policy.check(spec, method)

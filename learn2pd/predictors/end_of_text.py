@@ -109,7 +109,10 @@ class LearnedStop(EotStop):
         canvas = Window(zeros, zeros + state.gen_length)
         ended = probability(memory.network, self.predictor.contract, state, prediction, canvas, state.gen_length)
         tokens = torch.where(commit.mask, prediction.tokens if commit.tokens is None else commit.tokens, state.canvas)
-        answer = (~state.masked | commit.mask) & ~is_among(tokens, memory.eot_ids)
+        written = ~state.masked | commit.mask
+        if commit.revoke is not None:
+            written = written & ~commit.revoke
+        answer = written & ~is_among(tokens, memory.eot_ids)
         # [B, 1] long, the last token of the answer so far; no position up to here is closed
         last = torch.where(answer, position, -1).amax(1, keepdim=True)
         sure = (ended > self.predictor.threshold) & state.masked & prediction.valid & (position > last)

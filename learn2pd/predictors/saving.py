@@ -110,7 +110,7 @@ class Setting:
     loss_bound: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Predictor:
     """A trained network with its threshold.
 
@@ -134,6 +134,11 @@ class Predictor:
 
     def __post_init__(self) -> None:
         self.network.eval()
+
+    def __repr__(self) -> str:
+        parameters = sum(parameter.numel() for parameter in self.network.parameters())
+        name = type(self.network).__name__
+        return f"Predictor({self.kind!r}, {name} of {parameters:,} parameters, threshold={self.threshold:.4g})"
 
     def at(self, aggressiveness: float) -> Predictor:
         """Return this predictor with the threshold at a place of its calibrated curve.

@@ -33,5 +33,6 @@ class AnywhereStop(StopRule):
     def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, memory: EotIds) -> Tensor:
         written = prediction.tokens if commit.tokens is None else commit.tokens
         ended = (commit.mask & is_among(written, memory.eot_ids)).cumsum(1) > 0
-        left = state.masked & ~commit.mask & ended
+        masked = state.masked if commit.revoke is None else state.masked | commit.revoke
+        left = masked & ~commit.mask & ended
         return torch.where(left.any(1), left.int().argmax(1), state.end)

@@ -67,7 +67,9 @@ def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
     Raises:
         UserError: the recording is not complete, or the filter to fine-tune does not fit it.
     """
-    if {"rounds", *config.train.predictors} <= read_metrics(output).get("train", {}).keys():
+    finished = read_metrics(output).get("train", {})
+    enough_rounds = len(finished.get("rounds", [])) == config.train.rounds + 1
+    if enough_rounds and finished.keys() >= set(config.train.predictors):
         log.info("already trained: %s", output / "train")
         return None
     oracle = Recording.load(output / "records")
