@@ -10,7 +10,7 @@ N of scored positions, V of tokens of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -463,7 +463,7 @@ class Step:
         return self.prediction.confidence.log().masked_fill(~proposed, 0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DecodeResult:
     """The answers of `decode`, in the order of the caller's prompts. N is the number of prompts.
 
@@ -501,6 +501,31 @@ class DecodeResult:
     def model_s(self) -> float:
         """The seconds inside the model, its projection to the vocabulary included."""
         return self.seconds.get("forward", 0.0) + self.seconds.get("score", 0.0)
+
+    @property
+    def step_map(self) -> list[list[int]]:
+        """For each prompt the step in which each token of its answer was committed; -1 where the caller gave it."""
+        lengths = self.lengths.tolist()
+        return [steps[:length] for steps, length in zip(self.committed_at.tolist(), lengths, strict=True)]
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """The answers and their counts as JSON values, one entry for each prompt in every list."""
+        counts = ("lengths", "forwards", "columns", "auxiliary_forwards", "revoked", "edited", "failed")
+        return {"texts": self.texts, "step_map": self.step_map} | {
+            name: getattr(self, name).tolist() for name in counts
+        }
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __iter__(self) -> Iterator[str]:
+        """The answers as texts, in the order of the prompts."""
+        return iter(self.texts)
+
+    def __repr__(self) -> str:
+        tokens = int(self.lengths.sum())
+        forwards = int(self.forwards.sum())
+        return f"DecodeResult({len(self)} answers, {tokens} tokens, {forwards} forwards, {self.wall_s:.2f} s)"
 
 
 @dataclass(frozen=True)

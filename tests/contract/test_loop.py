@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -333,3 +334,17 @@ def test_a_run_that_cannot_work_is_refused_in_one_line(prompts, options, words, 
 
 def test_a_prompt_that_just_fits_is_decoded(tiny_model):
     assert decode(tiny_model, [[5] * 510], policy=ThresholdPolicy(0.0), gen_length=2).tokens.shape == (1, 2)
+
+
+def test_a_result_iterates_and_converts(tiny_model, make_prompts):
+    given = torch.full((2, 6), -1)
+    given[0, 0] = 9
+    result = decode(tiny_model, make_prompts([3, 8]), policy=FixedPolicy(), gen_length=6, stop="none", given=given)
+    assert list(result) == result.texts
+    assert len(result) == 2
+    described = json.loads(json.dumps(result.to_dict()))
+    assert described["forwards"] == result.forwards.tolist() == [5, 6]
+    assert [len(steps) for steps in described["step_map"]] == result.lengths.tolist()
+    assert described["step_map"][0][:1] in ([-1], [])
+    assert "2 answers" in repr(result)
+    assert len(repr(result)) < 100
