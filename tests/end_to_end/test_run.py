@@ -233,7 +233,7 @@ def test_stages_out_of_order_say_which_comes_first(arguments, tmp_path, capsys):
         ),
         (["filter=lstm"], ["lstm", "transformer"]),
         (["filter_options={depth: 2}"], ["depth", "layers"]),
-        (["train.signals=[end]"], ["end", "boundary"]),
+        (["train.predictors=[end]"], ["end_of_text", "boundary"]),
         (["train.start=lora"], ["policy=FOLDER"]),
         (["train.start=lora", "policy=nowhere"], ["nowhere", "policy.json"]),
         (["data.domain=poems"], ["poems", "json", ".jsonl"]),
