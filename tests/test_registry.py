@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from learn2pd import UserError, decode
+from learn2pd.cli import main as cli
 from learn2pd.cli.config import RunConfig
-from learn2pd.cli.main import main as cli
 from learn2pd.cli.stages.components import provided_to
 from learn2pd.decoding import provided_by
 from learn2pd.policies.apd import load_apd

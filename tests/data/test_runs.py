@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from learn2pd.cli.main import main as cli
+from learn2pd.cli import main as cli
 from tests.data.helpers import RECORDS, questions, write
 
 METHODS = (

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from learn2pd.cli.main import main as cli
+from learn2pd.cli import main as cli
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
 from tests.embedded.helpers import ROOT, tiny, write_config
 

@@ -13,7 +13,7 @@ import torch
 from filelock import FileLock
 
 from learn2pd import load_policy, save_policy
-from learn2pd.cli.main import main as cli
+from learn2pd.cli import main as cli
 from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.predictors.networks import MLP
 from learn2pd.predictors.saving import Contract, Predictor

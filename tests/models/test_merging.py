@@ -15,7 +15,7 @@ from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, XLoraConf
 from safetensors.torch import load_file, save_file
 
 from learn2pd import DualCache, NoCache, PrefixCache, ThresholdPolicy, UserError, decode, load_model, load_verifier
-from learn2pd.cli.main import main as cli
+from learn2pd.cli import main as cli
 from tests.models.helpers import edit_json, refusal, write_checkpoint
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from learn2pd.cli.main import main as cli
+from learn2pd.cli import main as cli
 from learn2pd.recording.estimate import estimate
 from learn2pd.recording.reading import Recording
 from tests.recording.helpers import BATCH, BLOCK, GEN, SHARD, files, make, some_prompts

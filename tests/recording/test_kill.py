@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from learn2pd.cli.main import main as cli
+from learn2pd.cli import main as cli
 from tests.recording.helpers import files
 
 ROOT = Path(__file__).parents[2]
