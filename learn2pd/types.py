@@ -511,9 +511,8 @@ class DecodeResult:
     def to_dict(self) -> dict[str, list[Any]]:
         """The answers and their counts as JSON values, one entry for each prompt in every list."""
         counts = ("lengths", "forwards", "columns", "auxiliary_forwards", "revoked", "edited", "failed")
-        return {"texts": self.texts, "step_map": self.step_map} | {
-            name: getattr(self, name).tolist() for name in counts
-        }
+        described: dict[str, list[Any]] = {"texts": self.texts, "step_map": self.step_map}
+        return described | {name: getattr(self, name).tolist() for name in counts}
 
     def __len__(self) -> int:
         return len(self.texts)
