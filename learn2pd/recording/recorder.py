@@ -10,6 +10,7 @@ same labels. `record` writes tables of either kind, one shard after another.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import time
@@ -26,6 +27,7 @@ from learn2pd.decoding import decode
 from learn2pd.errors import UserError
 from learn2pd.files import sha256
 from learn2pd.loop.observing import Observer
+from learn2pd.method import Method
 from learn2pd.models.loading import Model
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import GuidedPolicy, OraclePolicy
@@ -33,7 +35,6 @@ from learn2pd.predictors.features import observe
 from learn2pd.recording.schema import RECORDING, entry_path, read_recording
 from learn2pd.recording.shard_claims import share
 from learn2pd.recording.writing import Tables, write_manifest, write_shard
-from learn2pd.roles import Policy, Scheduler, StopRule
 from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.stops.eot import EotStop
 from learn2pd.stops.none import NoStop
@@ -117,13 +118,13 @@ def oracle_tables(
         decode,
         model,
         encoded(model, prompts),
-        scheduler=BlocksScheduler(block_length),
         gen_length=gen_length,
         batch_size=batch_size,
     )
-    reference = run(policy=FixedPolicy(), stop=EotStop(0.0))
+    blocks = BlocksScheduler(block_length)
+    reference = run(Method(FixedPolicy(), blocks, stop=EotStop(0.0)))
     recorder = StateRecorder(reference.tokens, model.spec.eot_ids, delimiter_ids)
-    oracle = run(policy=OraclePolicy(reference.tokens), stop=NoStop(), observer=recorder)
+    oracle = run(Method(OraclePolicy(reference.tokens), blocks, stop=NoStop()), observer=recorder)
     return _tables(prompts, recorder, reference.tokens, reference.lengths, reference.forwards, oracle.forwards)
 
 
@@ -131,12 +132,10 @@ def rollout_tables(
     model: Model,
     prompts: Sequence[Prompt],
     references: Dataset,
-    policy: Policy,
-    scheduler: Scheduler,
+    method: Method,
     *,
     batch_size: int,
     delimiter_ids: Sequence[int],
-    stop: StopRule | None = None,
 ) -> Tables:
     """Record the states that a policy meets while its errors are corrected.
 
@@ -147,11 +146,9 @@ def rollout_tables(
         prompts: the prompts of one shard.
         references: the rows of exactly these prompts (`Recording.references_of`). The tables repeat them, with the
             forwards of this decode as `oracle_forwards`.
-        policy: the policy whose states are recorded.
-        scheduler: the scheduler of the decode.
+        method: the method whose policy meets the states.
         batch_size: rows that are decoded together.
         delimiter_ids: tokens that end a line.
-        stop: the stop rule of the decode; None stands for `EotStop()`.
 
     Returns:
         The tables of the shard.
@@ -162,9 +159,7 @@ def rollout_tables(
     decoded = decode(
         model,
         encoded(model, prompts),
-        policy=GuidedPolicy(policy, tokens),
-        scheduler=scheduler,
-        stop=stop or EotStop(),
+        dataclasses.replace(method, policy=GuidedPolicy(method.policy, tokens)),
         gen_length=tokens.shape[1],
         batch_size=batch_size,
         observer=recorder,

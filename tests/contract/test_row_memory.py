@@ -72,3 +72,14 @@ def test_a_block_is_a_canvas_without_a_prompt():
     assert state.canvas.equal(tokens)
     assert state.window.mask(4).all()
     assert state.decided.equal(~masked)
+
+
+def test_what_an_observer_keeps_can_be_differentiated_through(tiny_model, make_prompts):
+    """A policy that is trained by reinforcement computes its probabilities again from the states that it recorded."""
+    steps = []
+    state = DecodeState.start(make_prompts([3, 9]), GEN, tiny_model.spec)
+    decode_batch(tiny_model.adapter, state, Method(policies()["fixed"]), observer=CallbackObserver(steps.append))
+    weight = torch.ones((), requires_grad=True)
+    sum((weight * step.prediction.confidence * step.commit.mask).sum() for step in steps).backward()
+    assert weight.grad > 0
+    assert all((step.log_probability <= 0).all() for step in steps)

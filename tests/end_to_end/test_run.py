@@ -115,7 +115,7 @@ def test_a_filter_is_fine_tuned_for_a_domain_and_its_adapter_fits_the_base_alone
     assert cli.run([*arguments, f"output_dir={output}", *tuning]) == 0
     merged, adapted = load_policy(output / "policy"), load_policy(base, adapter=output / "adapter")
     assert adapted.threshold == merged.threshold
-    assert adapted.contract == merged.contract
+    assert adapted.predictor.contract == merged.predictor.contract
     for name, tensor in merged.predictor.network.state_dict().items():
         assert torch.allclose(tensor, adapted.predictor.network.state_dict()[name], atol=1e-6), name
     assert merged.predictor.fingerprint != load_policy(base).predictor.fingerprint

@@ -3,10 +3,12 @@
 import torch
 
 from learn2pd.decoding import decode
+from learn2pd.method import Method
 from learn2pd.policies.oracle import GuidedPolicy, OraclePolicy
 from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.recording.recorder import rollout_tables
 from learn2pd.schedulers.blocks import BlocksScheduler
+from learn2pd.stops.eot import EotStop
 from learn2pd.stops.none import NoStop
 from tests.recording.helpers import BATCH, BLOCK, GEN, files, make
 
@@ -19,11 +21,9 @@ def rollout(model, prompts, recording, policy, stop=None):
         model,
         prompts,
         references,
-        policy,
-        BlocksScheduler(BLOCK),
+        Method(policy, BlocksScheduler(BLOCK), stop=stop or EotStop()),
         batch_size=BATCH,
         delimiter_ids=delimiters,
-        stop=stop,
     )
 
 

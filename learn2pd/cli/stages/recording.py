@@ -18,6 +18,7 @@ from learn2pd.cli.config import RunConfig, identity
 from learn2pd.cli.stages.components import model_of, usable_prompts
 from learn2pd.cli.stages.run_folder import read_metrics
 from learn2pd.data.prompts import Prompt
+from learn2pd.method import Method
 from learn2pd.models.delimiters import newline_ids
 from learn2pd.models.loading import Model
 from learn2pd.predictors.filter import FilterPolicy
@@ -123,7 +124,7 @@ def record_round(config: RunConfig, output: Path, number: int, policy: FilterPol
     recording = Recording.load(output / "records")
     prompts = recorded_prompts(config, model)
     folder = output / "rounds" / str(number)
-    scheduler = BlocksScheduler(config.decode.block_length)
+    method = Method(policy, BlocksScheduler(config.decode.block_length))
 
     def produce(model: Model, prompts: Sequence[Prompt]) -> Tables:
         references = recording.references_of([prompt.id for prompt in prompts])
@@ -131,8 +132,7 @@ def record_round(config: RunConfig, output: Path, number: int, policy: FilterPol
             model,
             prompts,
             references,
-            policy,
-            scheduler,
+            method,
             batch_size=config.decode.batch_size,
             delimiter_ids=recording.manifest["delimiter_ids"],
         )

@@ -12,6 +12,7 @@ from learn2pd.cli.stages.components import checkers_of
 from learn2pd.data.prompts import Prompt, encoded
 from learn2pd.decoding import decode
 from learn2pd.evaluation.compare import agreement
+from learn2pd.method import Method
 from learn2pd.models.loading import Model
 from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.predictors.saving import Predictor
@@ -54,9 +55,11 @@ def measure_on(
         result = decode(
             model,
             encoded(model, prompts),
-            policy=FilterPolicy(predictor),
-            scheduler=BlocksScheduler(config.decode.block_length),
-            stop=EotStop(config.decode.stop_floor),
+            Method(
+                FilterPolicy(predictor),
+                BlocksScheduler(config.decode.block_length),
+                stop=EotStop(config.decode.stop_floor),
+            ),
             gen_length=config.decode.gen_length,
             batch_size=config.decode.batch_size,
         )
