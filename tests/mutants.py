@@ -63,6 +63,7 @@ FILES = {  # the name of a file in the mutants below -> where it is; the only pl
 }
 WINDOWS = "tests/loop/test_schedulers.py"
 REFERENCES = "tests/loop/test_references.py"
+CACHE_COLUMNS = "tests/loop/test_caches.py"
 PROPOSALS = "tests/loop/test_proposals.py"
 STOPS = "tests/loop/test_stops.py"
 RULES = "tests/policies/test_rules.py"
@@ -310,8 +311,8 @@ MUTANTS = (
         "dsb_cache",
         "last = torch.minimum(stop + self.suffix_window, state.visible)",
         "last = torch.minimum(stop, state.visible)",
-        (REFERENCES,),
-        "dsb_greedy-dsb",
+        (CACHE_COLUMNS,),
+        "recomputed",
     ),
     Mutant(
         "the dsb cache refreshes one token late",

@@ -77,8 +77,13 @@ class Counting(Cache):
 
 @pytest.mark.parametrize(
     ("cache", "later"),
-    [(DualCache(), BLOCK), (PrefixCache(), GEN), (DSBCache(BLOCK, prefix_window=4), BLOCK + 4)],
-    ids=["dual", "prefix", "dsb"],
+    [
+        (DualCache(), BLOCK),
+        (PrefixCache(), GEN),
+        (DSBCache(BLOCK, prefix_window=4), BLOCK + 4),
+        (DSBCache(BLOCK, prefix_window=4, suffix_window=2), BLOCK + 6),
+    ],
+    ids=["dual", "prefix", "dsb", "dsb with a suffix"],
 )
 def test_after_a_refresh_only_the_window_is_recomputed(cache, later, model, make_prompts):
     lead = int(model.spec.shifted_logits)
