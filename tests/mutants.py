@@ -514,7 +514,7 @@ def run_tests(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
     environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     environment.pop("LEARN2PD_GOLDEN", None)
     options = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "--ignore=tests/parity", "--hypothesis-profile=plain"]
-    command = [sys.executable, "-m", "pytest", *options, *tests]
+    command = [sys.executable, "-m", "pytest", "-n", "0", *options, *tests]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout[-2000:] + done.stderr[-2000:]
 
