@@ -183,10 +183,8 @@ def split_decode_options(arguments: Sequence[str]) -> tuple[DecodeOptions, list[
             parsed = value if kinds[key] is str else yaml.safe_load(value)
         except yaml.YAMLError:
             parsed = None
-        if kinds[key] is float and isinstance(parsed, int) and not isinstance(parsed, bool):
-            parsed = float(parsed)
-        if not isinstance(parsed, kinds[key]):
-            raise UserError(f"{key}={value!r}: expected {'true or false' if kinds[key] is bool else 'a number'}")
+        if not isinstance(parsed, kinds[key]):  # every option is a text, which needs no check, or true or false
+            raise UserError(f"{key}={value!r}: expected true or false")
         setattr(options, key, parsed)
     return options, rest
 
