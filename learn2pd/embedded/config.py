@@ -78,6 +78,7 @@ class EmbeddedConfig:
     output_dir: str = "outputs/${name}"
     export_path: str = "???"  # folder of the finished checkpoint
     seed: int = 0
+    device: str = "auto"  # auto takes a GPU where there is one; the weights depend on it in their last digits
     threads: int = 1  # CPU threads; the weights depend on it in their last digits
     resume: bool = False  # refused: a training goes on by itself, and only with the configuration it began with
     overwrite: bool = False  # delete what an earlier run left in output_dir
@@ -86,14 +87,12 @@ class EmbeddedConfig:
     tokenizer_from: str | None = None  # folder of the model whose tokenizer is taken instead
     network: NetworkConfig = field(default_factory=NetworkConfig)
     objective: str = "masked_diffusion"  # masked_diffusion, next_token
-    causal_steps: int = 0  # steps of block diffusion with blocks of one token before the objective
     shape: Shape = field(default_factory=Shape)
     schedule: Schedule = field(default_factory=Schedule)
 
     def __post_init__(self) -> None:
         check_least("threads", self.threads, 1)
         check_least("vocab_size", self.vocab_size, SMALLEST_VOCABULARY)
-        check_least("causal_steps", self.causal_steps, 0)
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed}: expected a number from 0 to {2**32 - 1}")
         if self.shape.length > self.network.max_sequence_length:
@@ -102,5 +101,3 @@ class EmbeddedConfig:
         if self.network.kind == "llama" and self.network.rope_theta != ROPE_THETA:
             theta = self.network.rope_theta
             raise ValueError(f"network.rope_theta={theta}: expected {ROPE_THETA} with network.kind=llama")
-        if self.causal_steps and self.objective == "next_token":
-            raise ValueError(f"causal_steps={self.causal_steps}: expected 0, since next_token is causal in every step")

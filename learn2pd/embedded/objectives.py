@@ -9,9 +9,6 @@ An objective turns rows of token ids into what the network sees and what is scor
 `NextToken`
     Every position is asked for the token after it.
 
-`BlockDiffusion` with blocks of one token asks for each answer token given exactly the tokens before it. In this order
-a small network learns to copy and to count soonest, so the embedded dLLM begins with it (`causal_steps`).
-
 Deviation from BD3-LM: the paper draws a ratio for each noised block. Here a noised block of m answer tokens has
 k ~ U{1..m} of them masked, with weight m/k. The expectation is the same likelihood bound, and every block with an
 answer token has a mask.
@@ -51,8 +48,8 @@ class MicroBatch(NamedTuple):
     Attributes:
         inputs: [R, Q] long, token ids.
         positions: [R, Q] long, the position of each column in its sequence.
-        attention: [R, Q, Q] bool, True where a column (second dimension) sees another one (third dimension). With None
-            every column sees every other.
+        attention: [R, Q, Q] bool, True where a column (second dimension) sees another one (third dimension), or [R, Q]
+            bool, True where every column sees a column. With None every column sees every other.
         scored: [R, Q] bool, True where the output is scored.
         targets: [N] long, the right token ids.
         weights: [N] float, the weights of the losses.
@@ -69,7 +66,10 @@ class MicroBatch(NamedTuple):
 
 
 class Objective(Protocol):
-    """Turns rows into a micro-batch; the same arguments give the same micro-batch."""
+    """Turns rows into a micro-batch; the same arguments give the same micro-batch.
+
+    What is asked of a row does not depend on the other rows of its micro-batch.
+    """
 
     def __call__(self, rows: Sequence[Row], quantiles: Tensor, generator: torch.Generator) -> MicroBatch:
         """Turn rows into a micro-batch.
@@ -78,25 +78,61 @@ class Objective(Protocol):
             rows: Rows of about equal length.
             quantiles: [R] float in [0, 1), spread evenly over all rows of the batch. They decide how much of each row
                 is masked.
-            generator: The generator that decides which positions are masked.
+            generator: The generator that decides which positions are masked. Each row in its turn draws from it.
         """
 
 
-def canvas(rows: Sequence[Row], eot_id: int) -> tuple[Tensor, Tensor]:
-    """Put rows of R different lengths into one tensor.
+class Canvas(NamedTuple):
+    """Rows of different lengths in one tensor.
+
+    Attributes:
+        tokens: [R, T] long, prompts and answers; end-of-text fills the rows and the columns behind them.
+        positions: [R, T] long, 0..T-1 in each row.
+        inside: [R, T] bool, True where a column belongs to its row.
+        answer: [R, T] bool, True where a column belongs to its row and stands behind the prompt.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    inside: Tensor
+    answer: Tensor
+
+
+def canvas(rows: Sequence[Row], eot_id: int) -> Canvas:
+    """Put rows of different lengths into one tensor.
 
     Args:
         rows: The rows.
-        eot_id: The id of end-of-text, which fills the rows.
-
-    Returns:
-        The tokens [R, T] long, and the lengths of the prompts [R] long.
+        eot_id: The id of end-of-text.
     """
     longest = max(row.length for row in rows)
     tokens = torch.full((len(rows), longest), eot_id)
     for index, row in enumerate(rows):
         tokens[index, : len(row.prompt) + len(row.answer)] = torch.tensor(row.prompt + row.answer)
-    return tokens, torch.tensor([len(row.prompt) for row in rows])
+    positions = torch.arange(longest).expand_as(tokens)
+    inside = positions < torch.tensor([row.length for row in rows])[:, None]
+    return Canvas(tokens, positions, inside, inside & (positions >= _prompts(rows)))
+
+
+def _prompts(rows: Sequence[Row]) -> Tensor:
+    """[R, 1] long: the lengths of the prompts."""
+    return torch.tensor([len(row.prompt) for row in rows])[:, None]
+
+
+def draws(rows: Sequence[Row], generator: torch.Generator) -> Tensor:
+    """Draw two random numbers for each position of each row.
+
+    Args:
+        rows: The rows.
+        generator: The generator, from which each row in its turn draws.
+
+    Returns:
+        [2, R, T] float in [0, 1); ones behind the end of a row.
+    """
+    drawn = torch.ones(2, len(rows), max(row.length for row in rows))
+    for index, row in enumerate(rows):
+        drawn[:, index, : row.length] = torch.rand(2, row.length, generator=generator)
+    return drawn
 
 
 class MaskedDiffusion:
@@ -114,14 +150,13 @@ class MaskedDiffusion:
         self.eot_id = eot_id
 
     def __call__(self, rows: Sequence[Row], quantiles: Tensor, generator: torch.Generator) -> MicroBatch:
-        tokens, prompts = canvas(rows, self.eot_id)
-        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-        answer = positions >= prompts[:, None]
+        tokens, positions, inside, answer = canvas(rows, self.eot_id)
         ratio = ((1 - SMALLEST_RATIO) * quantiles + SMALLEST_RATIO)[:, None]
-        masked = (torch.rand(tokens.shape, generator=generator) < ratio) & answer
+        masked = (draws(rows, generator)[0] < ratio) & answer
         weights = (1 / ratio).expand_as(tokens)[masked]
         inputs = torch.where(masked, self.mask_id, tokens)
-        return MicroBatch(inputs, positions, None, masked, tokens[masked], weights, int(answer.sum()))
+        seen = None if inside.all() else inside
+        return MicroBatch(inputs, positions, seen, masked, tokens[masked], weights, int(answer.sum()))
 
 
 class BlockDiffusion:
@@ -142,22 +177,20 @@ class BlockDiffusion:
         self.alignment = alignment
 
     def __call__(self, rows: Sequence[Row], quantiles: Tensor, generator: torch.Generator) -> MicroBatch:
-        tokens, prompts = canvas(rows, self.eot_id)
-        length = tokens.shape[1]
-        positions = torch.arange(length).expand_as(tokens)
-        blocks = self._blocks(positions, prompts[:, None])
+        tokens, positions, inside, answer = canvas(rows, self.eot_id)
+        prompts = _prompts(rows)
+        blocks = self._blocks(positions, prompts)
         first = int(prompts.min())
         if self.alignment == "grid":
             first -= first % self.block_length
         noised = blocks[:, first:]
-        answer = positions[:, first:] >= prompts[:, None]
-        masked, weights = _mask_blocks(noised, answer, generator)
+        masked, weights = _mask_blocks(noised, answer[:, first:], draws(rows, generator)[:, :, first:])
         inputs = torch.cat((tokens, torch.where(masked, self.mask_id, tokens[:, first:])), dim=1)
         scored = torch.cat((torch.zeros_like(tokens, dtype=torch.bool), masked), dim=1)
         return MicroBatch(
             inputs,
             torch.cat((positions, positions[:, first:]), dim=1),
-            two_copies(blocks, noised),
+            two_copies(blocks, noised) & torch.cat((inside, inside[:, first:]), dim=1)[:, None, :],
             scored,
             tokens[:, first:][masked],
             weights[masked],
@@ -190,19 +223,22 @@ def two_copies(clean: Tensor, noised: Tensor) -> Tensor:
     return torch.cat((to_clean, to_noised), dim=2)
 
 
-def _mask_blocks(blocks: Tensor, answer: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _mask_blocks(blocks: Tensor, answer: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
     """Mask k ~ U{1..m} of the m answer positions of each block.
+
+    Args:
+        blocks: [R, S] long, the number of each position's block.
+        answer: [R, S] bool, the answer positions.
+        drawn: [2, R, S] float, two random numbers for each position.
 
     Returns:
         The masked positions [R, S] bool, and their weights m/k [R, S].
     """
     same = (blocks[:, :, None] == blocks[:, None, :]) & answer[:, None, :]  # [R, S, S]
     size = same.sum(-1).clamp(min=1)  # m, at every position of the block
-    drawn = torch.rand(len(blocks), int(blocks.max()) + 1, generator=generator)  # one number for each block
-    share = drawn.gather(1, blocks)
-    count = 1 + (share * size).long().clamp(max=size - 1)
-    draw = torch.rand(blocks.shape, generator=generator)
-    rank = (same & (draw[:, None, :] < draw[:, :, None])).sum(-1)
+    first = same.long().argmax(-1)  # the block's first answer position, whose first number decides k
+    count = 1 + (drawn[0].gather(1, first) * size).long().clamp(max=size - 1)
+    rank = (same & (drawn[1][:, None, :] < drawn[1][:, :, None])).sum(-1)
     return answer & (rank < count), size / count
 
 
@@ -217,9 +253,9 @@ class NextToken:
         self.eot_id = eot_id
 
     def __call__(self, rows: Sequence[Row], quantiles: Tensor, generator: torch.Generator) -> MicroBatch:
-        tokens, prompts = canvas(rows, self.eot_id)
+        tokens, positions, _, answer = canvas(rows, self.eot_id)
         ends = torch.tensor([len(row.prompt) + len(row.answer) for row in rows])[:, None]
-        positions = torch.arange(tokens.shape[1] - 1).expand(len(rows), -1)
-        scored = (positions + 1 >= prompts[:, None]) & (positions + 1 <= ends)
+        scored = (answer & (positions <= ends))[:, 1:]
         targets = tokens[:, 1:][scored]
-        return MicroBatch(tokens[:, :-1], positions, None, scored, targets, torch.ones(len(targets)), len(targets))
+        ones = torch.ones(len(targets))
+        return MicroBatch(tokens[:, :-1], positions[:, :-1], None, scored, targets, ones, len(targets))

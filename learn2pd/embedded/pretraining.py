@@ -9,10 +9,10 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import platform
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,22 @@ from learn2pd.data.tasks.slots import SlotsTask
 from learn2pd.embedded.config import NETWORKS, OBJECTIVES, EmbeddedConfig, ExamplesConfig
 from learn2pd.embedded.examples import ExampleSource, ProblemExamples, RequestExamples
 from learn2pd.embedded.losses import plot_losses, read_losses, write_losses
-from learn2pd.embedded.objectives import BlockDiffusion, MaskedDiffusion, NextToken, Objective
-from learn2pd.embedded.stream import BatchStream, Leg, StreamData
+from learn2pd.embedded.objectives import MaskedDiffusion, NextToken, Objective
+from learn2pd.embedded.stream import BatchStream, StreamData
 from learn2pd.embedded.tokenizer import save_tokenizer, train_tokenizer
 from learn2pd.embedded.training import CausalTraining, DiffusionTraining, LanguageTraining, train_language_model
 from learn2pd.errors import UserError, first_line, suggest
 from learn2pd.files import write_json
 from learn2pd.models.files import check_folder
+from learn2pd.models.loading import resolve_device
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
 from learn2pd.registry import GENERATED_TASKS, build_task
 
 log = logging.getLogger(__name__)
 TOKENIZER_FILE = "corpus.json"
+CPU_MICRO_TOKENS = 1536  # small enough for the caches of a processor core
+GPU_MICRO_TOKENS = 40960  # large enough to keep a GPU busy
+GPU_WORKERS = 4  # processes that prepare batches, which takes a core longer than a GPU needs to train on them
 
 
 def checked_source(config: EmbeddedConfig) -> ExampleSource:
@@ -54,6 +58,7 @@ def checked_source(config: EmbeddedConfig) -> ExampleSource:
     if (config.network.kind == "llama") != (config.objective == "next_token"):
         fitting = "network.kind=llama is trained by next_token, and llada by masked_diffusion"
         raise UserError(f"objective={config.objective}: {fitting}")
+    resolve_device(config.device)
     source = example_source(config.examples)
     if config.tokenizer_from:
         foreign_tokenizer(config.tokenizer_from, config.objective)
@@ -84,11 +89,19 @@ def pretrain(config: EmbeddedConfig, source: ExampleSource, output: Path) -> dic
     folder = output / "pretrain"
     export = Path(config.export_path)
     tokenizer = tokenizer_of(config, source, folder)
-    stream = functools.partial(BatchStream, source, tokenizer, legs_of(config, tokenizer), seed=config.seed)
+    device = resolve_device(config.device)
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads in a forked worker would deadlock
+    micro_tokens = GPU_MICRO_TOKENS if on_gpu else CPU_MICRO_TOKENS
+    objective = objective_of(config, tokenizer)
+    stream = functools.partial(BatchStream, source, tokenizer, objective, config.shape, config.seed, micro_tokens)
     module = network_of(config, tokenizer)
-    figures = train_language_model(module, StreamData(stream), folder)
-    _export(module.model, tokenizer, folder, export)
-    return figures | {"torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads()}
+    data = StreamData(stream, workers=min(GPU_WORKERS, os.cpu_count() or 1) if on_gpu else 0)
+    figures = train_language_model(module, data, folder, device)
+    _export(module.model.cpu(), tokenizer, folder, export)
+    machine = torch.cuda.get_device_name(device) if on_gpu else platform.machine()
+    return figures | {"torch": torch.__version__, "machine": machine, "threads": torch.get_num_threads()}
 
 
 def _check_choice(key: str, value: str, allowed: Sequence[str]) -> None:
@@ -230,21 +243,17 @@ def tokenizer_of(config: EmbeddedConfig, source: ExampleSource, folder: Path) ->
     return tokenizer
 
 
-def legs_of(config: EmbeddedConfig, tokenizer: PreTrainedTokenizerBase) -> list[Leg]:
-    """The parts of a training: what is trained for how many steps.
+def objective_of(config: EmbeddedConfig, tokenizer: PreTrainedTokenizerBase) -> Objective:
+    """What the network of a configuration is asked for.
 
     Args:
         config: The configuration of the training.
         tokenizer: The model's tokenizer, which has the ids of the mask and of end-of-text.
     """
-    mask_id = int(tokenizer.mask_token_id or 0)
     eot_id = int(tokenizer.eos_token_id)
-    objective: Objective = NextToken(eot_id) if config.objective == "next_token" else MaskedDiffusion(mask_id, eot_id)
-    legs = [Leg(config.schedule.total_steps, objective, config.shape)]
-    if config.causal_steps:
-        whole_answers = replace(config.shape, long_share=0.0, prefix_share=0.0)
-        legs.insert(0, Leg(config.causal_steps, BlockDiffusion(mask_id, eot_id, 1, "prompt"), whole_answers))
-    return legs
+    if config.objective == "next_token":
+        return NextToken(eot_id)
+    return MaskedDiffusion(int(tokenizer.mask_token_id), eot_id)
 
 
 def network_of(config: EmbeddedConfig, tokenizer: PreTrainedTokenizerBase) -> LanguageTraining:

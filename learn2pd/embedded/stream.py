@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import lightning
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
-from learn2pd.embedded.examples import Example, ExampleSource
+from learn2pd.embedded.examples import ExampleSource
 from learn2pd.embedded.objectives import MicroBatch, Objective, Row
 from learn2pd.errors import UserError
 
@@ -31,8 +31,6 @@ class Shape:
 
     Args:
         batch_examples: The number of examples of an optimizer step.
-        micro_tokens: The number of tokens, padding included, that go through the network at once. It should be small
-            enough for the processor's caches.
         length: The number of tokens of the longest row, prompt and canvas together. Longer examples are left out.
         long_share: The share of examples that are padded to `length`. The others get a short tail of end-of-text.
         prefix_share: The share of examples whose answer is given up to a random place, as if it belonged to the prompt.
@@ -43,13 +41,12 @@ class Shape:
     """
 
     batch_examples: int = 64
-    micro_tokens: int = 1536
     length: int = 320
     long_share: float = 0.03
     prefix_share: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("batch_examples", "micro_tokens", "length"):
+        for name in ("batch_examples", "length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"shape.{name}={getattr(self, name)}: expected at least 1")
         for name in ("long_share", "prefix_share"):
@@ -57,31 +54,19 @@ class Shape:
                 raise ValueError(f"shape.{name}={getattr(self, name)}: expected a number from 0 to 1")
 
 
-@dataclass(frozen=True)
-class Leg:
-    """A part of a training with an objective of its own.
-
-    Attributes:
-        steps: The number of optimizer steps.
-        objective: What the network is asked for.
-        shape: How examples become batches.
-    """
-
-    steps: int
-    objective: Objective
-    shape: Shape
-
-
 class BatchStream(IterableDataset[Batch]):
     """The batches number `start`, `start + 1`, and so on without an end.
 
-    Each leg's objective holds for as many batches as the leg has steps, and the last leg's holds for ever.
+    The workers of a `DataLoader` take turns.
 
     Args:
         source: The source of the examples.
         tokenizer: A tokenizer with a chat template.
-        legs: The parts of the training; at least one.
+        objective: What the network is asked for.
+        shape: How examples become batches.
         seed: The seed of all random choices. Two streams of one seed are equal.
+        micro_tokens: The number of tokens, padding included, that go through the network at once. What is asked of an
+            example does not depend on it.
         split: The split of the examples, `train` or `validation`.
         start: The number of the first batch.
     """
@@ -90,66 +75,65 @@ class BatchStream(IterableDataset[Batch]):
         self,
         source: ExampleSource,
         tokenizer: PreTrainedTokenizerBase,
-        legs: Sequence[Leg],
+        objective: Objective,
+        shape: Shape,
         seed: int,
+        micro_tokens: int = 1536,
         split: str = "train",
         start: int = 0,
     ) -> None:
         self.source = source
         self.tokenizer = tokenizer
-        self.legs = legs
+        self.objective = objective
+        self.shape = shape
         self.seed = seed
+        self.micro_tokens = micro_tokens
         self.split = split
         self.start = start
 
     def __iter__(self) -> Iterator[Batch]:
-        for number in itertools.count(self.start):
-            yield self.batch(number, self._leg(number))
+        worker = get_worker_info()
+        first, every = (worker.id, worker.num_workers) if worker else (0, 1)
+        for number in itertools.count(self.start + first, every):
+            yield self.batch(number)
 
-    def _leg(self, number: int) -> Leg:
-        for leg in self.legs:
-            if number < leg.steps:
-                return leg
-            number -= leg.steps
-        return self.legs[-1]
-
-    def batch(self, number: int, leg: Leg) -> Batch:
+    def batch(self, number: int) -> Batch:
         """One batch.
 
         Args:
             number: The number of the batch.
-            leg: The leg that says how the batch is made.
 
         Raises:
             UserError: No example is short enough.
         """
         rng = random.Random(f"{self.seed}/{self.split}/{number}")
-        examples = self.source.draw(self.split, leg.shape.batch_examples, rng)
-        encoded = [self._row(example, leg.shape, rng) for example in examples]
+        examples = self.source.draw(self.split, self.shape.batch_examples, rng)
+        prompts = chat_ids(self.tokenizer, [example.prompt for example in examples])
+        answers = self.tokenizer([example.answer for example in examples], add_special_tokens=False)["input_ids"]
+        encoded = [_row(*pair, self.shape, rng) for pair in zip(prompts, answers, strict=True)]
         rows = sorted((row for row in encoded if row is not None), key=lambda row: row.length)
         if not rows:
             raise UserError(
-                f"shape.length={leg.shape.length}: none of {len(examples)} examples is that short; give a larger length"
+                f"shape.length={self.shape.length}: none of {len(examples)} examples is that short; give a larger length"
             )
         generator = torch.Generator().manual_seed(rng.getrandbits(48))
         shift = torch.rand((), generator=generator)
         quantiles = (shift + torch.randperm(len(rows), generator=generator) / len(rows)) % 1.0
         micro_batches = []
         first = 0
-        for group in _groups(rows, leg.shape.micro_tokens):
-            micro_batches.append(leg.objective(group, quantiles[first : first + len(group)], generator))
+        for group in _groups(rows, self.micro_tokens):
+            micro_batches.append(self.objective(group, quantiles[first : first + len(group)], generator))
             first += len(group)
         return micro_batches
 
-    def _row(self, example: Example, shape: Shape, rng: random.Random) -> Row | None:
-        """An example as a row, or None where it is too long."""
-        prompt = chat_ids(self.tokenizer, example.prompt)
-        answer = self.tokenizer.encode(example.answer, add_special_tokens=False)
-        short = len(prompt) + len(answer) + 1 + rng.randint(0, LARGEST_TAIL)
-        length = shape.length if rng.random() < shape.long_share else min(short, shape.length)
-        given = rng.randint(0, len(answer)) if rng.random() < shape.prefix_share else 0
-        fits = len(prompt) + len(answer) < shape.length
-        return Row(prompt + answer[:given], answer[given:], length) if fits else None
+
+def _row(prompt: list[int], answer: list[int], shape: Shape, rng: random.Random) -> Row | None:
+    """An example as a row, or None where it is too long."""
+    short = len(prompt) + len(answer) + 1 + rng.randint(0, LARGEST_TAIL)
+    length = shape.length if rng.random() < shape.long_share else min(short, shape.length)
+    given = rng.randint(0, len(answer)) if rng.random() < shape.prefix_share else 0
+    fits = len(prompt) + len(answer) < shape.length
+    return Row(prompt + answer[:given], answer[given:], length) if fits else None
 
 
 def _groups(rows: Sequence[Row], micro_tokens: int) -> Iterator[list[Row]]:
@@ -163,36 +147,39 @@ def _groups(rows: Sequence[Row], micro_tokens: int) -> Iterator[list[Row]]:
     yield group
 
 
-def chat_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """The token ids of a user's turn and the opening of the answer.
+def chat_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
+    """The token ids of users' turns, each with the opening of its answer.
 
     Args:
         tokenizer: A tokenizer with a chat template.
-        prompt: The text of the user's turn.
+        prompts: The texts of the users' turns.
     """
-    messages = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return list(tokenizer.encode(text, add_special_tokens=False))
+    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    texts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 class StreamData(lightning.LightningDataModule):
-    """A training stream that starts at the trainer's step, and a few validation batches of the last leg.
+    """A training stream that starts at the trainer's step, and a few validation batches.
 
     Args:
         stream: A function that builds a `BatchStream` from `split` and `start`.
+        workers: The number of processes that prepare training batches; with 0 the training itself prepares them.
     """
 
-    def __init__(self, stream: Callable[..., BatchStream]) -> None:
+    def __init__(self, stream: Callable[..., BatchStream], workers: int = 0) -> None:
         super().__init__()
         self.stream = stream
+        self.workers = workers
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """The training batches from the trainer's step on."""
         step = self.trainer.global_step if self.trainer else 0
-        return DataLoader(self.stream(start=step), batch_size=None)
+        return DataLoader(self.stream(start=step), batch_size=None, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The validation batches, which are the same in every run of one seed."""
         stream = self.stream(split="validation")
-        batches = [stream.batch(number, stream.legs[-1]) for number in range(VALIDATION_BATCHES)]
+        batches = [stream.batch(number) for number in range(VALIDATION_BATCHES)]
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,9 @@ class LanguageTraining(lightning.LightningModule):
         self.schedule = schedule
         self.matrices = {name: parameter for name, parameter in blocks.named_parameters() if parameter.ndim == 2}
         self.automatic_optimization = False  # both optimizers step on every batch
-        self.cpu_seconds = 0.0  # spent in all processes of this training up to the last checkpoint
-        self._counted = time.process_time()
+        self.seconds = 0.0  # by `clock`, spent in all processes of this training up to the last checkpoint
+        self.clock: Callable[[], float] = time.process_time
+        self._counted = self.clock()
 
     def scores(self, batch: MicroBatch) -> Tensor:
         """The logits [N, V] of the scored positions of a micro-batch."""
@@ -116,17 +117,15 @@ class LanguageTraining(lightning.LightningModule):
             for group in optimizer.param_groups:
                 group["lr"] = base * self.schedule.rate(self.global_step)
             optimizer.zero_grad()
-        loss = torch.zeros(())
-        right = torch.zeros(())
-        for part_loss, part_right in self.losses(batch):
-            self.manual_backward(part_loss)
-            loss += part_loss.detach()
-            right += part_right
+        parts = []
+        for loss, right in self.losses(batch):
+            self.manual_backward(loss)
+            parts.append((loss.detach(), right))
         clipped = [parameter for group in adam.param_groups for parameter in group["params"]]
         torch.nn.utils.clip_grad_norm_(clipped, 1.0)
         muon.step()
         adam.optimizer.step()  # Lightning's wrapper is bypassed, because it would count a second step
-        figures = _figures("train", batch, loss, right)
+        figures = _figures("train", batch, parts)
         self.log_dict(figures, prog_bar=True, logger=False)
         # The figures are logged before a checkpoint of this step is saved; Lightning itself would log them after it.
         for logger in self.loggers:
@@ -134,24 +133,26 @@ class LanguageTraining(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """Log the figures of one validation batch."""
-        parts = list(self.losses(batch))
-        loss = sum((loss for loss, _ in parts), torch.zeros(()))
-        right = sum((right for _, right in parts), torch.zeros(()))
-        self.log_dict(_figures("val", batch, loss, right), batch_size=sum(len(part.inputs) for part in batch))
+        figures = _figures("val", batch, list(self.losses(batch)))
+        self.log_dict(figures, batch_size=sum(len(part.inputs) for part in batch))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write the logs out, and put the processor time that was spent so far into the checkpoint."""
+        """Write the logs out, and put the time that was spent so far into the checkpoint."""
         # A resumed training logs what comes after this checkpoint and nothing before it.
         for logger in self.loggers:
             logger.save()
-        now = time.process_time()
-        self.cpu_seconds += now - self._counted
-        self._counted = now
-        checkpoint["cpu_seconds"] = self.cpu_seconds
+        checkpoint["seconds"] = self.seconds_so_far()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the processor time from a checkpoint."""
-        self.cpu_seconds = float(checkpoint["cpu_seconds"])
+        """Take the time that was spent from a checkpoint."""
+        self.seconds = float(checkpoint["seconds"])
+
+    def seconds_so_far(self) -> float:
+        """The seconds of the clock that all processes of this training have spent."""
+        now = self.clock()
+        self.seconds += now - self._counted
+        self._counted = now
+        return self.seconds
 
     def configure_optimizers(self) -> Any:
         """Muon for the matrices of the blocks, and AdamW for all other parameters."""
@@ -166,9 +167,11 @@ class LanguageTraining(lightning.LightningModule):
         return [muon, torch.optim.AdamW(others, lr=self.schedule.adam_lr, weight_decay=0.0, betas=(0.9, 0.98))]
 
 
-def _figures(split: str, batch: Batch, loss: Tensor, right: Tensor) -> dict[str, Tensor]:
-    """The figures that are logged of a batch."""
+def _figures(split: str, batch: Batch, parts: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """The figures that are logged of a batch, from what `losses` gives for its micro-batches."""
     scored = sum(len(part.targets) for part in batch)
+    loss = torch.stack([loss for loss, _ in parts]).sum()
+    right = torch.stack([right for _, right in parts]).sum()
     return {f"{split}_loss": loss, f"{split}_token_accuracy": right / max(scored, 1)}
 
 
@@ -210,28 +213,37 @@ def check_checkpoint(path: Path, module: LanguageTraining) -> None:
         raise UserError(" ".join(str(error).split())) from error
     saved = {name: tensor.shape for name, tensor in checkpoint.get("state_dict", {}).items()}
     expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    if "cpu_seconds" not in checkpoint or saved != expected:
+    if "seconds" not in checkpoint or saved != expected:
         raise UserError(
             f"checkpoint {path} was not written by this configuration (its weights have other names or shapes): "
             "delete it to start again, or give another output_dir"
         )
 
 
-def train_language_model(module: LanguageTraining, data: StreamData, folder: Path) -> dict[str, float]:
+def train_language_model(
+    module: LanguageTraining, data: StreamData, folder: Path, device: torch.device
+) -> dict[str, float]:
     """Train a language model to its last step, going on from the last checkpoint in a folder.
 
     Args:
         module: The training, which holds the model.
         data: The batches.
         folder: The folder of checkpoints and logs.
+        device: A CPU or a GPU. On a GPU matrices are multiplied in TF32.
 
     Returns:
-        The last validation figures, the number of steps, and the hours of one processor core that the training took.
+        The last validation figures, the number of steps, and the hours of one processor core, or of the GPU, that the
+        training took.
 
     Raises:
         UserError: The last checkpoint is damaged, or another configuration wrote it.
     """
     schedule = module.schedule
+    on_cpu = device.type == "cpu"
+    if not on_cpu:
+        torch.set_float32_matmul_precision("high")
+        module.clock = time.monotonic  # the GPU's hours are those of the clock on the wall
+        module._counted = module.clock()
     last = folder / "last.safetensors"
     if last.exists():
         check_checkpoint(last, module)
@@ -244,7 +256,8 @@ def train_language_model(module: LanguageTraining, data: StreamData, folder: Pat
     )
     saver.FILE_EXTENSION = ".safetensors"
     trainer = lightning.Trainer(
-        accelerator="cpu",  # a GPU is not used, because the weights are those of a CPU and of `threads`
+        accelerator="cpu" if on_cpu else "gpu",
+        devices=1 if on_cpu else [device.index or 0],
         max_steps=schedule.total_steps,
         logger=loggers(folder),
         callbacks=[saver, TQDMProgressBar(refresh_rate=10)],
@@ -257,6 +270,6 @@ def train_language_model(module: LanguageTraining, data: StreamData, folder: Pat
     )
     fit(trainer, module, data, last)
     figures = trainer.validate(module, data, verbose=False)[0]
-    hours = (module.cpu_seconds + time.process_time() - module._counted) / 3600
-    spent = {"steps": float(schedule.total_steps), "core_hours": round(hours, 2)}
+    spent = {"steps": float(schedule.total_steps)}
+    spent["core_hours" if on_cpu else "gpu_hours"] = round(module.seconds_so_far() / 3600, 3)
     return {name: float(value) for name, value in figures.items()} | spent

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 REQUESTS = ROOT / "data" / "requests.jsonl"
 EXPORTED = ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "losses.csv")
 KINDS = {
-    "diffusion": {"causal_steps": 4},
+    "diffusion": {},
     "causal": {
         "network": {"kind": "llama"},
         "objective": "next_token",
@@ -44,7 +44,7 @@ def tiny(folder: Path, kind: str = "diffusion") -> dict[str, Any]:
         "examples": {"path": str(train), "validation_path": str(validation)},
         "vocab_size": 300,
         "network": {"d_model": 16, "n_layers": 1, "n_heads": 2, "mlp_hidden_size": 16, "max_sequence_length": 400},
-        "shape": {"batch_examples": 4, "micro_tokens": 500, "length": 400, "long_share": 0.1, "prefix_share": 0.5},
+        "shape": {"batch_examples": 4, "length": 400, "long_share": 0.1, "prefix_share": 0.5},
         "schedule": {"total_steps": 12, "warmup_steps": 2, "checkpoint_every_steps": 2, "validate_every_steps": 5},
     }
     for key, value in KINDS[kind].items():

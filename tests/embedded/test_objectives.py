@@ -108,7 +108,7 @@ def test_blocks_of_one_token_score_every_answer_token_once_with_weight_one():
     assert (batch.weights == 1).all()
     assert len(batch.targets) == batch.tokens
     assert batch.targets.tolist() == [
-        token for row in some for token in (row.answer + [EOT_ID] * 20)[: batch.positions.max() + 1 - len(row.prompt)]
+        token for row in some for token in (row.answer + [EOT_ID] * 20)[: row.length - len(row.prompt)]
     ]
 
 
@@ -123,9 +123,37 @@ def test_every_block_has_a_mask_and_the_weights_make_up_for_the_rest(block_lengt
         weight += float(batch.weights.sum())
         for row, positions, scored in zip(some, batch.positions, batch.scored, strict=True):
             masked = set((positions[scored] - len(row.prompt)).div(block_length, rounding_mode="floor").tolist())
-            blocks = -(-(int(batch.positions.max()) + 1 - len(row.prompt)) // block_length)
+            blocks = -(-(row.length - len(row.prompt)) // block_length)
             assert masked == set(range(blocks))
     assert weight == pytest.approx(total)  # exactly: k masked tokens of weight m / k add up to m
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        MaskedDiffusion(MASK_ID, EOT_ID),
+        BlockDiffusion(MASK_ID, EOT_ID, 1, "prompt"),
+        BlockDiffusion(MASK_ID, EOT_ID, 3, "prompt"),
+        BlockDiffusion(MASK_ID, EOT_ID, 4, "grid"),
+        NextToken(EOT_ID),
+    ],
+    ids=["masked", "blocks of one", "blocks", "grid", "next"],
+)
+def test_what_is_asked_of_a_row_does_not_depend_on_the_rows_beside_it(objective):
+    """A row gives the same inputs, targets, weights and outputs alone and padded beside longer rows."""
+    some = rows(count=6)
+    quantiles = torch.linspace(0.3, 0.99, len(some))
+    causal = isinstance(objective, NextToken)
+    model = network()
+    drawn = generator(5)
+    alone = [objective([row], quantile[None], drawn) for row, quantile in zip(some, quantiles, strict=True)]
+    together = objective(some, quantiles, generator(5))
+    assert torch.cat([one.targets for one in alone]).equal(together.targets)
+    assert torch.allclose(torch.cat([one.weights for one in alone]), together.weights)
+    assert sum(one.tokens for one in alone) == together.tokens
+    if not causal:
+        outputs = torch.cat([logits(model, one)[one.scored] for one in alone])
+        assert torch.allclose(outputs, logits(model, together)[together.scored], atol=1e-9)
 
 
 def test_next_token_scores_the_answer_and_its_end_and_nothing_else():

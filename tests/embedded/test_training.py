@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import random
@@ -17,14 +18,13 @@ from learn2pd.data.tasks.slots import SlotsTask
 from learn2pd.embedded.examples import ProblemExamples, RequestExamples
 from learn2pd.embedded.objectives import BlockDiffusion, MaskedDiffusion, NextToken
 from learn2pd.embedded.pretraining import network_of
-from learn2pd.embedded.stream import LARGEST_TAIL, BatchStream, Leg, Shape
+from learn2pd.embedded.stream import LARGEST_TAIL, BatchStream, Shape, StreamData
 from learn2pd.embedded.training import LanguageTraining, Schedule
 from learn2pd.errors import UserError
 from learn2pd.registry import GENERATED_TASKS, build_task
 from tests.embedded.helpers import KINDS, REQUESTS, ROOT, exported, metrics, tiny, tiny_config, write_config
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's
-CAUSAL_STEPS = 3
 
 
 def requests(first, last):
@@ -49,19 +49,17 @@ def objectives(tokenizer):
     }
 
 
-def stream(tokenizer, source="problems", seed=7, split="train", start=0, shape=None):
-    """A stream with a causal leg first, as the embedded dLLM's."""
-    named = objectives(tokenizer)
-    shape = shape or Shape(batch_examples=12, micro_tokens=1500, length=320, long_share=0.1, prefix_share=0.5)
-    legs = [Leg(CAUSAL_STEPS, named["blocks"], shape), Leg(10, named["masked"], shape)]
-    return BatchStream(SOURCES[source], tokenizer, legs, seed, split, start)
+def stream(tokenizer, source="problems", objective="masked", seed=7, start=0, micro_tokens=1500, **options):
+    """A stream of small batches."""
+    shape = Shape(**{"batch_examples": 12, "length": 320, "long_share": 0.1, "prefix_share": 0.5} | options)
+    return BatchStream(
+        SOURCES[source], tokenizer, objectives(tokenizer)[objective], shape, seed, micro_tokens, start=start
+    )
 
 
 def batch_of(tokenizer, objective, number=0, **options):
-    """One batch of problems by an objective alone."""
-    shape = Shape(**{"batch_examples": 12, "micro_tokens": 1500, "length": 320} | options)
-    leg = Leg(1, objectives(tokenizer)[objective], shape)
-    return BatchStream(SOURCES["problems"], tokenizer, [leg], 7).batch(number, leg)
+    """One batch of problems."""
+    return stream(tokenizer, objective=objective, **{"long_share": 0.03} | options).batch(number)
 
 
 def equal(one, other):
@@ -84,7 +82,7 @@ def written(part):
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("start", [0, 1, CAUSAL_STEPS - 1, CAUSAL_STEPS, CAUSAL_STEPS + 2])
+@pytest.mark.parametrize("start", [0, 1, 4])
 def test_a_stream_started_later_goes_on_where_the_first_would_be(start, source, tokenizer):
     whole = list(itertools.islice(stream(tokenizer, source), start + 3))[start:]
     later = list(itertools.islice(stream(tokenizer, source, start=start), 3))
@@ -95,8 +93,8 @@ def test_a_stream_started_later_goes_on_where_the_first_would_be(start, source, 
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_batch_depends_on_its_number_and_the_seed_and_on_nothing_drawn_before(source, tokenizer):
     numbers = [5, 0, 4, 0, 5]
-    streams = [stream(tokenizer, source, seed) for seed in (7, 7, 8)]
-    drawn = [[one.batch(number, one.legs[1]) for number in numbers] for one in streams]
+    streams = [stream(tokenizer, source, seed=seed) for seed in (7, 7, 8)]
+    drawn = [[one.batch(number) for number in numbers] for one in streams]
     torch.rand(3)
     random.random()
     assert all(map(equal, drawn[0], drawn[1]))
@@ -105,11 +103,11 @@ def test_a_batch_depends_on_its_number_and_the_seed_and_on_nothing_drawn_before(
     assert not any(map(equal, drawn[0], drawn[2]))
 
 
-def test_every_leg_has_its_objective_for_as_many_batches_as_it_has_steps(tokenizer):
-    """The causal leg puts two copies side by side and says who sees whom; masked diffusion does not."""
-    batches = itertools.islice(stream(tokenizer), CAUSAL_STEPS + 12)
-    copies = [batch[0].attention is not None for batch in batches]
-    assert copies == [True] * CAUSAL_STEPS + [False] * 12
+@pytest.mark.parametrize("workers", [1, 3])
+def test_processes_that_prepare_batches_give_the_same_ones_in_the_same_order(workers, tokenizer):
+    data = StreamData(functools.partial(stream, tokenizer), workers)
+    prepared = list(itertools.islice(data.train_dataloader(), 7))
+    assert all(map(equal, prepared, stream(tokenizer)))
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -123,10 +121,10 @@ def test_no_training_example_is_a_validation_example(source, tokenizer):
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("number", [0, 4])
 def test_a_batch_holds_every_example_that_was_drawn_once(number, source, tokenizer):
-    one = stream(tokenizer, source, shape=Shape(batch_examples=13, micro_tokens=900, length=320))
+    one = stream(tokenizer, source, micro_tokens=900, batch_examples=13, prefix_share=0.0)
     drawn = one.source.draw("train", 13, random.Random(f"7/train/{number}"))
     wanted = [f"<|user|>{example.prompt.strip()}<|assistant|>{example.answer}" for example in drawn]
-    rows = [row for part in one.batch(number, one.legs[1]) for row in written(part)]
+    rows = [row for part in one.batch(number) for row in written(part)]
     texts = [tokenizer.decode(row).split("<|endoftext|>")[0] for row in rows]
     assert sorted(texts) == sorted(wanted)
 
@@ -179,11 +177,11 @@ def module_of(tokenizer, tmp_path, kind):
 
 @pytest.mark.parametrize(("kind", "objective"), [("diffusion", "masked"), ("diffusion", "blocks"), ("causal", "next")])
 def test_the_losses_of_the_micro_batches_add_up_to_the_loss_of_one_big_one(kind, objective, tokenizer, tmp_path):
-    """Rows are of one length here; elsewhere a larger micro-batch pads more of them, and the padding is scored."""
+    """Also where a larger micro-batch pads more of its rows: padding is neither seen nor scored."""
     module = module_of(tokenizer, tmp_path, kind).double()
     losses, gradients = [], []
     for micro_tokens in (700, 10**6):
-        batch = batch_of(tokenizer, objective, micro_tokens=micro_tokens, long_share=1.0, batch_examples=6)
+        batch = batch_of(tokenizer, objective, micro_tokens=micro_tokens, long_share=0.3, batch_examples=10)
         module.zero_grad()
         parts = [loss for loss, _ in module.losses(batch)]
         sum(parts).backward()
