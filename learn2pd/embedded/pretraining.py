@@ -31,8 +31,8 @@ from learn2pd.embedded.training import CausalTraining, DiffusionTraining, Langua
 from learn2pd.errors import UserError, first_line, suggest
 from learn2pd.files import write_json
 from learn2pd.models.files import check_folder
-from learn2pd.models.loading import resolve_device
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
+from learn2pd.models.loading import resolve_device
 from learn2pd.registry import GENERATED_TASKS, build_task
 
 log = logging.getLogger(__name__)

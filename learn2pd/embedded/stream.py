@@ -113,8 +113,9 @@ class BatchStream(IterableDataset[Batch]):
         encoded = [_row(*pair, self.shape, rng) for pair in zip(prompts, answers, strict=True)]
         rows = sorted((row for row in encoded if row is not None), key=lambda row: row.length)
         if not rows:
+            length = self.shape.length
             raise UserError(
-                f"shape.length={self.shape.length}: none of {len(examples)} examples is that short; give a larger length"
+                f"shape.length={length}: none of {len(examples)} examples is that short; give a larger length"
             )
         generator = torch.Generator().manual_seed(rng.getrandbits(48))
         shift = torch.rand((), generator=generator)
