@@ -38,7 +38,8 @@ def after_first(mask: Tensor) -> Tensor:
     Returns:
         [B] long, one more than the position of the first True, or G for a row without any True.
     """
-    return torch.where(mask.any(1), mask.int().argmax(1) + 1, mask.shape[1])
+    behind = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return torch.where(mask, behind, mask.shape[1]).amin(1)
 
 
 def most_confident(confidence: Tensor, eligible: Tensor, count: Tensor | int = 1) -> Tensor:
@@ -100,4 +101,4 @@ def canvas_view(values: Tensor, window: Window, gen_length: int) -> Tensor:
 
 def widened(x: Tensor) -> Tensor:
     """Return `x` in float32, or unchanged where its type is already wider than float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if x.dtype.itemsize > torch.float16.itemsize else x.float()
