@@ -147,9 +147,7 @@ class ForwardStep:
                 token = state.canvas[at][:, None]
                 gathered.extras[LEAVE_ONE_OUT][at] = logits.log_softmax(-1).gather(1, token)[:, 0].exp().float()
 
-    def _parts(
-        self, hidden: Tensor, rows: Tensor, positions: Tensor
-    ) -> Iterable[tuple[Tensor, tuple[Tensor, Tensor]]]:
+    def _parts(self, hidden: Tensor, rows: Tensor, positions: Tensor) -> Iterable[tuple[Tensor, tuple[Tensor, Tensor]]]:
         """Split N positions into a few at a time, since the logits of all of them may not fit into memory.
 
         Args:
