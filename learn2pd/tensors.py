@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from learn2pd.types import Window
 
@@ -38,7 +37,8 @@ def after_first(mask: Tensor) -> Tensor:
     Returns:
         [B] long, one more than the position of the first True, or G for a row without any True.
     """
-    return torch.where(mask.any(1), mask.int().argmax(1) + 1, mask.shape[1])
+    behind = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return torch.where(mask, behind, mask.shape[1]).amin(1)
 
 
 def most_confident(confidence: Tensor, eligible: Tensor, count: Tensor | int = 1) -> Tensor:
@@ -75,10 +75,22 @@ def window_view(values: Tensor, window: Window, width: int) -> Tensor:
     Returns:
         [B, W], the values from the window's start on, with zeros behind the window's end.
     """
-    offset = torch.arange(width, device=values.device)
-    position = window.start[:, None] + offset  # [B, W], where entries may lie behind the canvas
-    inside = position < window.stop[:, None]
-    return functional.pad(values, (0, width)).gather(1, position).masked_fill(~inside, 0)
+    position, inside = window_positions(window, width)
+    return values.gather(1, position.clamp_max(values.shape[1] - 1)).masked_fill(~inside, 0)
+
+
+def window_positions(window: Window, width: int) -> tuple[Tensor, Tensor]:
+    """Return the positions from each row's window's start on.
+
+    Args:
+        window: The window of each row.
+        width: W.
+
+    Returns:
+        [B, W] long, the positions, of which some may lie behind the canvas, and [B, W] bool, those inside the window.
+    """
+    position = window.start[:, None] + torch.arange(width, device=window.start.device)
+    return position, position < window.stop[:, None]
 
 
 def canvas_view(values: Tensor, window: Window, gen_length: int) -> Tensor:
@@ -93,11 +105,11 @@ def canvas_view(values: Tensor, window: Window, gen_length: int) -> Tensor:
         [B, G], with False or 0 outside the window.
     """
     width = values.shape[1]
-    position = window.start[:, None] + torch.arange(width, device=values.device)
+    position, _ = window_positions(window, width)
     canvas = values.new_zeros(len(values), gen_length + width).scatter_(1, position, values)
     return canvas[:, :gen_length]
 
 
 def widened(x: Tensor) -> Tensor:
     """Return `x` in float32, or unchanged where its type is already wider than float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if x.dtype.itemsize > torch.float16.itemsize else x.float()

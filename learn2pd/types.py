@@ -295,7 +295,8 @@ class DecodeState(RowMemory):
         """
         written = proposals if commit.tokens is None else commit.tokens
         canvas = torch.where(commit.mask, written, self.canvas)
-        masked = self.masked & ~commit.mask
+        decoded = commit.mask & self.masked
+        masked = self.masked ^ decoded
         committed_at = torch.where(commit.mask, self.step[:, None], self.committed_at)
         revoked = self.revoked
         auxiliary_forwards = self.auxiliary_forwards
@@ -308,35 +309,32 @@ class DecodeState(RowMemory):
             revoked = revoked + commit.revoke.sum(1)
         return replace(
             self,
-            tokens=torch.cat((self.tokens[:, : self.prompt_width], canvas), dim=1),
+            tokens=self.tokens.slice_scatter(canvas, 1, self.prompt_width),
             masked=masked,
             committed_at=committed_at,
             revoked=revoked,
-            edited=self.edited + (commit.mask & ~self.masked).sum(1),
+            edited=self.edited + (commit.mask ^ decoded).sum(1),
             auxiliary_forwards=auxiliary_forwards,
         )
 
     def close(self, end: Tensor, fill_id: int, cut: bool) -> DecodeState:
-        """End rows: close the positions from their end on. No row ends before a token that the caller gave.
+        """End rows: close the positions from their end on. Positions that are closed already hold the same as new ones.
 
         Args:
-            end: [B] long, the first position of each row that is closed.
+            end: [B] long, the first position of each row that is closed, never behind the row's present end.
             fill_id: The token that closed positions hold.
             cut: True removes the closed positions from the sequence, so that the model sees them no more.
 
         Returns:
             The state after closing.
         """
-        position = torch.arange(self.gen_length, device=end.device)
-        end = torch.maximum(end, torch.where(self.given, position + 1, 0).amax(1))
-        closed = position >= end[:, None]
-        newly = closed & (position < self.end[:, None])
-        canvas = self.canvas.masked_fill(newly, fill_id)
+        closed = torch.arange(self.gen_length, device=end.device) >= end[:, None]
+        canvas = self.canvas.masked_fill(closed, fill_id)
         return replace(
             self,
-            tokens=torch.cat((self.tokens[:, : self.prompt_width], canvas), dim=1),
-            masked=self.masked & ~closed,
-            committed_at=self.committed_at.masked_fill(newly, -1),
+            tokens=self.tokens.slice_scatter(canvas, 1, self.prompt_width),
+            masked=self.masked.masked_fill(closed, False),
+            committed_at=self.committed_at.masked_fill(closed, -1),
             end=end,
             visible=torch.minimum(self.visible, end) if cut else self.visible,
         )

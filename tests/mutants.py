@@ -225,7 +225,7 @@ MUTANTS = (
         "at least one takes one in every step",
         "loop",
         "added = most_confident(prediction.confidence, eligible) & missing",
-        "added = most_confident(prediction.confidence, eligible) & ~mask",
+        "added = most_confident(prediction.confidence, eligible) & ~commit.mask",
         (RULES,),
     ),
     Mutant(
@@ -364,8 +364,8 @@ MUTANTS = (
     Mutant(
         "a stop rule ends before the end of text",
         "tensors",
-        "return torch.where(mask.any(1), mask.int().argmax(1) + 1, mask.shape[1])",
-        "return torch.where(mask.any(1), mask.int().argmax(1), mask.shape[1])",
+        "behind = torch.arange(1, mask.shape[1] + 1, device=mask.device)",
+        "behind = torch.arange(mask.shape[1], device=mask.device)",
         (STOPS,),
     ),
     Mutant(
@@ -407,16 +407,16 @@ MUTANTS = (
     Mutant(
         "a revocation outside the window is not refused",
         "loop",
-        "inside & state.decided & ~state.given",
-        "state.decided & ~state.given",
+        "state.window.mask(state.gen_length) & state.decided & ~state.given & revises",
+        "state.decided & ~state.given & revises",
         (REVISION,),
         "may_not",
     ),
     Mutant(
         "a given token may be overwritten",
         "loop",
-        "inside & state.decided & ~state.given",
-        "inside & state.decided",
+        "state.window.mask(state.gen_length) & state.decided & ~state.given & revises",
+        "state.window.mask(state.gen_length) & state.decided & revises",
         (FIXED_TOKENS,),
         "overwrites",
     ),

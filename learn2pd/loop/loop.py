@@ -18,6 +18,7 @@ from learn2pd.loop.observing import Observer
 from learn2pd.loop.step import ForwardStep
 from learn2pd.loop.stopwatch import Stopwatch
 from learn2pd.models.adapter import ModelAdapter
+from learn2pd.roles import Policy
 from learn2pd.tensors import most_confident
 from learn2pd.types import GREEDY, NOT_PROPOSED, Commit, DecodeState, Prediction, Sampling, Step
 
@@ -61,59 +62,63 @@ def decode_batch(
     looks_ahead = method.stop.looks_ahead or observer.looks_ahead
     roles = (policy, method.cache, method.scheduler, method.stop)
     own, plan_memory, windows, endings = (role.start(state, spec) for role in roles)  # the memory of each role
+    last_given = torch.where(state.given, torch.arange(1, state.gen_length + 1, device=state.given.device), 0).amax(1)
     illegal = torch.zeros_like(state.failed)
-    while _goes_on(state, illegal, method):
+    for _ in range(state.gen_length + policy.revisions + 1):  # every step commits a position in every open row
         opened = state.open
+        if not _goes_on(opened, illegal, policy):
+            return state
         state = replace(state, window=method.scheduler.propose(state, windows))
-        score = state.window.mask(state.gen_length) & (state.masked | scores_committed)
-        score = (score | state.masked if looks_ahead else score) & opened[:, None]
+        inside = state.window.mask(state.gen_length)
+        score = inside & (opened[:, None] if scores_committed else state.masked)
+        score = score | state.masked if looks_ahead else score
         plans, plan_memory = method.cache.plan(state, score, plan_memory)
         state, prediction, broken = forward(state, plans)
-        state = replace(state, window=method.scheduler.resolve(state, state.window, prediction, windows))
-        inside = state.window.mask(state.gen_length)
-        eligible = inside & state.masked & prediction.valid
-        # in its first steps a policy may take back or overwrite these positions; `Policy.revisions` counts the steps
-        revisable = inside & state.decided & ~state.given & (opened & (state.step < policy.revisions))[:, None]
+        window = method.scheduler.resolve(state, state.window, prediction, windows)
+        if window is not state.window:
+            state = replace(state, window=window)
+            inside = window.mask(state.gen_length)
+        proposed = inside & prediction.valid
+        eligible = proposed & state.masked
         with watch("policy"):
             commit = policy.select(prediction, eligible, state, own)
             own = own if commit.memory is None else commit.memory
-            illegal = _outside(commit, eligible, revisable)
+            illegal = _outside(commit, eligible, state, policy)
             commit = at_least_one(commit, prediction, eligible)
         end = torch.where(broken, state.leftmost_mask, method.stop.ends(state, prediction, commit, endings))
+        end = torch.maximum(end, last_given)  # no row ends before a token that the caller gave
         after = state.commit(commit, prediction.tokens, spec.mask_id).close(end, spec.eot_ids[0], method.stop.cuts)
-        proposed = torch.where(prediction.valid & inside, prediction.tokens, NOT_PROPOSED)
-        after = replace(after, step=state.step + opened, failed=state.failed | broken, previous=proposed)
+        previous = torch.where(proposed, prediction.tokens, NOT_PROPOSED)
+        after = replace(after, step=state.step + opened, failed=state.failed | broken, previous=previous)
         observer.observe(Step(state, prediction, commit, after))
         state = after
-    return state
+    raise UserError(
+        f"scheduler {method.scheduler.name!r} and cache {method.cache.name!r} leave no position to commit: "
+        "one opens what the other hides"
+    )
 
 
-def _goes_on(state: DecodeState, illegal: Tensor, method: Method) -> bool:
-    """Say whether a row is open, and raise the errors of the last step, so that a step waits once for the device.
-
-    Every step commits a position in every open row. After its `revisions` a policy takes nothing back, so a run ends.
-    """
-    spent = state.open & (state.step >= state.gen_length + method.policy.revisions)
-    goes_on, stuck, wrong = torch.stack((state.open.any(), spent.any(), illegal.any())).tolist()
+def _goes_on(opened: Tensor, illegal: Tensor, policy: Policy) -> bool:
+    """Say whether a row is open, and raise the error of the last step, so that a step waits once for the device."""
+    goes_on, wrong = torch.stack((opened, illegal)).any(1).tolist()
     if wrong:
         raise UserError(
-            f"policy {method.policy.name!r}: it commits positions that are not eligible, or revokes what it may not; a "
+            f"policy {policy.name!r}: it commits positions that are not eligible, or revokes what it may not; a "
             "policy commits eligible positions, and while its `revisions` last it revokes or overwrites committed "
             "positions of the window"
-        )
-    if stuck:
-        raise UserError(
-            f"scheduler {method.scheduler.name!r} and cache {method.cache.name!r} leave no position to commit: "
-            "one opens what the other hides"
         )
     return bool(goes_on)
 
 
-def _outside(commit: Commit, eligible: Tensor, revisable: Tensor) -> Tensor:
+def _outside(commit: Commit, eligible: Tensor, state: DecodeState, policy: Policy) -> Tensor:
     """Mark the rows [B] bool in which the policy commits or revokes a position that it may not."""
-    outside = commit.mask & ~(eligible | revisable)
-    if commit.revoke is not None:
-        outside = outside | (commit.revoke & (~revisable | commit.mask))
+    outside = commit.mask & ~eligible
+    if policy.revisions or commit.revoke is not None:
+        revises = (state.open & (state.step < policy.revisions))[:, None]
+        revisable = state.window.mask(state.gen_length) & state.decided & ~state.given & revises
+        outside = outside & ~revisable
+        if commit.revoke is not None:
+            outside = outside | (commit.revoke & (~revisable | commit.mask))
     return outside.any(1)
 
 

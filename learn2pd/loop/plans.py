@@ -9,8 +9,6 @@ In the shapes, B is the number of rows of the batch and G the number of position
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -78,9 +76,10 @@ def _keys(pad: Tensor, stop: Tensor) -> tuple[int, int, Tensor | None]:
 
     The columns of each row are a mask [R, K] bool; the mask is None where all rows attend to the same columns.
     """
-    # one transfer to the host instead of four
-    bounds: Sequence[int] = torch.stack((pad.min(), pad.max(), stop.min(), stop.max())).tolist()
-    if bounds[0] == bounds[1] and bounds[2] == bounds[3]:
-        return bounds[0], bounds[3], None
-    column = torch.arange(bounds[0], bounds[3], device=pad.device)
-    return bounds[0], bounds[3], (column >= pad[:, None]) & (column < stop[:, None])
+    pads, stops = torch.stack((pad, stop)).tolist()  # one transfer to the host
+    first = min(pads)
+    last = max(stops)
+    if first == max(pads) and last == min(stops):
+        return first, last, None
+    column = torch.arange(first, last, device=pad.device)
+    return first, last, (column >= pad[:, None]) & (column < stop[:, None])

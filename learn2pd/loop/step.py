@@ -7,7 +7,7 @@ vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -71,32 +71,44 @@ class ForwardStep:
         device = state.masked.device
         names = [name for name in (*EXTRAS, LEAVE_ONE_OUT) if name in self.needs]
         gathered = _Gathered(
-            tokens=torch.zeros_like(state.canvas),
+            tokens=torch.zeros(shape, dtype=torch.long, device=device),
             confidence=torch.zeros(shape, device=device),
             valid=torch.zeros_like(state.masked),
             extras={name: torch.zeros(shape, device=device) for name in names},
             logits=[],
         )
         generators = row_generators(state) if self.sampling.temperature else []
-        forwards = state.forwards.clone()
-        columns = state.columns.clone()
+        forwards = state.forwards
+        columns = state.columns
         for plan in plans:
             if LEAVE_ONE_OUT in self.needs:
                 plan = with_shadows(plan, state)
-            with self.watch("forward"):
-                hidden = self.model.forward(state.tokens, plan, self.store)  # [R, Q + S, D]
-            forwards[plan.rows] += 1
-            columns[plan.rows] += plan.columns
-            self._score(state, plan, hidden, gathered, generators)
-            if plan.shadow is not None:
-                self._score_shadows(state, plan, plan.shadow, hidden[:, plan.query.shape[1] :], gathered)
-        broken = (~gathered.confidence.isfinite()).any(1)
-        valid = gathered.valid & ~broken[:, None]
-        confidence = gathered.confidence.masked_fill(broken[:, None], 0)
+            self._run(state, plan, gathered, generators)
+            forwards = forwards.index_add(0, plan.rows, torch.ones_like(plan.rows))
+            columns = columns.index_add(0, plan.rows, plan.columns)
+        broken = gathered.confidence.sum(1).isnan()  # the softmax of logits that are not finite is NaN
+        nothing = broken[:, None]
+        valid = gathered.valid.masked_fill(nothing, False)
+        confidence = gathered.confidence.masked_fill(nothing, 0)
         prediction = Prediction(gathered.tokens, confidence, valid, gathered.extras)
         if gathered.logits:
             prediction = self._with_logits(prediction, gathered.logits)
         return replace(state, forwards=forwards, columns=columns), prediction, broken
+
+    @torch.inference_mode()
+    def _run(
+        self, state: DecodeState, plan: ForwardPlan, gathered: _Gathered, generators: Sequence[torch.Generator]
+    ) -> None:
+        """Run a plan and write its proposals into `gathered`.
+
+        Only here the model runs in inference mode, in which torch keeps no books. `gathered` is made outside, so that
+        what a policy or an observer receives can be used in training.
+        """
+        with self.watch("forward"):
+            hidden = self.model.forward(state.tokens, plan, self.store)  # [R, Q + S, D]
+        self._score(state, plan, hidden, gathered, generators)
+        if plan.shadow is not None:
+            self._score_shadows(state, plan, plan.shadow, hidden[:, plan.query.shape[1] :], gathered)
 
     def _score(
         self,
@@ -106,18 +118,14 @@ class ForwardStep:
         gathered: _Gathered,
         generators: Sequence[torch.Generator],
     ) -> None:
-        """Write the proposals of the columns that the plan scores into `gathered`.
-
-        The method scores a few columns at a time, since the logits of all of them may not fit into memory.
-        """
-        slot = plan.score.nonzero()  # [N, 2] long, row of the plan and place in its query
-        hidden = hidden[slot[:, 0], slot[:, 1] - int(self.model.spec.shifted_logits)]
-        rows = plan.rows[slot[:, 0]]
-        positions = plan.query[slot[:, 0], slot[:, 1]] - state.prompt_width
+        """Write the proposals of the columns that the plan scores into `gathered`."""
+        row, place = plan.score.nonzero(as_tuple=True)  # [N] long each, row of the plan and place in its query
+        hidden = hidden[row, place - 1 if self.model.spec.shifted_logits else place]
+        rows = plan.rows[row]
+        positions = plan.query[row, place] - state.prompt_width
         with self.watch("score"):
-            for places in torch.arange(len(rows), device=hidden.device).split(self.positions_at_a_time):
-                at = rows[places], positions[places]
-                logits = self._logits(hidden[places], state, at)
+            for part, at in self._parts(hidden, rows, positions):
+                logits = self._logits(part, state, at)
                 draw = Draw(self.sampling, row_noise(at[0], generators, logits.shape[-1]) if generators else None)
                 gathered.tokens[at], confidence, extras = propose(logits, draw, self.needs)
                 gathered.confidence[at] = confidence.float()
@@ -134,11 +142,25 @@ class ForwardStep:
         with self.watch("score"):
             rows = plan.rows[:, None].expand_as(shadow).flatten()
             positions = shadow.flatten() - state.prompt_width
-            for places in torch.arange(len(rows), device=hidden.device).split(self.positions_at_a_time):
-                at = rows[places], positions[places]
-                logits = self._logits(hidden.flatten(0, 1)[places], state, at)
+            for part, at in self._parts(hidden.flatten(0, 1), rows, positions):
+                logits = self._logits(part, state, at)
                 token = state.canvas[at][:, None]
                 gathered.extras[LEAVE_ONE_OUT][at] = logits.log_softmax(-1).gather(1, token)[:, 0].exp().float()
+
+    def _parts(self, hidden: Tensor, rows: Tensor, positions: Tensor) -> Iterable[tuple[Tensor, tuple[Tensor, Tensor]]]:
+        """Split N positions into a few at a time, since the logits of all of them may not fit into memory.
+
+        Args:
+            hidden: [N, D].
+            rows: [N] long.
+            positions: [N] long.
+
+        Returns:
+            The hidden states of each part, and the row and the generation position of each of them.
+        """
+        size = self.positions_at_a_time
+        places = zip(rows.split(size), positions.split(size), strict=True)
+        return zip(hidden.split(size), places, strict=True)
 
     def _logits(self, hidden: Tensor, state: DecodeState, at: tuple[Tensor, Tensor]) -> Tensor:
         """Return logits [N, V] in at least float32, with -inf at the mask token and at ids that are not allowed.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learn2pd.tensors import is_among, window_view
+from learn2pd.tensors import is_among, window_positions
 from learn2pd.types import NOT_PROPOSED, DecodeState, Prediction, Window
 
 LOG_ODDS_LIMIT = 12.0  # float32 confidences near 1 cannot express larger log-odds
@@ -138,13 +138,14 @@ def cut(columns: Mapping[str, Tensor], window: Window, width: int, committed: bo
     Returns:
         The windows.
     """
-    parts = {name: window_view(columns[name], window, width) for name in OBSERVED if name in columns}
+    position, valid = window_positions(window, width)
+    position = position.clamp_max(columns["masked"].shape[1] - 1)
+    parts = {name: columns[name].gather(1, position).masked_fill(~valid, 0) for name in OBSERVED if name in columns}
     if not committed:
         parts |= {name: parts[name].masked_fill(~parts["masked"], 0) for name in OF_PROPOSALS if name in parts}
     parts["proposal"] = parts["proposal"].long().masked_fill(~parts["masked"], DECIDED)
-    position = window.start[:, None] + torch.arange(width, device=window.start.device)
     absent = {name: None for name in EXTRAS if name not in parts}
-    return View(valid=position < window.stop[:, None], **parts, **absent)  # type: ignore[arg-type]
+    return View(valid=valid, **parts, **absent)  # type: ignore[arg-type]
 
 
 def stack(view: View, names: Sequence[str]) -> Tensor:

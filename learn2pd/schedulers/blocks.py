@@ -41,6 +41,7 @@ class BlocksScheduler(Scheduler):
         self.alignment = alignment
 
     def propose(self, state: DecodeState, memory: None) -> Window:
-        offset = (state.prompt_width - state.pad) % self.block_length * (self.alignment == "grid")
-        start = (state.leftmost_mask + offset) // self.block_length * self.block_length - offset
+        first = state.leftmost_mask
+        counted = first if self.alignment == "prompt" else first + state.prompt_width - state.pad
+        start = first - counted % self.block_length
         return Window(start.clamp_min(0), torch.minimum(start + self.block_length, state.end))

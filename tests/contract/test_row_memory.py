@@ -5,14 +5,16 @@ Rows can be taken out of a run, put together with others, and go on as if nothin
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
+
 import pytest
 import torch
 
-from learn2pd import Method, NoStop
+from learn2pd import Method, NoStop, Observer
 from learn2pd.loop.loop import decode_batch
 from learn2pd.loop.observing import CallbackObserver
 from learn2pd.types import DecodeState, RowMemory
-from tests.contract.helpers import GEN, SCHEDULERS, policies
+from tests.contract.helpers import CACHES, GEN, SCHEDULERS, policies, run
 
 
 @pytest.mark.parametrize("name", policies())
@@ -83,3 +85,47 @@ def test_what_an_observer_keeps_can_be_differentiated_through(tiny_model, make_p
     sum((weight * step.prediction.confidence * step.commit.mask).sum() for step in steps).backward()
     assert weight.grad > 0
     assert all((step.log_probability <= 0).all() for step in steps)
+
+
+class ReadsLogits(Observer):
+    """Asks for everything that a component may read of the model, and keeps the steps."""
+
+    needs = frozenset({"logits", "margin", "entropy", "leave_one_out"})
+    scores_committed = True
+
+    def __init__(self):
+        self.steps = []
+
+    def observe(self, step):
+        self.steps.append(step)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("cache", CACHES)
+def test_nothing_that_a_component_or_an_observer_receives_is_bound_to_inference_mode(
+    cache, temperature, tiny_model, make_prompts
+):
+    """Torch refuses to train with such tensors, and to change them in place."""
+    observer = ReadsLogits()
+    run(
+        tiny_model,
+        make_prompts([3, 9]),
+        policies()["fixed"],
+        cache=CACHES[cache],
+        temperature=temperature,
+        observer=observer,
+    )
+    received = [tensor for step in observer.steps for tensor in tensors_of(step)]
+    assert len(received) > 20 * len(observer.steps)
+    assert not any(tensor.is_inference() for tensor in received)
+    weight = torch.nn.Linear(tiny_model.spec.vocab_size, 1)
+    weight(observer.steps[0].prediction.logits.float().clamp_min(-9)).sum().backward()
+
+
+def tensors_of(value) -> list[torch.Tensor]:
+    """All tensors in a value of learn2pd.types, however deep."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [tensor for item in value.values() for tensor in tensors_of(item)]
+    return tensors_of(vars(value)) if is_dataclass(value) else []
