@@ -176,6 +176,11 @@ FAMILIES = {
     "llada": "learn2pd.models.llada:LLaDAModelLM",
     "Dream": "learn2pd.models.dream:DreamModel",
     "sdar": "learn2pd.models.sdar:SDARForCausalLM",
+    "sdar_moe": "learn2pd.models.sdar:SDARMoeForCausalLM",
+    "llada2_moe": "learn2pd.models.llada2:LLaDA2MoeModelLM",
+    "llada/LLaDAMoEModelLM": "learn2pd.models.llada_moe:LLaDAMoEModelLM",
+    "lladamoe": "learn2pd.models.llada_moe:LLaDAMoEModelLM",
+    "Fast_dLLM_Qwen": "learn2pd.models.fast_dllm_v2:Fast_dLLM_QwenForCausalLM",
 }
 
 

@@ -123,3 +123,37 @@ def check_full_attention(layer_types: Any, layers: int, family: str) -> None:
         raise ValueError(
             f"config.json: layer_types={layer_types!r}, only full_attention in every layer is implemented for {family}"
         )
+
+
+def check_chosen(num_experts_per_tok: int, num_experts: int) -> None:
+    """Refuse a token that chooses more experts than there are.
+
+    Args:
+        num_experts_per_tok: The experts that a token chooses.
+        num_experts: The experts.
+
+    Raises:
+        ValueError: There are too few; the message names the fields.
+    """
+    if num_experts_per_tok > num_experts:
+        raise ValueError(
+            f"config.json: num_experts_per_tok={num_experts_per_tok}, num_experts={num_experts}: "
+            "a token cannot choose more experts than there are"
+        )
+
+
+def check_divides(hidden_size: int, num_attention_heads: int) -> None:
+    """Refuse features that do not divide into heads.
+
+    Args:
+        hidden_size: The features of a token.
+        num_attention_heads: The heads of the queries.
+
+    Raises:
+        ValueError: They do not; the message names the fields.
+    """
+    if hidden_size % num_attention_heads:
+        raise ValueError(
+            f"config.json: hidden_size={hidden_size}, num_attention_heads={num_attention_heads}: "
+            "hidden_size must divide into num_attention_heads parts"
+        )

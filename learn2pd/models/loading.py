@@ -301,6 +301,8 @@ def _load_weights(
     config._name_or_path = path
     with told_in_one_line(subject), torch.device("meta"):
         network = network_class(config)
+    if network.get_output_embeddings() is network.get_input_embeddings():
+        tensors.pop(network.head_name, None)  # some tools save the tied head too
     fitting = weights.fit(subject, tensors, network.state_dict())
     kept = identity.KeptDigest(files, dtype)
     known = kept.read()
@@ -366,9 +368,10 @@ def _spec(path: str, network: DiffusionNetwork, tokenizer: PreTrainedTokenizerBa
     mask_id = config.mask_token_id
     if mask_id is None and "mask_token" in named:
         mask_id = tokenizer.convert_tokens_to_ids(named["mask_token"])
-    published = type(config)()
-    if mask_id is None and config.vocab_size == published.vocab_size:
-        mask_id = published.mask_token_id  # the hub's files of LLaDA2 and Fast-dLLM v2 do not name it
+    if mask_id is None:  # the hub's files of LLaDA2 and Fast-dLLM v2 do not name it
+        published = type(config)().mask_token_id
+        text = tokenizer.convert_ids_to_tokens(published) if published < len(tokenizer) else ""
+        mask_id = published if "mask" in str(text).lower() else None
     if mask_id is None:
         raise UserError(
             f"path={path!r}: no mask token: config.json names no mask_token_id, and the tokenizer has no mask_token"

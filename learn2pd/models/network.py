@@ -40,10 +40,13 @@ class DiffusionNetwork(PreTrainedModel):
     Attributes:
         shifted_logits: True where the output at position i predicts the token at i + 1.
         mixes_experts: True where some layers have experts, of which every token runs through a few.
+        head_name: The name of the head in a checkpoint. Where the embedding is the head, a checkpoint that holds it all
+            the same holds it for nothing.
     """
 
     shifted_logits: ClassVar[bool] = False
     mixes_experts: ClassVar[bool] = False
+    head_name: ClassVar[str] = "lm_head.weight"
 
     base_model_prefix = "model"
     _supports_sdpa = True

@@ -11,12 +11,15 @@ where the caller gives none. The rotation is computed in float32 whatever the ty
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from learn2pd.models.decoder import Attention, DecoderLayer, DecoderNetwork
 from learn2pd.models.fields import (
+    check_chosen,
     check_full_attention,
     check_heads,
     check_positive,
@@ -24,6 +27,7 @@ from learn2pd.models.fields import (
     plain_rotation,
     take_fields,
 )
+from learn2pd.models.experts import MixtureOfExperts, best_of_softmax
 from learn2pd.models.layers import SwiGLU
 
 # The only values that this file implements. Without a check, another value would silently compute something else.
@@ -35,6 +39,7 @@ CARRIED_FIELDS: dict[str, Any] = {
     "max_window_layers": 28,
     "fuse_cross_entropy": True,
 }
+CARRIED_OF_EXPERTS: dict[str, Any] = {"output_router_logits": False, "router_aux_loss_coef": 0.001}
 
 
 class SDARConfig(PretrainedConfig):
@@ -109,6 +114,52 @@ class SDARConfig(PretrainedConfig):
         )
 
 
+class SDARMoeConfig(SDARConfig):
+    """The fields of the hub's config.json of a mixture of experts.
+
+    Raises:
+        ValueError: As for `SDARConfig`.
+    """
+
+    model_type = "sdar_moe"
+
+    def __init__(
+        self,
+        hidden_size: int = 2048,
+        intermediate_size: int = 6144,
+        num_hidden_layers: int = 48,
+        num_key_value_heads: int | None = 4,
+        moe_intermediate_size: int = 768,
+        num_experts: int = 128,
+        num_experts_per_tok: int = 8,
+        norm_topk_prob: bool = True,
+        decoder_sparse_step: int = 1,
+        mlp_only_layers: Sequence[int] | None = None,
+        **other: Any,
+    ) -> None:
+        take_fields(self, other, {}, CARRIED_OF_EXPERTS, "SDAR")
+        check_whole(
+            moe_intermediate_size=moe_intermediate_size,
+            num_experts=num_experts,
+            num_experts_per_tok=num_experts_per_tok,
+            decoder_sparse_step=decoder_sparse_step,
+        )
+        check_chosen(num_experts_per_tok, num_experts)
+        self.moe_intermediate_size = moe_intermediate_size
+        self.num_experts = num_experts
+        self.num_experts_per_tok = num_experts_per_tok
+        self.norm_topk_prob = norm_topk_prob
+        self.decoder_sparse_step = decoder_sparse_step
+        self.mlp_only_layers = list(mlp_only_layers or ())
+        super().__init__(
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            num_hidden_layers=num_hidden_layers,
+            num_key_value_heads=num_key_value_heads,
+            **other,
+        )
+
+
 class SDARForCausalLM(DecoderNetwork):
     """The dense network. Its logits at position i predict the token at i."""
 
@@ -118,7 +169,15 @@ class SDARForCausalLM(DecoderNetwork):
     def layer(self, number: int) -> DecoderLayer:
         config = self.config
         attention = Attention(config, config.head_dim, bias=False, norm_eps=config.rms_norm_eps)
-        return DecoderLayer(config, attention, SwiGLU(config.hidden_size, config.intermediate_size))
+        return DecoderLayer(config, attention, self.feed_forward(number))
+
+    def feed_forward(self, number: int) -> nn.Module:
+        """Build the feed-forward part of one layer.
+
+        Args:
+            number: The number of the layer, counted from 0.
+        """
+        return SwiGLU(self.config.hidden_size, self.config.intermediate_size)
 
     @property
     def head_width(self) -> int:
@@ -127,3 +186,28 @@ class SDARForCausalLM(DecoderNetwork):
     @property
     def causal_block(self) -> int:
         return self.config.block_size
+
+
+class SDARExperts(MixtureOfExperts):
+    """The experts of Qwen3."""
+
+    def __init__(self, config: SDARMoeConfig) -> None:
+        gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        super().__init__(config.hidden_size, config.moe_intermediate_size, config.num_experts, gate)
+        self.chosen = config.num_experts_per_tok
+        self.normalise = config.norm_topk_prob
+
+    def route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        return best_of_softmax(logits, self.chosen, self.normalise)
+
+
+class SDARMoeForCausalLM(SDARForCausalLM):
+    """The mixture of experts."""
+
+    config_class = SDARMoeConfig
+    mixes_experts = True
+    config: SDARMoeConfig
+
+    def feed_forward(self, number: int) -> nn.Module:
+        sparse = number not in self.config.mlp_only_layers and not (number + 1) % self.config.decoder_sparse_step
+        return SDARExperts(self.config) if sparse else super().feed_forward(number)
