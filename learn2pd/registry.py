@@ -169,6 +169,45 @@ def _import(role: str, target: str) -> Any:
         ) from error
 
 
+# ---- Families of dLLMs, by the model_type of config.json. Where a family has the model_type of another one, its key is
+# model_type/architecture, with the class that config.json names in `architectures`.
+
+FAMILIES = {
+    "llada": "learn2pd.models.llada:LLaDAModelLM",
+    "Dream": "learn2pd.models.dream:DreamModel",
+    "sdar": "learn2pd.models.sdar:SDARForCausalLM",
+    "sdar_moe": "learn2pd.models.sdar:SDARMoeForCausalLM",
+    "llada2_moe": "learn2pd.models.llada2:LLaDA2MoeModelLM",
+    "llada/LLaDAMoEModelLM": "learn2pd.models.llada_moe:LLaDAMoEModelLM",
+    "lladamoe": "learn2pd.models.llada_moe:LLaDAMoEModelLM",
+    "Fast_dLLM_Qwen": "learn2pd.models.fast_dllm_v2:Fast_dLLM_QwenForCausalLM",
+}
+
+
+def family_target(fields: Mapping[str, Any]) -> str | None:
+    """Return the class that reads a checkpoint, as `module:Class`, or None where no family does.
+
+    Args:
+        fields: The fields of its config.json.
+    """
+    model_type = str(fields.get("model_type"))
+    classes = fields.get("architectures")
+    shared = [f"{model_type}/{name}" for name in classes] if isinstance(classes, list) else []
+    return next((FAMILIES[key] for key in [*shared, model_type] if key in FAMILIES), None)
+
+
+def import_family(target: str) -> Any:
+    """Import the class of a family.
+
+    Args:
+        target: The class, as `module:Class`.
+
+    Raises:
+        UserError: The class cannot be imported.
+    """
+    return _import("family", target)
+
+
 # ---- Tasks by name. A task is imported when it is used, since data/ and embedded/ must not know the registry.
 
 TASKS = {

@@ -12,16 +12,13 @@ each row, and the rotation is computed in float32 whatever the type of the weigh
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PretrainedConfig, Qwen2TokenizerFast
 
+from learn2pd.models.decoder import Attention, DecoderLayer, DecoderNetwork
 from learn2pd.models.fields import check_positive, check_whole, plain_rotation
-from learn2pd.models.kv import KVView
-from learn2pd.models.layers import RMSNorm, attend
-from learn2pd.models.network import DiffusionNetwork, Parts
+from learn2pd.models.layers import SwiGLU
 
 # The only values that this file implements. Without a check, another value would silently compute something else.
 FIXED_FIELDS: dict[str, Any] = {
@@ -124,93 +121,14 @@ class DreamTokenizer(Qwen2TokenizerFast):
     """
 
 
-class DreamAttention(nn.Module):
-    """Grouped-query attention with biases on queries, keys and values."""
-
-    def __init__(self, config: DreamConfig) -> None:
-        super().__init__()
-        kv_width = config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, kv_width)
-        self.v_proj = nn.Linear(config.hidden_size, kv_width)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-
-    def forward(
-        self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int
-    ) -> Tensor:
-        return self.o_proj(attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), tables, mask, kept, layer))
-
-
-class DreamMLP(nn.Module):
-    """The SwiGLU feed-forward layer."""
-
-    def __init__(self, config: DreamConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class DreamDecoderLayer(nn.Module):
-    """One layer: attention and feed-forward, each behind a norm."""
-
-    def __init__(self, config: DreamConfig) -> None:
-        super().__init__()
-        self.self_attn = DreamAttention(config)
-        self.mlp = DreamMLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-    def forward(
-        self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int
-    ) -> Tensor:
-        """Run the layer.
-
-        Args:
-            x: [R, Q, D].
-            tables: The cosines and sines of `rotary_tables`.
-            mask: [R, 1, 1 or Q, K] bool, True where a query attends to a column; None attends everywhere.
-            kept: The kept keys and values; None attends to the query itself.
-            layer: The number of the layer.
-
-        Returns:
-            [R, Q, D].
-        """
-        x = x + self.self_attn(self.input_layernorm(x), tables, mask, kept, layer)
-        return x + self.mlp(self.post_attention_layernorm(x))
-
-
-class DreamBackbone(nn.Module):
-    """Holds the modules under the hub's names: `embed_tokens`, `layers`, `norm`."""
-
-    def __init__(self, config: DreamConfig) -> None:
-        super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DreamDecoderLayer(config) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-
-class DreamModel(DiffusionNetwork):
+class DreamModel(DecoderNetwork):
     """The network. Its logits at position i predict the token at i + 1."""
 
     config_class = DreamConfig
-    _no_split_modules: ClassVar = ["DreamDecoderLayer"]
+    shifted_logits = True
     config: DreamConfig
 
-    def __init__(self, config: DreamConfig) -> None:
-        super().__init__(config)
-        self.model = DreamBackbone(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-
-    def parts(self) -> Parts:
-        return Parts(self.model.embed_tokens, self.model.layers, self.model.norm)
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.embed_tokens = value  # type: ignore[assignment]
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
+    def layer(self, number: int) -> DecoderLayer:
+        config = self.config
+        attention = Attention(config, self.head_width, bias=True, norm_eps=None)
+        return DecoderLayer(config, attention, SwiGLU(config.hidden_size, config.intermediate_size))

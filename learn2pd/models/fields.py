@@ -1,8 +1,11 @@
-"""Checks that both families run on the fields of a config.json before they build a network."""
+"""Checks that the families run on the fields of a config.json before they build a network."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from transformers import PretrainedConfig
 
 
 def check_whole(**fields: Any) -> None:
@@ -57,3 +60,100 @@ def plain_rotation(other: dict[str, Any], theta: float) -> float:
             raise ValueError(f"config.json: {name}={given!r}, only plain rotary positions are implemented (null)")
         theta = given.get("rope_theta", theta)
     return theta
+
+
+def take_fields(
+    config: PretrainedConfig, other: dict[str, Any], fixed: Mapping[str, Any], carried: Mapping[str, Any], family: str
+) -> None:
+    """Move fields out of the remaining fields of a configuration and into its attributes.
+
+    Args:
+        config: The configuration.
+        other: The remaining fields; the function removes those that it moves.
+        fixed: The fields of which the family computes a single value, with that value.
+        carried: The fields that do not change inference, with their defaults.
+        family: The name of the family, for messages.
+
+    Raises:
+        ValueError: A fixed field has another value; the message names the field.
+    """
+    for name, value in fixed.items():
+        stated = other.pop(name, value)
+        if stated != value:
+            raise ValueError(
+                f"config.json: {name}={stated!r} differs from {value!r}, the only value implemented for {family}"
+            )
+        setattr(config, name, value)
+    for name, value in carried.items():
+        setattr(config, name, other.pop(name, value))
+
+
+def check_heads(num_attention_heads: int, num_key_value_heads: int, head_dim: int) -> None:
+    """Refuse heads that do not divide into groups, and heads whose features do not pair up for the rotation.
+
+    Args:
+        num_attention_heads: The heads of the queries.
+        num_key_value_heads: The heads of keys and values.
+        head_dim: The features of a head.
+
+    Raises:
+        ValueError: A value is refused; the message names the fields.
+    """
+    if num_attention_heads % num_key_value_heads:
+        raise ValueError(
+            f"config.json: num_attention_heads={num_attention_heads}, num_key_value_heads={num_key_value_heads}: "
+            "the heads must divide into num_key_value_heads groups"
+        )
+    if head_dim % 2:
+        raise ValueError(f"config.json: head_dim={head_dim}, expected an even number")
+
+
+def check_full_attention(layer_types: Any, layers: int, family: str) -> None:
+    """Refuse layers with a sliding window.
+
+    Args:
+        layer_types: The kinds of attention by layer; None stands for full attention in every layer.
+        layers: The number of layers.
+        family: The name of the family, for messages.
+
+    Raises:
+        ValueError: A layer has another kind.
+    """
+    if layer_types not in (None, ["full_attention"] * layers):
+        raise ValueError(
+            f"config.json: layer_types={layer_types!r}, only full_attention in every layer is implemented for {family}"
+        )
+
+
+def check_chosen(num_experts_per_tok: int, num_experts: int) -> None:
+    """Refuse a token that chooses more experts than there are.
+
+    Args:
+        num_experts_per_tok: The experts that a token chooses.
+        num_experts: The experts.
+
+    Raises:
+        ValueError: There are too few; the message names the fields.
+    """
+    if num_experts_per_tok > num_experts:
+        raise ValueError(
+            f"config.json: num_experts_per_tok={num_experts_per_tok}, num_experts={num_experts}: "
+            "a token cannot choose more experts than there are"
+        )
+
+
+def check_divides(hidden_size: int, num_attention_heads: int) -> None:
+    """Refuse features that do not divide into heads.
+
+    Args:
+        hidden_size: The features of a token.
+        num_attention_heads: The heads of the queries.
+
+    Raises:
+        ValueError: They do not; the message names the fields.
+    """
+    if hidden_size % num_attention_heads:
+        raise ValueError(
+            f"config.json: hidden_size={hidden_size}, num_attention_heads={num_attention_heads}: "
+            "hidden_size must divide into num_attention_heads parts"
+        )

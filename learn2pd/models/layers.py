@@ -1,4 +1,4 @@
-"""The layers that LLaDA's and Dream's transformers share: norm, rotary positions, attention over kept keys and values.
+"""The layers that the families' transformers share: norm, rotary positions, attention, feed-forward.
 
 In the shapes, R is the number of rows, Q of query columns, K of attended columns.
 """
@@ -51,7 +51,7 @@ def rotary_tables(positions: Tensor, head_width: int, theta: float) -> tuple[Ten
 
 
 def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Apply rotary positions in at least float32.
+    """Apply rotary positions in at least float32. Features behind the width of the tables stay as they are.
 
     Args:
         x: [R, heads, Q, head_width].
@@ -61,21 +61,23 @@ def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
         The same shape and type as `x`.
     """
     cos, sin = tables
-    wide = widened(x)
-    other_half = wide.roll(wide.shape[-1] // 2, -1)
-    return (wide * cos + other_half * sin).to(x.dtype)
+    width = cos.shape[-1]
+    wide = widened(x[..., :width])
+    other_half = wide.roll(width // 2, -1)
+    turned = (wide * cos + other_half * sin).to(x.dtype)
+    return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), dim=-1)
 
 
 def attend(
     q: Tensor, k: Tensor, v: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int
 ) -> Tensor:
-    """Compute bidirectional attention of the query columns to themselves or, with `kept`, to the columns of its span.
+    """Compute attention of the query columns to themselves or, with `kept`, to the columns of its span.
 
     Args:
         q: [R, Q, n_heads * head_width], before rotation.
         k: [R, Q, n_kv_heads * head_width], before rotation.
         v: [R, Q, n_kv_heads * head_width].
-        tables: The cosines and sines of `rotary_tables`.
+        tables: The cosines and sines of `rotary_tables`, of all features of a head.
         mask: [R, 1, 1 or Q, K] bool, True where a query attends to a column; None attends everywhere.
         kept: It keeps k and v, and returns those of all K columns; with None, K = Q.
         layer: The number of the layer.
@@ -83,12 +85,50 @@ def attend(
     Returns:
         [R, Q, n_heads * head_width].
     """
-    rows, width, _ = q.shape
     head_width = tables[0].shape[-1]
-    q, k, v = (x.view(rows, width, -1, head_width).transpose(1, 2) for x in (q, k, v))  # [R, heads, Q, head_width]
+    q, k, v = (x.unflatten(-1, (-1, head_width)) for x in (q, k, v))
+    return attend_by_head(q, k, v, tables, mask, kept, layer)
+
+
+def attend_by_head(
+    q: Tensor, k: Tensor, v: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int
+) -> Tensor:
+    """Compute attention as `attend` does, of queries, keys and values that are already split into heads.
+
+    Args:
+        q: [R, Q, n_heads, head_width], before rotation.
+        k: [R, Q, n_kv_heads, head_width], before rotation.
+        v: [R, Q, n_kv_heads, head_width].
+        tables: The cosines and sines of `rotary_tables`, of all features of a head or of the first ones.
+        mask: As for `attend`.
+        kept: As for `attend`.
+        layer: The number of the layer.
+
+    Returns:
+        [R, Q, n_heads * head_width].
+    """
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [R, heads, Q, head_width]
     q = rotate(q, tables)
     k = rotate(k, tables)
     if kept is not None:
         k, v = kept.update(layer, k, v)
     mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=k.shape[1] != q.shape[1])
-    return mixed.transpose(1, 2).reshape(rows, width, -1)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+class SwiGLU(nn.Module):
+    """The feed-forward layer under the names of Qwen: `gate_proj`, `up_proj`, `down_proj`.
+
+    Args:
+        width: The features of a token.
+        inner_width: The features inside the layer.
+    """
+
+    def __init__(self, width: int, inner_width: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, inner_width, bias=False)
+        self.up_proj = nn.Linear(width, inner_width, bias=False)
+        self.down_proj = nn.Linear(inner_width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))

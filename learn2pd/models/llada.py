@@ -210,6 +210,7 @@ class LLaDAModelLM(DiffusionNetwork):
     """The network. Its logits at position i predict the token at i. With `weight_tying`, the embedding is the head."""
 
     config_class = LLaDAConfig
+    head_name = "model.transformer.ff_out.weight"
     _no_split_modules: ClassVar = ["LLaDABlock"]
     config: LLaDAConfig
 

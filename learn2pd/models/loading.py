@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +17,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 from learn2pd.errors import UserError
 from learn2pd.models import identity, weights
 from learn2pd.models.adapter import ModelAdapter
-from learn2pd.models.dream import DreamConfig, DreamModel, DreamTokenizer
+from learn2pd.models.dream import DreamTokenizer
 from learn2pd.models.files import (
     check_file,
     check_folder,
@@ -25,29 +27,12 @@ from learn2pd.models.files import (
     refuse_adapter,
     shown_name,
 )
-from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
 from learn2pd.models.neighbours import cause, told_in_one_line
 from learn2pd.models.network import DiffusionNetwork
 from learn2pd.models.prompts import prompt_ids
+from learn2pd.registry import FAMILIES, family_target, import_family
 from learn2pd.types import ModelSpec
 
-
-@dataclass(frozen=True)
-class ModelFamily:
-    """The classes by which checkpoints of one `model_type` are read.
-
-    Attributes:
-        config: The class of the configuration.
-        network: The class of the network.
-        shifted_logits: True where the output at position i predicts the token at i + 1.
-    """
-
-    config: type[LLaDAConfig] | type[DreamConfig]
-    network: type[DiffusionNetwork]
-    shifted_logits: bool
-
-
-FAMILIES = {"llada": ModelFamily(LLaDAConfig, LLaDAModelLM, False), "Dream": ModelFamily(DreamConfig, DreamModel, True)}
 # LLaDA and Dream end an answer with one of these and pad with end-of-text; either token ends the answer
 END_OF_TURN_TOKENS = ("<|eot_id|>", "<|im_end|>")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -158,6 +143,7 @@ def load_model(
     revision: str | None = None,
     compile: bool = False,
     adapter: str | os.PathLike[str] | None = None,
+    family: str | None = None,
 ) -> Model:
     """Load weights, configuration and tokenizer. No remote code is run.
 
@@ -172,6 +158,8 @@ def load_model(
         revision: The revision of the hub repository.
         compile: Let torch.compile fuse the layers; the first forwards of every new shape take much longer.
         adapter: A hub name or folder of a peft adapter of this dLLM, which is added into the weights.
+        family: A class of your own that reads the checkpoint, as `package.module:Class`; see docs/adding_a_family.md.
+            The default takes the family that config.json names.
 
     Raises:
         UserError: The folder is missing or is not a dLLM, weights are damaged or do not fit, there is no mask token,
@@ -184,14 +172,14 @@ def load_model(
         raise UserError(f"revision={revision!r}: expected a branch, tag or commit of the hub repository, or None")
     kind = resolve_dtype(dtype)
     target = resolve_device(device)
-    fields = read_config(path, revision)
-    family = FAMILIES[fields["model_type"]]
+    fields = read_config(path, revision, family)
+    network_class = network_of(fields, family)
     with told_in_one_line(f"path={path!r}"):  # what transformers' own checks of the fields raise is of many kinds
         described = dict.fromkeys(IDS) | {name: value for name, value in fields.items() if name not in NOT_READ}
-        config = family.config.from_dict(described)
-    network, digest = _load_weights(path, family.network, config, kind, target, revision)
+        config = network_class.config_class.from_dict(described)
+    network, digest = _load_weights(path, network_class, config, kind, target, revision)
     tokenizer = load_tokenizer(path, network.config, revision)
-    spec = _spec(path, network, tokenizer, family.shifted_logits, digest)
+    spec = _spec(path, network, tokenizer, digest)
     if adapter is not None:
         from learn2pd.models.merging import merge_adapter
 
@@ -202,18 +190,45 @@ def load_model(
     return Model(ModelAdapter(network, spec, compile), tokenizer)
 
 
-def read_config(path: str | os.PathLike[str], revision: str | None = None) -> dict[str, Any]:
+def network_of(fields: Mapping[str, Any], family: str | None = None) -> type[DiffusionNetwork]:
+    """Return the class of the network that reads a checkpoint.
+
+    Args:
+        fields: The fields of its config.json.
+        family: A class of the user's own, as `package.module:Class`; None takes the family that config.json names.
+
+    Raises:
+        UserError: The class cannot be imported or is no network, or config.json names no family known here.
+    """
+    target = family or family_target(fields)
+    if target is None:
+        raise UserError(
+            f"config.json says model_type {fields.get('model_type')!r}, which is no dLLM known here; "
+            f"expected {', '.join(FAMILIES)}, or a class of your own as family=package.module:Class"
+        )
+    network = import_family(target)
+    if not (inspect.isclass(network) and issubclass(network, DiffusionNetwork) and network.config_class):
+        raise UserError(
+            f"family={target!r}: it is no network; derive it from learn2pd.models.network.DiffusionNetwork "
+            "and give it a config_class, see docs/adding_a_family.md"
+        )
+    return network
+
+
+def read_config(path: str | os.PathLike[str], revision: str | None = None, family: str | None = None) -> dict[str, Any]:
     """Read the fields of config.json, and refuse a checkpoint that this toolkit cannot run.
 
     Args:
         path: A folder or a hub name.
         revision: The revision of the hub repository.
+        family: As for `load_model`.
 
     Returns:
         The fields by name.
 
     Raises:
-        UserError: The checkpoint is missing, is not a dLLM known here, is a mixture of experts, or is quantised.
+        UserError: The checkpoint is missing, is not a dLLM known here, is a mixture of experts of a family that has
+            none, or is quantised.
     """
     path = path_text("path", path)
     known = ", ".join(FAMILIES)
@@ -221,16 +236,15 @@ def read_config(path: str | os.PathLike[str], revision: str | None = None) -> di
     refuse_adapter("path", path, revision)
     fields = read_object("path", path, "config.json", f"one with model_type {known}", revision)
     experts = _experts(fields)
-    if experts:
+    if experts and not ((family or family_target(fields)) and network_of(fields, family).mixes_experts):
         raise UserError(
-            f"path={path!r}: config.json describes a mixture of experts ({experts}), which is not implemented; "
-            f"expected {known}"
+            f"path={path!r}: config.json describes a mixture of experts ({experts}), which is not implemented for "
+            f"model_type {fields.get('model_type')!r}; expected {known}"
         )
-    if str(fields.get("model_type")) not in FAMILIES:
-        raise UserError(
-            f"path={path!r}: config.json says model_type {fields.get('model_type')!r}, which is no dLLM known here; "
-            f"expected {known}"
-        )
+    try:
+        network_of(fields, family)
+    except UserError as error:
+        raise UserError(f"path={path!r}: {error}") from error
     for name in QUANTISATION:
         settings = fields.pop(name, None)
         if settings is not None:
@@ -287,6 +301,8 @@ def _load_weights(
     config._name_or_path = path
     with told_in_one_line(subject), torch.device("meta"):
         network = network_class(config)
+    if network.get_output_embeddings() is network.get_input_embeddings():
+        tensors.pop(network.head_name, None)  # some tools save the tied head too
     fitting = weights.fit(subject, tensors, network.state_dict())
     kept = identity.KeptDigest(files, dtype)
     known = kept.read()
@@ -346,14 +362,16 @@ def load_tokenizer(
         return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def _spec(
-    path: str, network: DiffusionNetwork, tokenizer: PreTrainedTokenizerBase, shifted_logits: bool, digest: str
-) -> ModelSpec:
+def _spec(path: str, network: DiffusionNetwork, tokenizer: PreTrainedTokenizerBase, digest: str) -> ModelSpec:
     config = network.config
     named = tokenizer.special_tokens_map
     mask_id = config.mask_token_id
     if mask_id is None and "mask_token" in named:
         mask_id = tokenizer.convert_tokens_to_ids(named["mask_token"])
+    if mask_id is None:  # the hub's files of LLaDA2 and Fast-dLLM v2 do not name it
+        published = type(config)().mask_token_id
+        text = tokenizer.convert_ids_to_tokens(published) if published < len(tokenizer) else ""
+        mask_id = published if "mask" in str(text).lower() else None
     if mask_id is None:
         raise UserError(
             f"path={path!r}: no mask token: config.json names no mask_token_id, and the tokenizer has no mask_token"
@@ -392,7 +410,8 @@ def _spec(
         pad_id=config.pad_token_id if _is_id(config.pad_token_id, config.vocab_size) else ends[0],
         vocab_size=int(config.vocab_size),
         max_length=int(config.max_position_embeddings),
-        shifted_logits=shifted_logits,
+        shifted_logits=network.shifted_logits,
+        causal_block=network.causal_block,
         fingerprint=identity.fingerprint(config, digest),
         vocabulary=tokenizer.get_vocab(),
         special_tokens=tuple(tokenizer.all_special_tokens),

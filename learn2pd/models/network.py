@@ -1,8 +1,8 @@
-"""The base class of the LLaDA and Dream networks. Only the layers and the names in a checkpoint differ between them."""
+"""The base class of all networks. Only the layers and the names in a checkpoint differ between the families."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,17 @@ class DiffusionNetwork(PreTrainedModel):
 
     A family implements `parts`, `set_input_embeddings` and `get_output_embeddings`. The output embedding is a linear
     layer, or the input embedding where the two are tied. The configuration of a family has transformers' usual names.
+
+    Attributes:
+        shifted_logits: True where the output at position i predicts the token at i + 1.
+        mixes_experts: True where some layers have experts, of which every token runs through a few.
+        head_name: The name of the head in a checkpoint. Where the embedding is the head, a checkpoint that holds it all
+            the same holds it for nothing.
     """
+
+    shifted_logits: ClassVar[bool] = False
+    mixes_experts: ClassVar[bool] = False
+    head_name: ClassVar[str] = "lm_head.weight"
 
     base_model_prefix = "model"
     _supports_sdpa = True
@@ -60,6 +70,19 @@ class DiffusionNetwork(PreTrainedModel):
     def head_width(self) -> int:
         """The number of features of one attention head."""
         return self.config.hidden_size // self.config.num_attention_heads
+
+    @property
+    def rotary_width(self) -> int:
+        """The number of features of a head that the rotary positions turn."""
+        return self.head_width
+
+    @property
+    def causal_block(self) -> int | None:
+        """The tokens of a block, of a network in which a block sees itself and the blocks before it.
+
+        None where every token sees every other token.
+        """
+        return None
 
     def new_store(self, rows: int, columns: int) -> KVStore:
         """Make the buffers for the keys and values of a run.
@@ -104,7 +127,7 @@ class DiffusionNetwork(PreTrainedModel):
         mask = None
         if attention_mask is not None:
             mask = attention_mask.bool().view(len(attention_mask), 1, -1, attention_mask.shape[-1])
-        tables = rotary_tables(position_ids, self.head_width, self.config.rope_theta)
+        tables = rotary_tables(position_ids, self.rotary_width, self.config.rope_theta)
         x = parts.embedding(input_ids)
         for number, layer in enumerate(parts.layers):
             x = layer(x, tables, mask, kept, number)
@@ -127,10 +150,16 @@ class DiffusionNetwork(PreTrainedModel):
 
         Args:
             input_ids: [R, Q] long, the token ids.
-            attention_mask: As for `hidden`.
+            attention_mask: As for `hidden`. A mask without a row for each query, or None, is narrowed to the blocks
+                that a query sees, where the network has causal blocks.
             position_ids: As for `hidden`.
 
         Returns:
             Logits [R, Q, V], each at the position that computed it, also in a family with shifted logits.
         """
+        if self.causal_block is not None and (attention_mask is None or attention_mask.ndim == 2):
+            place = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+            block = (place if position_ids is None else position_ids) // self.causal_block
+            seen = block[:, None, :] <= block[:, :, None]  # [1 or R, Q, Q]
+            attention_mask = seen if attention_mask is None else seen & attention_mask.bool()[:, None]
         return MaskedLMOutput(logits=self.score(self.hidden(input_ids, position_ids, attention_mask)))

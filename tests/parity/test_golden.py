@@ -24,7 +24,7 @@ from learn2pd.loop.loop import decode_batch
 from learn2pd.loop.observing import Observer
 from learn2pd.method import Method
 from learn2pd.models.adapter import ModelAdapter
-from learn2pd.models.loading import FAMILIES
+from learn2pd.models.loading import network_of as network_class
 from learn2pd.policies.apd import APDPolicy, LeftToRightPolicy
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.localleap import LocalLeapPolicy
@@ -34,6 +34,7 @@ from learn2pd.policies.verifier import Verifier
 from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.predictors.networks import MLP
 from learn2pd.predictors.saving import Contract, Predictor
+from learn2pd.registry import family_target
 from learn2pd.schedulers.adablock import AdaBlockScheduler
 from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.schedulers.lookahead import LookaheadScheduler
@@ -68,9 +69,9 @@ def network_of(folder: Path):
     fields = {
         key: value for key, value in json.loads((folder / "config.json").read_text()).items() if key != "auto_map"
     }
-    if fields["model_type"] in FAMILIES:
-        family = FAMILIES[fields["model_type"]]
-        network = family.network(family.config.from_dict(fields))
+    if family_target(fields) is not None:
+        family = network_class(fields)
+        network = family(family.config_class.from_dict(fields))
     else:
         network = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
     missing, unexpected = network.load_state_dict(weights(folder), strict=False)
@@ -91,7 +92,7 @@ def adapter(folder: Path) -> ModelAdapter:
         pad_id=config.pad_token_id,
         vocab_size=config.vocab_size,
         max_length=config.max_position_embeddings,
-        shifted_logits=FAMILIES[config.model_type].shifted_logits,
+        shifted_logits=network.shifted_logits,
         fingerprint="",
     )
     return ModelAdapter(network, spec)

@@ -18,7 +18,7 @@ from pathlib import Path
 from safetensors.torch import load, load_file
 from torch import Tensor
 
-from learn2pd.models.loading import FAMILIES
+from learn2pd.registry import family_target
 
 SHIPPED = Path(__file__).parent / "golden"
 VARIABLE = "LEARN2PD_GOLDEN"
@@ -197,9 +197,9 @@ def unique(name: str, root: Path, taken: set[str]) -> str:
 def unsupported_family(folder: Path) -> str | None:
     """Why the package has no network for a stored dLLM, or None where it has one."""
     fields = json.loads((folder / "config.json").read_text())
-    family = FAMILIES.get(fields.get("model_type"))
+    target = family_target(fields)
     named = (fields.get("architectures") or [None])[0]
-    if family is None or named != family.network.__name__:  # LLaDA-MoE has LLaDA's model_type and another architecture
+    if target is None or named != target.rpartition(":")[2]:  # LLaDA-MoE has LLaDA's model_type
         return f"not supported: family {named} (model_type {fields.get('model_type')})"
     return None
 

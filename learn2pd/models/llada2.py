@@ -1,0 +1,318 @@
+"""LLaDA2.0 and 2.1 as a transformers model: the hub's fields, tensor names and arithmetic, without its remote code.
+
+LLaDA2 (inclusionAI 2025 and 2026, arXiv 2512.15745 and 2602.08676) is a mixture of experts with block-causal attention:
+a token sees its own block and the blocks before it, and blocks are counted from the first token of the prompt. Queries,
+keys and values come from one projection; queries and keys have a norm over each head, and only the first features of a
+head are rotated. The first layers are dense.
+
+The router scores each expert by a sigmoid and adds a bias for the choice alone. Of each group of experts it adds up the
+two best biased scores, keeps the groups with the largest sums, and chooses the best experts inside them. Their weights
+are the scores without bias, divided by their sum and multiplied by `routed_scaling_factor`. A shared expert is added.
+
+Deviations from the hub's modelling file: a mask is built where the caller gives none; the rotation is computed in
+float32 whatever the type of the weights; the hub's config.json does not state the length of a block, and here it is the
+field `block_size`, which is 32 where the file leaves it out.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from learn2pd.models.experts import MixtureOfExperts
+from learn2pd.models.fields import (
+    check_chosen,
+    check_heads,
+    check_positive,
+    check_whole,
+    plain_rotation,
+    take_fields,
+)
+from learn2pd.models.kv import KVView
+from learn2pd.models.layers import RMSNorm, SwiGLU, attend_by_head
+from learn2pd.models.network import DiffusionNetwork, Parts
+
+# The only values that this file implements. Without a check, another value would silently compute something else.
+FIXED_FIELDS: dict[str, Any] = {
+    "hidden_act": "silu",
+    "moe_router_enable_expert_bias": True,
+    "norm_head": False,
+    "norm_softmax": False,
+    "norm_topk_prob": True,
+    "num_nextn_predict_layers": 0,
+    "router_dtype": "fp32",
+    "score_function": "sigmoid",
+    "use_bias": False,
+    "use_qk_norm": True,
+    "use_qkv_bias": False,
+    "use_rmsnorm": True,
+    "use_sliding_window": False,
+    "using_split_qkv_in_self_attention": False,
+}
+# Fields of the hub's config.json that do not change inference. They are kept so that a saved config has every field.
+CARRIED_FIELDS: dict[str, Any] = {
+    "attention_dropout": 0.0,
+    "embedding_dropout": 0.0,
+    "max_window_layers": 20,
+    "output_dropout": 0.0,
+    "output_router_logits": False,
+    "sliding_window": 4096,
+}
+
+
+class LLaDA2MoeConfig(PretrainedConfig):
+    """The fields of the hub's config.json, and `block_size`.
+
+    Raises:
+        ValueError: A field has a value that this file does not implement; the message names the field.
+    """
+
+    model_type = "llada2_moe"
+
+    def __init__(
+        self,
+        vocab_size: int = 157184,
+        hidden_size: int = 2048,
+        intermediate_size: int = 5120,
+        moe_intermediate_size: int = 512,
+        num_hidden_layers: int = 20,
+        first_k_dense_replace: int = 1,
+        num_attention_heads: int = 16,
+        num_key_value_heads: int | None = 4,
+        head_dim: int | None = 128,
+        num_experts: int = 256,
+        num_experts_per_tok: int = 8,
+        num_shared_experts: int | None = 1,
+        n_group: int = 8,
+        topk_group: int = 4,
+        routed_scaling_factor: float = 2.5,
+        partial_rotary_factor: float = 0.5,
+        max_position_embeddings: int = 32768,
+        rope_theta: float = 600000.0,
+        rms_norm_eps: float = 1e-6,
+        initializer_range: float = 0.02,
+        block_size: int = 32,
+        mask_token_id: int = 156895,
+        eos_token_id: int = 156892,
+        pad_token_id: int | None = 156892,
+        tie_word_embeddings: bool = False,
+        use_cache: bool = False,
+        **other: Any,
+    ) -> None:
+        take_fields(self, other, FIXED_FIELDS, CARRIED_FIELDS, "LLaDA2")
+        heads = num_attention_heads if num_key_value_heads is None else num_key_value_heads
+        shared = 0 if num_shared_experts is None else num_shared_experts
+        rope_theta = plain_rotation(other, rope_theta)
+        check_whole(
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            moe_intermediate_size=moe_intermediate_size,
+            num_hidden_layers=num_hidden_layers,
+            num_attention_heads=num_attention_heads,
+            num_key_value_heads=heads,
+            num_experts=num_experts,
+            num_experts_per_tok=num_experts_per_tok,
+            n_group=n_group,
+            topk_group=topk_group,
+            max_position_embeddings=max_position_embeddings,
+            block_size=block_size,
+        )
+        for name, count in {"num_shared_experts": shared, "first_k_dense_replace": first_k_dense_replace}.items():
+            if count != 0:
+                check_whole(**{name: count})
+        head_dim = hidden_size // num_attention_heads if head_dim is None else head_dim
+        check_whole(head_dim=head_dim)
+        check_heads(num_attention_heads, heads, head_dim)
+        check_positive(
+            rope_theta=rope_theta,
+            rms_norm_eps=rms_norm_eps,
+            routed_scaling_factor=routed_scaling_factor,
+            partial_rotary_factor=partial_rotary_factor,
+        )
+        check_chosen(num_experts_per_tok, num_experts)
+        _check_groups(num_experts, num_experts_per_tok, n_group, topk_group)
+        rotary = head_dim * partial_rotary_factor
+        if rotary > head_dim or rotary % 2 or other.pop("rotary_dim", rotary) != rotary:
+            raise ValueError(
+                f"config.json: partial_rotary_factor={partial_rotary_factor}, head_dim={head_dim}: "
+                "their product must be an even number of at most head_dim, and rotary_dim the same number"
+            )
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.moe_intermediate_size = moe_intermediate_size
+        self.num_hidden_layers = num_hidden_layers
+        self.first_k_dense_replace = first_k_dense_replace
+        self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = heads
+        self.head_dim = head_dim
+        self.num_experts = num_experts
+        self.num_experts_per_tok = num_experts_per_tok
+        self.num_shared_experts = shared
+        self.n_group = n_group
+        self.topk_group = topk_group
+        self.routed_scaling_factor = routed_scaling_factor
+        self.partial_rotary_factor = partial_rotary_factor
+        self.max_position_embeddings = max_position_embeddings
+        self.rope_theta = rope_theta
+        self.rms_norm_eps = rms_norm_eps
+        self.initializer_range = initializer_range
+        self.block_size = block_size
+        self.mask_token_id = mask_token_id
+        self.use_cache = use_cache
+        super().__init__(
+            eos_token_id=eos_token_id, pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **other
+        )
+
+
+def _check_groups(experts: int, chosen: int, groups: int, kept: int) -> None:
+    """Refuse groups of experts among which a token cannot choose.
+
+    Raises:
+        ValueError: The message names the fields.
+    """
+    size = experts // groups
+    if experts % groups or size < 2 or kept > groups or kept * size < chosen:
+        raise ValueError(
+            f"config.json: num_experts={experts}, n_group={groups}, topk_group={kept}, num_experts_per_tok={chosen}: "
+            "the experts must divide into n_group groups of at least 2, of which topk_group hold enough to choose from"
+        )
+
+
+class LLaDA2Attention(nn.Module):
+    """Grouped-query attention with one projection, norms of queries and keys, and partial rotation."""
+
+    def __init__(self, config: LLaDA2MoeConfig) -> None:
+        super().__init__()
+        self.parts = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
+        self.query_key_value = nn.Linear(config.hidden_size, sum(self.parts) * config.head_dim, bias=False)
+        self.query_layernorm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.key_layernorm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.dense = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
+
+    def forward(
+        self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int
+    ) -> Tensor:
+        q, k, v = self.query_key_value(x).unflatten(-1, (sum(self.parts), -1)).split(self.parts, dim=2)
+        return self.dense(attend_by_head(self.query_layernorm(q), self.key_layernorm(k), v, tables, mask, kept, layer))
+
+
+class LLaDA2Gate(nn.Module):
+    """The router's weight, and the bias by which the training balanced the choice of experts."""
+
+    expert_bias: Tensor
+
+    def __init__(self, config: LLaDA2MoeConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(config.num_experts, config.hidden_size))
+        self.register_buffer("expert_bias", torch.zeros(config.num_experts))
+
+
+class LLaDA2Experts(MixtureOfExperts):
+    """Experts in groups, and shared experts."""
+
+    gate: LLaDA2Gate
+
+    def __init__(self, config: LLaDA2MoeConfig) -> None:
+        width = config.hidden_size
+        super().__init__(width, config.moe_intermediate_size, config.num_experts, LLaDA2Gate(config))
+        shared = config.num_shared_experts * config.moe_intermediate_size
+        self.shared_experts = SwiGLU(width, shared) if shared else None
+        self.chosen = config.num_experts_per_tok
+        self.groups = config.n_group
+        self.kept_groups = config.topk_group
+        self.scale = config.routed_scaling_factor
+
+    def route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        scores = logits.sigmoid()
+        grouped = (scores + self.gate.expert_bias).unflatten(-1, (self.groups, -1))  # [N, groups, experts of a group]
+        best = grouped.topk(2, dim=-1).values.sum(-1).topk(self.kept_groups, dim=-1).indices
+        closed = torch.ones(grouped.shape[:2], dtype=torch.bool, device=logits.device).scatter_(-1, best, False)
+        chosen = grouped.masked_fill(closed[..., None], -torch.inf).flatten(1).topk(self.chosen, dim=-1).indices
+        weights = scores.gather(-1, chosen)
+        if self.chosen > 1:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return chosen, weights * self.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = super().forward(x)
+        return mixed if self.shared_experts is None else mixed + self.shared_experts(x)
+
+
+class LLaDA2Layer(nn.Module):
+    """One layer: attention and feed-forward, each behind a norm."""
+
+    def __init__(self, config: LLaDA2MoeConfig, number: int) -> None:
+        super().__init__()
+        dense = number < config.first_k_dense_replace
+        self.attention = LLaDA2Attention(config)
+        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size) if dense else LLaDA2Experts(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int
+    ) -> Tensor:
+        """Run the layer. The arguments are those of `decoder.DecoderLayer`."""
+        x = x + self.attention(self.input_layernorm(x), tables, mask, kept, layer)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class LLaDA2Backbone(nn.Module):
+    """Holds the modules under the hub's names: `word_embeddings`, `layers`, `norm`."""
+
+    def __init__(self, config: LLaDA2MoeConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(LLaDA2Layer(config, number) for number in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class LLaDA2MoeModelLM(DiffusionNetwork):
+    """The network. Its logits at position i predict the token at i.
+
+    With `tie_word_embeddings`, the embedding is the head.
+    """
+
+    config_class = LLaDA2MoeConfig
+    mixes_experts = True
+    _no_split_modules: ClassVar = ["LLaDA2Layer"]
+    config: LLaDA2MoeConfig
+
+    def __init__(self, config: LLaDA2MoeConfig) -> None:
+        super().__init__(config)
+        self.model = LLaDA2Backbone(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, LLaDA2Gate):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+            nn.init.zeros_(module.expert_bias)
+
+    def parts(self) -> Parts:
+        return Parts(self.model.word_embeddings, self.model.layers, self.model.norm)
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.word_embeddings = value  # type: ignore[assignment]
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.model.word_embeddings if self.config.tie_word_embeddings else self.lm_head
+
+    @property
+    def head_width(self) -> int:
+        return self.config.head_dim
+
+    @property
+    def rotary_width(self) -> int:
+        return int(self.config.head_dim * self.config.partial_rotary_factor)
+
+    @property
+    def causal_block(self) -> int:
+        return self.config.block_size
