@@ -9,8 +9,6 @@ from learn2pd.embedded.stream import Shape
 from learn2pd.embedded.training import Schedule
 
 ROPE_THETA = 10000.0
-NETWORKS = ("llada", "llama")
-OBJECTIVES = ("masked_diffusion", "next_token")
 SMALLEST_VOCABULARY = 260  # 256 bytes and 4 special tokens
 
 
@@ -51,16 +49,26 @@ class ExamplesConfig:
 class NetworkConfig:
     """Kind and sizes of the network."""
 
-    kind: str = "llada"  # llada, or llama: the autoregressive model that APD checks drafts with
+    # llada (masked diffusion), sdar (block diffusion), or llama: the autoregressive model that APD checks drafts with
+    kind: str = "llada"
     d_model: int = 192
     n_layers: int = 5
     n_heads: int = 4
     mlp_hidden_size: int = 512
     max_sequence_length: int = 512
-    rope_theta: float = ROPE_THETA  # llada's; llama has this one alone
+    rope_theta: float = ROPE_THETA  # of llada and sdar; llama has this one alone
+    block_size: int = 8  # tokens of a block, counted from the first token of the prompt; sdar alone has blocks
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "n_layers", "n_heads", "mlp_hidden_size", "max_sequence_length", "rope_theta"):
+        for name in (
+            "d_model",
+            "n_layers",
+            "n_heads",
+            "mlp_hidden_size",
+            "max_sequence_length",
+            "rope_theta",
+            "block_size",
+        ):
             check_least(f"network.{name}", getattr(self, name), 1)
         if self.d_model % (2 * self.n_heads):
             raise ValueError(
@@ -86,7 +94,6 @@ class EmbeddedConfig:
     vocab_size: int = 1024  # of the tokenizer that is learnt from the training texts
     tokenizer_from: str | None = None  # folder of the model whose tokenizer is taken instead
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    objective: str = "masked_diffusion"  # masked_diffusion, next_token
     shape: Shape = field(default_factory=Shape)
     schedule: Schedule = field(default_factory=Schedule)
 
@@ -98,6 +105,10 @@ class EmbeddedConfig:
         if self.shape.length > self.network.max_sequence_length:
             longest = f"network.max_sequence_length={self.network.max_sequence_length}"
             raise ValueError(f"shape.length={self.shape.length}: expected at most {longest}")
+        if self.network.kind == "sdar" and self.shape.length % self.network.block_size:
+            raise ValueError(
+                f"shape.length={self.shape.length}: expected a multiple of network.block_size={self.network.block_size}"
+            )
         if self.network.kind == "llama" and self.network.rope_theta != ROPE_THETA:
             theta = self.network.rope_theta
             raise ValueError(f"network.rope_theta={theta}: expected {ROPE_THETA} with network.kind=llama")

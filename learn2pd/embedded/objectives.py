@@ -17,7 +17,7 @@ answer token has a mask.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -162,6 +162,8 @@ class MaskedDiffusion:
 class BlockDiffusion:
     """BD3-LM's objective: attention is block-causal, and each block is noised on its own.
 
+    End-of-text fills a row up to the end of its last block.
+
     Args:
         mask_id: The id of the mask token.
         eot_id: The id of end-of-text.
@@ -177,6 +179,7 @@ class BlockDiffusion:
         self.alignment = alignment
 
     def __call__(self, rows: Sequence[Row], quantiles: Tensor, generator: torch.Generator) -> MicroBatch:
+        rows = [replace(row, length=row.length + self._behind(row)) for row in rows]
         tokens, positions, inside, answer = canvas(rows, self.eot_id)
         prompts = _prompts(rows)
         blocks = self._blocks(positions, prompts)
@@ -196,6 +199,10 @@ class BlockDiffusion:
             weights[masked],
             int(answer.sum()),
         )
+
+    def _behind(self, row: Row) -> int:
+        """The number of positions of the last block behind the end of a row."""
+        return -(row.length - (len(row.prompt) if self.alignment == "prompt" else 0)) % self.block_length
 
     def _blocks(self, positions: Tensor, prompts: Tensor) -> Tensor:
         """[R, T] long: the number of each position's block."""

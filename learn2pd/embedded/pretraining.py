@@ -17,21 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from learn2pd.data.reading import read_records
 from learn2pd.data.tasks.slots import SlotsTask
-from learn2pd.embedded.config import NETWORKS, OBJECTIVES, EmbeddedConfig, ExamplesConfig
+from learn2pd.embedded.config import EmbeddedConfig, ExamplesConfig
 from learn2pd.embedded.examples import ExampleSource, ProblemExamples, RequestExamples
 from learn2pd.embedded.losses import plot_losses, read_losses, write_losses
-from learn2pd.embedded.objectives import MaskedDiffusion, NextToken, Objective
+from learn2pd.embedded.networks import KINDS
 from learn2pd.embedded.stream import BatchStream, StreamData
 from learn2pd.embedded.tokenizer import save_tokenizer, train_tokenizer
-from learn2pd.embedded.training import CausalTraining, DiffusionTraining, LanguageTraining, train_language_model
+from learn2pd.embedded.training import train_language_model
 from learn2pd.errors import UserError, first_line, suggest
 from learn2pd.files import write_json
 from learn2pd.models.files import check_folder
-from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
 from learn2pd.models.loading import resolve_device
 from learn2pd.registry import GENERATED_TASKS, build_task
 
@@ -53,15 +52,11 @@ def checked_source(config: EmbeddedConfig) -> ExampleSource:
     """
     if config.resume:
         raise UserError("resume=true: this training goes on by itself, and only with the configuration it began with")
-    _check_choice("network.kind", config.network.kind, NETWORKS)
-    _check_choice("objective", config.objective, OBJECTIVES)
-    if (config.network.kind == "llama") != (config.objective == "next_token"):
-        fitting = "network.kind=llama is trained by next_token, and llada by masked_diffusion"
-        raise UserError(f"objective={config.objective}: {fitting}")
+    _check_choice("network.kind", config.network.kind, list(KINDS))
     resolve_device(config.device)
     source = example_source(config.examples)
     if config.tokenizer_from:
-        foreign_tokenizer(config.tokenizer_from, config.objective)
+        foreign_tokenizer(config.tokenizer_from, KINDS[config.network.kind].has_mask)
     try:
         Path(config.export_path).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=config.export_path):
@@ -94,9 +89,10 @@ def pretrain(config: EmbeddedConfig, source: ExampleSource, output: Path) -> dic
     if on_gpu:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads in a forked worker would deadlock
     micro_tokens = GPU_MICRO_TOKENS if on_gpu else CPU_MICRO_TOKENS
-    objective = objective_of(config, tokenizer)
+    kind = KINDS[config.network.kind]
+    objective = kind.objective(config, tokenizer)
     stream = functools.partial(BatchStream, source, tokenizer, objective, config.shape, config.seed, micro_tokens)
-    module = network_of(config, tokenizer)
+    module = kind.build(config, tokenizer)
     data = StreamData(stream, workers=min(GPU_WORKERS, os.cpu_count() or 1) if on_gpu else 0)
     figures = train_language_model(module, data, folder, device)
     _export(module.model.cpu(), tokenizer, folder, export)
@@ -187,12 +183,12 @@ def _request(entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return entry["prompt"], record
 
 
-def foreign_tokenizer(path: str, objective: str) -> PreTrainedTokenizerBase:
+def foreign_tokenizer(path: str, has_mask: bool) -> PreTrainedTokenizerBase:
     """The tokenizer in the folder of another model.
 
     Args:
         path: The folder.
-        objective: The objective of the training, which decides what the tokenizer needs.
+        has_mask: Whether the tokenizer needs a mask token.
 
     Raises:
         UserError: The folder has no tokenizer, or the tokenizer lacks something that the training needs.
@@ -205,7 +201,7 @@ def foreign_tokenizer(path: str, objective: str) -> PreTrainedTokenizerBase:
         reason = f"the tokenizer could not be loaded ({first_line(error)}); expected {expected}"
         raise UserError(f"tokenizer_from={path!r}: {reason}") from error
     needed = {"end-of-text token": tokenizer.eos_token_id, "chat template": tokenizer.chat_template}
-    if objective == "masked_diffusion":
+    if has_mask:
         needed["mask token"] = tokenizer.mask_token_id
     for name, value in needed.items():
         if value is None:
@@ -225,7 +221,7 @@ def tokenizer_of(config: EmbeddedConfig, source: ExampleSource, folder: Path) ->
         UserError: The training began with a tokenizer that was learnt from other texts.
     """
     if config.tokenizer_from:
-        return foreign_tokenizer(config.tokenizer_from, config.objective)
+        return foreign_tokenizer(config.tokenizer_from, KINDS[config.network.kind].has_mask)
     corpus = list(source.corpus())
     digest = hashlib.sha256(json.dumps([config.vocab_size, corpus]).encode()).hexdigest()[:16]
     home = folder / "tokenizer"
@@ -241,61 +237,6 @@ def tokenizer_of(config: EmbeddedConfig, source: ExampleSource, folder: Path) ->
     save_tokenizer(tokenizer, home)
     write_json(home / TOKENIZER_FILE, {"digest": digest})
     return tokenizer
-
-
-def objective_of(config: EmbeddedConfig, tokenizer: PreTrainedTokenizerBase) -> Objective:
-    """What the network of a configuration is asked for.
-
-    Args:
-        config: The configuration of the training.
-        tokenizer: The model's tokenizer, which has the ids of the mask and of end-of-text.
-    """
-    eot_id = int(tokenizer.eos_token_id)
-    if config.objective == "next_token":
-        return NextToken(eot_id)
-    return MaskedDiffusion(int(tokenizer.mask_token_id), eot_id)
-
-
-def network_of(config: EmbeddedConfig, tokenizer: PreTrainedTokenizerBase) -> LanguageTraining:
-    """The untrained network of a configuration, ready to be trained.
-
-    Args:
-        config: The configuration of the training.
-        tokenizer: The model's tokenizer, which has the size of the vocabulary and the special ids.
-    """
-    sizes = config.network
-    vocab_size = max(config.vocab_size, len(tokenizer))
-    if sizes.kind == "llada":
-        model = LLaDAModelLM(
-            LLaDAConfig(
-                d_model=sizes.d_model,
-                n_layers=sizes.n_layers,
-                n_heads=sizes.n_heads,
-                mlp_hidden_size=sizes.mlp_hidden_size,
-                vocab_size=vocab_size,
-                max_sequence_length=sizes.max_sequence_length,
-                rope_theta=sizes.rope_theta,
-                mask_token_id=int(tokenizer.mask_token_id),
-                eos_token_id=int(tokenizer.eos_token_id),
-                architectures=["LLaDAModelLM"],
-            )
-        )
-        return DiffusionTraining(model, model.model.transformer.blocks, config.schedule)
-    causal = LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=sizes.d_model,
-            num_hidden_layers=sizes.n_layers,
-            num_attention_heads=sizes.n_heads,
-            intermediate_size=sizes.mlp_hidden_size,
-            vocab_size=vocab_size,
-            max_position_embeddings=sizes.max_sequence_length,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=int(tokenizer.eos_token_id),
-            pad_token_id=int(tokenizer.eos_token_id),
-        )
-    )
-    return CausalTraining(causal, causal.model.layers, config.schedule)
 
 
 def _export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, export: Path) -> None:

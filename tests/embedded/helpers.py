@@ -16,9 +16,9 @@ REQUESTS = ROOT / "data" / "requests.jsonl"
 EXPORTED = ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "losses.csv")
 KINDS = {
     "diffusion": {},
+    "blocks": {"network": {"kind": "sdar", "block_size": 4}},
     "causal": {
         "network": {"kind": "llama"},
-        "objective": "next_token",
         "shape": {"long_share": 0.0, "prefix_share": 0.0},
     },
 }

@@ -80,7 +80,7 @@ def test_a_noised_block_is_predicted_as_if_it_stood_alone_after_the_clean_ones(a
     objective = BlockDiffusion(MASK_ID, EOT_ID, block_length, alignment)
     for row in rows():
         batch = objective([row], torch.zeros(1), generator(3))
-        length = row.length
+        length = int(batch.positions.max()) + 1
         copied = batch.inputs[0, length:]
         first = length - len(copied)
         for position in range(first, length):

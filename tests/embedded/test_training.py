@@ -17,7 +17,7 @@ from learn2pd.data.reading import read_records
 from learn2pd.data.tasks.slots import SlotsTask
 from learn2pd.embedded.examples import ProblemExamples, RequestExamples
 from learn2pd.embedded.objectives import BlockDiffusion, MaskedDiffusion, NextToken
-from learn2pd.embedded.pretraining import network_of
+from learn2pd.embedded.networks import KINDS as NETWORKS
 from learn2pd.embedded.stream import LARGEST_TAIL, BatchStream, Shape, StreamData
 from learn2pd.embedded.training import LanguageTraining, Schedule
 from learn2pd.errors import UserError
@@ -44,7 +44,7 @@ def objectives(tokenizer):
     mask_id, eot_id = tokenizer.mask_token_id, tokenizer.eos_token_id
     return {
         "masked": MaskedDiffusion(mask_id, eot_id),
-        "blocks": BlockDiffusion(mask_id, eot_id, 1, "prompt"),
+        "blocks": BlockDiffusion(mask_id, eot_id, 4, "grid"),
         "next": NextToken(eot_id),
     }
 
@@ -157,10 +157,9 @@ def test_as_many_answers_are_begun_as_the_share_says(tokenizer):
     for share in (0.0, 1.0):
         longer = []
         options = {"micro_tokens": 1, "long_share": 0.0, "prefix_share": share, "batch_examples": 40}
-        for part in batch_of(tokenizer, "blocks", **options):
-            length = int(part.positions.max()) + 1
-            prompt = length - (part.inputs.shape[1] - length)
-            longer.append(int(part.inputs[0, prompt - 1]) != assistant)
+        for part in batch_of(tokenizer, "next", **options):
+            last_of_prompt = int(part.scored[0].int().argmax())
+            longer.append(int(part.inputs[0, last_of_prompt]) != assistant)
         assert sum(longer) >= 35 if share else not any(longer)
 
 
@@ -172,10 +171,11 @@ def test_a_length_that_no_example_fits_is_refused_by_name(tokenizer):
 def module_of(tokenizer, tmp_path, kind):
     """An untrained model of a kind with its optimizers, for the tokenizer of the tests."""
     torch.manual_seed(3)
-    return network_of(tiny_config(tmp_path, kind), tokenizer)
+    config = tiny_config(tmp_path, kind)
+    return NETWORKS[config.network.kind].build(config, tokenizer)
 
 
-@pytest.mark.parametrize(("kind", "objective"), [("diffusion", "masked"), ("diffusion", "blocks"), ("causal", "next")])
+@pytest.mark.parametrize(("kind", "objective"), [("diffusion", "masked"), ("blocks", "blocks"), ("causal", "next")])
 def test_the_losses_of_the_micro_batches_add_up_to_the_loss_of_one_big_one(kind, objective, tokenizer, tmp_path):
     """Also where a larger micro-batch pads more of its rows: padding is neither seen nor scored."""
     module = module_of(tokenizer, tmp_path, kind).double()
@@ -193,7 +193,7 @@ def test_the_losses_of_the_micro_batches_add_up_to_the_loss_of_one_big_one(kind,
         assert torch.allclose(one, other, atol=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "objective"), [("diffusion", "masked"), ("diffusion", "blocks"), ("causal", "next")])
+@pytest.mark.parametrize(("kind", "objective"), [("diffusion", "masked"), ("blocks", "blocks"), ("causal", "next")])
 def test_training_lowers_the_loss(kind, objective, tokenizer, tmp_path):
     module = module_of(tokenizer, tmp_path, kind)
     batch = batch_of(tokenizer, objective, batch_examples=4)
