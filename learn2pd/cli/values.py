@@ -90,6 +90,8 @@ def _interpret(node: Node, kind: Any, name: str, schema: type) -> Any:
     """Interpret a node as a value of a kind; types of single values are checked when the object is built."""
     if isinstance(node, ScalarNode) and INTERPOLATION in node.value:
         return node.value
+    if isinstance(node, ScalarNode) and node.value == MISSING:
+        raise UserError(f"{name}={MISSING} must be set: give it a value")
     if dataclasses.is_dataclass(kind):
         if not isinstance(node, MappingNode):
             raise UserError(f"{name or 'the file'} must hold keys and values, got {shown(plain(node))}")
@@ -196,20 +198,37 @@ def read_override(name: str, text: str, schema: type) -> Any:
     kind = kind_of(name, schema)
     if any(key.name == name and key.field.metadata.get("verbatim") for key in keys_of(schema)):
         return text
-    takes_lists = kind is Any or dataclasses.is_dataclass(kind) or _is_container(kind)
-    if INTERPOLATION in text and not takes_lists:
-        return text
-    try:
-        node = parse(text)
-        if takes_lists or (isinstance(node, ScalarNode) and node.style in ("'", '"')):
-            if has_comment(text):
-                raise UserError(f"{shown(text)} contains a comment: put quotes around a text with #")
-            return _interpret(node, kind, name, schema) if node is not None else None
-    except UserError as error:
-        if takes_lists:
+    if kind is Any or dataclasses.is_dataclass(kind) or _is_container(kind):
+        try:
+            return _read_structure(name, text, kind, schema)
+        except UserError as error:
             message = str(error)
             raise UserError(message if message.startswith(name) else f"{name}={shown(text)}: {message}") from error
-    return _scalar(text, False, kind)
+    unquoted = _unquoted(text)
+    if MISSING in (text, unquoted):
+        raise UserError(f"{name}={MISSING} must be set: give it a value")
+    if INTERPOLATION in text:
+        return text if unquoted is None else unquoted
+    return _scalar(text, False, kind) if unquoted is None else unquoted
+
+
+def _read_structure(name: str, text: str, kind: Any, schema: type) -> Any:
+    """Return the value of an argument that may be a list or a mapping."""
+    node = parse(text)
+    if has_comment(text):
+        raise UserError("it contains a comment: put quotes around a text with #")
+    return _interpret(node, kind, name, schema) if node is not None else None
+
+
+def _unquoted(text: str) -> str | None:
+    """Return the text within quotes; None where the whole text is not one text in quotes."""
+    if text[:1] not in ("'", '"'):
+        return None
+    try:
+        node = parse(text)
+        return str(node.value) if isinstance(node, ScalarNode) and not has_comment(text) else None
+    except UserError:
+        return None
 
 
 def _is_container(kind: Any) -> bool:
