@@ -74,7 +74,7 @@ def test_a_prompt_is_taken_as_it_is(prompt):
         ("train", ["config=tiny_filter", "--dry-run"], ["--dry-run", "record"]),
         ("decode", ["--hlep"], ["did you mean '--help'"]),
         ("decode", ["a b", "c d"], ["several prompts", "quotes"]),
-        ("decode", ["hi", "prompt=hi"], ["prompt is given twice"]),
+        ("decode", ["hi", "prompt=hi"], ["several prompts"]),
         ("decode", ["hi", "live=2"], ["live=2", "true or false"]),
         ("decode", ["hi", "live=["], ["live=", "true or false"]),
         ("decode", ["hi", "options=3"], ["options=3", "mapping"]),

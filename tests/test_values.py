@@ -170,13 +170,15 @@ def test_a_key_that_stands_in_a_file_twice_is_refused(text, tmp_path):
         from_file(tmp_path, text)
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [["seed=1", "seed=1"], ["filter_options={a: 1, a: 2}"], ["compare.methods=[{name: v, policy: x, name: w}]"]],
-)
-def test_a_key_that_is_given_twice_is_refused(overrides):
-    with pytest.raises(UserError, match=r"twice|a second time"):
-        load_config("tiny_filter", overrides)
+@pytest.mark.parametrize("override", ["filter_options={a: 1, a: 2}", "compare.methods=[{name: v, policy: x, name: w}]"])
+def test_a_key_that_stands_in_an_argument_twice_is_refused(override):
+    with pytest.raises(UserError, match="a second time"):
+        load_config("tiny_filter", [override])
+
+
+def test_the_last_of_two_arguments_counts_and_the_log_says_so(caplog):
+    assert load_config("tiny_filter", ["seed=1", "threads=1", "seed=2", "threads=1"]).seed == 2
+    assert [record.getMessage() for record in caplog.records] == ["seed is given twice: '2' counts, and not '1'"]
 
 
 def path_keys():

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from learn2pd.cli.values import assign, build, interpret, plain, read_override
 from learn2pd.errors import UserError, suggest
 from learn2pd.kinds import option, shown
 
+log = logging.getLogger(__name__)
 Stage = Literal["record", "train", "calibrate", "compare"]
 SCHEMAS = {
     "policy": "learn2pd.cli.config:RunConfig",
@@ -309,7 +311,7 @@ def load_config(name: str | None, overrides: Sequence[str] = ()) -> Any:
         A `RunConfig`, or an instance of the class that the file's key `job` stands for.
 
     Raises:
-        UserError: the file does not exist or cannot be read, a key is unknown or given twice, or a value has the wrong
+        UserError: the file does not exist or cannot be read, a key is unknown or stands in it twice, or a value has the wrong
             type or is out of its range.
     """
     if name is None:
@@ -344,14 +346,14 @@ def apply_overrides(tree: dict[str, Any], schema: Any, overrides: Sequence[str],
         An instance of `schema`.
 
     Raises:
-        UserError: a key is unknown or given twice, or a value has the wrong type or is out of its range.
+        UserError: a key is unknown, or a value has the wrong type or is out of its range.
     """
-    given: set[str] = set()
+    given: dict[str, str] = {}
     for override in overrides:
         key, _, value = override.partition("=")
-        if key in given:
-            raise UserError(f"{key} is given twice: keep one of the two")
-        given.add(key)
+        if given.get(key, value) != value:  # a script may have arguments of its own before those of its user
+            log.warning("%s is given twice: %s counts, and not %s", key, shown(value), shown(given[key]))
+        given[key] = value
         assign(tree, key, read_override(key, value, schema))
     return build(tree, schema, dataclasses.asdict(schema(**defaults)))
 

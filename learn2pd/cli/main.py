@@ -216,9 +216,10 @@ def read_arguments(command: str, arguments: Sequence[str]) -> Arguments:
         raise UserError(f"config is given twice: {names[0]} and {names[1]}; give one of them")
     if not names and command != "decode" and not helps:
         raise UserError(f"no config=NAME given; there are {', '.join(config_names())}")
-    if len(prompts) > 1:
-        raise UserError(f"several prompts are given, {prompts[0]!r} and {prompts[1]!r}: put quotes around one prompt")
     own += [f"prompt={prompt}" for prompt in prompts]
+    texts = [argument.removeprefix("prompt=") for argument in own if argument.startswith("prompt=")]
+    if len(texts) > 1:
+        raise UserError(f"several prompts are given, {texts[0]!r} and {texts[1]!r}: put quotes around one prompt")
     return Arguments(names[0] if names else None, overrides, own, DRY_RUN in arguments, helps)
 
 
@@ -245,7 +246,7 @@ def decode_options(arguments: Sequence[str]) -> DecodeOptions:
         arguments: its arguments, each key=value.
 
     Raises:
-        UserError: a key is unknown or given twice, or a value has the wrong type.
+        UserError: a key is unknown, or a value has the wrong type.
     """
     from learn2pd.cli.config import apply_overrides
 
