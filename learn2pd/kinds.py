@@ -8,10 +8,10 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-LISTS = (list, Sequence)
+LISTS = (list, tuple, Sequence)
 LONGEST_SHOWN = 80  # characters of a wrong value that a message shows
 
 
@@ -100,6 +100,22 @@ def type_name(kind: Any) -> str:
     if typing.get_origin(kind) is dict:
         return "a mapping"
     return names.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def check_fields(described: Mapping[str, Any], owner: type) -> None:
+    """Check values that were read from a file against the annotations of a dataclass or of a constructor.
+
+    Args:
+        described: the values by the names of fields or parameters; those that the annotations leave out are not
+            checked.
+        owner: the dataclass or class.
+
+    Raises:
+        ValueError: a value is of another type than its annotation.
+    """
+    for name, kind in typing.get_type_hints(vars(owner)["__init__"]).items():
+        if name in described and not matches(described[name], kind):
+            raise ValueError(f"{name}={shown(described[name])}: expected {type_name(kind)}")
 
 
 def shown(value: Any) -> str:

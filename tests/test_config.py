@@ -24,7 +24,7 @@ def test_every_shipped_configuration_is_valid(path):
 def changed_keys(first: str, second: str) -> set[str]:
     """Sections in which two shipped configurations differ."""
     one, other = (yaml.safe_load((config_folder() / f"{name}.yaml").read_text()) for name in (first, second))
-    return {line.split(".")[0].split(":")[0] for line in differences(one, other)}
+    return {key.split(".")[0] for key in differences(one, other)}
 
 
 def test_the_filter_configurations_differ_only_in_model_data_and_size():

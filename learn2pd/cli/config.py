@@ -311,8 +311,8 @@ def load_config(name: str | None, overrides: Sequence[str] = ()) -> Any:
         A `RunConfig`, or an instance of the class that the file's key `job` stands for.
 
     Raises:
-        UserError: the file does not exist or cannot be read, a key is unknown or stands in it twice, or a value has the wrong
-            type or is out of its range.
+        UserError: the file does not exist or cannot be read, a key is unknown or stands in it twice, or a value has the
+            wrong type or is out of its range.
     """
     if name is None:
         return apply_overrides({}, RunConfig, overrides, name="default")
@@ -400,8 +400,8 @@ def identity(config: Any) -> dict[str, Any]:
     return described
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Describe how two nested dicts differ.
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Compare two nested dicts.
 
     Args:
         old: the first one.
@@ -409,14 +409,14 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         prefix: is written before every key.
 
     Returns:
-        `key: old -> new` for every leaf that differs.
+        The old and the new value of every leaf that differs, by its full key.
     """
-    changed = []
+    changed: dict[str, tuple[Any, Any]] = {}
     for key in sorted(old.keys() | new.keys()):
         before = old.get(key)
         after = new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            changed += differences(before, after, f"{prefix}{key}.")
+            changed |= differences(before, after, f"{prefix}{key}.")
         elif before != after:
-            changed.append(f"{prefix}{key}: {before!r} -> {after!r}")
+            changed[f"{prefix}{key}"] = (before, after)
     return changed

@@ -7,6 +7,31 @@ from pathlib import Path
 
 import lightning
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from torch import Tensor
+
+from learn2pd.errors import UserError
+from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
+
+
+def check_checkpoint(path: Path, module: lightning.LightningModule) -> None:
+    """Make sure that a training can go on from a checkpoint, or that a network can take its weights.
+
+    Args:
+        path: the file of the checkpoint.
+        module: the module whose names and shapes the weights must have.
+
+    Raises:
+        UserError: the file is missing or damaged, or it is a checkpoint of something else.
+    """
+    checkpoint = SafetensorsCheckpointIO().load_checkpoint(path)
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    saved = (
+        {name: tensor.shape for name, tensor in state.items() if isinstance(tensor, Tensor)}
+        if isinstance(state, dict)
+        else {}
+    )
+    if saved != {name: tensor.shape for name, tensor in module.state_dict().items()} or "epoch" not in checkpoint:
+        raise UserError(f"checkpoint {path} is of another training: delete {path.parent} to train it again")
 
 
 def fit(

@@ -18,7 +18,7 @@ from learn2pd.cli.config import RunConfig
 from learn2pd.cli.stages.calibration import check_target, stage_calibrate
 from learn2pd.cli.stages.comparison import stage_compare
 from learn2pd.cli.stages.components import checkers_of, model_of, prompts_of, usable_prompts
-from learn2pd.cli.stages.recording import dry_run, processes_of, stage_record
+from learn2pd.cli.stages.recording import check_recording, dry_run, processes_of, stage_record
 from learn2pd.cli.stages.run_folder import claim_output, open_output, write_metrics
 from learn2pd.cli.stages.training import check_training, stage_train
 
@@ -62,7 +62,9 @@ def run_stages(config: RunConfig, only: str | None = None) -> None:
     if set(stages) - {"record"}:
         checkers_of(config, prompts)
     with claim_output(config) as output:
-        open_output(config, output)
+        if set(stages) - {"compare"} and not config.overwrite:
+            check_recording(config, output)
+        open_output(config, output, stages)
         for stage in stages:
             started = time.perf_counter()
             log.info("stage %s", stage)
