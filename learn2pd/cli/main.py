@@ -22,6 +22,7 @@ from learn2pd.errors import UserError, suggest
 from learn2pd.kinds import option
 
 log = logging.getLogger("learn2pd")
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # numbers of this process, by launcher
 HELP = ("-h", "--help")
 SHIPPED_FILTER = "checkpoints/tiny-llada-filter"  # trained for the embedded model
 # Lightning sets the levels of its packages when it is imported, which happens after `quiet`. Its messages come from the
@@ -143,6 +144,7 @@ def run_command(command: str, arguments: Sequence[str]) -> None:
         return
     own = decode_options(given.own)
     config = load_config(given.config, given.overrides)
+    check_launcher()
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -261,6 +263,18 @@ def help_text(command: str, given: Arguments) -> str:
     described = f"config={given.config}" if given.config else "their defaults"
     own = DecodeOptions if command == "decode" else None
     return help_of(command, own, load_config(given.config, given.overrides), described)
+
+
+def check_launcher() -> None:
+    """Check the variables of launchers that Lightning reads as numbers when it is imported.
+
+    Raises:
+        UserError: one of them is not a number.
+    """
+    for name in RANKS:
+        text = os.environ.get(name, "0")
+        if not text.isdecimal():
+            raise UserError(f"the variable {name}={text!r} of the environment: expected a number; unset it")
 
 
 def print_text(text: str) -> None:

@@ -36,7 +36,7 @@ from learn2pd.predictors.networks import LengthFree, PredictorNetwork
 from learn2pd.predictors.questions import Batch, Columns, Question, make_batch
 from learn2pd.recording.reading import Recording
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
-from learn2pd.training.lightning_setup import check_checkpoint, fit, loggers
+from learn2pd.training.lightning_setup import check_checkpoint, fit, loggers, plugins
 
 SHARDS_AT_A_TIME = 8  # shards that are held in memory and whose rows are shuffled together
 BEST = "best.safetensors"  # checkpoint of the best epoch
@@ -317,14 +317,13 @@ def train_predictor(network: PredictorNetwork, data: PredictorData, folder: Path
     best = ModelCheckpoint(folder, filename=Path(BEST).stem, monitor="val_loss", enable_version_counter=False)
     latest = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
     best.FILE_EXTENSION = latest.FILE_EXTENSION = ".safetensors"
-    io = SafetensorsCheckpointIO()
     trainer = lightning.Trainer(
         accelerator="cpu",  # a few thousand parameters: a GPU would only add latency
         devices=1,
         max_epochs=recipe.max_epochs,
         callbacks=[best, latest, EarlyStopping("val_loss", patience=recipe.patience_epochs), TQDMProgressBar()],
         logger=loggers(folder),
-        plugins=[io],
+        plugins=plugins(),
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
         enable_model_summary=False,

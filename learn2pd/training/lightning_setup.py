@@ -4,13 +4,41 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import lightning
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
 
 from learn2pd.errors import UserError
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
+
+
+class OneProcess(LightningEnvironment):
+    """The surroundings of a training in this process alone.
+
+    Lightning looks for the variables of Slurm, LSF, MPI and torchrun otherwise, and refuses a job with several tasks
+    although the training needs only one.
+    """
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        """True: Lightning starts no process."""
+        return True
+
+    def local_rank(self) -> int:
+        """Return 0, the number of the only process."""
+        return 0
+
+    def node_rank(self) -> int:
+        """Return 0, the number of the only node."""
+        return 0
+
+
+def plugins() -> list[Any]:
+    """Return the plugins of every training: checkpoints without pickle, and one process."""
+    return [SafetensorsCheckpointIO(), OneProcess()]
 
 
 def check_checkpoint(path: Path, module: lightning.LightningModule) -> None:

@@ -22,6 +22,7 @@ from learn2pd.cli.stages.run_folder import read_metrics
 from learn2pd.cli.stages.validation import measure_on
 from learn2pd.errors import UserError, suggest
 from learn2pd.files import read_json, write_json
+from learn2pd.models.loading import Model
 from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.predictors.kinds import BESIDE_THE_FILTER, QUESTIONS
 from learn2pd.predictors.lora import add_adapter
@@ -30,6 +31,7 @@ from learn2pd.predictors.saving import Contract, Predictor, build_network, load_
 from learn2pd.recording.reading import Recording
 from learn2pd.training.calibration import DecodedValidation
 from learn2pd.training.fit import PredictorData, Recipe, load_weights, train_predictor
+from learn2pd.types import CONFIDENCE
 
 log = logging.getLogger(__name__)
 DONE = "done.json"  # the figures of a finished training, in its folder
@@ -116,7 +118,12 @@ def check_training(config: RunConfig) -> None:
     Raises:
         UserError: a predictor, an option of the network, or the filter to fine-tune does not exist.
     """
-    network_of(config, "filter")
+    width = network_of(config, "filter").width
+    if width not in (None, config.decode.block_length):
+        raise UserError(
+            f"filter_options.width={width}: expected decode.block_length={config.decode.block_length}, "
+            "since this network looks at one whole block"
+        )
     if config.train.start != "scratch":
         base_of(config)
     for name in config.train.predictors:
@@ -125,6 +132,23 @@ def check_training(config: RunConfig) -> None:
                 f"train.predictors: unknown predictor {name!r}{suggest(name, BESIDE_THE_FILTER)}; "
                 f"expected some of {', '.join(BESIDE_THE_FILTER)}"
             )
+
+
+def check_base(config: RunConfig, model: Model) -> None:
+    """Check, before anything is recorded, that the filter to fine-tune fits the model and the blocks of this run.
+
+    Args:
+        config: the configuration.
+        model: the model.
+
+    Raises:
+        UserError: the filter was trained for something else.
+    """
+    if config.train.start != "scratch":
+        spec = model.spec
+        facts = {"mask_id": spec.mask_id, "vocab_size": spec.vocab_size, "eot_ids": spec.eot_ids}
+        geometry = {"block_length": config.decode.block_length, "alignment": "prompt", "confidence": CONFIDENCE}
+        check_same(base_of(config), facts | geometry)
 
 
 def network_of(config: RunConfig, kind: str) -> PredictorNetwork:
