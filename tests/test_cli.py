@@ -170,3 +170,65 @@ def test_decode_needs_nothing_but_a_prompt():
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     assert b"the shipped filter" in done.stderr
+
+
+# ---- output that cannot be shown, and readers that go away
+
+
+SAY = "from learn2pd.cli import main as cli; import sys; sys.exit(cli.guarded(lambda: {}))"
+
+
+@pytest.mark.parametrize("text", ["naïve 日本語 🙂", "half \ud83d", "\u0000\x1b[1m", "−5"])
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-8", "shift_jis"])
+@pytest.mark.parametrize("action", ["cli.print_text({})", "cli.refuse({})"])
+def test_what_a_terminal_cannot_show_is_replaced_and_never_lost(text, encoding, action):
+    code = SAY.replace("{}", action.replace("{}", ascii(text)))
+    if "refuse" in action:
+        code = "import learn2pd.errors\ndef fail(text): raise learn2pd.errors.UserError(text)\n" + code.replace(
+            "cli.refuse", "fail"
+        )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": encoding}
+    )
+    written = done.stderr if "refuse" in action else done.stdout
+    assert done.returncode == (2 if "refuse" in action else 0), done.stderr
+    assert b"Traceback" not in done.stderr
+    wanted = text.encode(encoding, errors="backslashreplace")
+    assert b"".join(wanted.split()) in b"".join(written.split())
+
+
+@pytest.mark.parametrize("variables", [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}], ids=str)
+def test_a_file_is_read_as_utf_8_whatever_the_locale_says(variables, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("model: {revision: é–日本}", encoding="utf-8")
+    done = shell("record", f"config={path}", "--help", **variables)
+    assert done.returncode == 0, done.stderr
+    assert "é–日本".encode("ascii", "backslashreplace") in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "{} --help | head -c 1",
+        "{} decode --help | true",
+        "{} decode --help >&-",
+        "{} --version 2>&-",
+        "{} nonsense 2>&-",
+    ],
+)
+def test_a_closed_pipe_ends_quietly(command):
+    line = command.replace("{}", f"'{sys.executable}' -m learn2pd")
+    done = subprocess.run(["bash", "-c", f"{line}; echo codes ${{PIPESTATUS[@]}} >&2"], capture_output=True, cwd=ROOT)
+    code = done.stderr.decode().split("codes ")[-1].split()[0] if done.stderr else "2"
+    assert code in ("0", "2", "141")
+    assert b"Traceback" not in done.stderr
+    assert b"BrokenPipe" not in done.stderr
+
+
+def test_a_full_disk_behind_the_output_is_one_line():
+    done = subprocess.run(
+        ["bash", "-c", f"'{sys.executable}' -m learn2pd --help > /dev/full"], capture_output=True, cwd=ROOT
+    )
+    assert done.returncode == 2
+    assert b"no space left" in done.stderr
+    assert b"Traceback" not in done.stderr

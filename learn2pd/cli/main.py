@@ -7,6 +7,7 @@ code 130, and the same command continues the run.
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import sys
@@ -23,6 +24,7 @@ from learn2pd.kinds import option
 
 log = logging.getLogger("learn2pd")
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # numbers of this process, by launcher
+CLOSED_PIPE = 141  # 128 and the number of the signal SIGPIPE, as a shell says
 HELP = ("-h", "--help")
 SHIPPED_FILTER = "checkpoints/tiny-llada-filter"  # trained for the embedded model
 # Lightning sets the levels of its packages when it is imported, which happens after `quiet`. Its messages come from the
@@ -90,18 +92,23 @@ def guarded(action: Callable[[], None]) -> int:
 
     Returns:
         0 where the action succeeded, 2 after a mistake that the user can mend or with a full disk, 130 after an
-        interruption.
+        interruption, and 141 where the reader of the output has gone.
     """
+    open_streams()
     quiet()
     try:
         action()
+        sys.stdout.flush()
         return 0
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: finished work is kept, start the same command again to go on\n")
         return 130
+    except BrokenPipeError:  # whoever read the output has seen enough, as `head` has
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        return CLOSED_PIPE
     except OSError as error:
         if error.errno == errno.ENOSPC:
             sys.stderr.write(
@@ -110,6 +117,15 @@ def guarded(action: Callable[[], None]) -> int:
             )
             return 2
         raise
+
+
+def open_streams() -> None:
+    """Make sure that every text can be written: what a terminal cannot show is written with backslashes."""
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # it is None where it is closed
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def quiet() -> None:
