@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 import shutil
 import textwrap
 from collections.abc import Iterator
 from typing import Any
+
+import yaml
 
 from learn2pd.cli.reading import plain_value
 from learn2pd.cli.values import keys_of
@@ -148,7 +150,7 @@ def written(value: Any) -> str:
     if not isinstance(value, str):
         return str(value)
     plain = value.isprintable() and plain_value(value) == value and not any(mark in value for mark in ",:#[]{}'\"")
-    return value if plain else json.dumps(value, ensure_ascii=False)
+    return value if plain else yaml.safe_dump(value, default_style='"', allow_unicode=True, width=math.inf).strip()
 
 
 def _is_default(entry: dataclasses.Field[Any], value: Any) -> bool:

@@ -281,7 +281,7 @@ def build(tree: dict[str, Any], schema: type, defaults: dict[str, Any]) -> Any:
     verbatim = {name: tree[name] for name in texts if name in tree}
     tree = {name: value for name, value in tree.items() if name not in texts}
     try:
-        whole = OmegaConf.merge(OmegaConf.create(defaults), OmegaConf.create(tree))
+        whole = OmegaConf.create(_joined_values(defaults, tree))
         written: Any = OmegaConf.to_container(whole)
         resolved: Any = OmegaConf.to_container(whole, resolve=True)
     except OmegaConfBaseException as error:
@@ -291,11 +291,21 @@ def build(tree: dict[str, Any], schema: type, defaults: dict[str, Any]) -> Any:
     return _build(resolved | verbatim, written, schema, "", {})
 
 
+def _joined_values(defaults: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the defaults with the given values in their places; mappings are joined."""
+    both = {
+        key: _joined_values(defaults[key], value)
+        for key, value in tree.items()
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict)
+    }
+    return defaults | tree | both
+
+
 def _build(value: Any, written: Any, kind: Any, name: str, limits: Mapping[str, Any]) -> Any:
     """Check a value against its kind and limits, and return it as the object that stands for it."""
     if dataclasses.is_dataclass(kind):
         return _build_section(value, written, typing.cast(type, kind), name)
-    if isinstance(value, list) and _is_container(kind):
+    if isinstance(value, list) and any(typing.get_origin(option) is list for option in alternatives(kind)):
         entry = _entry_kind(kind, list)
         raw = written if isinstance(written, list) else [INTERPOLATION] * len(value)
         return [
