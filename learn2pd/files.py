@@ -20,7 +20,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """
     try:
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # the last one from absurd nesting
         return None
     return value if isinstance(value, dict) else None
 

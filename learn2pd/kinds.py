@@ -1,16 +1,57 @@
-"""Checks of values from YAML or a command line against Python annotations.
+"""Options: their help and limits, which stand with the field, and checks of values against Python annotations.
 
 The configuration uses them for its keys, and the registry for the options of components.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-LISTS = (list, Sequence)
+LISTS = (list, tuple, Sequence)
+LONGEST_SHOWN = 80  # characters of a wrong value that a message shows
+
+
+def option(
+    default: Any,
+    meaning: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    path: bool = False,
+    verbatim: bool = False,
+) -> Any:
+    """Describe a key of a configuration, as the value of a field of its dataclass.
+
+    Args:
+        default: the default value. A list or dict is copied for every configuration.
+        meaning: what the key is for, as the help of the command line words it.
+        least: least allowed number; for a list, of each of its entries.
+        most: largest allowed number.
+        path: the value may be a path, in which `~` stands for the home folder.
+        verbatim: the value is the user's own text: nothing in it is interpreted.
+
+    Returns:
+        A field for the dataclass.
+    """
+    described = {"meaning": meaning, "least": least, "most": most, "path": path, "verbatim": verbatim}
+    if isinstance(default, list | dict):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=described)
+    return dataclasses.field(default=default, metadata=described)
+
+
+def choices(kind: Any) -> tuple[Any, ...]:
+    """Return the values that a `Literal` annotation allows; empty for every other annotation."""
+    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+
+
+def alternatives(kind: Any) -> tuple[Any, ...]:
+    """Return the annotations that a union joins; for every other annotation, the annotation alone."""
+    united = isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
+    return typing.get_args(kind) if united else (kind,)
 
 
 def matches(value: Any, kind: Any) -> bool:
@@ -25,8 +66,10 @@ def matches(value: Any, kind: Any) -> bool:
     """
     if kind is Any:
         return True
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        return any(matches(value, option) for option in typing.get_args(kind))
+    if len(alternatives(kind)) > 1:
+        return any(matches(value, option) for option in alternatives(kind))
+    if choices(kind):
+        return value in choices(kind)
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int:
@@ -40,9 +83,42 @@ def matches(value: Any, kind: Any) -> bool:
 
 def type_name(kind: Any) -> str:
     """Name an annotated type in a user's words, such as `a list of whole numbers` for a list of integers."""
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        return " or ".join(type_name(option) for option in typing.get_args(kind))
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        type(None): "null",
+        Any: "any",
+    }
+    if len(alternatives(kind)) > 1:
+        return " or ".join(type_name(option) for option in alternatives(kind))
+    if choices(kind):
+        return f"one of {', '.join(map(str, choices(kind)))}"
     if typing.get_origin(kind) in LISTS:
         return f"a list of {type_name(typing.get_args(kind)[0])}"
+    if typing.get_origin(kind) is dict:
+        return "a mapping"
     return names.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def check_fields(described: Mapping[str, Any], owner: type) -> None:
+    """Check values that were read from a file against the annotations of a dataclass or of a constructor.
+
+    Args:
+        described: the values by the names of fields or parameters; those that the annotations leave out are not
+            checked.
+        owner: the dataclass or class.
+
+    Raises:
+        ValueError: a value is of another type than its annotation.
+    """
+    for name, kind in typing.get_type_hints(vars(owner)["__init__"]).items():
+        if name in described and not matches(described[name], kind):
+            raise ValueError(f"{name}={shown(described[name])}: expected {type_name(kind)}")
+
+
+def shown(value: Any) -> str:
+    """Word a wrong value for a message of one line; a long one is cut."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."

@@ -76,22 +76,7 @@ def build(role: str, name: str, options: Mapping[str, Any], provided: Provided) 
         UserError: The name or an option is unknown, a value has another type than its parameter, the component refuses
             a value, or the name stands for something that is not a component of this role.
     """
-    factory = _factory(role, name)
-    try:
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{role}={name!r}: it is not a class that can be built ({error}); expected package.module:Class"
-        ) from error
-    check_options(f"{role} {name!r}", options, parameters)
-    kinds = _annotations(factory)
-    for option, value in options.items():
-        if not matches(value, kinds.get(option, Any)):
-            raise UserError(
-                f"{role} {name!r}: {option}={value!r}: expected {type_name(kinds[option])}, got {type(value).__name__}"
-            )
-        if isinstance(value, int) and abs(value) > LARGEST:
-            raise UserError(f"{role} {name!r}: {option}={value}: expected at most {LARGEST}")
+    factory, parameters = _checked(role, name, options)
     arguments = dict(options) | {
         key: give() for key, give in provided.items() if key in parameters and key not in options
     }
@@ -110,6 +95,47 @@ def build(role: str, name: str, options: Mapping[str, Any], provided: Provided) 
             "see docs/adding_a_policy.md"
         )
     return component
+
+
+def lacking(role: str, name: str, options: Mapping[str, Any]) -> list[str]:
+    """Check a component without building it.
+
+    Args:
+        role: `policy`, `scheduler`, `cache` or `stop`.
+        name: A registered name, or `package.module:Class`.
+        options: The user's options.
+
+    Returns:
+        The parameters that are still needed to build the component, such as the folder of a filter.
+
+    Raises:
+        UserError: The name or an option is unknown, or a value has another type than its parameter.
+    """
+    _, parameters = _checked(role, name, options)
+    return [key for key, value in parameters.items() if value.default is value.empty and key not in options]
+
+
+def _checked(
+    role: str, name: str, options: Mapping[str, Any]
+) -> tuple[Callable[..., Any], Mapping[str, inspect.Parameter]]:
+    """Return the factory of a component with its parameters, which take the options."""
+    factory = _factory(role, name)
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{role}={name!r}: it is not a class that can be built ({error}); expected package.module:Class"
+        ) from error
+    check_options(f"{role} {name!r}", options, parameters)
+    kinds = _annotations(factory)
+    for option, value in options.items():
+        if not matches(value, kinds.get(option, Any)):
+            raise UserError(
+                f"{role} {name!r}: {option}={value!r}: expected {type_name(kinds[option])}, got {type(value).__name__}"
+            )
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise UserError(f"{role} {name!r}: {option}={value}: expected at most {LARGEST}")
+    return factory, parameters
 
 
 def name_of(role: str, component: Role) -> str:

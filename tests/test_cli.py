@@ -1,18 +1,234 @@
+"""The grammar of the command line, its help, and what is shown of it."""
+
 from __future__ import annotations
+
+import dataclasses
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from learn2pd import UserError
-from learn2pd.cli.main import split_decode_options
+from learn2pd import UserError, __version__
+from learn2pd.cli import main as cli
+from learn2pd.cli.config import RunConfig
+from learn2pd.cli.help import COMMANDS, written
+from learn2pd.cli.values import keys_of
+from learn2pd.embedded.config import EmbeddedConfig
+from learn2pd.registry import COMPONENTS
+
+ROOT = Path(__file__).parents[1]
 
 
-def test_options_of_decode_are_taken_out_of_the_arguments():
-    options, rest = split_decode_options(["config=tiny_filter", "live=true", "prompt=a = b"])
-    assert (options.live, options.prompt, rest) == (True, "a = b", ["config=tiny_filter"])
+def shell(*arguments, **environment):
+    """Run the console script in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "learn2pd", *arguments],
+        capture_output=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        timeout=300,
+    )
 
 
-@pytest.mark.parametrize("value", ["maybe", "1", "[", "{a: "])
-def test_a_switch_that_is_neither_true_nor_false_is_one_line(value):
-    with pytest.raises(UserError, match="true or false") as error:
-        split_decode_options([f"live={value}"])
-    assert "\n" not in str(error.value)
+def refusal(command, *arguments):
+    """Return the one line that refuses the arguments."""
+    with pytest.raises(UserError) as caught:
+        cli.run_command(command, list(arguments))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_arguments_are_sorted_out():
+    given = cli.read_arguments(
+        "decode", ["config=tiny_filter", "live=true", "is 1 + 1 = 2?", "options.threshold=0.5", "decode.gen_length=8"]
+    )
+    assert given.config == "tiny_filter"
+    assert given.overrides == ["decode.gen_length=8"]
+    options = cli.decode_options(given.own)
+    assert (options.prompt, options.live, options.options) == ("is 1 + 1 = 2?", True, {"threshold": 0.5})
+
+
+@pytest.mark.parametrize(
+    "prompt", ["null", "~", "a #b", "'quoted'", "[1", "{a: ", "${seed}", "???", "1e3", "yes", "a: b", "x\ny", "é=1"]
+)
+def test_a_prompt_is_taken_as_it_is(prompt):
+    for argument in (f"prompt={prompt}", prompt):
+        assert cli.decode_options(cli.read_arguments("decode", [argument]).own).prompt == prompt
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "named"),
+    [
+        ("recrod", [], ["recrod", "did you mean 'record'"]),
+        ("dcode", [], ["did you mean 'decode'"]),
+        ("record", [], ["config=NAME", "tiny_filter"]),
+        ("record", ["config=tiny_filtre"], ["tiny_filtre", "did you mean 'tiny_filter'"]),
+        ("record", ["config=tiny_filter", "config=tiny_ar"], ["twice"]),
+        ("record", ["--config=tiny_filter"], ["key=value", "config=tiny_filter"]),
+        ("record", ["-c", "tiny_filter"], ["'-c'", "key=value"]),
+        ("record", ["tiny_filter"], ["'tiny_filter'", "key=value"]),
+        ("record", ["config=tiny_filter", "--dry-rnu"], ["did you mean '--dry-run'"]),
+        ("train", ["config=tiny_filter", "--dry-run"], ["--dry-run", "record"]),
+        ("decode", ["--hlep"], ["did you mean '--help'"]),
+        ("decode", ["a b", "c d"], ["several prompts", "quotes"]),
+        ("decode", ["hi", "prompt=hi"], ["several prompts"]),
+        ("decode", ["hi", "live=2"], ["live=2", "true or false"]),
+        ("decode", ["hi", "live=["], ["live=", "true or false"]),
+        ("decode", ["hi", "options=3"], ["options=3", "mapping"]),
+        ("decode", ["hi", "options={a: 1"], ["options=", "not YAML"]),
+        ("decode", ["hi", "prompts=hi"], ["prompts", "did you mean 'prompt'"]),
+        ("decode", ["hi", "gen_length=8"], ["gen_length", "did you mean 'decode.gen_length'"]),
+        ("decode", ["hi", "policy=treshold"], ["treshold", "did you mean 'threshold'"]),
+        ("decode", ["hi", "policy=oracle"], ["oracle", "beforehand"]),
+        ("decode", ["hi", "policy=nowhere"], ["nowhere", "policy.json"]),
+        ("decode", ["hi", "stop=eto"], ["eto", "did you mean 'eot'"]),
+        ("decode", [" "], ["prompt is empty"]),
+        ("decode", [], ["prompt is empty"]),
+    ],
+)
+def test_a_mistyped_command_is_one_line_with_a_hint(command, arguments, named):
+    line = refusal(command, *arguments)
+    for part in named:
+        assert part in line
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["config=tiny_filter", "seed=3", "--help"]], ids=str)
+def test_the_help_of_a_command_lists_every_option_with_type_default_and_meaning(command, arguments, capsys):
+    cli.run_command(command, arguments)
+    shown = capsys.readouterr().out
+    for key in keys_of(RunConfig):
+        assert key.is_section or f"  {key.name}=" in shown
+    own = dataclasses.fields(cli.DecodeOptions) if command == "decode" else ()
+    for entry in own:
+        assert f"  {entry.name}=" in shown
+        assert entry.metadata["meaning"].split()[0] in shown
+    assert "a whole number from 1 to 1e+06" in shown
+    assert ("seed=3" in shown) == ("seed=3" in arguments)
+
+
+def test_the_help_of_an_embedded_training_lists_its_own_keys(capsys):
+    cli.run_command("run", ["config=tiny_dllm", "--help"])
+    shown = capsys.readouterr().out
+    for key in keys_of(EmbeddedConfig):
+        assert key.is_section or f"  {key.name}=" in shown
+
+
+def test_every_key_has_a_meaning_and_every_number_has_limits():
+    for schema in (RunConfig, cli.DecodeOptions):
+        for key in keys_of(schema):
+            if not key.is_section:
+                assert key.field.metadata["meaning"], key.name
+                numbers = {"int", "float", "int | None", "float | None", "list[float]", "int | str"}
+                assert (key.field.metadata["least"] is not None) == (str(key.field.type) in numbers), key.name
+
+
+@pytest.mark.parametrize("role", ["policy", "scheduler", "cache", "stop"])
+def test_the_help_of_decode_names_every_component(role):
+    entry = next(entry for entry in dataclasses.fields(cli.DecodeOptions) if entry.name == role)
+    for name in COMPONENTS[role].keys() - {"oracle", "filter"}:
+        assert name in entry.metadata["meaning"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "null"),
+        (True, "true"),
+        ([1, "a"], "[1, a]"),
+        ({"a": None}, "{a: null}"),
+        (0.5, "0.5"),
+        ("x", "x"),
+        ("", '""'),
+        ("null", '"null"'),
+        ("1e3", '"1e3"'),
+        ("a, b", '"a, b"'),
+        ("a #b", '"a #b"'),
+    ],
+)
+def test_a_default_is_shown_as_it_would_be_written(value, text):
+    assert written(value) == text
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["decode", "--help"], []])
+def test_help_and_version_come_at_once(arguments):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = shell(*arguments)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0
+    assert done.stderr == b""
+    assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 0.7
+    if arguments == ["--version"]:
+        assert done.stdout.decode() == f"learn2pd {__version__}\n"
+
+
+def test_decode_needs_nothing_but_a_prompt():
+    done = shell("decode", "Mia has 7 pears. She buys 5 more. How many pears does Mia have now?")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert b"the shipped filter" in done.stderr
+
+
+# ---- output that cannot be shown, and readers that go away
+
+
+SAY = "from learn2pd.cli import main as cli; import sys; sys.exit(cli.guarded(lambda: {}))"
+
+
+@pytest.mark.parametrize("text", ["naïve 日本語 🙂", "half \ud83d", "\u0000\x1b[1m", "−5"])
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-8", "shift_jis"])
+@pytest.mark.parametrize("action", ["cli.print_text({})", "cli.refuse({})"])
+def test_what_a_terminal_cannot_show_is_replaced_and_never_lost(text, encoding, action):
+    code = SAY.replace("{}", action.replace("{}", ascii(text)))
+    if "refuse" in action:
+        code = "import learn2pd.errors\ndef fail(text): raise learn2pd.errors.UserError(text)\n" + code.replace(
+            "cli.refuse", "fail"
+        )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": encoding}
+    )
+    written = done.stderr if "refuse" in action else done.stdout
+    assert done.returncode == (2 if "refuse" in action else 0), done.stderr
+    assert b"Traceback" not in done.stderr
+    wanted = text.encode(encoding, errors="backslashreplace")
+    assert b"".join(wanted.split()) in b"".join(written.split())
+
+
+@pytest.mark.parametrize("variables", [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}], ids=str)
+def test_a_file_is_read_as_utf_8_whatever_the_locale_says(variables, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("model: {revision: é–日本}", encoding="utf-8")
+    done = shell("record", f"config={path}", "--help", **variables)
+    assert done.returncode == 0, done.stderr
+    assert "é–日本".encode("ascii", "backslashreplace") in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "{} --help | head -c 1",
+        "{} decode --help | true",
+        "{} decode --help >&-",
+        "{} --version 2>&-",
+        "{} nonsense 2>&-",
+    ],
+)
+def test_a_closed_pipe_ends_quietly(command):
+    line = command.replace("{}", f"'{sys.executable}' -m learn2pd")
+    done = subprocess.run(["bash", "-c", f"{line}; echo codes ${{PIPESTATUS[@]}} >&2"], capture_output=True, cwd=ROOT)
+    code = done.stderr.decode().split("codes ")[-1].split()[0] if done.stderr else "2"
+    assert code in ("0", "2", "141")
+    assert b"Traceback" not in done.stderr
+    assert b"BrokenPipe" not in done.stderr
+
+
+def test_a_full_disk_behind_the_output_is_one_line():
+    done = subprocess.run(
+        ["bash", "-c", f"'{sys.executable}' -m learn2pd --help > /dev/full"], capture_output=True, cwd=ROOT
+    )
+    assert done.returncode == 2
+    assert b"no space left" in done.stderr
+    assert b"Traceback" not in done.stderr

@@ -3,221 +3,261 @@
 `config=NAME` names the file configs/NAME.yaml. The file is checked against the dataclasses below, and `key=value`
 arguments override its values.
 
-Every key has its type and its default value here; the YAML files state what is special about a run. The message about
-an unknown key names the nearest known key, and the message about a value of the wrong type names the expected type.
-Only this file, registry.py and cli/stages/ read a configuration.
+Every key has its type, its limits, its default value and its meaning here; the YAML files state what is special about a
+run. The message about an unknown key names the nearest known key, and the message about a value of the wrong type names
+the expected type. Only this file, its neighbours in cli/, and registry.py read a configuration.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
-import typing
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from yaml.nodes import MappingNode
 
+from learn2pd.cli.reading import key_of, parse, text_of
+from learn2pd.cli.values import assign, build, interpret, plain, read_override
 from learn2pd.errors import UserError, suggest
-from learn2pd.kinds import matches, type_name
+from learn2pd.kinds import option, shown
 
-STAGES = ("record", "train", "calibrate", "compare")
+log = logging.getLogger(__name__)
+Stage = Literal["record", "train", "calibrate", "compare"]
 SCHEMAS = {
     "policy": "learn2pd.cli.config:RunConfig",
     "embedded": "learn2pd.embedded.config:EmbeddedConfig",
 }  # class of a configuration by the key `job` of its file
+ENDINGS = (".yaml", ".yml")  # of a configuration's file
+BILLION = 10**9
 
 
 @dataclass
 class ModelConfig:
-    """The diffusion language model (key `model`)."""
+    """The diffusion language model."""
 
-    path: str = "checkpoints/tiny-llada"  # name on the hub, or a folder
-    adapter: str | None = None  # peft adapter that is added into the model's weights: name on the hub, or a folder
-    dtype: str = "float32"  # float32, bfloat16 or float16
-    device: str = "auto"
-    revision: str | None = None  # revision of a repository on the hub
-    compile: bool = False  # use torch.compile: forwards are faster on a GPU, but the first ones are slow
+    path: str = option("checkpoints/tiny-llada", "name on the hub, or a folder", path=True)
+    adapter: str | None = option(
+        None, "peft adapter that is added into the model's weights: name on the hub, or a folder", path=True
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "type of the weights")
+    device: str = option("auto", "device of torch, such as cpu or cuda:0; auto takes a GPU where there is one")
+    revision: str | None = option(None, "revision of a repository on the hub")
+    compile: bool = option(False, "use torch.compile: forwards are faster on a GPU, but the first ones are slow")
 
 
 @dataclass
 class DataConfig:
-    """The prompts and the tasks that judge their answers (key `data`)."""
+    """The prompts and the tasks that judge their answers."""
 
-    # tasks (built in), jsonl (the file `path`, also CSV, TSV or Parquet), hub (the data set `path`) or humaneval
-    source: str = "tasks"
-    tasks: list[str] = field(default_factory=lambda: ["math", "json", "code"])
-    # a built-in task or a JSONL file that provides the train and validation prompts; null takes them from `source`
-    domain: str | None = None
-    path: str | None = None
-    validation_path: str | None = None  # file that holds the validation prompts; null takes them from `path`
-    # file that holds the test prompts, such as an official test split; null takes them from `path`
-    test_path: str | None = None
-    subset: str | None = None  # subset of a data set on the hub
-    hub_split: str = "train"
-    prompt_field: str = "question"  # field that holds a text, or a list of messages with role and content
-    answer_field: str | None = None  # field that holds the right answer; without it no accuracy is reported
-    # checker that compares an answer with the right one: final_number, slots, json, or package.module:Class
-    task: str = "final_number"
-    # true leaves out prompts that are too long for the model; false refuses them before anything is recorded
-    skip_long: bool = False
-    train_prompts: int = 192  # number over all tasks together, where the tasks are built in
-    validation_prompts: int = 48
-    test_prompts: int = 96
-    run_generated_code: bool = False  # lets the tasks `code` and `humaneval` run the model's output in a subprocess
+    source: Literal["tasks", "jsonl", "hub", "humaneval"] = option(
+        "tasks",
+        "tasks (built in), jsonl (the file data.path, also CSV, TSV or Parquet), hub (the data set data.path) "
+        "or humaneval",
+    )
+    tasks: list[str] = option(["math", "json", "code"], "built-in tasks")
+    domain: str | None = option(
+        None,
+        "built-in task or file that provides the train and validation prompts; null takes them from data.source",
+        path=True,
+    )
+    path: str | None = option(None, "file, or name of a data set on the hub", path=True)
+    validation_path: str | None = option(
+        None, "file that holds the validation prompts; null takes them from data.path", path=True
+    )
+    test_path: str | None = option(
+        None,
+        "file that holds the test prompts, such as an official test split; null takes them from data.path",
+        path=True,
+    )
+    subset: str | None = option(None, "subset of a data set on the hub")
+    hub_split: str = option("train", "split of a data set on the hub")
+    prompt_field: str = option("question", "field that holds a text, or a list of messages with role and content")
+    answer_field: str | None = option(None, "field that holds the right answer; without it no accuracy is reported")
+    task: str = option(
+        "final_number",
+        "checker that compares an answer with the right one: final_number, slots, json, or package.module:Class",
+    )
+    skip_long: bool = option(
+        False,
+        "true leaves out prompts that are too long for the model; false refuses them before anything is recorded",
+    )
+    train_prompts: int = option(
+        192, "number over all tasks together, where the tasks are built in", least=1, most=BILLION
+    )
+    validation_prompts: int = option(48, "the same for validation", least=1, most=BILLION)
+    test_prompts: int = option(96, "the same for the comparison", least=1, most=BILLION)
+    run_generated_code: bool = option(False, "lets the tasks code and humaneval run the model's output in a subprocess")
 
 
 @dataclass
 class DecodeConfig:
-    """The settings that all decodes share (key `decode`)."""
+    """The settings that all decodes share."""
 
-    gen_length: int = 256  # length of the canvas, tokens
-    block_length: int = 32  # tokens
-    batch_size: int = 16
-    stop_floor: float = 0.5  # least confidence of the end-of-text that ends an answer (stop rule eot)
-    temperature: float = 0.0  # 0 is greedy; recording is always greedy
-    top_p: float = 1.0
-    top_k: int = 0  # 0 keeps all tokens
+    gen_length: int = option(256, "length of the canvas, tokens", least=1, most=10**6)
+    block_length: int = option(32, "tokens of a block", least=1, most=10**6)
+    batch_size: int = option(16, "prompts that are decoded together", least=1, most=10**6)
+    stop_floor: float = option(
+        0.5, "least confidence of the end-of-text that ends an answer (stop rule eot)", least=0, most=1
+    )
+    temperature: float = option(0.0, "0 is greedy; recording is always greedy", least=0, most=1000)
+    top_p: float = option(1.0, "share of the probability that sampling keeps", least=1e-9, most=1)
+    top_k: int = option(0, "tokens that sampling keeps; 0 keeps all", least=0, most=BILLION)
 
 
 @dataclass
 class RecordConfig:
-    """The stage `record` (key `record`)."""
+    """The stage record."""
 
-    shard_prompts: int = 32  # prompts in each shard; an interruption costs each process at most one shard
-    # processes on each node, each with a GPU of its own; auto starts one for each GPU; under torchrun its numbers count
-    devices: int | str = 1
-    num_nodes: int = 1
-    strategy: str = "auto"  # how Lightning Fabric starts the processes
+    shard_prompts: int = option(
+        32, "prompts in each shard; an interruption costs each process at most one shard", least=1, most=BILLION
+    )
+    devices: int | str = option(
+        1,
+        "processes on each node, each with a GPU of its own; auto starts one for each GPU; under torchrun its numbers "
+        "count",
+        least=1,
+        most=10**6,
+    )
+    num_nodes: int = option(1, "number of nodes", least=1, most=10**6)
+    strategy: str = option("auto", "how Lightning Fabric starts the processes")
 
 
 @dataclass
 class TrainConfig:
-    """The stage `train` (key `train`)."""
+    """The stage train."""
 
-    # positions that the loss counts: masked, answer (masked ones without the padding) or all (committed ones too)
-    loss_on: str = "masked"
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-2
-    batch_rows: int = 256  # recorded states (a state is one prompt at one step) in each optimizer step
-    max_epochs: int = 60
-    patience_epochs: int = 8
-    # scratch trains a new network; lora trains an adapter on the filter in `policy`, full trains all its weights
-    start: str = "scratch"
-    lora_rank: int = 4
-    # how often the filter decodes the recorded prompts and a new one is trained on the states that were visited
-    rounds: int = 0
-    rollout_threshold: float = 0.9  # threshold of the filter in those decodes
-    predictors: list[str] = field(default_factory=list)  # predictors trained beside the filter: end_of_text, boundary
+    loss_on: Literal["answer", "masked", "all"] = option(
+        "masked",
+        "positions that the loss counts: masked, answer (masked ones without the padding) or all (committed ones too)",
+    )
+    learning_rate: float = option(3e-3, "learning rate of AdamW", least=1e-9, most=10)
+    weight_decay: float = option(1e-2, "weight decay of AdamW", least=0, most=1000)
+    batch_rows: int = option(
+        256,
+        "recorded states (a state is one prompt at one step) in each optimizer step",
+        least=1,
+        most=BILLION,
+    )
+    max_epochs: int = option(60, "most passes over the states", least=1, most=BILLION)
+    patience_epochs: int = option(
+        8, "passes without a lower validation loss after which the training stops", least=1, most=BILLION
+    )
+    start: Literal["scratch", "lora", "full"] = option(
+        "scratch",
+        "scratch trains a new network; lora trains an adapter on the filter in `policy`, full trains all its weights",
+    )
+    lora_rank: int = option(4, "rank of the adapter", least=1, most=1000)
+    rounds: int = option(
+        0,
+        "how often the filter decodes the recorded prompts and a new one is trained on the states that were visited",
+        least=0,
+        most=100,
+    )
+    rollout_threshold: float = option(0.9, "threshold of the filter in those decodes", least=0, most=1)
+    predictors: list[str] = option([], "predictors trained beside the filter: end_of_text, boundary")
 
 
 @dataclass
 class CalibrateConfig:
-    """The stage `calibrate` (key `calibrate`).
+    """The stage calibrate.
 
     Exactly one of the two targets must be set. A target says what a policy may lose against one token a step, when it
     decodes the validation prompts.
     """
 
-    target_agreement: float | None = 0.9  # share of the answer's tokens that must stay the same
-    # share of the answers that may become wrong, less the share that becomes right; it needs a checker
-    max_accuracy_drop: float | None = None
-    confidence: float = 0.9  # confidence of the bound that must meet the target
-    # thresholds of the filter, which are tried from the strictest to the fastest
-    thresholds: list[float] = field(default_factory=lambda: [0.99, 0.97, 0.95, 0.9, 0.8, 0.65, 0.5])
-    # share of the answers that the end-of-text predictor may cut short; its bound has the same confidence
-    false_stops: float = 0.05
+    target_agreement: float | None = option(
+        0.9, "share of the answer's tokens that must stay the same", least=0.0001, most=0.9999
+    )
+    max_accuracy_drop: float | None = option(
+        None,
+        "share of the answers that may become wrong, less the share that becomes right; it needs a checker",
+        least=0.0001,
+        most=0.9999,
+    )
+    confidence: float = option(0.9, "confidence of the bound that must meet the target", least=0.5, most=0.9999)
+    thresholds: list[float] = option(
+        [0.99, 0.97, 0.95, 0.9, 0.8, 0.65, 0.5],
+        "thresholds of the filter, which are tried from the strictest to the fastest",
+        least=0,
+        most=1,
+    )
+    false_stops: float = option(
+        0.05,
+        "share of the answers that the end-of-text predictor may cut short; its bound has the same confidence",
+        least=0.0001,
+        most=0.9999,
+    )
 
 
 @dataclass
 class MethodConfig:
     """One method of a comparison (an entry of the key `compare.methods`)."""
 
-    name: str = "???"
-    policy: str = "???"  # registered name or package.module:Class; `scheduler` and `cache` take the same
-    options: dict[str, Any] = field(default_factory=dict)  # options of the policy
-    scheduler: str = "blocks"
-    scheduler_options: dict[str, Any] = field(default_factory=dict)
-    cache: str = "none"
-    cache_options: dict[str, Any] = field(default_factory=dict)
-    # one option of the policy with a list of values: each value becomes a method, and all of them form one curve
-    sweep: dict[str, Any] = field(default_factory=dict)
-    # name shared by methods that differ only in the seed of their training; the tables show their mean and spread
-    group: str | None = None
+    name: str = option("???", "name in the tables")
+    policy: str = option("???", "registered name or package.module:Class; `scheduler` and `cache` take the same")
+    options: dict[str, Any] = option({}, "options of the policy")
+    scheduler: str = option("blocks", "scheduler")
+    scheduler_options: dict[str, Any] = option({}, "options of the scheduler")
+    cache: str = option("none", "cache")
+    cache_options: dict[str, Any] = option({}, "options of the cache")
+    sweep: dict[str, Any] = option(
+        {},
+        "one option of the policy with a list of values: each value becomes a method, and all of them form one curve",
+    )
+    group: str | None = option(
+        None,
+        "name shared by methods that differ only in the seed of their training; the tables show their mean and spread",
+    )
 
 
 @dataclass
 class CompareConfig:
-    """The stage `compare` (key `compare`)."""
+    """The stage compare."""
 
-    methods: list[MethodConfig] = field(default_factory=list)
-    stops: list[str] = field(default_factory=lambda: ["none", "eot"])
-    bootstrap_samples: int = 2000
-    accuracy_margin: float = 0.005  # share of the prompts that `fastest within` may lose against one token a step
-    policy: str | None = None  # folder of the trained filter; null takes the filter of this run
+    methods: list[MethodConfig] = option(
+        [], "methods, each {name: ..., policy: ..., options: {...}, scheduler: ..., cache: ..., sweep: {...}}"
+    )
+    stops: list[str] = option(["none", "eot"], "stop rules; every method is measured with each of them")
+    bootstrap_samples: int = option(2000, "resamples of the prompts for the intervals", least=10, most=10**6)
+    accuracy_margin: float = option(
+        0.005,
+        "share of the prompts that `fastest within` may lose against one token a step",
+        least=0,
+        most=1,
+    )
+    policy: str | None = option(None, "folder of the trained filter; null takes the filter of this run", path=True)
 
 
 @dataclass
 class RunConfig:
     """The configuration of a run that trains and compares policies."""
 
-    job: str = "policy"  # kind of the configuration: policy, or embedded (the training of an embedded model)
-    stages: list[str] = field(default_factory=lambda: ["record", "train", "calibrate", "compare"])
-    output_dir: str = "outputs/${name}"
-    name: str = "???"  # is set from config=NAME
-    seed: int = 0
-    threads: int = 0  # number of CPU threads; 0 leaves the number to torch
-    resume: bool = False  # continue in an output_dir that belongs to another configuration
-    overwrite: bool = False  # delete the outputs of an earlier run in output_dir
+    job: str = option("policy", "kind of the configuration: policy, or embedded (the training of an embedded model)")
+    stages: list[Stage] = option(["record", "train", "calibrate", "compare"], "stages of `run` and of train.py")
+    output_dir: str = option("outputs/${name}", "folder of the run", path=True)
+    name: str = option("???", "is set from config=NAME")
+    seed: int = option(0, "seed of everything that is random", least=0, most=2**32 - 1)
+    threads: int = option(0, "number of CPU threads; 0 leaves the number to torch", least=0, most=4096)
+    resume: bool = option(False, "continue in an output_dir that belongs to another configuration")
+    overwrite: bool = option(False, "delete the outputs of an earlier run in output_dir")
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
-    filter: str = "transformer"  # network of the filter: mlp (the paper's), conv or transformer
-    # options of the filter's network: channels, hidden, layers, ...
-    filter_options: dict[str, Any] = field(default_factory=dict)
-    policy: str | None = None  # folder of the trained filter that train.start=lora or full begins with
+    filter: Literal["mlp", "conv", "transformer"] = option(
+        "transformer", "network of the filter: mlp (the paper's), conv or transformer"
+    )
+    filter_options: dict[str, Any] = option({}, "options of the filter's network: channels, hidden, layers, ...")
+    policy: str | None = option(
+        None, "folder of the trained filter that train.start=lora or full begins with", path=True
+    )
     train: TrainConfig = field(default_factory=TrainConfig)
     calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
-
-
-# Least and largest allowed values. Limits that a component checks itself are not repeated here.
-RANGES: dict[str, tuple[float, float]] = {
-    "data.train_prompts": (1, 10**9),
-    "data.validation_prompts": (1, 10**9),
-    "data.test_prompts": (1, 10**9),
-    "decode.gen_length": (1, 10**6),
-    "decode.block_length": (1, 10**6),
-    "decode.batch_size": (1, 10**6),
-    "decode.stop_floor": (0, 1),
-    "record.shard_prompts": (1, 10**9),
-    "record.num_nodes": (1, 10**6),
-    "train.batch_rows": (1, 10**9),
-    "train.max_epochs": (1, 10**9),
-    "train.patience_epochs": (1, 10**9),
-    "train.lora_rank": (1, 1000),
-    "train.rounds": (0, 100),
-    "train.rollout_threshold": (0, 1),
-    "calibrate.target_agreement": (0.0001, 0.9999),
-    "calibrate.max_accuracy_drop": (0.0001, 0.9999),
-    "calibrate.confidence": (0.5, 0.9999),
-    "calibrate.false_stops": (0.0001, 0.9999),
-    "compare.bootstrap_samples": (10, 10**6),
-    "compare.accuracy_margin": (0, 1),
-    "threads": (0, 4096),
-    "seed": (0, 2**32 - 1),
-}
-CHOICES: dict[str, tuple[str, ...]] = {
-    "data.source": ("tasks", "jsonl", "hub", "humaneval"),
-    "filter": ("mlp", "conv", "transformer"),
-    "train.start": ("scratch", "lora", "full"),
-    "train.loss_on": ("answer", "masked", "all"),
-}
 
 
 def config_folder() -> Path:
@@ -226,101 +266,111 @@ def config_folder() -> Path:
     return local if local.is_dir() else Path(__file__).resolve().parents[2] / "configs"
 
 
-def parse_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """Split the arguments `config=NAME key=value ...` into the name and the overrides.
-
-    Args:
-        arguments: the arguments of a command.
-
-    Returns:
-        The name, and the overrides as they were written.
-
-    Raises:
-        UserError: an argument is not of the form key=value, or no argument names a configuration.
-    """
-    name = ""
-    overrides = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if argument.startswith("-") or not equals:
-            meant = f"{key.lstrip('-').replace('-', '_')}={value or 'VALUE'}"
-            raise UserError(f"argument {argument!r}: arguments are written key=value, for example {meant}")
-        if key == "config":
-            name = value
-        else:
-            overrides.append(argument)
-    if not name:
-        raise UserError(f"no config=NAME given; there are {', '.join(config_names())}")
-    return name, overrides
-
-
 def config_names() -> list[str]:
     """Return the names of all configurations in `config_folder()`, sorted."""
-    return sorted(path.stem for path in config_folder().rglob("*.yaml"))
+    folder = config_folder()
+    paths = (path for ending in ENDINGS for path in folder.rglob(f"*{ending}"))
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in paths)
 
 
-def load_config(name: str, overrides: Sequence[str] = ()) -> Any:
+def config_path(name: str) -> Path:
+    """Return the file of a configuration.
+
+    Args:
+        name: the name of a file in configs/ without its ending, or the path of a YAML file.
+
+    Raises:
+        UserError: there is no such file, or there are two.
+    """
+    asked = Path(name).expanduser() if name.startswith("~/") else Path(name)
+    stem = name.removesuffix(asked.suffix) if asked.suffix in ENDINGS else name
+    try:
+        if asked.suffix in ENDINGS and asked.is_file():
+            return asked
+        paths = [path for ending in ENDINGS if (path := config_folder() / f"{stem}{ending}").is_file()]
+    except OSError:  # a name of thousands of letters
+        paths = []
+    if not paths:
+        raise UserError(
+            f"config={name}: no such configuration{suggest(stem, config_names())}; "
+            f"there are {', '.join(config_names())}"
+        )
+    if len(paths) > 1:
+        raise UserError(f"config={name}: {paths[0]} and {paths[1]} have this name: rename one of them")
+    return paths[0]
+
+
+def load_config(name: str | None, overrides: Sequence[str] = ()) -> Any:
     """Load and check the configuration of a run.
 
     Args:
-        name: the name of a file in configs/, or the path of a YAML file.
+        name: the name of a file in configs/, or the path of a YAML file; None stands for the default of every key.
         overrides: `section.key=value` strings.
 
     Returns:
         A `RunConfig`, or an instance of the class that the file's key `job` stands for.
 
     Raises:
-        UserError: the file does not exist or cannot be read, a key is unknown, or a value has the wrong type or is out
-            of its range.
+        UserError: the file does not exist or cannot be read, a key is unknown or stands in it twice, or a value has the
+            wrong type or is out of its range.
     """
-    path = Path(name) if name.endswith(".yaml") else config_folder() / f"{name}.yaml"
-    if not path.is_file():
-        raise UserError(
-            f"config={name}: no such configuration{suggest(name, config_names())}; "
-            f"there are {', '.join(config_names())}"
-        )
+    if name is None:
+        return apply_overrides({}, RunConfig, overrides, name="default")
+    path = config_path(name)
+    text = text_of(path)
     try:
-        written = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
-    schema = schema_of(written, path)
-    given = OmegaConf.create(written)
-    for override in overrides:
-        key, _, value = override.partition("=")
-        _check_key(key, "", schema)
-        try:
-            OmegaConf.update(given, key, yaml.safe_load(value) if value else None, force_add=True)
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise UserError(f"{key}={value}: the value could not be read ({str(error).splitlines()[0]})") from error
-    _check_tree(OmegaConf.to_container(given), schema, "", str(path), schema)
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema(name=path.stem)), given)
-        config: Any = OmegaConf.to_object(cast(DictConfig, merged))
-    except (OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+        root = parse(text)
+        schema = schema_of(root)
+        tree = interpret(root, schema)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    config = apply_overrides(tree, schema, overrides, name=path.stem)
     if config.job != schema.job:
         stated = f"{path} is a configuration of job={schema.job}"
         raise UserError(f"job={config.job!r}: {stated}, which key=value cannot change")
-    if isinstance(config, RunConfig):
-        _check_values(config)
     if config.resume and config.overwrite:
         raise UserError("resume=true and overwrite=true contradict each other: set one of them")
     return config
 
 
-def schema_of(written: Any, path: Path) -> Any:
+def apply_overrides(tree: dict[str, Any], schema: Any, overrides: Sequence[str], **defaults: Any) -> Any:
+    """Make a configuration from the values of its file and from overrides.
+
+    Args:
+        tree: the values of the file by their keys; it is changed.
+        schema: the dataclass of the configuration.
+        overrides: `section.key=value` strings.
+        defaults: values that replace defaults of the dataclass.
+
+    Returns:
+        An instance of `schema`.
+
+    Raises:
+        UserError: a key is unknown, or a value has the wrong type or is out of its range.
+    """
+    given: dict[str, str] = {}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if given.get(key, value) != value:  # a script may have arguments of its own before those of its user
+            log.warning("%s is given twice: %s counts, and not %s", key, shown(value), shown(given[key]))
+        given[key] = value
+        assign(tree, key, read_override(key, value, schema))
+    return build(tree, schema, dataclasses.asdict(schema(**defaults)))
+
+
+def schema_of(root: Any) -> Any:
     """Return the dataclass that a file is checked against.
 
     Args:
-        written: the object in the file.
-        path: the path of the file, for the message.
+        root: the root of the file, from `parse`.
 
     Raises:
         UserError: the file's key `job` names no dataclass.
     """
-    job = written.get("job", "policy") if isinstance(written, dict) else "policy"
+    entries = root.value if isinstance(root, MappingNode) else []
+    job = next((plain(value) for key, value in entries if key_of(key) == "job"), "policy")
     if not isinstance(job, str) or job not in SCHEMAS:
-        raise UserError(f"{path}: job={job!r}: expected one of {', '.join(SCHEMAS)}{suggest(str(job), SCHEMAS)}")
+        raise UserError(f"job={shown(job)}: expected one of {', '.join(SCHEMAS)}{suggest(str(job), SCHEMAS)}")
     module, _, name = SCHEMAS[job].partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -350,8 +400,8 @@ def identity(config: Any) -> dict[str, Any]:
     return described
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Describe how two nested dicts differ.
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Compare two nested dicts.
 
     Args:
         old: the first one.
@@ -359,85 +409,14 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         prefix: is written before every key.
 
     Returns:
-        `key: old -> new` for every leaf that differs.
+        The old and the new value of every leaf that differs, by its full key.
     """
-    changed = []
+    changed: dict[str, tuple[Any, Any]] = {}
     for key in sorted(old.keys() | new.keys()):
         before = old.get(key)
         after = new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            changed += differences(before, after, f"{prefix}{key}.")
+            changed |= differences(before, after, f"{prefix}{key}.")
         elif before != after:
-            changed.append(f"{prefix}{key}: {before!r} -> {after!r}")
+            changed[f"{prefix}{key}"] = (before, after)
     return changed
-
-
-def _field_type(owner: type, key: str) -> Any:
-    return typing.get_type_hints(owner)[key]
-
-
-def _keys(owner: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every key of a dataclass, and of the dataclasses in it, with its annotation."""
-    for entry in dataclasses.fields(owner):
-        kind = _field_type(owner, entry.name)
-        yield prefix + entry.name, kind
-        if dataclasses.is_dataclass(kind):
-            yield from _keys(cast(type, kind), f"{prefix}{entry.name}.")
-
-
-def _check_key(key: str, where: str, schema: type) -> None:
-    known = dict(_keys(schema))
-    # keys below a dict are options of a component, which checks them itself
-    free = (f"{name}." for name, kind in known.items() if typing.get_origin(kind) is dict)
-    if key not in known and not key.startswith(tuple(free)):
-        last = [other for other in known if other.split(".")[-1] == key.split(".")[-1]]
-        hint = f"; did you mean {last[0]!r}" if last else suggest(key, known)
-        raise UserError(f"{where}{key}: unknown key{hint}")
-
-
-def _check_tree(tree: Any, owner: type, prefix: str, where: str, schema: type) -> None:
-    """Walk through a plain tree along the dataclasses, and name unknown keys and wrong types by their full key."""
-    if not isinstance(tree, dict):
-        raise UserError(f"{where}: {prefix.rstrip('.') or 'the file'} must hold keys and values, got {tree!r}")
-    names = [entry.name for entry in dataclasses.fields(owner)]
-    for key, value in tree.items():
-        if key not in names:
-            if owner is MethodConfig:
-                raise UserError(
-                    f"{where}: {prefix}{key}: unknown key{suggest(str(key), names)}; expected {', '.join(names)}"
-                )
-            _check_key(f"{prefix}{key}", f"{where}: ", schema)
-        kind = _field_type(owner, key)
-        if dataclasses.is_dataclass(kind):
-            _check_tree(value, cast(type, kind), f"{prefix}{key}.", where, schema)
-        elif (
-            typing.get_origin(kind) is list
-            and isinstance(value, list)
-            and dataclasses.is_dataclass(typing.get_args(kind)[0])
-        ):
-            for number, entry in enumerate(value):
-                _check_tree(entry, typing.get_args(kind)[0], f"{prefix}{key}[{number}].", where, schema)
-        elif not matches(value, kind):
-            raise UserError(f"{prefix}{key}={value!r}: expected {type_name(kind)}, got {type(value).__name__}")
-
-
-def _check_values(config: RunConfig) -> None:
-    def value_of(key: str) -> Any:
-        value: Any = config
-        for part in key.split("."):
-            value = getattr(value, part)
-        return value
-
-    for key, (least, largest) in RANGES.items():
-        if value_of(key) is not None and not least <= value_of(key) <= largest:
-            raise UserError(f"{key}={value_of(key)}: expected a value from {least:g} to {largest:g}")
-    for key, allowed in CHOICES.items():
-        if value_of(key) not in allowed:
-            raise UserError(
-                f"{key}={value_of(key)!r}: expected one of {', '.join(allowed)}{suggest(str(value_of(key)), allowed)}"
-            )
-    unknown = [stage for stage in config.stages if stage not in STAGES]
-    if unknown:
-        raise UserError(
-            f"stages: unknown stage {unknown[0]!r}{suggest(unknown[0], STAGES)}; expected some of {', '.join(STAGES)}"
-        )

@@ -1,4 +1,4 @@
-"""The command line: `learn2pd run|record|train|calibrate|compare|decode config=NAME [key=value ...]`.
+"""The command line: `learn2pd COMMAND [config=NAME] [key=value ...]`.
 
 A mistake that the user can mend is reported as one line on standard error, with exit code 2. An interruption has exit
 code 130, and the same command continues the run.
@@ -7,6 +7,7 @@ code 130, and the same command continues the run.
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import sys
@@ -16,13 +17,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from learn2pd import __version__
+from learn2pd.cli.help import COMMANDS, DRY_RUN, help_of, overview
 from learn2pd.errors import UserError, suggest
+from learn2pd.kinds import option
 
 log = logging.getLogger("learn2pd")
-DRY_RUN = "--dry-run"
-STAGE_COMMANDS = ("record", "train", "calibrate", "compare")
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # numbers of this process, by launcher
+CLOSED_PIPE = 141  # 128 and the number of the signal SIGPIPE, as a shell says
+HELP = ("-h", "--help")
+SHIPPED_FILTER = "checkpoints/tiny-llada-filter"  # trained for the embedded model
 # Lightning sets the levels of its packages when it is imported, which happens after `quiet`. Its messages come from the
 # first two loggers, which are modules of these packages, and Lightning does not change their levels.
 CHATTY_LOGGERS = (
@@ -33,28 +37,27 @@ CHATTY_LOGGERS = (
     "transformers",
     "datasets",
 )
-USAGE = (
-    "usage: learn2pd COMMAND config=NAME [key=value ...]\n"
-    "  run                              the stages the configuration lists (as train.py does)\n"
-    f"  {'|'.join(STAGE_COMMANDS)}   one stage\n"
-    "  run|record --dry-run             what recording would cost: prompts, forwards, disk, time; nothing is written\n"
-    "  decode prompt='...' [policy=...] [live=true]   answer one prompt\n"
-)
 
 
 @dataclass
 class DecodeOptions:
     """The arguments that `learn2pd decode` takes in addition to those of the configuration."""
 
-    prompt: str = ""
-    policy: str = ""  # folder of a trained policy, or a registered name; an empty text means the run's own policy
-    options: str = "{}"  # options of a registered policy, for example '{threshold: 0.9}'
-    scheduler: str = "blocks"
-    scheduler_options: str = "{}"
-    cache: str = "none"
-    cache_options: str = "{}"
-    stop: str = "eot"
-    live: bool = False  # show the canvas while it fills in
+    prompt: str = option("", "text to answer; it may also stand alone, without prompt=", verbatim=True)
+    policy: str | None = option(
+        None,
+        "folder of a trained policy, or one of fixed, threshold, factor, localleap, apd, left_to_right, or "
+        "package.module:Class; null takes the trained policy of the configuration's run, else the shipped filter where "
+        "it fits the model, else threshold",
+        path=True,
+    )
+    options: dict[str, Any] = option({}, "options of the policy, for example {threshold: 0.9}")
+    scheduler: str = option("blocks", "blocks, adablock, adablock_learned, dsb, lookahead, or package.module:Class")
+    scheduler_options: dict[str, Any] = option({}, "options of the scheduler")
+    cache: str = option("none", "none, prefix, dual, dsb, lookahead, causal_block, or package.module:Class")
+    cache_options: dict[str, Any] = option({}, "options of the cache")
+    stop: str = option("eot", "stop rule: none, eot, eotp_paper, learned, anywhere, or package.module:Class")
+    live: bool = option(False, "show the canvas while it fills in")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -71,11 +74,14 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> int:
     """Run the console script `learn2pd` and return its exit code."""
-    arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        sys.stdout.write(USAGE)
-        return 0
-    return guarded(lambda: run_command(arguments[0], arguments[1:]))
+    command, *arguments = sys.argv[1:] or ["--help"]
+    if command in (*HELP, "help"):
+        command, arguments = (arguments[0], ["--help"]) if arguments else ("", [])
+    if command == "":
+        return guarded(lambda: print_text(overview()))
+    if command == "--version":
+        return guarded(lambda: print_text(f"learn2pd {__version__}"))
+    return guarded(lambda: run_command(command, arguments))
 
 
 def guarded(action: Callable[[], None]) -> int:
@@ -86,18 +92,23 @@ def guarded(action: Callable[[], None]) -> int:
 
     Returns:
         0 where the action succeeded, 2 after a mistake that the user can mend or with a full disk, 130 after an
-        interruption.
+        interruption, and 141 where the reader of the output has gone.
     """
+    open_streams()
     quiet()
     try:
         action()
+        sys.stdout.flush()
         return 0
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: finished work is kept, start the same command again to go on\n")
         return 130
+    except BrokenPipeError:  # whoever read the output has seen enough, as `head` has
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        return CLOSED_PIPE
     except OSError as error:
         if error.errno == errno.ENOSPC:
             sys.stderr.write(
@@ -106,6 +117,15 @@ def guarded(action: Callable[[], None]) -> int:
             )
             return 2
         raise
+
+
+def open_streams() -> None:
+    """Make sure that every text can be written: what a terminal cannot show is written with backslashes."""
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # it is None where it is closed
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def quiet() -> None:
@@ -128,92 +148,163 @@ def run_command(command: str, arguments: Sequence[str]) -> None:
     Raises:
         UserError: the user made a mistake that they can mend.
     """
-    from learn2pd.cli.config import load_config, parse_arguments
+    if command not in COMMANDS:
+        raise UserError(
+            f"unknown command {command!r}{suggest(command, COMMANDS)}; expected one of {', '.join(COMMANDS)}"
+        )
+    from learn2pd.cli.config import load_config
 
-    if command not in ("run", "decode", *STAGE_COMMANDS):
-        known = ("run", "decode", *STAGE_COMMANDS)
-        raise UserError(f"unknown command {command!r}{suggest(command, known)}; expected one of {', '.join(known)}")
-    dry = DRY_RUN in arguments
-    if dry and command not in ("run", "record"):
-        raise UserError(f"{DRY_RUN}: it says what recording would cost, for the commands run and record, not {command}")
-    arguments = [argument for argument in arguments if argument != DRY_RUN]
-    own, rest = split_decode_options(arguments) if command == "decode" else (DecodeOptions(), list(arguments))
-    name, overrides = parse_arguments(rest)
-    config = load_config(name, overrides)
+    given = read_arguments(command, arguments)
+    if given.help:
+        print_text(help_text(command, given))
+        return
+    own = decode_options(given.own)
+    config = load_config(given.config, given.overrides)
+    check_launcher()
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     from learn2pd.cli import stages
 
     if config.job == "embedded":
-        if command != "run" or dry:
-            raise UserError(f"config={name} trains an embedded model: start it with python train.py config={name}")
+        if command != "run" or given.dry_run:
+            raise UserError(
+                f"config={given.config} trains an embedded model: start it with python train.py config={given.config}"
+            )
         from learn2pd.cli.stages.pretraining import run_pretraining
 
         run_pretraining(config)
-    elif dry:
-        sys.stdout.write(stages.dry_run(config) + "\n")
+    elif given.dry_run:
+        print_text(stages.dry_run(config))
     elif command == "decode":
-        decode_one(config, own)
+        decode_one(config, own, has_run=given.config is not None)
     else:
         stages.run_stages(config, None if command == "run" else command)
 
 
-def split_decode_options(arguments: Sequence[str]) -> tuple[DecodeOptions, list[str]]:
-    """Separate the options of `decode` from the other arguments.
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of a command, sorted out."""
+
+    config: str | None  # NAME of config=NAME
+    overrides: list[str]  # key=value of the configuration
+    own: list[str]  # key=value of DecodeOptions
+    dry_run: bool
+    help: bool
+
+
+def read_arguments(command: str, arguments: Sequence[str]) -> Arguments:
+    """Sort out the arguments of a command.
 
     Args:
-        arguments: the arguments of the command.
-
-    Returns:
-        The options, and the arguments that are left.
+        command: the name of the command.
+        arguments: the arguments after it.
 
     Raises:
-        UserError: a value has the wrong type.
+        UserError: an argument is not of the form key=value, no configuration is named although the command needs one,
+            or the command does not take a flag.
     """
-    options = DecodeOptions()
-    rest = []
-    kinds: dict[str, Any] = {entry.name: type(getattr(options, entry.name)) for entry in fields(DecodeOptions)}
-    for argument in arguments:
+    from learn2pd.cli.config import RunConfig, config_names
+
+    configured = [entry.name for entry in fields(RunConfig)]
+    own_keys = [entry.name for entry in fields(DecodeOptions)] if command == "decode" else []
+    names: list[str] = []
+    overrides: list[str] = []
+    own: list[str] = []
+    prompts: list[str] = []
+    for argument in (argument for argument in arguments if argument not in (DRY_RUN, *HELP)):
         key, equals, value = argument.partition("=")
-        if not equals or key not in kinds:
-            rest.append(argument)
-            continue
-        try:
-            parsed = value if kinds[key] is str else yaml.safe_load(value)
-        except yaml.YAMLError:
-            parsed = None
-        if not isinstance(parsed, kinds[key]):  # every option is a text, which needs no check, or true or false
-            raise UserError(f"{key}={value!r}: expected true or false")
-        setattr(options, key, parsed)
-    return options, rest
+        if equals and key == "config":
+            names.append(value)
+        elif equals and key.partition(".")[0] in own_keys:
+            own.append(argument)
+        elif equals and is_key(key):
+            if key not in configured and (near := suggest(key, own_keys)):
+                raise UserError(f"{key}: unknown key{near}")
+            overrides.append(argument)
+        elif command == "decode" and not argument.startswith("-"):
+            prompts.append(argument)
+        else:
+            raise UserError(_misunderstood(argument))
+    helps = any(flag in arguments for flag in HELP)
+    if DRY_RUN in arguments and not COMMANDS[command].dry_run:
+        takers = " and ".join(name for name, taker in COMMANDS.items() if taker.dry_run)
+        raise UserError(f"{DRY_RUN}: it says what recording would cost, for the commands {takers}, not {command}")
+    if len(names) > 1:
+        raise UserError(f"config is given twice: {names[0]} and {names[1]}; give one of them")
+    if not names and command != "decode" and not helps:
+        raise UserError(f"no config=NAME given; there are {', '.join(config_names())}")
+    own += [f"prompt={prompt}" for prompt in prompts]
+    texts = [argument.removeprefix("prompt=") for argument in own if argument.startswith("prompt=")]
+    if len(texts) > 1:
+        raise UserError(f"several prompts are given, {texts[0]!r} and {texts[1]!r}: put quotes around one prompt")
+    return Arguments(names[0] if names else None, overrides, own, DRY_RUN in arguments, helps)
 
 
-def parse_options(name: str, text: str) -> dict[str, Any]:
-    """Parse the options of a component from YAML.
+def is_key(text: str) -> bool:
+    """Say whether the text before an equals sign can be a key. Before one within a prompt, words stand."""
+    return text.isascii() and text[:1].isalpha() and all(c.isalnum() or c in "_.[]" for c in text)
+
+
+def _misunderstood(argument: str) -> str:
+    """Word the message about an argument that is not of the form key=value."""
+    key, _, value = argument.partition("=")
+    if argument.startswith("-"):
+        flags = suggest(argument, (DRY_RUN, "--help"))
+        if flags:
+            return f"argument {argument!r}: unknown flag{flags}"
+    meant = f"{key.lstrip('-').replace('-', '_')}={value or 'VALUE'}"
+    return f"argument {argument!r}: arguments are written key=value, for example {meant}"
+
+
+def decode_options(arguments: Sequence[str]) -> DecodeOptions:
+    """Return the options of `decode`.
 
     Args:
-        name: the name of the argument, for the message.
-        text: a mapping in YAML.
+        arguments: its arguments, each key=value.
 
     Raises:
-        UserError: the text is not a mapping.
+        UserError: a key is unknown, or a value has the wrong type.
     """
-    try:
-        options = yaml.safe_load(text)
-    except yaml.YAMLError:
-        options = None
-    if not isinstance(options, dict):
-        raise UserError(f"{name}={text!r}: expected a mapping, for example {name}='{{threshold: 0.9}}'")
+    from learn2pd.cli.config import apply_overrides
+
+    options: DecodeOptions = apply_overrides({}, DecodeOptions, arguments)
     return options
 
 
-def decode_one(config: Any, own: DecodeOptions) -> None:
+def help_text(command: str, given: Arguments) -> str:
+    """Return the help of a command, with the values of the configuration that the arguments name, if any."""
+    from learn2pd.cli.config import load_config
+
+    described = f"config={given.config}" if given.config else "their defaults"
+    own = DecodeOptions if command == "decode" else None
+    return help_of(command, own, load_config(given.config, given.overrides), described)
+
+
+def check_launcher() -> None:
+    """Check the variables of launchers that Lightning reads as numbers when it is imported.
+
+    Raises:
+        UserError: one of them is not a number.
+    """
+    for name in RANKS:
+        text = os.environ.get(name, "0")
+        if not text.isdecimal():
+            raise UserError(f"the variable {name}={text!r} of the environment: expected a number; unset it")
+
+
+def print_text(text: str) -> None:
+    """Write a text and the end of its line to standard output."""
+    sys.stdout.write(text.removesuffix("\n") + "\n")
+
+
+def decode_one(config: Any, own: DecodeOptions, has_run: bool) -> None:
     """Decode one prompt and print the answer; its figures are logged to standard error.
 
     Args:
-        config: the configuration of the run.
+        config: the configuration.
         own: the options of `decode`.
+        has_run: the configuration was named, so its output_dir may hold a trained policy.
 
     Raises:
         UserError: the prompt is empty, or the method cannot be built.
@@ -222,24 +313,21 @@ def decode_one(config: Any, own: DecodeOptions) -> None:
     from learn2pd.cli.live import LiveCanvas
     from learn2pd.cli.stages.components import method_of, model_of, sampling_of
     from learn2pd.decoding import decode
-    from learn2pd.registry import is_known
 
     if not own.prompt.strip():
-        raise UserError("prompt is empty: give prompt='some text'")
+        raise UserError('prompt is empty: give learn2pd decode "some text"')
     if own.policy == "oracle":
         raise UserError("policy='oracle' needs the answer beforehand: it is for recording and comparison")
-    named = is_known("policy", own.policy)
-    folder = Path(config.output_dir) / "policy" if own.policy in ("", "filter") else Path(own.policy)
-    options = [parse_options(name, getattr(own, name)) for name in ("options", "scheduler_options", "cache_options")]
     model = model_of(config)
+    policy, folder = policy_of(config, own, has_run)
     method = MethodConfig(
         name="decode",
-        policy=own.policy if named else "filter",
-        options=options[0],
+        policy=policy,
+        options=own.options,
         scheduler=own.scheduler,
-        scheduler_options=options[1],
+        scheduler_options=own.scheduler_options,
         cache=own.cache,
-        cache_options=options[2],
+        cache_options=own.cache_options,
     )
     built = method_of(config, model, folder, method, own.stop)
     with LiveCanvas(model, shown=own.live) as canvas:
@@ -252,7 +340,7 @@ def decode_one(config: Any, own: DecodeOptions) -> None:
             seed=config.seed,
             observer=canvas,
         )
-    sys.stdout.write(result.texts[0] + "\n")
+    print_text(result.texts[0])
     tokens = int(result.lengths[0])
     forwards = int(result.forwards[0])
     log.info(
@@ -262,3 +350,44 @@ def decode_one(config: Any, own: DecodeOptions) -> None:
         tokens / max(forwards, 1),
         result.wall_s,
     )
+
+
+def policy_of(config: Any, own: DecodeOptions, has_run: bool) -> tuple[str, Path]:
+    """Return the name of the policy that `decode` uses, and the folder of the trained filter.
+
+    Without `policy`, the trained policy of the run is used where there is one; else the shipped filter, if the
+    model is the embedded one that it was trained for; else the rule `threshold`.
+
+    Args:
+        config: the configuration.
+        own: the options of `decode`.
+        has_run: the configuration was named, so its output_dir may hold a trained policy.
+
+    Raises:
+        UserError: the policy is neither a registered name nor a folder.
+    """
+    from learn2pd.cli.config import ModelConfig
+    from learn2pd.registry import COMPONENTS, is_known
+
+    run = Path(config.output_dir) / "policy"
+    if own.policy == "filter":
+        return "filter", run
+    if own.policy is not None and is_known("policy", own.policy):
+        return own.policy, run
+    if own.policy is not None:
+        near = suggest(own.policy, COMPONENTS["policy"])
+        if near and not Path(own.policy).is_dir():
+            known = ", ".join(COMPONENTS["policy"])
+            raise UserError(
+                f"policy={own.policy!r}: no such folder or name{near}; expected a folder, or one of {known}"
+            )
+        return "filter", Path(own.policy)
+    if has_run and run.is_dir():
+        log.info("policy: the trained filter in %s", run)
+        return "filter", run
+    shipped = Path(SHIPPED_FILTER)
+    if shipped.is_dir() and config.model == ModelConfig(dtype=config.model.dtype, device=config.model.device):
+        log.info("policy: the shipped filter in %s", shipped)
+        return "filter", shipped
+    log.info("policy: threshold, since no trained filter belongs to this model; give policy=FOLDER for one of yours")
+    return "threshold", run

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from learn2pd.embedded.stream import Shape
 from learn2pd.embedded.training import Schedule
+from learn2pd.kinds import option
 
 ROPE_THETA = 10000.0
 SMALLEST_VOCABULARY = 260  # 256 bytes and 4 special tokens
@@ -33,8 +34,8 @@ class ExamplesConfig:
 
     # built-in tasks whose problems are learnt; an empty list stands for requests from files
     tasks: list[str] = field(default_factory=list)
-    path: str | None = None  # JSONL file of training requests, fields prompt and answer
-    validation_path: str | None = None  # the same for validation
+    path: str | None = option(None, "file of training requests, fields prompt and answer", path=True)
+    validation_path: str | None = option(None, "the same for validation", path=True)
     digest: str | None = None  # first 16 hex digits of the sha256 of the file at `path`; null: any file
     swap_share: float = 0.5  # probability that training replaces the value of a slot by another request's
     invent_share: float = 0.2  # probability that the replacing value is made up of words of several values
@@ -83,8 +84,8 @@ class EmbeddedConfig:
 
     job: str = "embedded"
     name: str = "???"  # set from config=NAME
-    output_dir: str = "outputs/${name}"
-    export_path: str = "???"  # folder of the finished checkpoint
+    output_dir: str = option("outputs/${name}", "folder of the run", path=True)
+    export_path: str = option("???", "folder of the finished checkpoint", path=True)
     seed: int = 0
     device: str = "auto"  # auto takes a GPU where there is one; the weights depend on it in their last digits
     threads: int = 1  # CPU threads; the weights depend on it in their last digits
@@ -92,7 +93,7 @@ class EmbeddedConfig:
     overwrite: bool = False  # delete what an earlier run left in output_dir
     examples: ExamplesConfig = field(default_factory=ExamplesConfig)
     vocab_size: int = 1024  # of the tokenizer that is learnt from the training texts
-    tokenizer_from: str | None = None  # folder of the model whose tokenizer is taken instead
+    tokenizer_from: str | None = option(None, "folder of the model whose tokenizer is taken instead", path=True)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     shape: Shape = field(default_factory=Shape)
     schedule: Schedule = field(default_factory=Schedule)

@@ -22,7 +22,7 @@ from learn2pd.embedded.objectives import MicroBatch
 from learn2pd.embedded.stream import Batch, StreamData
 from learn2pd.errors import UserError
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
-from learn2pd.training.lightning_setup import fit, loggers
+from learn2pd.training.lightning_setup import fit, loggers, plugins
 
 # Muon grows every singular value at the same rate. Without a norm on queries and keys (LLaDA has none) attention
 # saturates within a few hundred steps and never learns to copy from the prompt. Decay bounds the spectral norm of these
@@ -261,7 +261,7 @@ def train_language_model(
         max_steps=schedule.total_steps,
         logger=loggers(folder),
         callbacks=[saver, TQDMProgressBar(refresh_rate=10)],
-        plugins=[SafetensorsCheckpointIO()],
+        plugins=plugins(),
         val_check_interval=schedule.validate_every_steps,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,

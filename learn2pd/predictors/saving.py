@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from learn2pd.errors import UserError, check_options, first_line
+from learn2pd.kinds import check_fields
 from learn2pd.predictors.networks import NETWORKS, PredictorNetwork
 from learn2pd.types import CONFIDENCE, ModelSpec
 
@@ -226,9 +227,10 @@ def build_network(name: str, options: dict[str, Any]) -> PredictorNetwork:
         raise UserError(f"filter={name!r}: unknown; expected one of {', '.join(NETWORKS)}")
     check_options(f"filter {name!r}", options, inspect.signature(NETWORKS[name]).parameters)
     try:
+        check_fields(options, NETWORKS[name])
         return NETWORKS[name](**options)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"filter {name!r}: {error}") from error
+    except (ValueError, TypeError, RuntimeError, MemoryError) as error:
+        raise UserError(f"filter {name!r}: {first_line(error)}") from error
 
 
 def save_predictor(predictor: Predictor, folder: str | Path) -> Path:
@@ -291,7 +293,7 @@ def load_predictor(folder: str | Path, kind: str) -> Predictor:
             raise UserError(f"policy {str(folder)!r}: it is a {described['kind']!r}, expected a {kind!r}")
         network = build_network(described["network"]["name"], described["network"]["options"])
         network.load_state_dict(load_file(folder / "model.safetensors"))
-        return Predictor(
+        predictor = Predictor(
             kind=kind,
             network=network.eval(),
             threshold=described["threshold"],
@@ -300,6 +302,9 @@ def load_predictor(folder: str | Path, kind: str) -> Predictor:
             metrics=described["metrics"],
             source=str(folder),
         )
+        for part in (predictor, predictor.contract, *predictor.curve):
+            check_fields(vars(part), type(part))
+        return predictor
     except UserError:
         raise
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:

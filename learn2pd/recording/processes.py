@@ -14,7 +14,7 @@ import os
 import torch
 from lightning.fabric import Fabric
 
-from learn2pd.errors import UserError
+from learn2pd.errors import UserError, first_line
 
 
 class Processes:
@@ -28,13 +28,14 @@ class Processes:
         strategy: how Lightning Fabric starts the processes, in Fabric's words.
 
     Raises:
-        UserError: `devices` is neither "auto" nor a positive number, or Fabric does not accept the arguments.
+        UserError: `devices` is neither "auto" nor a positive number, or Fabric does not accept the arguments together
+            with the variables that a launcher has set.
     """
 
     def __init__(self, devices: int | str = 1, num_nodes: int = 1, strategy: str = "auto") -> None:
         if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
-            count = int(os.environ["LOCAL_WORLD_SIZE"])
-            num_nodes = int(os.environ["WORLD_SIZE"]) // count
+            count = _counted("LOCAL_WORLD_SIZE")
+            num_nodes = _counted("WORLD_SIZE") // count
         elif devices == "auto":
             count = max(1, torch.cuda.device_count())
         elif isinstance(devices, int) and devices >= 1:
@@ -47,9 +48,11 @@ class Processes:
             kind = "ddp" if strategy == "auto" else strategy
             try:
                 self.fabric = Fabric(accelerator="cpu", devices=count, num_nodes=num_nodes, strategy=kind)
-            except ValueError as error:
+                self.fabric.global_rank  # noqa: B018  # reads the variables of the launcher
+            except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, OSError) as error:
                 raise UserError(
-                    f"record.strategy={strategy!r}, record.devices={devices!r}: {str(error).splitlines()[0]}"
+                    f"record.strategy={strategy!r}, record.devices={devices!r}, record.num_nodes={num_nodes}: "
+                    f"Lightning cannot start these processes here ({first_line(error)})"
                 ) from error
 
     @property
@@ -71,3 +74,11 @@ class Processes:
             self.fabric.launch()
             self.fabric.barrier()
             torch.distributed.destroy_process_group()
+
+
+def _counted(name: str) -> int:
+    """Return the number of processes that torchrun has put into a variable of the environment."""
+    text = os.environ.get(name, "")
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"the variable {name}={text!r} of the environment: expected a number, as torchrun sets it")
+    return int(text)

@@ -32,6 +32,7 @@ SCHEMA_VERSION = 2
 RECORDING = "recording.json"
 MANIFEST = "manifest.json"
 TABLES = ("states", "references")
+COUNTS = ("prompts", "shard_prompts", "gen_length")  # whole numbers in recording.json
 
 
 def state_features(gen_length: int) -> Features:
@@ -223,12 +224,20 @@ def read_recording(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the folder has no readable recording.json, or the file has another schema.
     """
+    if not (folder / RECORDING).exists():
+        raise UserError(f"{folder}: no {RECORDING}; run the stage 'record' first")
     recording = read_json(folder / RECORDING)
     if recording is None:
-        raise UserError(f"{folder}: no readable {RECORDING}; run the stage 'record' first")
+        raise UserError(f"{folder / RECORDING} is damaged: delete {folder} and run the stage 'record' again")
     if recording.get("schema") != SCHEMA_VERSION:
         raise UserError(
             f"{folder}: recorded with schema {recording.get('schema')!r}, this version reads {SCHEMA_VERSION}: "
             "record again with overwrite=true"
+        )
+    lacking = [key for key in COUNTS if not isinstance(recording.get(key), int) or recording[key] < 1]
+    if lacking:
+        raise UserError(
+            f"{folder / RECORDING}: {lacking[0]}={recording.get(lacking[0])!r}: the file is damaged: "
+            f"delete {folder} and run the stage 'record' again"
         )
     return recording

@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from learn2pd.errors import UserError, first_line
+
 TAGS = ("__tensor__", "__items__", "__tuple__")
 
 
@@ -95,17 +97,17 @@ class SafetensorsCheckpointIO(CheckpointIO):
             The tree that was saved.
 
         Raises:
-            ValueError: the file is damaged or is not such a checkpoint; the message names the file.
+            UserError: the file is missing, damaged or not such a checkpoint; the message names the file.
         """
         try:
             with safe_open(path, framework="pt") as file:
                 tree = json.loads(file.metadata()["tree"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"checkpoint {path} is damaged or not one of ours ({error}): delete it to start again"
+            restored: dict[str, Any] = _unflatten(tree, tensors)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise UserError(
+                f"checkpoint {path} is damaged or not one of ours ({first_line(error)}): delete it to start again"
             ) from error
-        restored: dict[str, Any] = _unflatten(tree, tensors)
         return restored
 
     def remove_checkpoint(self, path: Any) -> None:

@@ -36,9 +36,10 @@ from learn2pd.predictors.networks import LengthFree, PredictorNetwork
 from learn2pd.predictors.questions import Batch, Columns, Question, make_batch
 from learn2pd.recording.reading import Recording
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
-from learn2pd.training.lightning_setup import fit, loggers
+from learn2pd.training.lightning_setup import check_checkpoint, fit, loggers, plugins
 
 SHARDS_AT_A_TIME = 8  # shards that are held in memory and whose rows are shuffled together
+BEST = "best.safetensors"  # checkpoint of the best epoch
 VALIDATION_ROWS = 4096  # states in a batch of validation
 
 
@@ -282,6 +283,22 @@ class Recipe:
     patience_epochs: int = 10  # epochs without a lower validation loss after which the training stops
 
 
+def load_weights(network: PredictorNetwork, folder: Path) -> None:
+    """Give a network the weights of the best epoch of its training.
+
+    Args:
+        network: the network; it is changed.
+        folder: the folder of the training.
+
+    Raises:
+        UserError: the weights are missing or damaged, or they are those of another network.
+    """
+    module = PredictorTraining(network, 0.0, 0.0)
+    check_checkpoint(folder / BEST, module)
+    module.load_state_dict(SafetensorsCheckpointIO().load_checkpoint(folder / BEST)["state_dict"])
+    network.eval()
+
+
 def train_predictor(network: PredictorNetwork, data: PredictorData, folder: Path, recipe: Recipe) -> dict[str, float]:
     """Train a network in place and give it the weights of the epoch with the least validation loss.
 
@@ -297,23 +314,25 @@ def train_predictor(network: PredictorNetwork, data: PredictorData, folder: Path
         The validation figures of the best epoch, and `epochs`, the number of epochs that were trained.
     """
     module = PredictorTraining(network, recipe.learning_rate, recipe.weight_decay)
-    best = ModelCheckpoint(folder, filename="best", monitor="val_loss", enable_version_counter=False)
+    best = ModelCheckpoint(folder, filename=Path(BEST).stem, monitor="val_loss", enable_version_counter=False)
     latest = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
     best.FILE_EXTENSION = latest.FILE_EXTENSION = ".safetensors"
-    io = SafetensorsCheckpointIO()
     trainer = lightning.Trainer(
         accelerator="cpu",  # a few thousand parameters: a GPU would only add latency
         devices=1,
         max_epochs=recipe.max_epochs,
         callbacks=[best, latest, EarlyStopping("val_loss", patience=recipe.patience_epochs), TQDMProgressBar()],
         logger=loggers(folder),
-        plugins=[io],
+        plugins=plugins(),
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
         enable_model_summary=False,
         log_every_n_steps=1,
     )
-    fit(trainer, module, data, folder / "last.safetensors")
-    module.load_state_dict(io.load_checkpoint(folder / "best.safetensors")["state_dict"])
+    last = folder / "last.safetensors"
+    if last.exists():
+        check_checkpoint(last, module)
+    fit(trainer, module, data, last)
+    load_weights(network, folder)
     figures = trainer.validate(module, data, verbose=False)[0]
     return {name: float(value) for name, value in figures.items()} | {"epochs": float(trainer.current_epoch)}

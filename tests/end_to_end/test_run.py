@@ -254,6 +254,97 @@ def test_what_cannot_run_is_one_line(arguments, tmp_path, capsys, extra, named):
         assert part in line
 
 
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [
+        (["compare.methods=[{name: x, policy: treshold}]"], ["treshold", "did you mean 'threshold'"]),
+        (["compare.methods=[{name: f, policy: filter, options: {aggresiveness: 1}}]"], ["aggresiveness"]),
+        (["compare.methods=[{name: f, policy: filter, options: {folder: nowhere}}]"], ["nowhere", "policy.json"]),
+        (["compare.methods=[{name: v, policy: fixed}, {name: v, policy: fixed}]"], ["'v'"]),
+        (["compare.methods=[{name: o, policy: oracle}]"], ["oracle", "fixed"]),
+        (["compare.methods=[]"], ["compare.methods is empty"]),
+        (["compare.stops=[]"], ["compare.stops is empty"]),
+        (["compare.stops=[never]"], ["never"]),
+        (["compare.policy=nowhere"], ["nowhere", "policy.json"]),
+        (["calibrate.thresholds=[]"], ["calibrate.thresholds is empty"]),
+        (["calibrate.thresholds=[0.5, 1.5]"], ["calibrate.thresholds[1]=1.5", "from 0 to 1"]),
+        (["train.learning_rate=.nan"], ["train.learning_rate=nan"]),
+        (["train.learning_rate=-1"], ["train.learning_rate=-1"]),
+        (["train.learning_rate=0"], ["train.learning_rate=0"]),
+        (["train.weight_decay=-1"], ["train.weight_decay=-1"]),
+        (["filter=mlp", "filter_options={width: 16}"], ["filter_options.width=16", "decode.block_length=32"]),
+        (["filter_options={hidden: x}"], ["hidden='x'", "whole number"]),
+        (["filter_options={hidden: 30}"], ["hidden=30", "multiple"]),
+        (["model.device=cuda:99"], ["cuda:99"]),
+        (["model.device=gpu"], ["gpu"]),
+        (["record.devices=0"], ["record.devices=0"]),
+        (["record.devices=many"], ["record.devices='many'"]),
+        (["record.devices=2", "record.strategy=dpd"], ["record.strategy='dpd'"]),
+        (["decode.temperature=-1"], ["decode.temperature=-1"]),
+        (["decode.top_k=-1"], ["decode.top_k=-1"]),
+    ],
+)
+def test_what_a_later_stage_would_refuse_is_refused_before_the_first_one(arguments, tmp_path, capsys, extra, named):
+    kept = [
+        argument for argument in arguments if argument.split("=")[0] not in {entry.split("=")[0] for entry in extra}
+    ]
+    line = failing(capsys, [*kept, f"output_dir={tmp_path / 'out'}", *extra])
+    for part in named:
+        assert part in line
+    assert not (tmp_path / "out").exists()
+
+
+LAUNCHERS = {
+    "Slurm": {
+        "SLURM_NTASKS": "4",
+        "SLURM_JOB_ID": "1",
+        "SLURM_JOB_NAME": "job",
+        "SLURM_PROCID": "0",
+        "SLURM_NODEID": "0",
+    },
+    "Slurm, another node": {
+        "SLURM_NTASKS": "2",
+        "SLURM_JOB_NAME": "job",
+        "SLURM_NNODES": "7",
+        "SLURM_NTASKS_PER_NODE": "3",
+    },
+    "LSF": {
+        "LSB_JOBID": "1",
+        "LSB_DJOB_RANKFILE": "/dev/null",
+        "JSM_NAMESPACE_LOCAL_RANK": "0",
+        "JSM_NAMESPACE_SIZE": "2",
+    },
+    "half of torchrun": {"LOCAL_RANK": "1", "NODE_RANK": "x", "WORLD_SIZE": "2"},
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_variables_of_a_launcher_do_not_disturb_a_training(arguments, tmp_path, monkeypatch, launcher):
+    for name, value in LAUNCHERS[launcher].items():
+        monkeypatch.setenv(name, value)
+    kept = [argument for argument in arguments if not argument.startswith(("data.", "decode.", "train."))]
+    small = ["data.tasks=[math]", "data.train_prompts=3", "data.validation_prompts=3", "decode.gen_length=32"]
+    own = [*kept, *small, "train.rounds=0", "train.max_epochs=1", "filter=mlp", "stages=[record,train]"]
+    assert cli.run([*own, f"output_dir={tmp_path / 'out'}"]) == 0
+
+
+@pytest.mark.parametrize("launcher", ["Slurm", "LSF"])
+def test_several_processes_that_do_not_fit_the_launcher_are_one_line(
+    arguments, tmp_path, monkeypatch, capsys, launcher
+):
+    for name, value in LAUNCHERS[launcher].items():
+        monkeypatch.setenv(name, value)
+    line = failing(capsys, [*arguments, f"output_dir={tmp_path / 'out'}", "record.devices=2"])
+    assert "record.devices=2" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
+def test_a_number_of_a_process_that_is_none_is_one_line(arguments, monkeypatch, capsys, name):
+    monkeypatch.setenv(name, "first")
+    assert f"{name}='first'" in failing(capsys, arguments)
+
+
 def test_gsm8k_style_questions_go_through(arguments, tmp_path):
     lines = [
         {"question": f"Ann has {n} apples — she buys £{n + 2} worth. How many?", "answer": f"so\n#### {2 * n + 2}"}

@@ -16,11 +16,11 @@ import torch
 
 from learn2pd.cli.config import RunConfig
 from learn2pd.cli.stages.calibration import check_target, stage_calibrate
-from learn2pd.cli.stages.comparison import stage_compare
+from learn2pd.cli.stages.comparison import check_comparison, stage_compare
 from learn2pd.cli.stages.components import checkers_of, model_of, prompts_of, usable_prompts
-from learn2pd.cli.stages.recording import dry_run, processes_of, stage_record
+from learn2pd.cli.stages.recording import check_recording, dry_run, processes_of, stage_record
 from learn2pd.cli.stages.run_folder import claim_output, open_output, write_metrics
-from learn2pd.cli.stages.training import check_training, stage_train
+from learn2pd.cli.stages.training import check_base, check_training, stage_train
 
 __all__ = ["dry_run", "run_stages"]
 log = logging.getLogger(__name__)
@@ -56,13 +56,20 @@ def run_stages(config: RunConfig, only: str | None = None) -> None:
         check_training(config)
     if "calibrate" in stages:
         check_target(config, prompts_of(config))
-    prompts = usable_prompts(config, model_of(config))
+    model = model_of(config)
+    prompts = usable_prompts(config, model)
     if "calibrate" in stages:
         check_target(config, prompts)
     if set(stages) - {"record"}:
         checkers_of(config, prompts)
+    if "train" in stages:
+        check_base(config, model)
+    if "compare" in stages:
+        check_comparison(config, model, Path(config.output_dir), trains="calibrate" in stages)
     with claim_output(config) as output:
-        open_output(config, output)
+        if set(stages) - {"compare"} and not config.overwrite:
+            check_recording(config, output)
+        open_output(config, output, stages)
         for stage in stages:
             started = time.perf_counter()
             log.info("stage %s", stage)

@@ -71,6 +71,8 @@ def check_target(config: RunConfig, prompts: Sequence[Prompt]) -> None:
         UserError: the validation prompts are too few, or no checker judges them although the target is one of accuracy.
     """
     options = config.calibrate
+    if not options.thresholds:
+        raise UserError("calibrate.thresholds is empty: list at least one threshold, such as 0.9")
     usable = [
         prompt
         for prompt in prompts

@@ -34,6 +34,7 @@ from learn2pd.models.loading import Model
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.threshold import ThresholdPolicy
+from learn2pd.registry import lacking
 from learn2pd.statistics.bootstrap import Bootstrap
 
 log = logging.getLogger(__name__)
@@ -52,12 +53,8 @@ def stage_compare(config: RunConfig, output: Path) -> dict[str, Any]:
         The numbers of rows and of prompts.
 
     Raises:
-        UserError: the configuration lists no method or no stop rule, or one of them cannot be built.
+        UserError: a method or a stop rule cannot be built.
     """
-    if not config.compare.methods:
-        raise UserError("compare.methods is empty: list at least one method with name and policy")
-    if not config.compare.stops:
-        raise UserError("compare.stops is empty: list at least one stop rule, such as eot")
     model = model_of(config)
     prompts = [prompt for prompt in usable_prompts(config, model) if prompt.split == "test"]
     checkers = checkers_of(config, prompts)
@@ -96,6 +93,54 @@ def stage_compare(config: RunConfig, output: Path) -> dict[str, Any]:
         "comparison over all tasks:\n%s\n\nall tables: %s", tables.summary(comparison, meta), output / "compare.md"
     )
     return {"rows": len(comparison["rows"]), "prompts": len(prompts)}
+
+
+def check_comparison(config: RunConfig, model: Model, output: Path, trains: bool) -> None:
+    """Check the methods and stop rules before anything is recorded.
+
+    All of them are built, apart from those that need the filter that this run is going to train.
+
+    Args:
+        config: the configuration.
+        model: the model.
+        output: the output_dir of the run.
+        trains: the run is going to train and export a filter.
+
+    Raises:
+        UserError: the configuration lists no method or no stop rule, or one of them cannot be built.
+    """
+    if not config.compare.methods:
+        raise UserError("compare.methods is empty: list at least one method with name and policy")
+    if not config.compare.stops:
+        raise UserError("compare.stops is empty: list at least one stop rule, such as eot")
+    methods = expand_sweeps(config.compare.methods)
+    if any(method.policy == "oracle" for _, method in methods) and methods[0][1].policy != "fixed":
+        raise UserError(
+            "compare.methods: 'oracle' needs a method with policy 'fixed' at the head of the list, "
+            "whose answers it knows"
+        )
+    waits = trains and config.compare.policy is None
+    for stop in config.compare.stops:
+        for _, method in methods:
+            parts: tuple[tuple[str, str, dict[str, Any]], ...] = (
+                ("policy", method.policy, method.options),
+                ("scheduler", method.scheduler, method.scheduler_options),
+                ("cache", method.cache, method.cache_options),
+                ("stop", stop, {}),
+            )
+            needed = [name for part in parts for name in lacking(*part)]
+            if not (waits and "folder" in needed):
+                method_of(config, model, policy_folder(config, output), method, stop)
+
+
+def policy_folder(config: RunConfig, output: Path) -> Path:
+    """Return the folder of the trained filter that is compared.
+
+    Args:
+        config: the configuration.
+        output: the output_dir of the run.
+    """
+    return Path(config.compare.policy) if config.compare.policy else output / "policy"
 
 
 def expand_sweeps(methods: list[MethodConfig]) -> list[tuple[str, MethodConfig]]:
@@ -154,13 +199,8 @@ def _compare_outcomes(
 ) -> list[Outcome]:
     decoding = config.decode
     groups = group_by_task(prompts)
-    folder = Path(config.compare.policy) if config.compare.policy else output / "policy"
+    folder = policy_folder(config, output)
     methods = expand_sweeps(config.compare.methods)
-    if any(method.policy == "oracle" for _, method in methods) and methods[0][1].policy != "fixed":
-        raise UserError(
-            "compare.methods: 'oracle' needs a method with policy 'fixed' at the head of the list, "
-            "whose answers it knows"
-        )
     # All methods are built before the first one runs, so that a mistake in the last line does not cost an hour.
     runs = [
         (stop, family, method, method_of(config, model, folder, method, stop))

@@ -26,7 +26,7 @@ from learn2pd.recording.estimate import estimate
 from learn2pd.recording.processes import Processes
 from learn2pd.recording.reading import Recording
 from learn2pd.recording.recorder import oracle_tables, record, rollout_tables
-from learn2pd.recording.schema import describe_recording, open_recording
+from learn2pd.recording.schema import RECORDING, describe_recording, open_recording
 from learn2pd.recording.writing import Tables
 from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.types import CONFIDENCE
@@ -58,6 +58,22 @@ def recorded_prompts(config: RunConfig, model: Model) -> list[Prompt]:
         UserError: the model cannot take a prompt of any split.
     """
     return [prompt for prompt in usable_prompts(config, model) if prompt.split != "test"]
+
+
+def check_recording(config: RunConfig, output: Path) -> None:
+    """Check, before anything is changed, that the recording in the output_dir is that of this configuration.
+
+    Args:
+        config: the configuration.
+        output: the output_dir of the run.
+
+    Raises:
+        UserError: the recording was made with something else; the message names each difference.
+    """
+    folder = output / "records"
+    if (folder / RECORDING).exists():
+        model = model_of(config)
+        open_recording(folder, _described(config, model, recorded_prompts(config, model)))
 
 
 def stage_record(config: RunConfig, output: Path) -> dict[str, Any] | None:

@@ -1,11 +1,15 @@
-"""The folder of a run (its output_dir): its lock, the description of the run, and its figures."""
+"""The folder of a run (its output_dir): its lock, the description of the run, and its figures.
+
+The folder always tells the truth: what stands in run.json is what its outputs were made with. With resume=true, the
+outputs of the stages that a changed key belongs to are deleted before run.json is written.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +17,35 @@ from filelock import FileLock, Timeout
 
 from learn2pd.cli.config import differences, identity
 from learn2pd.errors import UserError
-from learn2pd.files import write_json
+from learn2pd.files import read_json, write_json
 
+log = logging.getLogger(__name__)
 RUN_FILE = "run.json"  # the description of the run
 METRICS_FILE = "metrics.json"  # the figures of its stages
 LOCK_FILE = ".lock"
+STAGE_OUTPUTS = {  # names in the folder by the stage that makes them, the stages in their order
+    "record": ("records",),
+    "train": ("train", "rounds"),
+    "calibrate": ("policy", "adapter", "plots/reliability.png"),
+    "compare": (
+        *("compare.json", "compare.md", "plots/tradeoff.png", "plots/tradeoff_tasks.png"),
+        *("plots/fastest.png", "plots/commit_steps.png"),
+    ),
+}
+# decoded answers of a comparison; they are kept when a key changes, since each of them knows what it depends on
+CACHES = ("compare",)
 OUTPUTS = (  # names in the folder that overwrite=true deletes
-    RUN_FILE,
-    METRICS_FILE,
-    "records",
-    "rounds",
-    "train",
-    "policy",
-    "compare",
-    "compare.json",
-    "compare.md",
-    "plots",
-    "pretrain",
+    *(RUN_FILE, METRICS_FILE, "plots", "pretrain"),
+    *(name for names in STAGE_OUTPUTS.values() for name in names),
+    *CACHES,
 )
+# The first stage whose outputs depend on a key, by the beginning of the key. All other keys belong to `train`. Whether
+# the recording depends on them is decided by the recording itself, which holds what it was made with.
+FIRST_STAGE = {
+    "calibrate.": "calibrate",
+    **dict.fromkeys(("name", "model.", "compare.", "data.test_", "record.shard_prompts"), "compare"),
+    **dict.fromkeys(("decode.temperature", "decode.top_p", "decode.top_k"), "compare"),
+}
 
 
 @contextlib.contextmanager
@@ -66,39 +81,107 @@ def claim_output(config: Any) -> Iterator[Path]:
         lock.release()
 
 
-def open_output(config: Any, output: Path) -> None:
-    """Write the description of the run to the output_dir, or make sure that the description in it is the same.
+def open_output(config: Any, output: Path, stages: Collection[str] = ()) -> None:
+    """Write the description of the run to the output_dir, and delete the outputs that do not belong to it any more.
 
-    With `overwrite=true`, the outputs of the earlier run are deleted first.
+    With `overwrite=true`, all outputs of an earlier run are deleted. With `resume=true`, those of the stages that a
+    changed key belongs to are deleted.
 
     Args:
         config: the configuration.
         output: the output_dir of the run.
+        stages: the stages that are going to run.
 
     Raises:
-        UserError: the folder holds a run of another configuration (the message names the differences), or it cannot be
-            written.
+        UserError: the folder holds a run of another configuration (the message names the differences), a changed key
+            belongs to a stage that is done and is not going to run, the description or the figures of the earlier run
+            cannot be read, or the folder cannot be written.
     """
     described = identity(config)
-    if config.overwrite:
-        for name in OUTPUTS:
-            target = output / name
-            if target.is_dir():
-                shutil.rmtree(target)
-            else:
-                target.unlink(missing_ok=True)
-    path = output / RUN_FILE
-    if path.is_file() and not config.resume:
-        changed = differences(json.loads(path.read_text(encoding="utf-8")), described)
-        if changed:
-            shown = "; ".join(changed[:4]) + ("; ..." if len(changed) > 4 else "")
-            ways = "overwrite=true to start again" if config.job == "embedded" else "resume=true or overwrite=true"
-            held = f"output_dir={config.output_dir} holds a run of another configuration ({shown})"
-            raise UserError(f"{held}: choose another, or set {ways}")
     try:
-        write_json(path, described)
+        if config.overwrite:
+            for name in OUTPUTS:
+                _delete(output / name)
+        else:
+            _continue(config, output, described, stages)
+        write_json(output / RUN_FILE, described)
     except OSError as error:
         raise UserError(f"output_dir={config.output_dir}: cannot be written ({error.strerror})") from error
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _continue(config: Any, output: Path, described: dict[str, Any], stages: Collection[str]) -> None:
+    """Make sure that the run in a folder may be continued, and delete what a changed key has made invalid."""
+    ways = "overwrite=true to start again" if config.job == "embedded" else "resume=true or overwrite=true"
+    read_metrics(output)
+    if not (output / RUN_FILE).exists():
+        unknown = [name for name in ("train", "rounds", METRICS_FILE) if (output / name).exists()]
+        if unknown:
+            raise UserError(
+                f"output_dir={config.output_dir} holds {unknown[0]!r} but no {RUN_FILE}, so nobody knows what it was "
+                "made with: choose another, or set overwrite=true to start again"
+            )
+        return
+    before = read_json(output / RUN_FILE)
+    if before is None:
+        raise UserError(
+            f"{output / RUN_FILE} is damaged, so nobody knows what the outputs beside it were made with: "
+            "choose another output_dir, or set overwrite=true to start again"
+        )
+    changed = differences(before, described)
+    if not changed:
+        return
+    lines = [f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items()]
+    shown = "; ".join(lines[:4]) + ("; ..." if len(lines) > 4 else "")
+    if not config.resume:
+        held = f"output_dir={config.output_dir} holds a run of another configuration ({shown})"
+        raise UserError(f"{held}: choose another, or set {ways}")
+    order = list(STAGE_OUTPUTS)
+    first = min((_first_stage(key) for key in changed), key=order.index)
+    done = [stage for stage in order[order.index(first) :] if _is_begun(output, stage)]
+    if done and done[0] not in stages:
+        raise UserError(
+            f"resume=true with another configuration ({shown}): it changes the stage {done[0]!r}, which is done and is "
+            f"not among the stages of this command: run it too, choose another output_dir, or set the key back"
+        )
+    grown = all(_only_adds(key, old, new, described) for key, (old, new) in changed.items())
+    _invalidate(output, [stage for stage in done if not (grown and stage == "train")], shown)
+
+
+def _first_stage(key: str) -> str:
+    """Return the first stage that a key changes."""
+    return next((stage for start, stage in FIRST_STAGE.items() if key.startswith(start)), "train")
+
+
+def _is_begun(output: Path, stage: str) -> bool:
+    return stage in read_metrics(output) or any((output / name).exists() for name in STAGE_OUTPUTS[stage])
+
+
+def _only_adds(key: str, old: Any, new: Any, described: dict[str, Any]) -> bool:
+    """Say whether a changed key asks for more training, and leaves the finished trainings as they are."""
+    if _first_stage(key) != "train":
+        return True
+    if key == "train.predictors":
+        return set(old) <= set(new)
+    # a filter that is fine-tuned in rounds is its own round 0
+    return key == "train.rounds" and old < new and described["train"]["start"] == "scratch"
+
+
+def _invalidate(output: Path, stages: Collection[str], reason: str) -> None:
+    """Delete the outputs and the figures of stages."""
+    for name in (name for stage in stages for name in STAGE_OUTPUTS[stage]):
+        _delete(output / name)
+    figures = read_metrics(output)
+    if figures.keys() & set(stages):
+        write_json(output / METRICS_FILE, {stage: kept for stage, kept in figures.items() if stage not in stages})
+    if stages:
+        log.info("changed since the last run: %s; its outputs of %s are deleted", reason, ", ".join(stages))
 
 
 def read_metrics(output: Path) -> dict[str, Any]:
@@ -109,9 +192,17 @@ def read_metrics(output: Path) -> dict[str, Any]:
 
     Returns:
         The figures by the names of the stages; empty where no stage has finished.
+
+    Raises:
+        UserError: the file is damaged.
     """
     path = output / METRICS_FILE
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    if not path.exists():
+        return {}
+    figures = read_json(path)
+    if figures is None or not all(isinstance(entry, dict) for entry in figures.values()):
+        raise UserError(f"{path} is damaged: delete it and start again; finished work is kept")
+    return figures
 
 
 def write_metrics(output: Path, stage: str, figures: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ Outputs: output_dir/train and output_dir/rounds.
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -22,7 +21,8 @@ from learn2pd.cli.stages.recording import record_round
 from learn2pd.cli.stages.run_folder import read_metrics
 from learn2pd.cli.stages.validation import measure_on
 from learn2pd.errors import UserError, suggest
-from learn2pd.files import write_json
+from learn2pd.files import read_json, write_json
+from learn2pd.models.loading import Model
 from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.predictors.kinds import BESIDE_THE_FILTER, QUESTIONS
 from learn2pd.predictors.lora import add_adapter
@@ -30,10 +30,11 @@ from learn2pd.predictors.networks import PredictorNetwork
 from learn2pd.predictors.saving import Contract, Predictor, build_network, load_predictor, network_json
 from learn2pd.recording.reading import Recording
 from learn2pd.training.calibration import DecodedValidation
-from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
-from learn2pd.training.fit import PredictorData, Recipe, train_predictor
+from learn2pd.training.fit import PredictorData, Recipe, load_weights, train_predictor
+from learn2pd.types import CONFIDENCE
 
 log = logging.getLogger(__name__)
+DONE = "done.json"  # the figures of a finished training, in its folder
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,12 @@ def check_training(config: RunConfig) -> None:
     Raises:
         UserError: a predictor, an option of the network, or the filter to fine-tune does not exist.
     """
-    network_of(config, "filter")
+    width = network_of(config, "filter").width
+    if width not in (None, config.decode.block_length):
+        raise UserError(
+            f"filter_options.width={width}: expected decode.block_length={config.decode.block_length}, "
+            "since this network looks at one whole block"
+        )
     if config.train.start != "scratch":
         base_of(config)
     for name in config.train.predictors:
@@ -126,6 +132,23 @@ def check_training(config: RunConfig) -> None:
                 f"train.predictors: unknown predictor {name!r}{suggest(name, BESIDE_THE_FILTER)}; "
                 f"expected some of {', '.join(BESIDE_THE_FILTER)}"
             )
+
+
+def check_base(config: RunConfig, model: Model) -> None:
+    """Check, before anything is recorded, that the filter to fine-tune fits the model and the blocks of this run.
+
+    Args:
+        config: the configuration.
+        model: the model.
+
+    Raises:
+        UserError: the filter was trained for something else.
+    """
+    if config.train.start != "scratch":
+        spec = model.spec
+        facts = {"mask_id": spec.mask_id, "vocab_size": spec.vocab_size, "eot_ids": spec.eot_ids}
+        geometry = {"block_length": config.decode.block_length, "alignment": "prompt", "confidence": CONFIDENCE}
+        check_same(base_of(config), facts | geometry)
 
 
 def network_of(config: RunConfig, kind: str) -> PredictorNetwork:
@@ -270,10 +293,11 @@ def load_trained(config: RunConfig, output: Path, kind: str, manifest: dict[str,
         UserError: the stage has not finished training this predictor.
     """
     folder = output / "train" / (f"round-{config.train.rounds}" if kind == "filter" else kind)
-    if not (folder / "done.json").is_file():
+    if not (folder / DONE).exists():
         raise UserError(f"{folder}: no finished training; run the stage 'train' first")
     start = start_of(config, kind, manifest)
-    _load(start.network, folder)
+    _figures(folder / DONE, start)
+    load_weights(start.network, folder)
     return start
 
 
@@ -285,26 +309,32 @@ def _train_or_load(
     options = config.train
     start = start_of(config, kind, recordings[0].manifest)
     network = start.network
-    done = folder / "done.json"
-    if done.is_file():
-        _load(network, folder)
-        return network, json.loads(done.read_text(encoding="utf-8"))
+    done = folder / DONE
+    if done.exists():
+        load_weights(network, folder)
+        return network, _figures(done, start)
     data = data_of(config, recordings, kind, network)
     started = time.perf_counter()
     data.prepare(normalise=start.base is None)
-    figures = train_predictor(
-        network,
-        data,
-        folder,
-        Recipe(options.learning_rate, options.weight_decay, options.max_epochs, options.patience_epochs),
-    )
+    recipe = Recipe(options.learning_rate, options.weight_decay, options.max_epochs, options.patience_epochs)
+    figures: dict[str, Any] = dict(train_predictor(network, data, folder, recipe))
     figures["train_seconds"] = round(time.perf_counter() - started, 2)
     figures["parameters"] = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    if start.base:
+        figures["base"] = start.base.fingerprint
     write_json(done, figures)
     return network, figures
 
 
-def _load(network: PredictorNetwork, folder: Path) -> None:
-    state = SafetensorsCheckpointIO().load_checkpoint(folder / "best.safetensors")["state_dict"]
-    network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in state.items()})
-    network.eval()
+def _figures(path: Path, start: Start) -> dict[str, Any]:
+    """Return the figures of a finished training, which began with the same filter as this run would."""
+    figures = read_json(path)
+    if figures is None:
+        raise UserError(f"{path} is damaged: delete {path.parent} to train it again")
+    base = start.base.fingerprint if start.base else None
+    if figures.get("base", base) != base:
+        raise UserError(
+            f"{path.parent} was trained on the filter {figures['base']}, and policy is now {base}: "
+            "delete the folder to train it again, or give the filter of that training"
+        )
+    return figures
