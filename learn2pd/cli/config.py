@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from learn2pd.errors import UserError, suggest
+from learn2pd.files import shipped_folder
 from learn2pd.kinds import matches, type_name
 
 STAGES = ("record", "train", "calibrate", "compare")
@@ -220,10 +221,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-def config_folder() -> Path:
-    """Return the folder `configs/` of the working directory, or, where it does not exist, that of the repository."""
-    local = Path("configs")
-    return local if local.is_dir() else Path(__file__).resolve().parents[2] / "configs"
+def config_folders() -> tuple[Path, Path]:
+    """Return the folders of configurations: `configs/` of the working directory, and that of the package."""
+    return Path("configs"), shipped_folder("configs")
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -255,8 +255,13 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def config_names() -> list[str]:
-    """Return the names of all configurations in `config_folder()`, sorted."""
-    return sorted(path.stem for path in config_folder().rglob("*.yaml"))
+    """Return the names of all configurations in `config_folders()`, sorted."""
+    return sorted({path.stem for folder in config_folders() for path in folder.rglob("*.yaml")})
+
+
+def _config_path(name: str) -> Path:
+    own, shipped = (folder / f"{name}.yaml" for folder in config_folders())
+    return own if own.is_file() else shipped
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Any:
@@ -273,7 +278,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Any:
         UserError: the file does not exist or cannot be read, a key is unknown, or a value has the wrong type or is out
             of its range.
     """
-    path = Path(name) if name.endswith(".yaml") else config_folder() / f"{name}.yaml"
+    path = Path(name) if name.endswith(".yaml") else _config_path(name)
     if not path.is_file():
         raise UserError(
             f"config={name}: no such configuration{suggest(name, config_names())}; "

@@ -24,6 +24,7 @@ import pyarrow
 import pyarrow.parquet
 
 from learn2pd.errors import UserError, first_line, suggest
+from learn2pd.files import here_or_shipped
 
 LINE_END = re.compile(rb"\r\n|\n|\r")
 BYTE_ORDER_MARK = "\ufeff"
@@ -83,7 +84,7 @@ def read_records(path: str | Path, key: str = "data.path") -> Records:
         UserError: The file is missing, a folder, empty, damaged or not text.
     """
     source = f"{key}={str(path)!r}"
-    raw = _bytes_of(Path(path).expanduser(), source)
+    raw = _bytes_of(Path(here_or_shipped(str(path))), source)
     name = Path(path).name
     digest = hashlib.sha256(raw).hexdigest()
     if raw[:2] == b"\x1f\x8b":

@@ -20,6 +20,7 @@ from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 from safetensors import SafetensorError
 
 from learn2pd.errors import UserError
+from learn2pd.files import here_or_shipped
 from learn2pd.models.neighbours import cause, told_in_one_line
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -32,7 +33,7 @@ LFS_POINTER = b"version https://git-lfs.github.com"
 
 
 def path_text(key: str, path: object) -> str:
-    """A folder or a hub name as text, with `~` as the home folder.
+    """A folder or a hub name as text, with `~` as the home folder, and the package's own folders by their names.
 
     Args:
         key: The argument's name, for messages.
@@ -48,7 +49,7 @@ def path_text(key: str, path: object) -> str:
         )
     if not text.strip() or "\0" in text:
         raise UserError(f"{key}={text!r}: expected a folder or a hub name such as 'owner/name'")
-    return os.path.expanduser(text)
+    return here_or_shipped(text)
 
 
 def shown_name(path: str) -> str:

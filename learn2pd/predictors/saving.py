@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from learn2pd.errors import UserError, check_options, first_line
+from learn2pd.files import here_or_shipped
 from learn2pd.predictors.networks import NETWORKS, PredictorNetwork
 from learn2pd.types import CONFIDENCE, ModelSpec
 
@@ -274,7 +275,7 @@ def load_predictor(folder: str | Path, kind: str) -> Predictor:
     Raises:
         UserError: The folder is missing or damaged, or holds a predictor of another kind or schema.
     """
-    folder = Path(folder)
+    folder = Path(here_or_shipped(str(folder)))
     path = folder / "policy.json"
     if not path.is_file():
         raise UserError(

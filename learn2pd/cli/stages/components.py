@@ -21,6 +21,7 @@ from learn2pd.data.reading import Records, hub_records, read_records
 from learn2pd.data.tasks import SPLITS, Checker, ProgramChecker, Task
 from learn2pd.decoding import encode_checked, provided_by
 from learn2pd.errors import UserError, suggest
+from learn2pd.files import here_or_shipped
 from learn2pd.method import Method
 from learn2pd.models.loading import Model, load_model
 from learn2pd.registry import GENERATED_TASKS, Provided, build_task
@@ -61,7 +62,7 @@ def prompts_of(config: RunConfig) -> list[Prompt]:
 def _stamp(path: str) -> tuple[int, ...]:
     """Return numbers that change when a file is replaced or written. A pipe keeps its numbers when it is read."""
     try:
-        status = os.stat(os.path.expanduser(path))
+        status = os.stat(here_or_shipped(path))
     except (OSError, ValueError):
         return ()
     identity = (status.st_dev, status.st_ino)
