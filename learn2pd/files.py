@@ -35,13 +35,13 @@ def here_or_shipped(path: str) -> str:
         The path itself, where something lies there. Otherwise a relative path such as `checkpoints/tiny-llada` becomes
         that of the package, where the package has it.
     """
-    own = Path(path).expanduser()
-    first, *rest = own.parts or ("",)
-    if first in SHIPPED and ".." not in rest and not own.exists():
+    own = os.path.expanduser(path)
+    first, *rest = Path(own).parts or ("",)
+    if first in SHIPPED and ".." not in rest and not os.path.exists(own):
         shipped = shipped_folder(first).joinpath(*rest)
         if shipped.exists():
             return str(shipped)
-    return str(own)
+    return own
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

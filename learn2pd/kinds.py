@@ -10,7 +10,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-LISTS = (list, Sequence)
+LISTS = (list, tuple, Sequence)
 
 
 def matches(value: Any, kind: Any) -> bool:
@@ -38,9 +38,29 @@ def matches(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) if isinstance(kind, type) else True
 
 
+def check_kind(name: str, value: Any, kind: Any) -> Any:
+    """Check that a value is of an annotated type.
+
+    Args:
+        name: the value's name, for the message.
+        value: the value.
+        kind: the annotation.
+
+    Returns:
+        The value itself.
+
+    Raises:
+        ValueError: the value is of another type.
+    """
+    if not matches(value, kind):
+        raise ValueError(f"{name}={value!r}: expected {type_name(kind)}, got {type(value).__name__}")
+    return value
+
+
 def type_name(kind: Any) -> str:
     """Name an annotated type in a user's words, such as `a list of whole numbers` for a list of integers."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    names |= {dict: "an object", list: "a list"}
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         return " or ".join(type_name(option) for option in typing.get_args(kind))
     if typing.get_origin(kind) in LISTS:

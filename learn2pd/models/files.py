@@ -88,7 +88,11 @@ def check_folder(key: str, path: str | os.PathLike[str], expected: str, file: st
 
 
 def local_folder(
-    key: str, path: str | os.PathLike[str], revision: str | None = None, patterns: Iterable[str] = DESCRIPTIONS
+    key: str,
+    path: str | os.PathLike[str],
+    revision: str | None = None,
+    patterns: Iterable[str] = DESCRIPTIONS,
+    inner_folders: bool = False,
 ) -> Path:
     """The folder with the files of a hub name or folder; a folder is itself.
 
@@ -98,6 +102,7 @@ def local_folder(
             answer.
         revision: The revision of the hub repository.
         patterns: The files to download.
+        inner_folders: True downloads files of the patterns from the folders of the repository too.
 
     Raises:
         UserError: The hub does not answer within seconds and the cache does not hold the repository, or the repository
@@ -106,14 +111,14 @@ def local_folder(
     path = path_text(key, path)
     if Path(path).is_dir():
         return Path(path)
-    unreachable = _why_unreachable()
+    unreachable = why_unreachable()
     try:
         return Path(
             snapshot_download(
                 path,
                 revision=revision,
                 allow_patterns=list(patterns),
-                ignore_patterns=["*/*"],
+                ignore_patterns=None if inner_folders else ["*/*"],
                 local_files_only=unreachable is not None,
             )
         )
@@ -135,7 +140,7 @@ def local_folder(
         ) from error
 
 
-def _why_unreachable() -> str | None:
+def why_unreachable() -> str | None:
     """Say why the hub does not answer, or return None where it does.
 
     A thread asks the hub, since a name server may take a long time.
