@@ -60,7 +60,7 @@ def check_kind(name: str, value: Any, kind: Any) -> Any:
 def type_name(kind: Any) -> str:
     """Name an annotated type in a user's words, such as `a list of whole numbers` for a list of integers."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    names |= {dict: "an object", list: "a list"}
+    names |= {dict: "an object", list: "a list", Any: "anything"}
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         return " or ".join(type_name(option) for option in typing.get_args(kind))
     if typing.get_origin(kind) in LISTS:

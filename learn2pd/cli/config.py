@@ -80,6 +80,11 @@ class DecodeConfig:
     block_length: int = 32  # tokens
     batch_size: int = 16
     stop_floor: float = 0.5  # least confidence of the end-of-text that ends an answer (stop rule eot)
+    # texts before which an answer ends (stop rule text), such as ["\n\n"]
+    stop_strings: list[str] = field(default_factory=list)
+    # parts of every answer that stand from the start: texts, numbers of positions that the model fills, and null at the
+    # end for all positions that are left, such as ["The answer is ", 4, "."] or ["First,", null]
+    given: list[Any] = field(default_factory=list)
     temperature: float = 0.0  # 0 is greedy; recording is always greedy
     top_p: float = 1.0
     top_k: int = 0  # 0 keeps all tokens

@@ -220,7 +220,7 @@ def decode_one(config: Any, own: DecodeOptions) -> None:
     """
     from learn2pd.cli.config import MethodConfig
     from learn2pd.cli.live import LiveCanvas
-    from learn2pd.cli.stages.components import method_of, model_of, sampling_of
+    from learn2pd.cli.stages.components import check_decoding, given_of, method_of, model_of, sampling_of
     from learn2pd.decoding import decode
     from learn2pd.registry import is_known
 
@@ -241,7 +241,9 @@ def decode_one(config: Any, own: DecodeOptions) -> None:
         cache=own.cache,
         cache_options=options[2],
     )
-    built = method_of(config, model, folder, method, own.stop)
+    stop = "text" if config.decode.stop_strings and own.stop == DecodeOptions.stop else own.stop
+    check_decoding(config, model, [stop])
+    built = method_of(config, model, folder, method, stop)
     with LiveCanvas(model, shown=own.live) as canvas:
         result = decode(
             model,
@@ -250,6 +252,7 @@ def decode_one(config: Any, own: DecodeOptions) -> None:
             gen_length=config.decode.gen_length,
             sampling=sampling_of(config),
             seed=config.seed,
+            given=given_of(config, 1),
             observer=canvas,
         )
     sys.stdout.write(result.texts[0] + "\n")

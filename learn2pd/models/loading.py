@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -28,7 +29,7 @@ from learn2pd.models.files import (
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
 from learn2pd.models.neighbours import cause, told_in_one_line
 from learn2pd.models.network import DiffusionNetwork
-from learn2pd.models.prompts import prompt_ids
+from learn2pd.models.prompts import prompt_ids, text_ids
 from learn2pd.types import ModelSpec
 
 
@@ -105,6 +106,18 @@ class Model:
         if wrong is not None:
             raise UserError(f"token id {wrong}, {self.spec.name} has ids 0 to {self.spec.vocab_size - 1}")
         return ids
+
+    def encode_text(self, text: str, subject: str) -> list[int]:
+        """Token ids of a part of an answer: no chat template and no token at the beginning is added.
+
+        Args:
+            text: The text. Control tokens that it spells out stay text.
+            subject: The words for the text in messages.
+
+        Raises:
+            UserError: The text is empty or cannot be encoded.
+        """
+        return text_ids(self.tokenizer, text, subject, (self.spec.mask_id, *self.spec.eot_ids))
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -396,6 +409,7 @@ def _spec(
         fingerprint=identity.fingerprint(config, digest),
         vocabulary=tokenizer.get_vocab(),
         special_tokens=tuple(tokenizer.all_special_tokens),
+        text_of=functools.partial(tokenizer.decode, skip_special_tokens=True),
     )
 
 

@@ -17,7 +17,7 @@ import torch
 from learn2pd.cli.config import RunConfig
 from learn2pd.cli.stages.calibration import check_target, stage_calibrate
 from learn2pd.cli.stages.comparison import stage_compare
-from learn2pd.cli.stages.components import checkers_of, model_of, prompts_of, usable_prompts
+from learn2pd.cli.stages.components import check_decoding, checkers_of, model_of, prompts_of, usable_prompts
 from learn2pd.cli.stages.recording import dry_run, processes_of, stage_record
 from learn2pd.cli.stages.run_folder import claim_output, open_output, write_metrics
 from learn2pd.cli.stages.training import check_training, stage_train
@@ -56,6 +56,7 @@ def run_stages(config: RunConfig, only: str | None = None) -> None:
         check_training(config)
     if "calibrate" in stages:
         check_target(config, prompts_of(config))
+    check_decoding(config, model_of(config), config.compare.stops)
     prompts = usable_prompts(config, model_of(config))
     if "calibrate" in stages:
         check_target(config, prompts)

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from learn2pd import __version__
 from learn2pd.cli.config import MethodConfig, RunConfig, as_dict
-from learn2pd.cli.stages.components import checkers_of, method_of, model_of, sampling_of, usable_prompts
+from learn2pd.cli.stages.components import checkers_of, given_of, method_of, model_of, sampling_of, usable_prompts
 from learn2pd.data.prompts import Prompt, prompts_digest
 from learn2pd.data.tasks import Checker
 from learn2pd.errors import UserError
@@ -189,6 +189,7 @@ def _compare_outcomes(
                     batch_size=decoding.batch_size,
                     sampling=sampling_of(config),
                     seed=config.seed,
+                    given=given_of(config, len(group)),
                 )
                 key = outcome_key(model, group, config, method)
                 before = bar.n
@@ -238,8 +239,9 @@ def outcome_key(model: Model, prompts: list[Prompt], config: RunConfig, method: 
         config: the configuration.
         method: the method, with its stop rule.
     """
-    # the fingerprint of the method covers its stop rule, and with it `stop_floor`
-    decoding = {key: value for key, value in as_dict(config)["decode"].items() if key != "stop_floor"}
+    # the fingerprint of the method covers its stop rule, and with it these keys
+    of_stop_rule = ("stop_floor", "stop_strings")
+    decoding = {key: value for key, value in as_dict(config)["decode"].items() if key not in of_stop_rule}
     depends = [
         __version__,
         model.spec.fingerprint,

@@ -92,6 +92,7 @@ def stage_record(config: RunConfig, output: Path) -> dict[str, Any] | None:
         block_length=config.decode.block_length,
         batch_size=config.decode.batch_size,
         delimiter_ids=newline_ids(model.tokenizer),
+        given=config.decode.given or None,
     )
     open_recording(folder, _described(config, model, prompts))
     figures = record(
@@ -135,6 +136,7 @@ def record_round(config: RunConfig, output: Path, number: int, policy: FilterPol
             method,
             batch_size=config.decode.batch_size,
             delimiter_ids=recording.manifest["delimiter_ids"],
+            given=config.decode.given or None,
         )
 
     decoded_by = {

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from learn2pd.cli.config import RunConfig
-from learn2pd.cli.stages.components import checkers_of
+from learn2pd.cli.stages.components import checkers_of, given_of
 from learn2pd.data.prompts import Prompt, encoded
 from learn2pd.decoding import decode
 from learn2pd.evaluation.compare import agreement
@@ -62,6 +62,7 @@ def measure_on(
             ),
             gen_length=config.decode.gen_length,
             batch_size=config.decode.batch_size,
+            given=given_of(config, len(prompts)),
         )
         drop = before - verdicts(result.texts) if len(before) else None
         return DecodedValidation(
