@@ -41,6 +41,7 @@ def decode(
     stop_strings: str | list[str] | None = None,
     gen_length: int = 256,
     batch_size: int = 16,
+    batch_invariant: bool = False,
     sampling: Sampling = GREEDY,
     seed: int = 0,
     given: Tensor | Sequence[Sequence[str | int | None] | None] | None = None,
@@ -52,7 +53,8 @@ def decode(
     """Decode prompts with any method.
 
     The prompts are sorted by length and decoded in batches. In float32 every prompt gives the same answer as if it were
-    decoded alone.
+    decoded alone. In bfloat16 and float16 a batch rounds otherwise than one row, which changes the answers of some
+    prompts; `batch_invariant` prevents this.
 
     Args:
         model: The model, from `load_model`.
@@ -71,6 +73,8 @@ def decode(
             them. This is short for `stop=TextStop(stop_strings)`.
         gen_length: The tokens of the canvas. The number need not be a multiple of the block length.
         batch_size: The number of prompts that are decoded together.
+        batch_invariant: True decodes every prompt in a batch of its own, so that its answer depends on no other prompt
+            in any type of weights. This is slower; docs/benchmarks.md has figures.
         sampling: The rule by which tokens are drawn. The default is greedy and deterministic.
             `Sampling(temperature=0.2, top_p=0.95)` draws, and every prompt has a seed of its own.
         seed: The number from which those seeds are made.
@@ -107,8 +111,9 @@ def decode(
     watch = Stopwatch(model.adapter.device)
     started = time.perf_counter()
     order = sorted(range(len(ids)), key=lambda number: len(ids[number]))
-    for first in range(0, len(order), batch_size):
-        numbers = order[first : first + batch_size]
+    together = 1 if batch_invariant else batch_size
+    for first in range(0, len(order), together):
+        numbers = order[first : first + together]
         state = DecodeState.start(
             [ids[number] for number in numbers],
             gen_length,

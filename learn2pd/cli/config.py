@@ -79,6 +79,8 @@ class DecodeConfig:
     gen_length: int = 256  # length of the canvas, tokens
     block_length: int = 32  # tokens
     batch_size: int = 16
+    # true decodes every prompt in a batch of its own, so that bfloat16 and float16 do not depend on batch_size; slower
+    batch_invariant: bool = False
     stop_floor: float = 0.5  # least confidence of the end-of-text that ends an answer (stop rule eot)
     # texts before which an answer ends (stop rule text), such as ["\n\n"]
     stop_strings: list[str] = field(default_factory=list)
@@ -88,6 +90,11 @@ class DecodeConfig:
     temperature: float = 0.0  # 0 is greedy; recording is always greedy
     top_p: float = 1.0
     top_k: int = 0  # 0 keeps all tokens
+
+    @property
+    def rows(self) -> int:
+        """The number of prompts that are decoded together."""
+        return 1 if self.batch_invariant else self.batch_size
 
 
 @dataclass

@@ -90,7 +90,7 @@ def stage_record(config: RunConfig, output: Path) -> dict[str, Any] | None:
         oracle_tables,
         gen_length=config.decode.gen_length,
         block_length=config.decode.block_length,
-        batch_size=config.decode.batch_size,
+        batch_size=config.decode.rows,
         delimiter_ids=newline_ids(model.tokenizer),
         given=config.decode.given or None,
     )
@@ -134,7 +134,7 @@ def record_round(config: RunConfig, output: Path, number: int, policy: FilterPol
             prompts,
             references,
             method,
-            batch_size=config.decode.batch_size,
+            batch_size=config.decode.rows,
             delimiter_ids=recording.manifest["delimiter_ids"],
             given=config.decode.given or None,
         )
@@ -173,7 +173,7 @@ def dry_run(config: RunConfig) -> str:
         [prompt.text for prompt in prompts],
         gen_length=config.decode.gen_length,
         block_length=config.decode.block_length,
-        batch_size=config.decode.batch_size,
+        batch_size=config.decode.rows,
         shard_prompts=config.record.shard_prompts,
         processes=processes_of(config).count,
     )

@@ -61,7 +61,7 @@ def measure_on(
                 stop=EotStop(config.decode.stop_floor),
             ),
             gen_length=config.decode.gen_length,
-            batch_size=config.decode.batch_size,
+            batch_size=config.decode.rows,
             given=given_of(config, len(prompts)),
         )
         drop = before - verdicts(result.texts) if len(before) else None
