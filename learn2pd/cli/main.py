@@ -39,6 +39,7 @@ USAGE = (
     f"  {'|'.join(STAGE_COMMANDS)}   one stage\n"
     "  run|record --dry-run             what recording would cost: prompts, forwards, disk, time; nothing is written\n"
     "  decode prompt='...' [policy=...] [live=true]   answer one prompt\n"
+    "  doctor [config=NAME]             whether this machine can start a run, and what it lacks\n"
 )
 
 
@@ -130,8 +131,13 @@ def run_command(command: str, arguments: Sequence[str]) -> None:
     """
     from learn2pd.cli.config import load_config, parse_arguments
 
+    if command == "doctor":
+        from learn2pd.cli.doctor import doctor
+
+        doctor(arguments)
+        return
     if command not in ("run", "decode", *STAGE_COMMANDS):
-        known = ("run", "decode", *STAGE_COMMANDS)
+        known = ("run", "decode", "doctor", *STAGE_COMMANDS)
         raise UserError(f"unknown command {command!r}{suggest(command, known)}; expected one of {', '.join(known)}")
     dry = DRY_RUN in arguments
     if dry and command not in ("run", "record"):

@@ -140,26 +140,30 @@ def local_folder(
         ) from error
 
 
-def why_unreachable() -> str | None:
+def why_unreachable(seconds: float | None = None) -> str | None:
     """Say why the hub does not answer, or return None where it does.
 
     A thread asks the hub, since a name server may take a long time.
+
+    Args:
+        seconds: The time that the hub has for its answer; None gives it `PROBE_SECONDS`.
     """
+    patience = PROBE_SECONDS if seconds is None else seconds
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     answer: list[str | None] = []
 
     def ask() -> None:
         try:
-            get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)
+            get_session().head(constants.ENDPOINT, timeout=patience)
             answer.append(None)
         except Exception as error:  # noqa: BLE001  of two HTTP clients, by the version of huggingface_hub
             answer.append(cause(error))
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(PROBE_SECONDS + 1)
-    return answer[0] if answer else f"no answer within {PROBE_SECONDS + 1:.0f} seconds"
+    thread.join(patience + 1)
+    return answer[0] if answer else f"no answer within {patience + 1:.0f} seconds"
 
 
 def check_file(subject: str, file: Path) -> None:

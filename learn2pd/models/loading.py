@@ -197,11 +197,7 @@ def load_model(
         raise UserError(f"revision={revision!r}: expected a branch, tag or commit of the hub repository, or None")
     kind = resolve_dtype(dtype)
     target = resolve_device(device)
-    fields = read_config(path, revision)
-    family = FAMILIES[fields["model_type"]]
-    with told_in_one_line(f"path={path!r}"):  # what transformers' own checks of the fields raise is of many kinds
-        described = dict.fromkeys(IDS) | {name: value for name, value in fields.items() if name not in NOT_READ}
-        config = family.config.from_dict(described)
+    family, config = _family_and_config(path, revision)
     network, digest = _load_weights(path, family.network, config, kind, target, revision)
     tokenizer = load_tokenizer(path, network.config, revision)
     spec = _spec(path, network, tokenizer, family.shifted_logits, digest)
@@ -213,6 +209,32 @@ def load_model(
         both = hashlib.sha256(f"{spec.fingerprint}{of_adapter}".encode()).hexdigest()[: identity.DIGITS]
         spec = replace(spec, name=f"{spec.name}+{shown_name(adapter)}", fingerprint=both)
     return Model(ModelAdapter(network, spec, compile), tokenizer)
+
+
+def _family_and_config(path: str, revision: str | None) -> tuple[ModelFamily, PretrainedConfig]:
+    fields = read_config(path, revision)
+    family = FAMILIES[fields["model_type"]]
+    with told_in_one_line(f"path={path!r}"):  # what transformers' own checks of the fields raise is of many kinds
+        described = dict.fromkeys(IDS) | {name: value for name, value in fields.items() if name not in NOT_READ}
+        return family, family.config.from_dict(described)
+
+
+def read_weights_size(path: str | os.PathLike[str], dtype: torch.dtype, revision: str | None = None) -> int:
+    """Return the bytes that the weights of a checkpoint take, from its config.json alone.
+
+    Args:
+        path: A folder or a hub name.
+        dtype: The type in which the weights would be loaded.
+        revision: The revision of the hub repository.
+
+    Raises:
+        UserError: As for `read_config`.
+    """
+    path = path_text("path", path)
+    family, config = _family_and_config(path, revision)
+    with told_in_one_line(f"path={path!r}"), torch.device("meta"):
+        network = family.network(config)
+    return sum(tensor.numel() for tensor in network.state_dict().values()) * dtype.itemsize
 
 
 def read_config(path: str | os.PathLike[str], revision: str | None = None) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from learn2pd.decoding import encode_checked, provided_by
 from learn2pd.errors import UserError, suggest
 from learn2pd.files import here_or_shipped
 from learn2pd.method import Method
+from learn2pd.models.files import why_unreachable
 from learn2pd.models.infilling import given_tokens
 from learn2pd.models.loading import Model, load_model
 from learn2pd.registry import GENERATED_TASKS, Provided, build_task
@@ -139,7 +140,10 @@ def _main_records(data: DataConfig) -> Records:
     if not data.path:
         needed = "a file" if data.source == "jsonl" else "the name of a hub data set"
         raise UserError(f"data.path is not set: data.source={data.source} needs {needed}")
-    return read_records(data.path) if data.source == "jsonl" else hub_records(data.path, data.subset, data.hub_split)
+    if data.source == "jsonl":
+        return read_records(data.path)
+    unreachable = None if Path(data.path).exists() else why_unreachable()
+    return hub_records(data.path, data.subset, data.hub_split, unreachable)
 
 
 def given_of(config: RunConfig, prompts: int) -> list[list[Any]] | None:
