@@ -73,7 +73,7 @@ TOKENIZER_FILES = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """A loaded dLLM.
 
@@ -89,6 +89,10 @@ class Model:
     def spec(self) -> ModelSpec:
         """The facts about the model that the loop needs."""
         return self.adapter.spec
+
+    def __repr__(self) -> str:
+        kind = str(self.adapter.network.dtype).removeprefix("torch.")
+        return f"Model({self.spec.name!r}, {kind} on {self.adapter.device})"
 
     def encode(self, prompt: object) -> list[int]:
         """Token ids of one prompt.

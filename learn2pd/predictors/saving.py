@@ -316,16 +316,19 @@ def load_predictor(folder: str | os.PathLike[str], kind: str, part: str = "", re
             )
         if described["kind"] != kind:
             raise UserError(f"{subject}: it is a {described['kind']!r}, expected a {kind!r}")
-        return Predictor(
-            kind=kind,
-            network=_trained(described["network"], load_file(place / WEIGHTS)),
-            threshold=read_threshold(described["threshold"]),
-            contract=_contract(described["contract"]),
-            curve=read_curve(described["curve"]),
-            metrics=check_kind("metrics", described["metrics"], dict),
-            source=source,
-            revision=revision,
-        )
+        try:
+            return Predictor(
+                kind=kind,
+                network=_trained(described["network"], load_file(place / WEIGHTS)),
+                threshold=read_threshold(described["threshold"]),
+                contract=_contract(described["contract"]),
+                curve=read_curve(described["curve"]),
+                metrics=check_kind("metrics", described["metrics"], dict),
+                source=source,
+                revision=revision,
+            )
+        except UserError as error:  # it is about a value of the file, and does not name the file
+            raise ValueError(str(error)) from error
 
 
 def _trained(described: dict[str, Any], tensors: dict[str, Tensor]) -> PredictorNetwork:
