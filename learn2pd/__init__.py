@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from learn2pd.stops.eot import EotStop as EotStop
     from learn2pd.stops.eotp import EotpPaperStop as EotpPaperStop
     from learn2pd.stops.none import NoStop as NoStop
+    from learn2pd.stops.text import TextStop as TextStop
     from learn2pd.types import Commit as Commit
     from learn2pd.types import DecodeResult as DecodeResult
     from learn2pd.types import DecodeState as DecodeState
@@ -100,6 +101,7 @@ _MODULES = {
     "Scheduler": "roles",
     "Step": "types",
     "StopRule": "roles",
+    "TextStop": "stops.text",
     "ThresholdPolicy": "policies.threshold",
     "UserError": "errors",
     "Verifier": "policies.verifier",
@@ -150,6 +152,7 @@ __all__ = [
     "Scheduler",
     "Step",
     "StopRule",
+    "TextStop",
     "ThresholdPolicy",
     "UserError",
     "Verifier",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +16,12 @@ from learn2pd.loop.observing import CallbackObserver, Observer
 from learn2pd.loop.stopwatch import Stopwatch
 from learn2pd.method import Method
 from learn2pd.models.delimiters import newline_ids
+from learn2pd.models.infilling import given_tokens
 from learn2pd.models.loading import Model
 from learn2pd.models.prompts import prompt_list
 from learn2pd.registry import Provided, build
 from learn2pd.roles import Cache, Policy, Scheduler, StopRule
+from learn2pd.stops.text import TextStop
 from learn2pd.tensors import is_among
 from learn2pd.types import GREEDY, DecodeResult, DecodeState, Sampling, Step
 
@@ -36,11 +38,13 @@ def decode(
     scheduler: Scheduler | str | None = None,
     cache: Cache | str | None = None,
     stop: StopRule | str | None = None,
+    stop_strings: str | list[str] | None = None,
     gen_length: int = 256,
     batch_size: int = 16,
+    batch_invariant: bool = False,
     sampling: Sampling = GREEDY,
     seed: int = 0,
-    given: Tensor | None = None,
+    given: Tensor | Sequence[Sequence[str | int | None] | None] | None = None,
     allowed: Tensor | None = None,
     on_step: Callable[[Step], object] | None = None,
     observer: Observer | None = None,
@@ -49,7 +53,8 @@ def decode(
     """Decode prompts with any method.
 
     The prompts are sorted by length and decoded in batches. In float32 every prompt gives the same answer as if it were
-    decoded alone.
+    decoded alone. In bfloat16 and float16 a batch rounds otherwise than one row, which changes the answers of some
+    prompts; `batch_invariant` prevents this.
 
     Args:
         model: The model, from `load_model`.
@@ -64,12 +69,19 @@ def decode(
             policy needs.
         cache: A component or a name. The default recomputes everything.
         stop: A component or a name. The default is `EotStop()`. `NoStop()` decodes the whole canvas.
+        stop_strings: Texts at which an answer ends, such as `["\\n\\n"]`. The answer's text ends before the first of
+            them. This is short for `stop=TextStop(stop_strings)`.
         gen_length: The tokens of the canvas. The number need not be a multiple of the block length.
         batch_size: The number of prompts that are decoded together.
+        batch_invariant: True decodes every prompt in a batch of its own, so that its answer depends on no other prompt
+            in any type of weights. This is slower; docs/benchmarks.md has figures.
         sampling: The rule by which tokens are drawn. The default is greedy and deterministic.
             `Sampling(temperature=0.2, top_p=0.95)` draws, and every prompt has a seed of its own.
         seed: The number from which those seeds are made.
-        given: [N, gen_length] long, the tokens that stand in the answer from the start, -1 where the model decodes.
+        given: The parts of the answers that stand from the start. For each prompt, a list of texts and of numbers of
+            positions that the model fills, such as `["The capital is ", 3, "."]`. A None at its end stands for all
+            positions that are left; without it the answer ends behind the last part. A None in place of a list gives
+            nothing. Or a tensor [N, gen_length] long of token ids, -1 where the model decodes.
         allowed: [N, gen_length, A] long, the ids that a position may hold. Unused places hold -1. A position whose
             places all hold -1 may hold any id.
         on_step: A function that receives every step: committed and revoked positions, tokens and log-probabilities.
@@ -89,31 +101,33 @@ def decode(
     if observer is not None and on_step is not None:
         raise UserError("observer and on_step are given: give one of them; an observer may call a function itself")
     rows = prompt_list(prompts)
-    method = _method(model, method, policy, scheduler, cache, stop)
+    method = _method(model, method, policy, scheduler, cache, _stop(method, stop, stop_strings))
     method.check(model.spec)
     ids = [encode_checked(model, prompt, number, gen_length) for number, prompt in enumerate(rows)]
-    _check_fixed(model, len(ids), gen_length, given, allowed)
+    fixed = given if given is None or isinstance(given, Tensor) else given_tokens(model, given, gen_length)
+    _check_fixed(model, len(ids), gen_length, fixed, allowed)
     watcher = observer or (CallbackObserver(on_step) if on_step else None)
     states: list[DecodeState] = []
     watch = Stopwatch(model.adapter.device)
     started = time.perf_counter()
     order = sorted(range(len(ids)), key=lambda number: len(ids[number]))
-    for first in range(0, len(order), batch_size):
-        numbers = order[first : first + batch_size]
+    together = 1 if batch_invariant else batch_size
+    for first in range(0, len(order), together):
+        numbers = order[first : first + together]
         state = DecodeState.start(
             [ids[number] for number in numbers],
             gen_length,
             model.spec,
             index=numbers,
             seed=[(seed * 1_000_003 + number) % 2**62 for number in numbers],
-            given=None if given is None else given[numbers],
+            given=None if fixed is None else fixed[numbers],
             allowed=None if allowed is None else allowed[numbers],
             device=model.adapter.device,
         )
         states.append(decode_batch(model.adapter, state, method, sampling=sampling, observer=watcher, watch=watch))
         if progress:
             progress(len(numbers))
-    result = _collect(model, states, gen_length, time.perf_counter() - started, watch.seconds)
+    result = _collect(model, method, states, gen_length, time.perf_counter() - started, watch.seconds)
     if result.failed.any():
         numbers = result.failed.nonzero()[:, 0].tolist()
         log.warning(
@@ -157,6 +171,25 @@ def _method(model: Model, method: Method | None, policy: Any, scheduler: Any, ca
     )
 
 
+def _stop(method: Method | None, stop: Any, strings: str | list[str] | None) -> Any:
+    """Return the stop rule that the caller gave, or the one for the texts that the caller gave.
+
+    Raises:
+        UserError: The caller gave both, or the texts are none.
+    """
+    if strings is None:
+        return stop
+    if stop is not None or method is not None:
+        raise UserError(
+            f"stop_strings and {'stop' if method is None else 'method'} are given: "
+            "give TextStop(stop_strings) as the stop rule instead"
+        )
+    try:
+        return TextStop(strings)
+    except ValueError as error:
+        raise UserError(f"stop_{error}") from error
+
+
 def _check_fixed(model: Model, rows: int, gen_length: int, given: Tensor | None, allowed: Tensor | None) -> None:
     """Refuse given tokens or allowed ids that have a wrong shape or are outside the vocabulary.
 
@@ -166,6 +199,9 @@ def _check_fixed(model: Model, rows: int, gen_length: int, given: Tensor | None,
     for name, values, shape in (("given", given, (rows, gen_length)), ("allowed", allowed, (rows, gen_length, -1))):
         if values is None:
             continue
+        if not isinstance(values, Tensor) or values.dtype not in (torch.long, torch.int):
+            kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+            raise UserError(f"{name} is of type {kind}: expected a tensor of whole numbers (torch.long)")
         if values.ndim != len(shape) or values.shape[:2] != shape[:2]:
             raise UserError(
                 f"{name} has the shape {tuple(values.shape)}: "
@@ -212,37 +248,48 @@ def encode_checked(model: Model, prompt: Any, number: int | str, gen_length: int
     return ids
 
 
-def answer_lengths(tokens: Tensor, eot_ids: tuple[int, ...]) -> Tensor:
+def answer_lengths(tokens: Tensor, eot_ids: tuple[int, ...], given: Tensor | None = None) -> Tensor:
     """Count the tokens of each row before its first end-of-text.
+
+    An end-of-text before a token that the caller gave ends no answer: the model has left a gap shorter than it is.
 
     Args:
         tokens: [N, G] long.
         eot_ids: The ids that end an answer.
+        given: [N, G] bool, the positions whose token the caller gave.
 
     Returns:
         [N] long, G for a row without an end-of-text.
     """
     ended = is_among(tokens, eot_ids)
+    if given is not None:
+        position = torch.arange(tokens.shape[1], device=tokens.device)
+        ended = ended & (position > torch.where(given & ~ended, position, -1).amax(1, keepdim=True))
     return torch.where(ended.any(1), ended.int().argmax(1), tokens.shape[1])
 
 
 def _collect(
-    model: Model, states: list[DecodeState], gen_length: int, wall_s: float, seconds: Mapping[str, float]
+    model: Model,
+    method: Method,
+    states: list[DecodeState],
+    gen_length: int,
+    wall_s: float,
+    seconds: Mapping[str, float],
 ) -> DecodeResult:
     """Put the final states of all batches together, in the order of the prompts."""
-    names = ("canvas", "committed_at", "forwards", "columns", "auxiliary_forwards", "revoked", "edited", "failed")
+    canvases = ("canvas", "given", "committed_at")
+    names = (*canvases, "forwards", "columns", "auxiliary_forwards", "revoked", "edited", "failed")
     if states:
         order = torch.cat([state.index for state in states]).argsort().cpu()
         values = {name: torch.cat([getattr(state, name) for state in states]).cpu()[order] for name in names}
     else:
         none = torch.zeros(0, dtype=torch.long)
-        values = dict.fromkeys(names, none)
-        values |= {name: none.view(0, gen_length) for name in ("canvas", "committed_at")}
+        values = dict.fromkeys(names, none) | {name: none.view(0, gen_length) for name in canvases}
         values["failed"] = none > 0
     tokens = values.pop("canvas")
-    lengths = answer_lengths(tokens, model.spec.eot_ids)
+    lengths = answer_lengths(tokens, model.spec.eot_ids, values.pop("given") > 0)
     texts = [
-        model.tokenizer.decode(row[:length], skip_special_tokens=True)
+        method.stop.final_text(model.tokenizer.decode(row[:length], skip_special_tokens=True))
         for row, length in zip(tokens, lengths.tolist(), strict=True)
     ]
     return DecodeResult(tokens=tokens, lengths=lengths, texts=texts, wall_s=wall_s, seconds=dict(seconds), **values)

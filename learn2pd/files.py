@@ -1,4 +1,4 @@
-"""JSON files that are written whole or not at all, and digests of files."""
+"""Where the files of the package lie, JSON files that are written whole or not at all, and digests of files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,41 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+
+SHIPPED = ("configs", "checkpoints", "data")  # folders of the repository that the package brings with it
+
+
+def shipped_folder(name: str) -> Path:
+    """Return a folder that the package brings with it.
+
+    Args:
+        name: one of `SHIPPED`.
+
+    Returns:
+        The folder inside an installed package; the folder of the repository where the package is used from there.
+    """
+    package = Path(__file__).resolve().parent
+    installed = package / "shipped"
+    return (installed if installed.is_dir() else package.parent) / name
+
+
+def here_or_shipped(path: str) -> str:
+    """Return the path of a file or folder of the user, or of one that the package brings with it.
+
+    Args:
+        path: a path, in which `~` is the home folder.
+
+    Returns:
+        The path itself, where something lies there. Otherwise a relative path such as `checkpoints/tiny-llada` becomes
+        that of the package, where the package has it.
+    """
+    own = os.path.expanduser(path)
+    first, *rest = Path(own).parts or ("",)
+    if first in SHIPPED and ".." not in rest and not os.path.exists(own):
+        shipped = shipped_folder(first).joinpath(*rest)
+        if shipped.exists():
+            return str(shipped)
+    return own
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 LISTS = (list, tuple, Sequence)
@@ -81,6 +81,25 @@ def matches(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) if isinstance(kind, type) else True
 
 
+def check_kind(name: str, value: Any, kind: Any) -> Any:
+    """Check that a value is of an annotated type.
+
+    Args:
+        name: the value's name, for the message.
+        value: the value.
+        kind: the annotation.
+
+    Returns:
+        The value itself.
+
+    Raises:
+        ValueError: the value is of another type.
+    """
+    if not matches(value, kind):
+        raise ValueError(f"{name}={shown(value)}: expected {type_name(kind)}, got {type(value).__name__}")
+    return value
+
+
 def type_name(kind: Any) -> str:
     """Name an annotated type in a user's words, such as `a list of whole numbers` for a list of integers."""
     names = {
@@ -89,6 +108,8 @@ def type_name(kind: Any) -> str:
         bool: "true or false",
         str: "text",
         type(None): "null",
+        dict: "a mapping",
+        list: "a list",
         Any: "any",
     }
     if len(alternatives(kind)) > 1:
@@ -100,22 +121,6 @@ def type_name(kind: Any) -> str:
     if typing.get_origin(kind) is dict:
         return "a mapping"
     return names.get(kind, getattr(kind, "__name__", str(kind)))
-
-
-def check_fields(described: Mapping[str, Any], owner: type) -> None:
-    """Check values that were read from a file against the annotations of a dataclass or of a constructor.
-
-    Args:
-        described: the values by the names of fields or parameters; those that the annotations leave out are not
-            checked.
-        owner: the dataclass or class.
-
-    Raises:
-        ValueError: a value is of another type than its annotation.
-    """
-    for name, kind in typing.get_type_hints(vars(owner)["__init__"]).items():
-        if name in described and not matches(described[name], kind):
-            raise ValueError(f"{name}={shown(described[name])}: expected {type_name(kind)}")
 
 
 def shown(value: Any) -> str:

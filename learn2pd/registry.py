@@ -52,6 +52,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "eotp_paper": "learn2pd.stops.eotp:EotpPaperStop",
         "learned": "learn2pd.predictors.end_of_text:load_end_of_text",
         "anywhere": "learn2pd.stops.anywhere:AnywhereStop",
+        "text": "learn2pd.stops.text:TextStop",
     },
 }
 LARGEST = 10**9  # largest whole number of an option; larger ones exceed every canvas and vocabulary and would overflow

@@ -305,5 +305,16 @@ class StopRule(Role):
         """
         raise NotImplementedError
 
+    def final_text(self, text: str) -> str:
+        """Return the part of an answer's text that belongs to the answer.
+
+        Args:
+            text: The text of the tokens before the first end-of-text.
+
+        Returns:
+            The text, without what only ended it.
+        """
+        return text
+
 
 ROLES: dict[str, type[Role]] = {"policy": Policy, "scheduler": Scheduler, "cache": Cache, "stop": StopRule}

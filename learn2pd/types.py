@@ -10,7 +10,7 @@ N of scored positions, V of tokens of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -80,6 +80,7 @@ class ModelSpec:
             where every token sees every other token.
         special_tokens: control tokens of the tokenizer.
         vocabulary: The id of every token by its text. It is empty for a model without a tokenizer.
+        text_of: The function that turns token ids into the text of an answer. None for a model without a tokenizer.
     """
 
     name: str
@@ -93,6 +94,7 @@ class ModelSpec:
     causal_block: int | None = None
     special_tokens: tuple[str, ...] = field(default=(), compare=False, repr=False)
     vocabulary: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
+    text_of: Callable[[Sequence[int]], str] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 import pytest
 import yaml
 
-from learn2pd.cli.config import config_folder, config_names, differences, load_config
+from learn2pd.cli.config import config_names, differences, load_config
 from learn2pd.errors import UserError
+from learn2pd.files import shipped_folder
 
 SIZE_KEYS = {
     "model",
@@ -14,7 +15,7 @@ SIZE_KEYS = {
 }  # what "model, data and size" means in the head comment of the filter configurations
 
 
-@pytest.mark.parametrize("path", sorted(config_folder().rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(shipped_folder("configs").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_configuration_is_valid(path):
     config = load_config(str(path))
     assert config.name == path.stem
@@ -23,7 +24,7 @@ def test_every_shipped_configuration_is_valid(path):
 
 def changed_keys(first: str, second: str) -> set[str]:
     """Sections in which two shipped configurations differ."""
-    one, other = (yaml.safe_load((config_folder() / f"{name}.yaml").read_text()) for name in (first, second))
+    one, other = (yaml.safe_load((shipped_folder("configs") / f"{name}.yaml").read_text()) for name in (first, second))
     return {key.split(".")[0] for key in differences(one, other)}
 
 

@@ -60,6 +60,7 @@ NEEDS = {
     "adablock": "delimiter_ids",
     "adablock_learned": "folder",
     "learned": "folder",
+    "text": "strings",
 }
 
 

@@ -23,6 +23,7 @@ from yaml.nodes import MappingNode
 from learn2pd.cli.reading import key_of, parse, text_of
 from learn2pd.cli.values import assign, build, interpret, plain, read_override
 from learn2pd.errors import UserError, suggest
+from learn2pd.files import shipped_folder
 from learn2pd.kinds import option, shown
 
 log = logging.getLogger(__name__)
@@ -100,12 +101,27 @@ class DecodeConfig:
     gen_length: int = option(256, "length of the canvas, tokens", least=1, most=10**6)
     block_length: int = option(32, "tokens of a block", least=1, most=10**6)
     batch_size: int = option(16, "prompts that are decoded together", least=1, most=10**6)
+    batch_invariant: bool = option(
+        False,
+        "true decodes every prompt in a batch of its own, so that bfloat16 and float16 do not depend on batch_size; slower",
+    )
     stop_floor: float = option(
         0.5, "least confidence of the end-of-text that ends an answer (stop rule eot)", least=0, most=1
+    )
+    stop_strings: list[str] = option([], r'texts before which an answer ends (stop rule text), such as ["\n\n"]')
+    given: list[Any] = option(
+        [],
+        "parts of every answer that stand from the start: texts, numbers of positions that the model fills, and null "
+        'at the end for all positions that are left, such as ["The answer is ", 4, "."] or ["First,", null]',
     )
     temperature: float = option(0.0, "0 is greedy; recording is always greedy", least=0, most=1000)
     top_p: float = option(1.0, "share of the probability that sampling keeps", least=1e-9, most=1)
     top_k: int = option(0, "tokens that sampling keeps; 0 keeps all", least=0, most=BILLION)
+
+    @property
+    def rows(self) -> int:
+        """The number of prompts that are decoded together."""
+        return 1 if self.batch_invariant else self.batch_size
 
 
 @dataclass
@@ -260,17 +276,20 @@ class RunConfig:
     compare: CompareConfig = field(default_factory=CompareConfig)
 
 
-def config_folder() -> Path:
-    """Return the folder `configs/` of the working directory, or, where it does not exist, that of the repository."""
-    local = Path("configs")
-    return local if local.is_dir() else Path(__file__).resolve().parents[2] / "configs"
+def config_folders() -> tuple[Path, Path]:
+    """Return the folders of configurations: `configs/` of the working directory, and that of the package."""
+    return Path("configs"), shipped_folder("configs")
 
 
 def config_names() -> list[str]:
-    """Return the names of all configurations in `config_folder()`, sorted."""
-    folder = config_folder()
-    paths = (path for ending in ENDINGS for path in folder.rglob(f"*{ending}"))
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in paths)
+    """Return the names of all configurations in `config_folders()`, sorted."""
+    names = {
+        path.relative_to(folder).with_suffix("").as_posix()
+        for folder in config_folders()
+        for ending in ENDINGS
+        for path in folder.rglob(f"*{ending}")
+    }
+    return sorted(names)
 
 
 def config_path(name: str) -> Path:
@@ -287,7 +306,8 @@ def config_path(name: str) -> Path:
     try:
         if asked.suffix in ENDINGS and asked.is_file():
             return asked
-        paths = [path for ending in ENDINGS if (path := config_folder() / f"{stem}{ending}").is_file()]
+        places = ([folder / f"{stem}{ending}" for ending in ENDINGS] for folder in config_folders())
+        paths = next(filter(None, ([path for path in place if path.is_file()] for place in places)), [])
     except OSError:  # a name of thousands of letters
         paths = []
     if not paths:

@@ -27,6 +27,7 @@ class Command:
     meaning: str
     example: str
     dry_run: bool = False  # takes --dry-run
+    configless: bool = False  # needs no config=NAME
 
 
 STAGE = f"config=NAME [{GRAMMAR} ...]"
@@ -35,6 +36,7 @@ COMMANDS = {
         f'"PROMPT" [config=NAME] [{GRAMMAR} ...]',
         "Answer one prompt. Without config=NAME the embedded model answers.",
         'learn2pd decode "What is 3 plus 4?" live=true',
+        configless=True,
     ),
     "run": Command(
         f"{STAGE} [{DRY_RUN}]",
@@ -62,6 +64,12 @@ COMMANDS = {
         STAGE,
         "Run the stage compare: every method and stop rule on the test prompts, with tables and plots.",
         "learn2pd compare config=tiny_compare",
+    ),
+    "doctor": Command(
+        f"[{STAGE}]",
+        "Say whether this machine can start a run, and what it lacks. Without config=NAME it is config=tiny_filter.",
+        "learn2pd doctor config=llada_filter",
+        configless=True,
     ),
 }
 RULES = f"""\

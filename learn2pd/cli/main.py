@@ -20,6 +20,7 @@ from typing import Any
 from learn2pd import __version__
 from learn2pd.cli.help import COMMANDS, DRY_RUN, help_of, overview
 from learn2pd.errors import UserError, suggest
+from learn2pd.files import here_or_shipped
 from learn2pd.kinds import option
 
 log = logging.getLogger("learn2pd")
@@ -27,6 +28,7 @@ RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # numbers 
 CLOSED_PIPE = 141  # 128 and the number of the signal SIGPIPE, as a shell says
 HELP = ("-h", "--help")
 SHIPPED_FILTER = "checkpoints/tiny-llada-filter"  # trained for the embedded model
+DOCTORS_CONFIG = "tiny_filter"  # the main job, which `doctor` looks at where no configuration is named
 # Lightning sets the levels of its packages when it is imported, which happens after `quiet`. Its messages come from the
 # first two loggers, which are modules of these packages, and Lightning does not change their levels.
 CHATTY_LOGGERS = (
@@ -159,6 +161,11 @@ def run_command(command: str, arguments: Sequence[str]) -> None:
         print_text(help_text(command, given))
         return
     own = decode_options(given.own)
+    if command == "doctor":
+        from learn2pd.cli.doctor import doctor
+
+        doctor(given.config or DOCTORS_CONFIG, given.overrides)
+        return
     config = load_config(given.config, given.overrides)
     check_launcher()
     from transformers.utils import logging as transformers_logging
@@ -232,7 +239,7 @@ def read_arguments(command: str, arguments: Sequence[str]) -> Arguments:
         raise UserError(f"{DRY_RUN}: it says what recording would cost, for the commands {takers}, not {command}")
     if len(names) > 1:
         raise UserError(f"config is given twice: {names[0]} and {names[1]}; give one of them")
-    if not names and command != "decode" and not helps:
+    if not names and not COMMANDS[command].configless and not helps:
         raise UserError(f"no config=NAME given; there are {', '.join(config_names())}")
     own += [f"prompt={prompt}" for prompt in prompts]
     texts = [argument.removeprefix("prompt=") for argument in own if argument.startswith("prompt=")]
@@ -311,7 +318,7 @@ def decode_one(config: Any, own: DecodeOptions, has_run: bool) -> None:
     """
     from learn2pd.cli.config import MethodConfig
     from learn2pd.cli.live import LiveCanvas
-    from learn2pd.cli.stages.components import method_of, model_of, sampling_of
+    from learn2pd.cli.stages.components import check_decoding, given_of, method_of, model_of, sampling_of
     from learn2pd.decoding import decode
 
     if not own.prompt.strip():
@@ -329,7 +336,9 @@ def decode_one(config: Any, own: DecodeOptions, has_run: bool) -> None:
         cache=own.cache,
         cache_options=own.cache_options,
     )
-    built = method_of(config, model, folder, method, own.stop)
+    stop = "text" if config.decode.stop_strings and own.stop == DecodeOptions.stop else own.stop
+    check_decoding(config, model, [stop])
+    built = method_of(config, model, folder, method, stop)
     with LiveCanvas(model, shown=own.live) as canvas:
         result = decode(
             model,
@@ -338,6 +347,7 @@ def decode_one(config: Any, own: DecodeOptions, has_run: bool) -> None:
             gen_length=config.decode.gen_length,
             sampling=sampling_of(config),
             seed=config.seed,
+            given=given_of(config, 1),
             observer=canvas,
         )
     print_text(result.texts[0])
@@ -385,7 +395,7 @@ def policy_of(config: Any, own: DecodeOptions, has_run: bool) -> tuple[str, Path
     if has_run and run.is_dir():
         log.info("policy: the trained filter in %s", run)
         return "filter", run
-    shipped = Path(SHIPPED_FILTER)
+    shipped = Path(here_or_shipped(SHIPPED_FILTER))
     if shipped.is_dir() and config.model == ModelConfig(dtype=config.model.dtype, device=config.model.device):
         log.info("policy: the shipped filter in %s", shipped)
         return "filter", shipped

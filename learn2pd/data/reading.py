@@ -24,6 +24,7 @@ import pyarrow
 import pyarrow.parquet
 
 from learn2pd.errors import UserError, first_line, suggest
+from learn2pd.files import here_or_shipped
 
 LINE_END = re.compile(rb"\r\n|\n|\r")
 BYTE_ORDER_MARK = "\ufeff"
@@ -83,7 +84,7 @@ def read_records(path: str | Path, key: str = "data.path") -> Records:
         UserError: The file is missing, a folder, empty, damaged or not text.
     """
     source = f"{key}={str(path)!r}"
-    raw = _bytes_of(Path(path).expanduser(), source)
+    raw = _bytes_of(Path(here_or_shipped(str(path))), source)
     name = Path(path).name
     digest = hashlib.sha256(raw).hexdigest()
     if raw[:2] == b"\x1f\x8b":
@@ -272,13 +273,15 @@ def _read_parquet(raw: bytes, records: Records) -> None:
 # ---- the hub
 
 
-def hub_records(name: str, subset: str | None, split: str) -> Records:
+def hub_records(name: str, subset: str | None, split: str, unreachable: str | None = None) -> Records:
     """Load the rows of a data set of the hub.
 
     Args:
         name: The name of the data set.
         subset: The name of its configuration; None takes the default one.
         split: The name of its split.
+        unreachable: The reason why the hub does not answer, in which case only the local cache is read; None where it
+            answers.
 
     Returns:
         The rows.
@@ -287,14 +290,25 @@ def hub_records(name: str, subset: str | None, split: str) -> Records:
         UserError: The data set cannot be loaded.
     """
     import datasets
+    from huggingface_hub import constants
 
+    before = (constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE)
+    if unreachable is not None:  # otherwise every request is tried again for minutes
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         rows = datasets.load_dataset(name, subset, split=split)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # datasets, fsspec and the HTTP client raise almost every kind
+        why = f"the hub data set could not be loaded ({first_line(error)})"
+        if unreachable is not None:
+            why = (
+                f"{constants.ENDPOINT} could not be reached ({unreachable}), "
+                "and the local cache of data sets does not hold it"
+            )
         raise UserError(
-            f"data.path={name!r}: the hub data set could not be loaded ({first_line(error)}); "
-            "data.source=jsonl reads a local file"
+            f"data.path={name!r}: {why}; give a local file with data.source=jsonl, or a folder of the data set"
         ) from error
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
     return Records(
         f"data.path={name!r}", name, "row", [Record(dict(row), f"row {number}") for number, row in enumerate(rows, 1)]
     )

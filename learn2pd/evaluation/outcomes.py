@@ -97,6 +97,7 @@ def run_method(
     batch_size: int,
     sampling: Sampling,
     seed: int,
+    given: Sequence[Any] | None = None,
     progress: tqdm[Any] | None = None,
 ) -> Outcome:
     """Decode the prompts of one task and judge the answers.
@@ -113,6 +114,7 @@ def run_method(
         batch_size: rows that are decoded together.
         sampling: temperature and filters of the proposals.
         seed: seed of the sampling.
+        given: the parts of the answers that stand from the start, as for `decode`.
         progress: a progress bar that counts prompts.
 
     Returns:
@@ -126,6 +128,7 @@ def run_method(
         batch_size=batch_size,
         sampling=sampling,
         seed=seed,
+        given=given,
         progress=progress.update if progress is not None else None,
     )
     verdicts = [

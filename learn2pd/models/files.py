@@ -20,6 +20,7 @@ from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 from safetensors import SafetensorError
 
 from learn2pd.errors import UserError
+from learn2pd.files import here_or_shipped
 from learn2pd.models.neighbours import cause, told_in_one_line
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -32,7 +33,7 @@ LFS_POINTER = b"version https://git-lfs.github.com"
 
 
 def path_text(key: str, path: object) -> str:
-    """A folder or a hub name as text, with `~` as the home folder.
+    """A folder or a hub name as text, with `~` as the home folder, and the package's own folders by their names.
 
     Args:
         key: The argument's name, for messages.
@@ -48,7 +49,7 @@ def path_text(key: str, path: object) -> str:
         )
     if not text.strip() or "\0" in text:
         raise UserError(f"{key}={text!r}: expected a folder or a hub name such as 'owner/name'")
-    return os.path.expanduser(text)
+    return here_or_shipped(text)
 
 
 def shown_name(path: str) -> str:
@@ -87,7 +88,11 @@ def check_folder(key: str, path: str | os.PathLike[str], expected: str, file: st
 
 
 def local_folder(
-    key: str, path: str | os.PathLike[str], revision: str | None = None, patterns: Iterable[str] = DESCRIPTIONS
+    key: str,
+    path: str | os.PathLike[str],
+    revision: str | None = None,
+    patterns: Iterable[str] = DESCRIPTIONS,
+    inner_folders: bool = False,
 ) -> Path:
     """The folder with the files of a hub name or folder; a folder is itself.
 
@@ -97,6 +102,7 @@ def local_folder(
             answer.
         revision: The revision of the hub repository.
         patterns: The files to download.
+        inner_folders: True downloads files of the patterns from the folders of the repository too.
 
     Raises:
         UserError: The hub does not answer within seconds and the cache does not hold the repository, or the repository
@@ -105,14 +111,14 @@ def local_folder(
     path = path_text(key, path)
     if Path(path).is_dir():
         return Path(path)
-    unreachable = _why_unreachable()
+    unreachable = why_unreachable()
     try:
         return Path(
             snapshot_download(
                 path,
                 revision=revision,
                 allow_patterns=list(patterns),
-                ignore_patterns=["*/*"],
+                ignore_patterns=None if inner_folders else ["*/*"],
                 local_files_only=unreachable is not None,
             )
         )
@@ -134,26 +140,30 @@ def local_folder(
         ) from error
 
 
-def _why_unreachable() -> str | None:
+def why_unreachable(seconds: float | None = None) -> str | None:
     """Say why the hub does not answer, or return None where it does.
 
     A thread asks the hub, since a name server may take a long time.
+
+    Args:
+        seconds: The time that the hub has for its answer; None gives it `PROBE_SECONDS`.
     """
+    patience = PROBE_SECONDS if seconds is None else seconds
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     answer: list[str | None] = []
 
     def ask() -> None:
         try:
-            get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)
+            get_session().head(constants.ENDPOINT, timeout=patience)
             answer.append(None)
         except Exception as error:  # noqa: BLE001  of two HTTP clients, by the version of huggingface_hub
             answer.append(cause(error))
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(PROBE_SECONDS + 1)
-    return answer[0] if answer else f"no answer within {PROBE_SECONDS + 1:.0f} seconds"
+    thread.join(patience + 1)
+    return answer[0] if answer else f"no answer within {patience + 1:.0f} seconds"
 
 
 def check_file(subject: str, file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
@@ -29,7 +30,7 @@ from learn2pd.models.files import (
 )
 from learn2pd.models.neighbours import cause, told_in_one_line
 from learn2pd.models.network import DiffusionNetwork
-from learn2pd.models.prompts import prompt_ids
+from learn2pd.models.prompts import prompt_ids, text_ids
 from learn2pd.registry import FAMILIES, family_target, import_family
 from learn2pd.types import ModelSpec
 
@@ -57,7 +58,7 @@ TOKENIZER_FILES = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """A loaded dLLM.
 
@@ -73,6 +74,10 @@ class Model:
     def spec(self) -> ModelSpec:
         """The facts about the model that the loop needs."""
         return self.adapter.spec
+
+    def __repr__(self) -> str:
+        kind = str(self.adapter.network.dtype).removeprefix("torch.")
+        return f"Model({self.spec.name!r}, {kind} on {self.adapter.device})"
 
     def encode(self, prompt: object) -> list[int]:
         """Token ids of one prompt.
@@ -90,6 +95,18 @@ class Model:
         if wrong is not None:
             raise UserError(f"token id {wrong}, {self.spec.name} has ids 0 to {self.spec.vocab_size - 1}")
         return ids
+
+    def encode_text(self, text: str, subject: str) -> list[int]:
+        """Token ids of a part of an answer: no chat template and no token at the beginning is added.
+
+        Args:
+            text: The text. Control tokens that it spells out stay text.
+            subject: The words for the text in messages.
+
+        Raises:
+            UserError: The text is empty or cannot be encoded.
+        """
+        return text_ids(self.tokenizer, text, subject, (self.spec.mask_id, *self.spec.eot_ids))
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -172,11 +189,7 @@ def load_model(
         raise UserError(f"revision={revision!r}: expected a branch, tag or commit of the hub repository, or None")
     kind = resolve_dtype(dtype)
     target = resolve_device(device)
-    fields = read_config(path, revision, family)
-    network_class = network_of(fields, family)
-    with told_in_one_line(f"path={path!r}"):  # what transformers' own checks of the fields raise is of many kinds
-        described = dict.fromkeys(IDS) | {name: value for name, value in fields.items() if name not in NOT_READ}
-        config = network_class.config_class.from_dict(described)
+    network_class, config = _network_and_config(path, revision, family)
     network, digest = _load_weights(path, network_class, config, kind, target, revision)
     tokenizer = load_tokenizer(path, network.config, revision)
     spec = _spec(path, network, tokenizer, digest)
@@ -213,6 +226,37 @@ def network_of(fields: Mapping[str, Any], family: str | None = None) -> type[Dif
             "and give it a config_class, see docs/adding_a_family.md"
         )
     return network
+
+
+def _network_and_config(
+    path: str, revision: str | None, family: str | None
+) -> tuple[type[DiffusionNetwork], PretrainedConfig]:
+    fields = read_config(path, revision, family)
+    network_class = network_of(fields, family)
+    with told_in_one_line(f"path={path!r}"):  # what transformers' own checks of the fields raise is of many kinds
+        described = dict.fromkeys(IDS) | {name: value for name, value in fields.items() if name not in NOT_READ}
+        return network_class, network_class.config_class.from_dict(described)
+
+
+def read_weights_size(
+    path: str | os.PathLike[str], dtype: torch.dtype, revision: str | None = None, family: str | None = None
+) -> int:
+    """Return the bytes that the weights of a checkpoint take, from its config.json alone.
+
+    Args:
+        path: A folder or a hub name.
+        dtype: The type in which the weights would be loaded.
+        revision: The revision of the hub repository.
+        family: A class of the user's own, as for `load_model`.
+
+    Raises:
+        UserError: As for `read_config`.
+    """
+    path = path_text("path", path)
+    network_class, config = _network_and_config(path, revision, family)
+    with told_in_one_line(f"path={path!r}"), torch.device("meta"):
+        network = network_class(config)
+    return sum(tensor.numel() for tensor in network.state_dict().values()) * dtype.itemsize
 
 
 def read_config(path: str | os.PathLike[str], revision: str | None = None, family: str | None = None) -> dict[str, Any]:
@@ -415,6 +459,7 @@ def _spec(path: str, network: DiffusionNetwork, tokenizer: PreTrainedTokenizerBa
         fingerprint=identity.fingerprint(config, digest),
         vocabulary=tokenizer.get_vocab(),
         special_tokens=tuple(tokenizer.all_special_tokens),
+        text_of=functools.partial(tokenizer.decode, skip_special_tokens=True),
     )
 
 

@@ -92,6 +92,31 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: object, control_ids: 
     return _ids(prompt)
 
 
+def text_ids(
+    tokenizer: PreTrainedTokenizerBase, text: str, subject: str, control_ids: Collection[int] = ()
+) -> list[int]:
+    """Token ids of a part of an answer, to which nothing is added.
+
+    Args:
+        tokenizer: The model's.
+        text: The text.
+        subject: The words for the text in messages.
+        control_ids: As for `prompt_ids`.
+
+    Raises:
+        UserError: The text is empty, or the tokenizer fails on it.
+    """
+    if not text:
+        raise UserError(f"{subject}: a text is empty")
+    _check_unicode(text, subject)
+    control = _control_tokens(tokenizer, control_ids)
+    renamed = _RenamedControlTokens.of(tokenizer, control) if tokenizer.is_fast and control else None
+    with told_in_one_line(f"{subject}: the tokenizer failed on {text!r}"):
+        if renamed is not None:
+            return _whole(renamed.encode(text, add_special_tokens=False))
+        return _whole(list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)))
+
+
 def _rows_of_a_tokenizer(given: Mapping[Any, Any]) -> list[Any]:
     names = list(given)
     if "input_ids" not in given:

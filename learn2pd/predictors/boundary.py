@@ -91,7 +91,7 @@ class LearnedAdaBlockScheduler(SemanticBlocks):
         self.needs = needs_of(predictor)
 
     def describe(self) -> dict[str, Any]:
-        return {"folder": str(Path(saved_folder(self.predictor)).parent), "block_length": self.block_length}
+        return saved_folder(self.predictor) | {"block_length": self.block_length}
 
     def check(self, spec: ModelSpec, method: Method) -> None:
         super().check(spec, method)
@@ -109,12 +109,13 @@ class LearnedAdaBlockScheduler(SemanticBlocks):
         return ends.int().argmax(1) + 1, ends.any(1)
 
 
-def load_boundary(folder: str | Path, block_length: int = 32) -> LearnedAdaBlockScheduler:
+def load_boundary(folder: str | Path, block_length: int = 32, revision: str | None = None) -> LearnedAdaBlockScheduler:
     """Build the scheduler with the boundary predictor that lies beside a saved policy.
 
     Args:
-        folder: The folder of the policy, with a folder `boundary` in it.
+        folder: The folder of the policy, with a folder `boundary` in it, or the name of its repository of the hub.
         block_length: As for `LearnedAdaBlockScheduler`.
+        revision: The revision of the hub repository.
 
     Returns:
         The scheduler.
@@ -122,4 +123,4 @@ def load_boundary(folder: str | Path, block_length: int = 32) -> LearnedAdaBlock
     Raises:
         UserError: The predictor is missing or damaged.
     """
-    return LearnedAdaBlockScheduler(load_predictor(Path(folder) / "boundary", "boundary"), block_length)
+    return LearnedAdaBlockScheduler(load_predictor(folder, "boundary", "boundary", revision), block_length)

@@ -94,7 +94,7 @@ class LearnedStop(EotStop):
         self.needs = needs_of(predictor)
 
     def describe(self) -> dict[str, Any]:
-        return {"folder": str(Path(saved_folder(self.predictor)).parent), "floor": self.floor}
+        return saved_folder(self.predictor) | {"floor": self.floor}
 
     def check(self, spec: ModelSpec, method: Method) -> None:
         super().check(spec, method)
@@ -120,12 +120,13 @@ class LearnedStop(EotStop):
         return torch.minimum(first, super().ends(state, prediction, commit, memory))
 
 
-def load_end_of_text(folder: str | Path, floor: float = 0.5) -> LearnedStop:
+def load_end_of_text(folder: str | Path, floor: float = 0.5, revision: str | None = None) -> LearnedStop:
     """Build the stop rule with the end-of-text predictor that lies beside a saved policy.
 
     Args:
-        folder: The folder of the policy, with a folder `end_of_text` in it.
+        folder: The folder of the policy, with a folder `end_of_text` in it, or the name of its repository of the hub.
         floor: As for `LearnedStop`.
+        revision: The revision of the hub repository.
 
     Returns:
         The stop rule.
@@ -133,4 +134,4 @@ def load_end_of_text(folder: str | Path, floor: float = 0.5) -> LearnedStop:
     Raises:
         UserError: The predictor is missing or damaged.
     """
-    return LearnedStop(load_predictor(Path(folder) / "end_of_text", "end_of_text"), floor)
+    return LearnedStop(load_predictor(folder, "end_of_text", "end_of_text", revision), floor)

@@ -24,10 +24,12 @@ import torch
 from torch import Tensor
 
 from learn2pd.errors import UserError
+from learn2pd.kinds import matches
 from learn2pd.predictors.apply import NetworkMemory, check_contract, needs_of, on_device, probability
+from learn2pd.predictors.hub import OnHub
 from learn2pd.predictors.lora import with_adapter
 from learn2pd.predictors.questions import Columns, positions
-from learn2pd.predictors.saving import Predictor, load_predictor, save_predictor, saved_folder
+from learn2pd.predictors.saving import Predictor, load_predictor, saved_folder
 from learn2pd.roles import Policy
 from learn2pd.tensors import most_confident
 from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction, Window
@@ -73,7 +75,7 @@ class Final:
         return cls(loss_on)
 
 
-class FilterPolicy(Policy):
+class FilterPolicy(Policy, OnHub):
     """The filter as a policy.
 
     Args:
@@ -96,8 +98,54 @@ class FilterPolicy(Policy):
         self.scores_committed = predictor.network.sees_committed
         self.window_width = predictor.network.width
 
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # how to download is said by huggingface_hub's own variables
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        adapter: str | Path | None = None,
+        threshold: float | None = None,
+        aggressiveness: float | None = None,
+    ) -> FilterPolicy:
+        """Load a trained filter from a folder or from the hub.
+
+        Args:
+            pretrained_model_name_or_path: A folder that `save_pretrained` or a run wrote, or the name of a repository
+                of the hub, which is downloaded once.
+            revision: The revision of the hub repository: a branch, tag or commit.
+            adapter: As for `load_policy`.
+            threshold: As for `load_policy`.
+            aggressiveness: As for `load_policy`.
+
+        Returns:
+            The policy.
+
+        Raises:
+            UserError: As for `load_policy`.
+        """
+        for name, value in (("threshold", threshold), ("aggressiveness", aggressiveness)):
+            if not matches(value, float | None):
+                raise UserError(f"{name}={value!r}: expected a number from 0 to 1, got {type(value).__name__}")
+        if threshold is not None and aggressiveness is not None:
+            raise UserError(
+                f"threshold={threshold} and aggressiveness={aggressiveness} both choose the filter's threshold: "
+                "give one of them"
+            )
+        predictor = load_predictor(pretrained_model_name_or_path, "filter", revision=revision)
+        if adapter is not None:
+            predictor = with_adapter(predictor, adapter)
+        if aggressiveness is not None:
+            predictor = predictor.at(aggressiveness)
+        if threshold is not None:
+            predictor = replace(predictor, threshold=threshold)
+        try:
+            return cls(predictor)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
     def describe(self) -> dict[str, Any]:
-        return {"folder": saved_folder(self.predictor), "threshold": self.threshold}
+        return saved_folder(self.predictor) | {"threshold": self.threshold}
 
     @property
     def threshold(self) -> float:
@@ -123,7 +171,7 @@ class FilterPolicy(Policy):
 
 
 def save_policy(policy: FilterPolicy, folder: str | Path) -> Path:
-    """Save a trained filter as `policy.json` and `model.safetensors`.
+    """Save a trained filter, as `FilterPolicy.save_pretrained` does.
 
     Args:
         policy: The filter.
@@ -132,7 +180,8 @@ def save_policy(policy: FilterPolicy, folder: str | Path) -> Path:
     Returns:
         The folder.
     """
-    return save_predictor(policy.predictor, folder)
+    policy.save_pretrained(folder)
+    return Path(folder)
 
 
 def load_policy(
@@ -140,37 +189,26 @@ def load_policy(
     adapter: str | Path | None = None,
     threshold: float | None = None,
     aggressiveness: float | None = None,
+    revision: str | None = None,
 ) -> FilterPolicy:
     """Load a trained filter.
 
     Args:
-        folder: The folder that `save_policy` or a run wrote.
+        folder: The folder that `save_policy` or a run wrote, or the name of a repository of the hub.
         adapter: The folder of a LoRA adapter that was trained on this policy. It is merged, and brings its own
             threshold and curve.
         threshold: A threshold that replaces the calibrated one.
         aggressiveness: A place on the calibrated curve, 0 (strictest) to 1 (boldest), whose threshold replaces the
             calibrated one.
+        revision: The revision of the hub repository.
 
     Returns:
         The policy.
 
     Raises:
-        UserError: The folder is missing, damaged or of another schema; the adapter belongs to another base; both a
-            threshold and an aggressiveness are given; or one of the numbers is out of range.
+        UserError: The folder is missing, damaged or of another schema; the hub cannot be reached; the adapter belongs
+            to another base; both a threshold and an aggressiveness are given; or one of the numbers is out of range.
     """
-    predictor = load_predictor(folder, "filter")
-    if adapter is not None:
-        predictor = with_adapter(predictor, adapter)
-    if threshold is not None and aggressiveness is not None:
-        raise UserError(
-            f"threshold={threshold} and aggressiveness={aggressiveness} both choose the filter's threshold: "
-            "give one of them"
-        )
-    if aggressiveness is not None:
-        predictor = predictor.at(aggressiveness)
-    if threshold is not None:
-        predictor = replace(predictor, threshold=threshold)
-    try:
-        return FilterPolicy(predictor)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    return FilterPolicy.from_pretrained(
+        folder, revision=revision, adapter=adapter, threshold=threshold, aggressiveness=aggressiveness
+    )

@@ -11,15 +11,16 @@ import copy
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
 from torch import nn
 
-from learn2pd.errors import UserError, first_line
+from learn2pd.errors import UserError
+from learn2pd.kinds import check_kind
+from learn2pd.models.files import path_text
+from learn2pd.models.neighbours import told_in_one_line
 from learn2pd.predictors.networks import PredictorNetwork
-from learn2pd.predictors.saving import Predictor, Setting
+from learn2pd.predictors.saving import Predictor, read_curve, read_threshold
 
 DESCRIPTION = "adapter.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -91,14 +92,15 @@ def with_adapter(base: Predictor, folder: str | Path) -> Predictor:
     Raises:
         UserError: The folder holds no adapter, a damaged one, or one of another base.
     """
-    folder = Path(folder)
+    folder = Path(path_text("adapter", folder))
     for name in (DESCRIPTION, "adapter_config.json", WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(
                 f"adapter {str(folder)!r}: no {name} there; expected adapter_config.json, {WEIGHTS} and {DESCRIPTION}"
             )
-    try:
-        described: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    with told_in_one_line(f"adapter {str(folder)!r} is damaged", "train it again"):
+        described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        check_kind("the file", described, dict)
         if described["base"] != base.fingerprint:
             raise UserError(
                 f"adapter {str(folder)!r} was trained on the policy {described['base']}, "
@@ -106,12 +108,10 @@ def with_adapter(base: Predictor, folder: str | Path) -> Predictor:
             )
         adapted = PeftModel.from_pretrained(copy.deepcopy(base.network), str(folder))
         network: PredictorNetwork = adapted.merge_and_unload()
-        curve = tuple(Setting(**setting) for setting in described["curve"])
         return replace(
-            base, network=network.eval(), threshold=described["threshold"], curve=curve, metrics=described["metrics"]
+            base,
+            network=network.eval(),
+            threshold=read_threshold(described["threshold"]),
+            curve=read_curve(described["curve"]),
+            metrics=check_kind("metrics", described["metrics"], dict),
         )
-    except UserError:
-        raise
-    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        detail = first_line(error)
-        raise UserError(f"adapter {str(folder)!r} is damaged ({detail}): train it again") from error

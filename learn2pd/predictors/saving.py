@@ -11,20 +11,30 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
+import os
+import typing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from learn2pd.errors import UserError, check_options, first_line
-from learn2pd.kinds import check_fields
+from learn2pd.kinds import check_kind, matches
+from learn2pd.models.files import check_folder, local_folder, path_text
+from learn2pd.models.neighbours import told_in_one_line
 from learn2pd.predictors.networks import NETWORKS, PredictorNetwork
 from learn2pd.types import CONFIDENCE, ModelSpec
 
 SCHEMA_VERSION = 3
+LARGEST_SIZE = 4096  # of a network: a larger one is no small network, and building it may take all memory
+DESCRIPTION = "policy.json"
+WEIGHTS = "model.safetensors"
+EXPECTED = f"{DESCRIPTION} and {WEIGHTS}, as a run or save_pretrained writes them"
+FILES = (DESCRIPTION, WEIGHTS, f"*/{DESCRIPTION}", f"*/{WEIGHTS}")  # the predictors beside a filter lie in folders
 
 
 @dataclass(frozen=True)
@@ -122,7 +132,8 @@ class Predictor:
         contract: The facts about the training that a run must share.
         curve: The calibrated settings, from the strictest to the boldest.
         metrics: The measurements of training and calibration, for information.
-        source: The folder from which the predictor was loaded; empty where it was not loaded.
+        source: The folder or hub name from which the predictor was loaded; empty where it was not loaded.
+        revision: The revision of the hub repository, where the caller named one.
     """
 
     kind: str
@@ -132,6 +143,7 @@ class Predictor:
     curve: tuple[Setting, ...] = ()
     metrics: dict[str, Any] = field(default_factory=dict)
     source: str = field(default="", compare=False)
+    revision: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         self.network.eval()
@@ -176,11 +188,14 @@ class Predictor:
         return digest.hexdigest()[:16]
 
 
-def saved_folder(predictor: Predictor) -> str:
-    """Return the folder from which a predictor was loaded.
+def saved_folder(predictor: Predictor) -> dict[str, str]:
+    """Return the folder or hub name from which a predictor was loaded, as the options with which it is loaded again.
 
     Args:
         predictor: The predictor.
+
+    Returns:
+        `folder`, and `revision` where the caller named one.
 
     Raises:
         UserError: The predictor was not loaded from a folder.
@@ -189,7 +204,8 @@ def saved_folder(predictor: Predictor) -> str:
         raise UserError(
             f"this {predictor.kind} predictor is not on disk: save it and load it, so that its folder names it"
         )
-    return predictor.source
+    named = {} if predictor.revision is None else {"revision": predictor.revision}
+    return {"folder": predictor.source} | named
 
 
 def network_json(network: PredictorNetwork) -> dict[str, Any]:
@@ -223,13 +239,17 @@ def build_network(name: str, options: dict[str, Any]) -> PredictorNetwork:
     Raises:
         UserError: The name or an option is unknown, or the network refuses a size.
     """
-    if name not in NETWORKS:
+    if not isinstance(name, str) or name not in NETWORKS:
         raise UserError(f"filter={name!r}: unknown; expected one of {', '.join(NETWORKS)}")
     check_options(f"filter {name!r}", options, inspect.signature(NETWORKS[name]).parameters)
+    kinds = typing.get_type_hints(NETWORKS[name].__init__)
     try:
-        check_fields(options, NETWORKS[name])
+        for option, value in options.items():
+            check_kind(option, value, kinds[option])
+            if type(value) is int and not 1 <= value <= LARGEST_SIZE:
+                raise ValueError(f"{option}={value}: expected a size from 1 to {LARGEST_SIZE}")
         return NETWORKS[name](**options)
-    except (ValueError, TypeError, RuntimeError, MemoryError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"filter {name!r}: {first_line(error)}") from error
 
 
@@ -249,7 +269,7 @@ def save_predictor(predictor: Predictor, folder: str | Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in predictor.network.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors")
+    save_file(tensors, folder / WEIGHTS)
     described = {
         "schema": SCHEMA_VERSION,
         "kind": predictor.kind,
@@ -259,61 +279,124 @@ def save_predictor(predictor: Predictor, folder: str | Path) -> Path:
         "contract": asdict(predictor.contract),
         "metrics": predictor.metrics,
     }
-    (folder / "policy.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    (folder / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
-def load_predictor(folder: str | Path, kind: str) -> Predictor:
+def load_predictor(folder: str | os.PathLike[str], kind: str, part: str = "", revision: str | None = None) -> Predictor:
     """Load a predictor that `save_predictor` wrote.
 
     Args:
-        folder: The folder with `policy.json` and `model.safetensors`.
+        folder: The folder with `policy.json` and `model.safetensors`, or the name of a repository of the hub.
         kind: The kind that the predictor must have.
+        part: The folder inside `folder` in which the files lie.
+        revision: The revision of the hub repository.
 
     Returns:
         The predictor.
 
     Raises:
-        UserError: The folder is missing or damaged, or holds a predictor of another kind or schema.
+        UserError: The folder is missing or damaged, or holds a predictor of another kind or schema, or the hub cannot
+            be reached.
     """
-    folder = Path(folder)
-    path = folder / "policy.json"
-    if not path.is_file():
-        raise UserError(
-            f"policy {str(folder)!r}: no policy.json there; expected a folder with policy.json and model.safetensors"
-        )
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
+    source = path_text("policy", folder)
+    file = str(Path(part, DESCRIPTION))
+    check_folder("policy", source, EXPECTED, file)
+    place = local_folder("policy", source, revision, FILES, inner_folders=True) / part
+    if not (place / DESCRIPTION).is_file():
+        raise UserError(f"policy={source!r}: the repository holds no {file}; expected {EXPECTED}")
+    subject = f"policy={source!r}: {file}"
+    with told_in_one_line(f"{subject} or {WEIGHTS} is damaged", "export it again"):
+        described = json.loads((place / DESCRIPTION).read_text(encoding="utf-8"))
+        check_kind("the file", described, dict)
         if described["schema"] != SCHEMA_VERSION:
             raise UserError(
-                f"policy {str(folder)!r}: schema {described['schema']!r}, this version reads {SCHEMA_VERSION}: "
+                f"{subject}: schema {described['schema']!r}, this version reads {SCHEMA_VERSION}: "
                 "train and export it again"
             )
         if described["kind"] != kind:
-            raise UserError(f"policy {str(folder)!r}: it is a {described['kind']!r}, expected a {kind!r}")
-        network = build_network(described["network"]["name"], described["network"]["options"])
-        network.load_state_dict(load_file(folder / "model.safetensors"))
-        predictor = Predictor(
-            kind=kind,
-            network=network.eval(),
-            threshold=described["threshold"],
-            contract=_contract(described["contract"]),
-            curve=tuple(Setting(**setting) for setting in described["curve"]),
-            metrics=described["metrics"],
-            source=str(folder),
-        )
-        for part in (predictor, predictor.contract, *predictor.curve):
-            check_fields(vars(part), type(part))
-        return predictor
-    except UserError:
-        raise
-    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        detail = first_line(error)
-        raise UserError(f"policy {str(folder)!r} is damaged ({detail}): export it again") from error
+            raise UserError(f"{subject}: it is a {described['kind']!r}, expected a {kind!r}")
+        try:
+            return Predictor(
+                kind=kind,
+                network=_trained(described["network"], load_file(place / WEIGHTS)),
+                threshold=read_threshold(described["threshold"]),
+                contract=_contract(described["contract"]),
+                curve=read_curve(described["curve"]),
+                metrics=check_kind("metrics", described["metrics"], dict),
+                source=source,
+                revision=revision,
+            )
+        except UserError as error:  # it is about a value of the file, and does not name the file
+            raise ValueError(str(error)) from error
 
 
-def _contract(fields: dict[str, Any]) -> Contract:
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
-    }
-    return Contract(**values)
+def _trained(described: dict[str, Any], tensors: dict[str, Tensor]) -> PredictorNetwork:
+    """Build the network of a file with its weights. Its sizes cost no memory before the weights are seen to fit."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not tensor.float().isfinite().all():
+            raise ValueError(f"the tensor {name} holds something other than finite numbers")
+    with torch.device("meta"):
+        network = build_network(described["name"], check_kind("network.options", described["options"], dict))
+    network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+    return network.eval()
+
+
+def read_threshold(value: Any) -> float:
+    """Check a threshold of a file.
+
+    Args:
+        value: The value in the file.
+
+    Returns:
+        The threshold.
+
+    Raises:
+        ValueError: It is not a number from 0 to 1.
+    """
+    if not matches(value, float) or not 0 <= value <= 1:
+        raise ValueError(f"threshold={value!r}: expected a number from 0 to 1")
+    return float(value)
+
+
+def read_curve(values: Any) -> tuple[Setting, ...]:
+    """Check a calibrated curve of a file.
+
+    Args:
+        values: The value in the file, a list of objects.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: A setting lacks a field, has an unknown one, or holds something other than a finite number.
+    """
+    curve = tuple(_read(Setting, "curve", setting) for setting in check_kind("curve", values, list))
+    thresholds = [read_threshold(setting.threshold) for setting in curve]
+    numbers = [value for setting in curve for value in asdict(setting).values() if value is not None]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("the curve holds a number that is not finite")
+    if thresholds != sorted(thresholds, reverse=True):
+        raise ValueError(f"the thresholds {thresholds} of the curve do not go from the strictest to the boldest")
+    return curve
+
+
+def _contract(fields: Any) -> Contract:
+    contract = _read(Contract, "contract", fields)
+    ids = (contract.mask_id, *contract.eot_ids, *contract.delimiter_ids)
+    if not 0 <= min(ids) <= max(ids) < contract.vocab_size:
+        raise ValueError(f"the contract's ids reach from {min(ids)} to {max(ids)}, of {contract.vocab_size} tokens")
+    return contract
+
+
+Read = TypeVar("Read", Contract, Setting)
+
+
+def _read(kind: type[Read], name: str, fields: Any) -> Read:
+    """Make an object of a JSON object whose values must have the types of the class's fields."""
+    kinds = typing.get_type_hints(kind)
+    check_options(name, check_kind(name, fields, dict), kinds)
+    for key, value in fields.items():
+        check_kind(f"{name}.{key}", value, kinds[key])
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return kind(**values)

@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -100,6 +101,7 @@ def oracle_tables(
     block_length: int,
     batch_size: int,
     delimiter_ids: Sequence[int],
+    given: Sequence[Any] | None = None,
 ) -> Tables:
     """Decode the references with one token a step, and then record the oracle's states, in blocks.
 
@@ -110,6 +112,7 @@ def oracle_tables(
         block_length: length of a block, in tokens.
         batch_size: rows that are decoded together.
         delimiter_ids: tokens that end a line.
+        given: the parts of every answer that stand from the start, as for `decode`.
 
     Returns:
         The tables of the shard.
@@ -120,6 +123,7 @@ def oracle_tables(
         encoded(model, prompts),
         gen_length=gen_length,
         batch_size=batch_size,
+        given=None if given is None else [given] * len(prompts),
     )
     blocks = BlocksScheduler(block_length)
     reference = run(Method(FixedPolicy(), blocks, stop=EotStop(0.0)))
@@ -136,6 +140,7 @@ def rollout_tables(
     *,
     batch_size: int,
     delimiter_ids: Sequence[int],
+    given: Sequence[Any] | None = None,
 ) -> Tables:
     """Record the states that a policy meets while its errors are corrected.
 
@@ -149,6 +154,7 @@ def rollout_tables(
         method: the method whose policy meets the states.
         batch_size: rows that are decoded together.
         delimiter_ids: tokens that end a line.
+        given: the parts of every answer that stand from the start, as for `decode`.
 
     Returns:
         The tables of the shard.
@@ -162,6 +168,7 @@ def rollout_tables(
         dataclasses.replace(method, policy=GuidedPolicy(method.policy, tokens)),
         gen_length=tokens.shape[1],
         batch_size=batch_size,
+        given=None if given is None else [given] * len(prompts),
         observer=recorder,
     )
     return _tables(prompts, recorder, tokens, length, forwards, decoded.forwards)

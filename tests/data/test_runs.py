@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from safetensors import safe_open
 
 from learn2pd.cli import main as cli
+from learn2pd.recording.reading import Recording
 from tests.data.helpers import RECORDS, questions, write
 
 METHODS = (
@@ -101,3 +103,55 @@ def test_a_target_of_accuracy_needs_prompts_that_something_judges(arguments, tmp
     assert cli.run([*arguments, *own]) == 2
     assert "no checker judges these prompts" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_stop_strings_and_given_parts_of_the_configuration_reach_every_decode(arguments, tmp_path):
+    own = [*arguments, "decode.given=[Sure, 4, null]", "decode.stop_strings=[e, a]", "compare.stops=[eot, text]"]
+    assert cli.run([*own, "stages=[record, compare]"]) == 0
+    texts = {}
+    for path in (tmp_path / "out" / "compare").iterdir():
+        with safe_open(path, "np") as stored:
+            texts[path.name] = stored.get_tensor("tokens")
+    recording = Recording.load(tmp_path / "out" / "records")
+    beginnings = [row[:2] for tokens in texts.values() for row in tokens.tolist()]
+    beginnings += [row[:2] for row in recording.references.with_format("numpy")["tokens"][:].tolist()]
+    assert len({tuple(row) for row in beginnings}) == 1
+    assert len(texts) == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["compare.stops=[text]"], "decode.stop_strings is empty"),
+        (["compare.stops=[eot]", "decode.stop_strings=[a]"], "only the stop rule 'text' reads them"),
+        (["compare.stops=[text]", "decode.stop_strings=['']"], "a text is empty"),
+        (["compare.stops=[text]", "decode.stop_strings=[1]"], "expected a list of text"),
+        (["decode.given=[Sure]"], "decode.given: the model has no position to fill"),
+        (["decode.given=[Sure, 400]"], "decode.given: the part 400"),
+        (["decode.given=[{a: 1}]"], "decode.given: the part {'a': 1}"),
+        (["decode.given=Sure"], "decode.given='Sure': expected a list"),
+    ],
+)
+def test_wrong_stop_strings_and_given_parts_are_refused_before_anything_is_recorded(
+    arguments, tmp_path, capsys, overrides, words
+):
+    assert cli.run([*arguments, *overrides, "stages=[record, compare]"]) == 2
+    line = capsys.readouterr().err
+    assert words in line
+    assert line.count("\n") == 1
+    assert not (tmp_path / "out" / "records").exists()
+
+
+def answer(capsys, arguments: list[str], *more: str) -> str:
+    """What `learn2pd decode` prints."""
+    assert cli.guarded(lambda: cli.run_command("decode", [*arguments, "policy=threshold", "prompt=Hello", *more])) == 0
+    return capsys.readouterr().out
+
+
+def test_the_command_line_takes_stop_strings_and_given_parts(arguments, capsys):
+    whole = answer(capsys, arguments).removesuffix("\n")
+    middle = whole[len(whole) // 2]
+    assert answer(capsys, arguments, f"decode.stop_strings={json.dumps([middle])}") == whole.split(middle)[0] + "\n"
+    filled = answer(capsys, arguments, 'decode.given=["Yes, ", 3, " it is."]')
+    assert filled.startswith("Yes, ")
+    assert filled.endswith(" it is.\n")

@@ -16,8 +16,8 @@ from learn2pd.cli.stages.pretraining import run_pretraining as run
 from learn2pd.data.reading import read_records
 from learn2pd.data.tasks.slots import SlotsTask
 from learn2pd.embedded.examples import ProblemExamples, RequestExamples
-from learn2pd.embedded.objectives import BlockDiffusion, MaskedDiffusion, NextToken
 from learn2pd.embedded.networks import KINDS as NETWORKS
+from learn2pd.embedded.objectives import BlockDiffusion, MaskedDiffusion, NextToken
 from learn2pd.embedded.stream import LARGEST_TAIL, BatchStream, Shape, StreamData
 from learn2pd.embedded.training import LanguageTraining, Schedule
 from learn2pd.errors import UserError

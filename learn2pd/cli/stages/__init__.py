@@ -17,7 +17,7 @@ import torch
 from learn2pd.cli.config import RunConfig
 from learn2pd.cli.stages.calibration import check_target, stage_calibrate
 from learn2pd.cli.stages.comparison import check_comparison, stage_compare
-from learn2pd.cli.stages.components import checkers_of, model_of, prompts_of, usable_prompts
+from learn2pd.cli.stages.components import check_decoding, checkers_of, model_of, prompts_of, usable_prompts
 from learn2pd.cli.stages.recording import check_recording, dry_run, processes_of, stage_record
 from learn2pd.cli.stages.run_folder import claim_output, open_output, write_metrics
 from learn2pd.cli.stages.training import check_base, check_training, stage_train
@@ -57,6 +57,7 @@ def run_stages(config: RunConfig, only: str | None = None) -> None:
     if "calibrate" in stages:
         check_target(config, prompts_of(config))
     model = model_of(config)
+    check_decoding(config, model, config.compare.stops)
     prompts = usable_prompts(config, model)
     if "calibrate" in stages:
         check_target(config, prompts)

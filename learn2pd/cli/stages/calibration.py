@@ -85,6 +85,20 @@ def check_target(config: RunConfig, prompts: Sequence[Prompt]) -> None:
     check_enough(len(usable), options.target_agreement, options.max_accuracy_drop, options.confidence)
 
 
+def _trained_on(config: RunConfig) -> dict[str, Any]:
+    """Return the facts about the training that the card of a policy tells. A file is named without its folder."""
+    data = config.data
+    file = data.domain or data.path or ""
+    prompts = {"tasks": ", ".join(data.tasks), "hub": file, "humaneval": data.source, "jsonl": Path(file).name}
+    return {
+        "prompts": prompts[data.source] if data.domain is None else Path(file).name,
+        "number of training prompts": data.train_prompts,
+        "canvas of the recording in tokens": config.decode.gen_length,
+        "rounds in which the filter's own decodes were recorded": config.train.rounds,
+        "seed": config.seed,
+    }
+
+
 def _calibrate_filter(
     config: RunConfig, output: Path, recordings: Sequence[Recording], prompts: Sequence[Prompt]
 ) -> dict[str, Any]:
@@ -124,7 +138,7 @@ def _calibrate_filter(
         "tokens_per_forward": calibrated.tokens_per_forward,
         "states": metrics_at(probability, label, predictor.threshold),
     }
-    predictor = replace(predictor, metrics=figures)
+    predictor = replace(predictor, metrics=figures | {"trained_on": _trained_on(config)})
     save_predictor(predictor, output / "policy")
     if trained.base is not None and trained.adapted is not None:
         save_adapter(trained.adapted, trained.base, predictor, output / "adapter")

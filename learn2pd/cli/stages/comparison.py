@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from learn2pd import __version__
 from learn2pd.cli.config import MethodConfig, RunConfig, as_dict
-from learn2pd.cli.stages.components import checkers_of, method_of, model_of, sampling_of, usable_prompts
+from learn2pd.cli.stages.components import checkers_of, given_of, method_of, model_of, sampling_of, usable_prompts
 from learn2pd.data.prompts import Prompt, prompts_digest
 from learn2pd.data.tasks import Checker
 from learn2pd.errors import UserError
@@ -71,7 +71,7 @@ def stage_compare(config: RunConfig, output: Path) -> dict[str, Any]:
         "seed": config.seed,
         "gen_length": config.decode.gen_length,
         "block_length": config.decode.block_length,
-        "batch_size": config.decode.batch_size,
+        "batch_size": config.decode.rows,
         "bootstrap_samples": config.compare.bootstrap_samples,
         "accuracy_margin": config.compare.accuracy_margin,
         "device": str(model.adapter.device),
@@ -226,9 +226,10 @@ def _compare_outcomes(
                     method,
                     progress=bar,
                     gen_length=decoding.gen_length,
-                    batch_size=decoding.batch_size,
+                    batch_size=decoding.rows,
                     sampling=sampling_of(config),
                     seed=config.seed,
+                    given=given_of(config, len(group)),
                 )
                 key = outcome_key(model, group, config, method)
                 before = bar.n
@@ -278,8 +279,9 @@ def outcome_key(model: Model, prompts: list[Prompt], config: RunConfig, method: 
         config: the configuration.
         method: the method, with its stop rule.
     """
-    # the fingerprint of the method covers its stop rule, and with it `stop_floor`
-    decoding = {key: value for key, value in as_dict(config)["decode"].items() if key != "stop_floor"}
+    # the fingerprint of the method covers its stop rule, and with it these keys
+    of_stop_rule = ("stop_floor", "stop_strings")
+    decoding = {key: value for key, value in as_dict(config)["decode"].items() if key not in of_stop_rule}
     depends = [
         __version__,
         model.spec.fingerprint,

@@ -21,7 +21,10 @@ from learn2pd.data.reading import Records, hub_records, read_records
 from learn2pd.data.tasks import SPLITS, Checker, ProgramChecker, Task
 from learn2pd.decoding import encode_checked, provided_by
 from learn2pd.errors import UserError, suggest
+from learn2pd.files import here_or_shipped
 from learn2pd.method import Method
+from learn2pd.models.files import why_unreachable
+from learn2pd.models.infilling import given_tokens
 from learn2pd.models.loading import Model, load_model
 from learn2pd.registry import GENERATED_TASKS, Provided, build_task
 from learn2pd.types import Sampling
@@ -61,7 +64,7 @@ def prompts_of(config: RunConfig) -> list[Prompt]:
 def _stamp(path: str) -> tuple[int, ...]:
     """Return numbers that change when a file is replaced or written. A pipe keeps its numbers when it is read."""
     try:
-        status = os.stat(os.path.expanduser(path))
+        status = os.stat(here_or_shipped(path))
     except (OSError, ValueError):
         return ()
     identity = (status.st_dev, status.st_ino)
@@ -137,7 +140,48 @@ def _main_records(data: DataConfig) -> Records:
     if not data.path:
         needed = "a file" if data.source == "jsonl" else "the name of a hub data set"
         raise UserError(f"data.path is not set: data.source={data.source} needs {needed}")
-    return read_records(data.path) if data.source == "jsonl" else hub_records(data.path, data.subset, data.hub_split)
+    if data.source == "jsonl":
+        return read_records(data.path)
+    unreachable = None if Path(data.path).exists() else why_unreachable()
+    return hub_records(data.path, data.subset, data.hub_split, unreachable)
+
+
+def given_of(config: RunConfig, prompts: int) -> list[list[Any]] | None:
+    """Return the parts of the answers that stand from the start, one entry for each prompt; None where there are none.
+
+    Args:
+        config: the configuration.
+        prompts: the number of prompts.
+    """
+    return [config.decode.given] * prompts if config.decode.given else None
+
+
+def check_decoding(config: RunConfig, model: Model, stops: Sequence[str]) -> None:
+    """Check the answers' given parts and the texts that end answers, before anything is decoded.
+
+    Args:
+        config: the configuration.
+        model: the model.
+        stops: the names of the stop rules that decode.
+
+    Raises:
+        UserError: the given parts cannot be used, or a text ends answers that no rule looks for.
+    """
+    if config.decode.given:
+        try:
+            given_tokens(model, [config.decode.given], config.decode.gen_length)
+        except UserError as error:
+            raise UserError(f"decode.{str(error).replace('given 0', 'given', 1)}") from error
+    strings = config.decode.stop_strings
+    if not all(strings):
+        raise UserError(f"decode.stop_strings={strings!r}: a text is empty")
+    if "text" in stops and not strings:
+        raise UserError("decode.stop_strings is empty: the stop rule 'text' needs the texts at which an answer ends")
+    if strings and "text" not in stops:
+        raise UserError(
+            f"decode.stop_strings={strings!r}: only the stop rule 'text' reads them, "
+            f"and the stop rules are {', '.join(stops)}"
+        )
 
 
 _usable: dict[str, list[Prompt]] = {}  # usable prompts by model, length of the canvas and prompts
@@ -257,9 +301,11 @@ def provided_to(config: RunConfig, model: Model, folder: Path) -> Provided:
     """
     length = config.decode.block_length
     floor = config.decode.stop_floor
+    strings = config.decode.stop_strings
     return {
         **provided_by(model),
         "folder": lambda: folder,
+        "strings": lambda: strings,
         "block_length": lambda: length,
         "refresh_tokens": lambda: length,
         "floor": lambda: floor,

@@ -106,8 +106,9 @@ def stage_record(config: RunConfig, output: Path) -> dict[str, Any] | None:
         oracle_tables,
         gen_length=config.decode.gen_length,
         block_length=config.decode.block_length,
-        batch_size=config.decode.batch_size,
+        batch_size=config.decode.rows,
         delimiter_ids=newline_ids(model.tokenizer),
+        given=config.decode.given or None,
     )
     open_recording(folder, _described(config, model, prompts))
     figures = record(
@@ -149,8 +150,9 @@ def record_round(config: RunConfig, output: Path, number: int, policy: FilterPol
             prompts,
             references,
             method,
-            batch_size=config.decode.batch_size,
+            batch_size=config.decode.rows,
             delimiter_ids=recording.manifest["delimiter_ids"],
+            given=config.decode.given or None,
         )
 
     decoded_by = {
@@ -187,7 +189,7 @@ def dry_run(config: RunConfig) -> str:
         [prompt.text for prompt in prompts],
         gen_length=config.decode.gen_length,
         block_length=config.decode.block_length,
-        batch_size=config.decode.batch_size,
+        batch_size=config.decode.rows,
         shard_prompts=config.record.shard_prompts,
         processes=processes_of(config).count,
     )

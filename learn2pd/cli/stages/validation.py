@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from learn2pd.cli.config import RunConfig
-from learn2pd.cli.stages.components import checkers_of
+from learn2pd.cli.stages.components import checkers_of, given_of
 from learn2pd.data.prompts import Prompt, encoded
 from learn2pd.decoding import decode
 from learn2pd.evaluation.compare import agreement
@@ -61,7 +61,8 @@ def measure_on(
                 stop=EotStop(config.decode.stop_floor),
             ),
             gen_length=config.decode.gen_length,
-            batch_size=config.decode.batch_size,
+            batch_size=config.decode.rows,
+            given=given_of(config, len(prompts)),
         )
         drop = before - verdicts(result.texts) if len(before) else None
         return DecodedValidation(

@@ -1,0 +1,112 @@
+"""End an answer at a text, such as a blank line or the next question. The rule is this project's own.
+
+The rule: a row ends behind the token that completes the first of the texts, as soon as that token and every position
+before it are committed; and, as with the rule `eot`, behind a committed end-of-text. The answer's text ends before the
+text that stopped it.
+
+The rule waits for the masks before the text, so that the answer is what it would be without the rule, up to that text.
+(A policy that takes commits back may still change it.) The tokenizer reads the tokens, as it does for the final answer,
+so a text may begin or end inside a token. The reading is done on the CPU, in every step and for every row whose
+committed beginning has grown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from learn2pd.errors import UserError
+from learn2pd.stops.eot import EotIds, EotStop
+from learn2pd.tensors import is_among
+from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction
+
+if TYPE_CHECKING:
+    from learn2pd.method import Method
+
+
+@dataclass(frozen=True)
+class TextMemory(EotIds):
+    """The memory of the rule.
+
+    Attributes:
+        text_of: The function that turns token ids into text.
+    """
+
+    text_of: Callable[[Sequence[int]], str]
+
+
+class TextStop(EotStop):
+    """End where one of some texts is committed. The answer ends before it.
+
+    Args:
+        strings: One text or several. None of them is empty.
+        floor: The least confidence of a committed end-of-text that ends a row, as for `EotStop`.
+
+    Raises:
+        ValueError: There is no text, or one is empty, or the floor is out of range.
+    """
+
+    name = "text"
+
+    def __init__(self, strings: str | list[str], floor: float = 0.5) -> None:
+        super().__init__(floor)
+        texts = [strings] if isinstance(strings, str) else strings
+        if (
+            not isinstance(texts, list | tuple)
+            or not texts
+            or not all(isinstance(text, str) and text for text in texts)
+        ):
+            raise ValueError(f"strings={strings!r}: expected one text or a list of texts, none of them empty")
+        self.strings = list(texts)
+
+    def check(self, spec: ModelSpec, method: Method) -> None:
+        super().check(spec, method)
+        if spec.text_of is None:
+            raise UserError(f"stop rule {self.name!r} reads the tokens as text, and {spec.name} has no tokenizer")
+
+    def start(self, state: DecodeState, spec: ModelSpec) -> TextMemory:
+        return TextMemory(spec.eot_ids, cast(Callable[[Sequence[int]], str], spec.text_of))
+
+    def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, memory: TextMemory) -> Tensor:
+        tokens = torch.where(commit.mask, prediction.tokens if commit.tokens is None else commit.tokens, state.canvas)
+        written = state.decided | commit.mask
+        if commit.revoke is not None:
+            written = written & ~commit.revoke
+        before = _beginning(state.decided, state.canvas, memory.eot_ids)
+        after = _beginning(written, tokens, memory.eot_ids)
+        described = torch.cat((before[:, None], after[:, None], tokens), dim=1).tolist()
+        ends = [
+            self._completed(row[:length], memory.text_of, state.gen_length) if length > known else state.gen_length
+            for known, length, *row in described
+        ]
+        end = torch.tensor(ends, device=state.end.device)
+        return torch.minimum(end, super().ends(state, prediction, commit, memory))
+
+    def final_text(self, text: str) -> str:
+        places = [place for place in map(text.find, self.strings) if place >= 0]
+        return text[: min(places)] if places else text
+
+    def _completed(self, tokens: list[int], text_of: Callable[[Sequence[int]], str], gen_length: int) -> int:
+        """Return the least number of tokens whose text holds one of the texts; `gen_length` where none is held."""
+        if not self._holds(text_of(tokens)):
+            return gen_length
+        least, most = 1, len(tokens)
+        while least < most:
+            middle = (least + most) // 2
+            if self._holds(text_of(tokens[:middle])):
+                most = middle
+            else:
+                least = middle + 1
+        return least
+
+    def _holds(self, text: str) -> bool:
+        return any(string in text for string in self.strings)
+
+
+def _beginning(written: Tensor, tokens: Tensor, eot_ids: tuple[int, ...]) -> Tensor:
+    """Count the positions of each row [B] before the first that is not written or holds an end-of-text."""
+    return (written & ~is_among(tokens, eot_ids)).long().cumprod(1).sum(1)
