@@ -14,11 +14,13 @@ import os
 import sys
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from learn2pd.errors import UserError, check_options, suggest
 from learn2pd.kinds import matches, type_name
-from learn2pd.roles import ROLES, Role
+
+if TYPE_CHECKING:
+    from learn2pd.roles import Role
 
 COMPONENTS: dict[str, dict[str, str]] = {
     "policy": {
@@ -77,6 +79,8 @@ def build(role: str, name: str, options: Mapping[str, Any], provided: Provided) 
         UserError: The name or an option is unknown, a value has another type than its parameter, the component refuses
             a value, or the name stands for something that is not a component of this role.
     """
+    from learn2pd.roles import ROLES  # with torch, which a look at the names does not need
+
     factory, parameters = _checked(role, name, options)
     arguments = dict(options) | {
         key: give() for key, give in provided.items() if key in parameters and key not in options

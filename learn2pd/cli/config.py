@@ -103,7 +103,8 @@ class DecodeConfig:
     batch_size: int = option(16, "prompts that are decoded together", least=1, most=10**6)
     batch_invariant: bool = option(
         False,
-        "true decodes every prompt in a batch of its own, so that bfloat16 and float16 do not depend on batch_size; slower",
+        "true decodes every prompt in a batch of its own, which is slower, so that bfloat16 and float16 do not depend "
+        "on batch_size",
     )
     stop_floor: float = option(
         0.5, "least confidence of the end-of-text that ends an answer (stop rule eot)", least=0, most=1

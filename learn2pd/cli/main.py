@@ -22,6 +22,7 @@ from learn2pd.cli.help import COMMANDS, DRY_RUN, help_of, overview
 from learn2pd.errors import UserError, suggest
 from learn2pd.files import here_or_shipped
 from learn2pd.kinds import option
+from learn2pd.registry import COMPONENTS
 
 log = logging.getLogger("learn2pd")
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # numbers of this process, by launcher
@@ -41,6 +42,11 @@ CHATTY_LOGGERS = (
 )
 
 
+def _names(role: str, *without: str) -> str:
+    """Word which components of a role there are."""
+    return f"{', '.join(name for name in COMPONENTS[role] if name not in without)}, or package.module:Class"
+
+
 @dataclass
 class DecodeOptions:
     """The arguments that `learn2pd decode` takes in addition to those of the configuration."""
@@ -48,17 +54,16 @@ class DecodeOptions:
     prompt: str = option("", "text to answer; it may also stand alone, without prompt=", verbatim=True)
     policy: str | None = option(
         None,
-        "folder of a trained policy, or one of fixed, threshold, factor, localleap, apd, left_to_right, or "
-        "package.module:Class; null takes the trained policy of the configuration's run, else the shipped filter where "
-        "it fits the model, else threshold",
+        f"folder of a trained policy, or {_names('policy', 'oracle', 'filter')}; null takes the trained policy of the "
+        "configuration's run, else the shipped filter where it fits the model, else threshold",
         path=True,
     )
     options: dict[str, Any] = option({}, "options of the policy, for example {threshold: 0.9}")
-    scheduler: str = option("blocks", "blocks, adablock, adablock_learned, dsb, lookahead, or package.module:Class")
+    scheduler: str = option("blocks", _names("scheduler"))
     scheduler_options: dict[str, Any] = option({}, "options of the scheduler")
-    cache: str = option("none", "none, prefix, dual, dsb, lookahead, causal_block, or package.module:Class")
+    cache: str = option("none", _names("cache"))
     cache_options: dict[str, Any] = option({}, "options of the cache")
-    stop: str = option("eot", "stop rule: none, eot, eotp_paper, learned, anywhere, or package.module:Class")
+    stop: str = option("eot", f"stop rule: {_names('stop')}")
     live: bool = option(False, "show the canvas while it fills in")
 
 
@@ -377,7 +382,7 @@ def policy_of(config: Any, own: DecodeOptions, has_run: bool) -> tuple[str, Path
         UserError: the policy is neither a registered name nor a folder.
     """
     from learn2pd.cli.config import ModelConfig
-    from learn2pd.registry import COMPONENTS, is_known
+    from learn2pd.registry import is_known
 
     run = Path(config.output_dir) / "policy"
     if own.policy == "filter":
