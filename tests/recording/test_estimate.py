@@ -55,6 +55,8 @@ def test_a_dry_run_prints_and_writes_nothing(tiny_model_folder, tmp_path, capsys
         f"model.path={tiny_model_folder}",
         "model.device=cpu",
         "threads=1",
+        "data.train_prompts=180",
+        "data.validation_prompts=60",
         f"output_dir={tmp_path / 'out'}",
         "--dry-run",
     ]
