@@ -38,7 +38,7 @@ CARRIED_FIELDS: dict[str, Any] = {
 }
 
 
-class Fast_dLLM_QwenConfig(PretrainedConfig):  # noqa: N801  the hub's name
+class Fast_dLLM_QwenConfig(PretrainedConfig):
     """The fields of the hub's config.json.
 
     Raises:
@@ -107,7 +107,7 @@ class Fast_dLLM_QwenConfig(PretrainedConfig):  # noqa: N801  the hub's name
         )
 
 
-class Fast_dLLM_QwenForCausalLM(DecoderNetwork):  # noqa: N801  the hub's name
+class Fast_dLLM_QwenForCausalLM(DecoderNetwork):
     """The network. Its logits at position i predict the token at i + 1."""
 
     config_class = Fast_dLLM_QwenConfig

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from learn2pd.models.decoder import Attention, DecoderLayer, DecoderNetwork
+from learn2pd.models.experts import MixtureOfExperts, best_of_softmax
 from learn2pd.models.fields import (
     check_chosen,
     check_full_attention,
@@ -27,7 +28,6 @@ from learn2pd.models.fields import (
     plain_rotation,
     take_fields,
 )
-from learn2pd.models.experts import MixtureOfExperts, best_of_softmax
 from learn2pd.models.layers import SwiGLU
 
 # The only values that this file implements. Without a check, another value would silently compute something else.

@@ -111,3 +111,15 @@ class ForwardsABlock(Observer):
     def owed(self, row: int) -> int:
         """Blocks of a row that took a single forward."""
         return sum(count == 1 for count in self.counts[row].values())
+
+
+def differs_by_a_bug(stored: dict, run: dict) -> bool:
+    """Whether a run of a block-causal model shows a bug of the authors' code, so that the package must differ.
+
+    - SDAR's generate.py fills its quota with positions that hold a token already, where fewer masks are left, and
+      overwrites them (`edited`), the prompt's too.
+    - Fast-dLLM v2 forwards no prompt that is not longer than a block. A prompt of exactly one block is then never seen.
+    """
+    overwrites = any(step.get("edited", {}).get("pos") for step in run["steps"])
+    unseen = "small_block_size" in stored["params"] and len(run["prompt"]) == run["block_length"]
+    return overwrites or unseen
