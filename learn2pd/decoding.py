@@ -20,6 +20,7 @@ from learn2pd.models.loading import Model
 from learn2pd.models.prompts import prompt_list
 from learn2pd.registry import Provided, build
 from learn2pd.roles import Cache, Policy, Scheduler, StopRule
+from learn2pd.schedulers.blocks import alignment_of, blocks_for
 from learn2pd.tensors import is_among
 from learn2pd.types import GREEDY, DecodeResult, DecodeState, Sampling, Step
 
@@ -61,7 +62,7 @@ def decode(
         policy: A rule such as `ThresholdPolicy(0.9)`, a trained policy from `load_policy`, or a registered name such as
             `"threshold"`.
         scheduler: A component or a name. The default makes blocks of 32 tokens, or of the block length that a trained
-            policy needs.
+            policy needs; on a block-causal model it makes the model's own blocks.
         cache: A component or a name. The default recomputes everything.
         stop: A component or a name. The default is `EotStop()`. `NoStop()` decodes the whole canvas.
         gen_length: The tokens of the canvas. The number need not be a multiple of the block length.
@@ -134,7 +135,11 @@ def provided_by(model: Model) -> Provided:
     Returns:
         A function for each value, by the name of the parameter that it fills.
     """
-    return {"delimiter_ids": lambda: newline_ids(model.tokenizer), "device": lambda: str(model.adapter.device)}
+    return {
+        "delimiter_ids": lambda: newline_ids(model.tokenizer),
+        "device": lambda: str(model.adapter.device),
+        "alignment": lambda: alignment_of(model.spec),
+    }
 
 
 def _method(model: Model, method: Method | None, policy: Any, scheduler: Any, cache: Any, stop: Any) -> Method:
@@ -152,6 +157,8 @@ def _method(model: Model, method: Method | None, policy: Any, scheduler: Any, ca
     if policy is None:
         raise UserError("policy is not given: expected a policy such as ThresholdPolicy(0.9), or a method")
     provided = provided_by(model)
+    if scheduler is None and model.spec.causal_block is not None:
+        given["scheduler"] = blocks_for(model.spec, model.spec.causal_block)
     return Method(
         **{role: build(role, part, {}, provided) if isinstance(part, str) else part for role, part in given.items()}
     )

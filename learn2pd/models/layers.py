@@ -42,11 +42,11 @@ def rotary_tables(positions: Tensor, head_width: int, theta: float) -> tuple[Ten
         theta: The base of the rotation.
 
     Returns:
-        Cosines and sines, each [R, 1, Q, head_width] float32.
+        Cosines and sines, each [R, 1, Q, head_width] float32. The sines of the first half are negative.
     """
     inverse = 1.0 / theta ** (torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32) / head_width)
     angles = positions[..., None].float() * inverse
-    angles = torch.cat((angles, angles), dim=-1)[:, None]
+    angles = torch.cat((-angles, angles), dim=-1)[:, None]
     return angles.cos(), angles.sin()
 
 
@@ -63,8 +63,8 @@ def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = tables
     width = cos.shape[-1]
     wide = widened(x[..., :width])
-    first, second = wide.chunk(2, dim=-1)
-    turned = (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+    other_half = wide.roll(width // 2, -1)
+    turned = (wide * cos + other_half * sin).to(x.dtype)
     return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), dim=-1)
 
 

@@ -53,5 +53,6 @@ class EotFilledStop(StopRule):
         behind = after_first(ended)
         if self.whole_window:
             behind = torch.where(ended.any(1), torch.maximum(behind, state.window.stop), behind)
-        filled = ended.any(1) & ~(masked & (position < behind[:, None])).any(1)
+        # the window of a finished row means nothing
+        filled = state.open & ended.any(1) & ~(masked & (position < behind[:, None])).any(1)
         return torch.where(filled, torch.minimum(state.end, behind), state.end)
