@@ -16,6 +16,8 @@ from learn2pd.loop.observing import Observer
 from learn2pd.loop.plans import full_plan, partial_plan
 from learn2pd.policies.factor import FactorPolicy
 from learn2pd.schedulers.dsb import DSBScheduler
+from learn2pd.stops.eot_filled import EotFilledStop
+from learn2pd.tensors import is_among
 from learn2pd.types import RowMemory, Step, Window
 
 
@@ -123,3 +125,19 @@ def differs_by_a_bug(stored: dict, run: dict) -> bool:
     overwrites = any(step.get("edited", {}).get("pos") for step in run["steps"])
     unseen = "small_block_size" in stored["params"] and len(run["prompt"]) == run["block_length"]
     return overwrites or unseen
+
+
+class CheckedAtEot(EotFilledStop):
+    """LLaDA2's eos_early_stop: whether an answer is filled is asked only where an end-of-text is committed.
+
+    Where the masks before it are filled by a later step, the block is decoded to its end all the same.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(whole_window=False)
+
+    def ends(self, state, prediction, commit, memory):
+        early = super().ends(state, prediction, commit, memory)
+        late = EotFilledStop().ends(state, prediction, commit, memory)
+        asked = (commit.mask & is_among(prediction.tokens, memory.eot_ids)).any(1)
+        return torch.where(asked, early, late)

@@ -24,7 +24,7 @@ from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.schedulers.sub_blocks import SubBlocksScheduler
 from learn2pd.stops.eot_filled import EotFilledStop
 from learn2pd.stops.none import NoStop
-from tests.parity.quirks import differs_by_a_bug
+from tests.parity.quirks import CheckedAtEot, differs_by_a_bug
 from tests.parity.test_golden import (
     MODEL_PARAMETERS,
     TRACES,
@@ -96,7 +96,7 @@ def methods(stored: dict, run: dict) -> Iterator[Method]:
     if "static" in strategy:
         threshold = 1.0
     policy = LeftToRightPolicy(quota) if strategy == "sequential" else LowConfidencePolicy(threshold, quota)
-    stop = EotFilledStop(not params.get("eos_early_stop", False))
+    stop = CheckedAtEot() if params.get("eos_early_stop") else EotFilledStop()
     if function != "llada2" and not params["stopping_criteria_idx"]:
         stop = NoStop()
     for cache in (CausalBlockCache(), NoCache()):
