@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from learn2pd.caches.dsb import DSBCache as DSBCache
     from learn2pd.caches.fast_dllm import DualCache as DualCache
     from learn2pd.caches.fast_dllm import PrefixCache as PrefixCache
+    from learn2pd.caches.grow import GrowCache as GrowCache
     from learn2pd.caches.lookahead import LookaheadCache as LookaheadCache
     from learn2pd.caches.none import NoCache as NoCache
     from learn2pd.caches.sub_block import SubBlockCache as SubBlockCache
@@ -85,6 +86,7 @@ _MODULES = {
     "FactorPolicy": "policies.factor",
     "FilterPolicy": "predictors.filter",
     "FixedPolicy": "policies.fixed",
+    "GrowCache": "caches.grow",
     "LearnedAdaBlockScheduler": "predictors.boundary",
     "LearnedStop": "predictors.end_of_text",
     "LeftToRightPolicy": "policies.apd",
@@ -140,6 +142,7 @@ __all__ = [
     "FactorPolicy",
     "FilterPolicy",
     "FixedPolicy",
+    "GrowCache",
     "LearnedAdaBlockScheduler",
     "LearnedStop",
     "LeftToRightPolicy",

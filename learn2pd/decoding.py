@@ -38,6 +38,7 @@ def decode(
     cache: Cache | str | None = None,
     stop: StopRule | str | None = None,
     gen_length: int = 256,
+    max_new_tokens: int | None = None,
     batch_size: int = 16,
     sampling: Sampling = GREEDY,
     seed: int = 0,
@@ -66,6 +67,10 @@ def decode(
         cache: A component or a name. The default recomputes everything.
         stop: A component or a name. The default is `EotStop()`. `NoStop()` decodes the whole canvas.
         gen_length: The tokens of the canvas. The number need not be a multiple of the block length.
+        max_new_tokens: The most tokens of an answer, in place of `gen_length`. The canvas then grows with the answer:
+            nothing behind the open block is computed. This needs a cache that grows, and without `cache` it takes one:
+            `causal_block` on a block-causal model, where the answers are those of a canvas of this length, and `grow`
+            on others.
         batch_size: The number of prompts that are decoded together.
         sampling: The rule by which tokens are drawn. The default is greedy and deterministic.
             `Sampling(temperature=0.2, top_p=0.95)` draws, and every prompt has a seed of its own.
@@ -90,7 +95,18 @@ def decode(
     if observer is not None and on_step is not None:
         raise UserError("observer and on_step are given: give one of them; an observer may call a function itself")
     rows = prompt_list(prompts)
+    if max_new_tokens is not None:
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens={max_new_tokens}: expected at least 1")
+        gen_length = max_new_tokens
+        if method is None and cache is None:
+            cache = "grow" if model.spec.causal_block is None else "causal_block"
     method = _method(model, method, policy, scheduler, cache, stop)
+    if max_new_tokens is not None and not method.cache.grows:
+        raise UserError(
+            f"max_new_tokens={max_new_tokens}: cache {method.cache.name!r} computes the whole canvas; use cache "
+            "causal_block on a block-causal model, cache grow on another one, or gen_length in place of max_new_tokens"
+        )
     method.check(model.spec)
     ids = [encode_checked(model, prompt, number, gen_length) for number, prompt in enumerate(rows)]
     _check_fixed(model, len(ids), gen_length, given, allowed)

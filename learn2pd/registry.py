@@ -48,6 +48,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "dsb": "learn2pd.caches.dsb:DSBCache",
         "lookahead": "learn2pd.caches.lookahead:LookaheadCache",
         "causal_block": "learn2pd.caches.causal_block:CausalBlockCache",
+        "grow": "learn2pd.caches.grow:GrowCache",
         "sub_block": "learn2pd.caches.sub_block:SubBlockCache",
     },
     "stop": {

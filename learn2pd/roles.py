@@ -251,10 +251,13 @@ class Cache(Role):
         keeps: True where the plans of the cache keep keys and values.
         slides: True where the cache works with a window that moves at every step, without recomputing every column each
             time.
+        grows: True where the forwards compute no column behind the window's block, so that time and memory follow the
+            answer, however long the canvas is.
     """
 
     keeps: bool = True
     slides: bool = False
+    grows: bool = False
 
     def check(self, spec: ModelSpec, method: Method) -> None:
         if method.scheduler.slides and not self.slides:

@@ -44,6 +44,7 @@ class CausalBlockCache(Cache):
     """Exact reuse for block-causal models."""
 
     name = "causal_block"
+    grows = True
 
     def check(self, spec: ModelSpec, method: Method) -> None:
         super().check(spec, method)
