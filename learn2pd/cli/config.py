@@ -41,6 +41,7 @@ class ModelConfig:
     dtype: str = "float32"  # float32, bfloat16 or float16
     device: str = "auto"
     revision: str | None = None  # revision of a repository on the hub
+    family: str | None = None  # class of your own that reads the checkpoint, as package.module:Class
     compile: bool = False  # use torch.compile: forwards are faster on a GPU, but the first ones are slow
 
 

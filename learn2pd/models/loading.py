@@ -370,8 +370,9 @@ def _spec(path: str, network: DiffusionNetwork, tokenizer: PreTrainedTokenizerBa
         mask_id = tokenizer.convert_tokens_to_ids(named["mask_token"])
     if mask_id is None:  # the hub's files of LLaDA2 and Fast-dLLM v2 do not name it
         published = type(config)().mask_token_id
-        text = tokenizer.convert_ids_to_tokens(published) if published < len(tokenizer) else ""
-        mask_id = published if "mask" in str(text).lower() else None
+        known = published is not None and published < len(tokenizer)
+        named_mask = known and "mask" in str(tokenizer.convert_ids_to_tokens(published)).lower()
+        mask_id = published if named_mask else None
     if mask_id is None:
         raise UserError(
             f"path={path!r}: no mask token: config.json names no mask_token_id, and the tokenizer has no mask_token"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from learn2pd import UserError, load_model
+from learn2pd import UserError, decode, load_model
+from learn2pd.embedded.tokenizer import MASK
 from learn2pd.models import fast_dllm_v2, llada2, llada_moe, sdar
 from learn2pd.models.experts import MixtureOfExperts
 from learn2pd.models.layers import SwiGLU
@@ -204,3 +207,49 @@ def test_experts_run_only_on_the_tokens_that_chose_them():
     for number, expert in enumerate(mixture.experts[:2]):
         assert isinstance(expert, SwiGLU)
         assert torch.allclose(mixed[0, number::2], expert(x[0, number::2]), atol=1e-6)
+
+
+# a family of one's own
+
+PAGE = Path(__file__).parents[2] / "docs" / "adding_a_family.md"
+
+
+@pytest.fixture
+def own(tokenizer, tmp_path, monkeypatch):
+    """The module that docs/adding_a_family.md tells its reader to write, and a checkpoint of its class."""
+    code = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (tmp_path / "my_family.py").write_text(code.group(1) + "\nNUMBER = 7\n\n\nclass Other:\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_family", raising=False)
+    import my_family
+
+    names = {"mask_token_id": tokenizer.convert_tokens_to_ids(MASK), "eos_token_id": tokenizer.eos_token_id}
+    config = my_family.MyConfig(vocab_size=len(tokenizer), **names)
+    torch.manual_seed(0)
+    my_family.MyNetwork(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_family_of_ones_own_decodes_as_the_page_says(own):
+    model = load_model(own, device="cpu", family="my_family:MyNetwork")
+    assert (model.spec.causal_block, model.spec.shifted_logits) == (16, False)
+    result = decode(model, [[5, 6, 7]], policy="threshold", max_new_tokens=20)
+    assert result.tokens.shape == (1, 20)
+    assert len(PAGE.read_text().splitlines()) <= 50
+
+
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [
+        (None, "model_type 'my_dllm', which is no dLLM known here"),
+        ("my_family:Missing", "cannot be imported"),
+        ("no_such_file:MyNetwork", "cannot be imported"),
+        ("MyNetwork", "cannot be imported"),
+        ("my_family:NUMBER", "it is no network"),
+        ("my_family:Other", "it is no network"),
+    ],
+)
+def test_a_wrong_family_is_refused_in_one_line(own, family, words):
+    assert words in refusal(own, family=family)
