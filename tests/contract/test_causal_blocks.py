@@ -28,6 +28,9 @@ from learn2pd import (
 )
 from learn2pd.models.adapter import ModelAdapter
 from learn2pd.models.loading import Model
+from learn2pd.predictors.filter import FilterPolicy
+from learn2pd.predictors.networks import MLP
+from learn2pd.predictors.saving import Contract, Predictor
 from tests.contract.helpers import BLOCK, MODELS, Reviser, outcome, run
 
 GRID = BlocksScheduler(BLOCK, "grid")
@@ -132,3 +135,16 @@ def test_windows_that_a_block_cannot_follow_are_refused_in_one_line(causal, sche
     with pytest.raises(UserError, match=f"reads blocks of {BLOCK} tokens") as error:
         decode(causal, [[5]], policy=FixedPolicy(), scheduler=scheduler, gen_length=BLOCK)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("trained", ["prompt", "grid"])
+def test_a_filter_of_fixed_blocks_decodes_on_the_alignment_of_its_training_alone(causal, tiny_model, trained):
+    for model, alignment in ((causal, "grid"), (tiny_model, "prompt")):
+        contract = Contract.of(model.spec, block_length=BLOCK, alignment=trained)
+        options = {"policy": FilterPolicy(Predictor("filter", MLP(BLOCK), 0.5, contract)), "gen_length": BLOCK}
+        scheduler = BlocksScheduler(BLOCK, alignment)
+        if trained == alignment:
+            decode(model, [[5] * 11], scheduler=scheduler, **options)
+        else:
+            with pytest.raises(UserError, match=f"trained for alignment '{trained}', this run has '{alignment}'"):
+                decode(model, [[5] * 11], scheduler=scheduler, **options)
