@@ -82,7 +82,7 @@ def test_logits_over_kept_blocks_equal_the_authors(folder):
 def methods(stored: dict, run: dict) -> Iterator[Method]:
     """The methods that must repeat a run, each with the caches of its tokens."""
     params, block = stored["params"], run["block_length"]
-    function, threshold = params["fn"], params.get("threshold", 1.0)
+    function, threshold = params["fn"], params.get("threshold", params.get("confidence_threshold", 1.0))
     if "small_block_size" in params:
         sub = run["small_block_size"]
         exact = not params["use_block_cache"]
