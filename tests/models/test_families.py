@@ -135,6 +135,8 @@ def test_a_tied_head_may_be_saved_too(tokenizer, tmp_path):
     expected = load_model(folder, device="cpu")
     save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file)
     assert load_model(folder, device="cpu").spec == expected.spec
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, file)
+    assert "unknown tensors, first lm_head.weight" in refusal(folder)
 
 
 @pytest.mark.parametrize("folder", ["sdar"], indirect=True)
