@@ -320,7 +320,7 @@ def _load_weights(
 def _without_tied_head(
     subject: str, tensors: dict[str, weights.Stored], network: DiffusionNetwork
 ) -> dict[str, weights.Stored]:
-    """Leave out a head that some tools save though it is the embedding. A head of other values stays, and is refused."""
+    """Leave out a head that was saved though it is the embedding. A head of other values stays, and is refused."""
     embedding = network.get_input_embeddings()
     if network.head_name not in tensors or network.get_output_embeddings() is not embedding:
         return tensors
