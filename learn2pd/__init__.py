@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from learn2pd.caches.dsb import DSBCache as DSBCache
     from learn2pd.caches.fast_dllm import DualCache as DualCache
     from learn2pd.caches.fast_dllm import PrefixCache as PrefixCache
+    from learn2pd.caches.grow import GrowCache as GrowCache
     from learn2pd.caches.lookahead import LookaheadCache as LookaheadCache
     from learn2pd.caches.none import NoCache as NoCache
+    from learn2pd.caches.sub_block import SubBlockCache as SubBlockCache
     from learn2pd.decoding import decode as decode
     from learn2pd.errors import UserError as UserError
     from learn2pd.loop.observing import Observer as Observer
@@ -24,9 +26,11 @@ if TYPE_CHECKING:
     from learn2pd.models.loading import load_model as load_model
     from learn2pd.policies.apd import APDPolicy as APDPolicy
     from learn2pd.policies.apd import LeftToRightPolicy as LeftToRightPolicy
+    from learn2pd.policies.entropy_sum import EntropySumPolicy as EntropySumPolicy
     from learn2pd.policies.factor import FactorPolicy as FactorPolicy
     from learn2pd.policies.fixed import FixedPolicy as FixedPolicy
     from learn2pd.policies.localleap import LocalLeapPolicy as LocalLeapPolicy
+    from learn2pd.policies.low_confidence import LowConfidencePolicy as LowConfidencePolicy
     from learn2pd.policies.oracle import OraclePolicy as OraclePolicy
     from learn2pd.policies.threshold import ThresholdPolicy as ThresholdPolicy
     from learn2pd.policies.verifier import Verifier as Verifier
@@ -45,8 +49,10 @@ if TYPE_CHECKING:
     from learn2pd.schedulers.blocks import BlocksScheduler as BlocksScheduler
     from learn2pd.schedulers.dsb import DSBScheduler as DSBScheduler
     from learn2pd.schedulers.lookahead import LookaheadScheduler as LookaheadScheduler
+    from learn2pd.schedulers.sub_blocks import SubBlocksScheduler as SubBlocksScheduler
     from learn2pd.stops.anywhere import AnywhereStop as AnywhereStop
     from learn2pd.stops.eot import EotStop as EotStop
+    from learn2pd.stops.eot_filled import EotFilledStop as EotFilledStop
     from learn2pd.stops.eotp import EotpPaperStop as EotpPaperStop
     from learn2pd.stops.none import NoStop as NoStop
     from learn2pd.stops.text import TextStop as TextStop
@@ -74,17 +80,21 @@ _MODULES = {
     "DecodeResult": "types",
     "DecodeState": "types",
     "DualCache": "caches.fast_dllm",
+    "EntropySumPolicy": "policies.entropy_sum",
+    "EotFilledStop": "stops.eot_filled",
     "EotStop": "stops.eot",
     "EotpPaperStop": "stops.eotp",
     "FactorPolicy": "policies.factor",
     "FilterPolicy": "predictors.filter",
     "FixedPolicy": "policies.fixed",
+    "GrowCache": "caches.grow",
     "LearnedAdaBlockScheduler": "predictors.boundary",
     "LearnedStop": "predictors.end_of_text",
     "LeftToRightPolicy": "policies.apd",
     "LocalLeapPolicy": "policies.localleap",
     "LookaheadCache": "caches.lookahead",
     "LookaheadScheduler": "schedulers.lookahead",
+    "LowConfidencePolicy": "policies.low_confidence",
     "Method": "method",
     "Model": "models.loading",
     "ModelSpec": "types",
@@ -101,6 +111,8 @@ _MODULES = {
     "Scheduler": "roles",
     "Step": "types",
     "StopRule": "roles",
+    "SubBlockCache": "caches.sub_block",
+    "SubBlocksScheduler": "schedulers.sub_blocks",
     "TextStop": "stops.text",
     "ThresholdPolicy": "policies.threshold",
     "UserError": "errors",
@@ -125,17 +137,21 @@ __all__ = [
     "DecodeResult",
     "DecodeState",
     "DualCache",
+    "EntropySumPolicy",
+    "EotFilledStop",
     "EotStop",
     "EotpPaperStop",
     "FactorPolicy",
     "FilterPolicy",
     "FixedPolicy",
+    "GrowCache",
     "LearnedAdaBlockScheduler",
     "LearnedStop",
     "LeftToRightPolicy",
     "LocalLeapPolicy",
     "LookaheadCache",
     "LookaheadScheduler",
+    "LowConfidencePolicy",
     "Method",
     "Model",
     "ModelSpec",
@@ -152,6 +168,8 @@ __all__ = [
     "Scheduler",
     "Step",
     "StopRule",
+    "SubBlockCache",
+    "SubBlocksScheduler",
     "TextStop",
     "ThresholdPolicy",
     "UserError",

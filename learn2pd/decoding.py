@@ -21,6 +21,7 @@ from learn2pd.models.loading import Model
 from learn2pd.models.prompts import prompt_list
 from learn2pd.registry import Provided, build
 from learn2pd.roles import Cache, Policy, Scheduler, StopRule
+from learn2pd.schedulers.blocks import alignment_of, blocks_for
 from learn2pd.stops.text import TextStop
 from learn2pd.tensors import is_among
 from learn2pd.types import GREEDY, DecodeResult, DecodeState, Sampling, Step
@@ -40,6 +41,7 @@ def decode(
     stop: StopRule | str | None = None,
     stop_strings: str | list[str] | None = None,
     gen_length: int = 256,
+    max_new_tokens: int | None = None,
     batch_size: int = 16,
     batch_invariant: bool = False,
     sampling: Sampling = GREEDY,
@@ -66,12 +68,16 @@ def decode(
         policy: A rule such as `ThresholdPolicy(0.9)`, a trained policy from `load_policy`, or a registered name such as
             `"threshold"`.
         scheduler: A component or a name. The default makes blocks of 32 tokens, or of the block length that a trained
-            policy needs.
+            policy needs; on a block-causal model it makes the model's own blocks.
         cache: A component or a name. The default recomputes everything.
         stop: A component or a name. The default is `EotStop()`. `NoStop()` decodes the whole canvas.
         stop_strings: Texts at which an answer ends, such as `["\\n\\n"]`. The answer's text ends before the first of
             them. This is short for `stop=TextStop(stop_strings)`.
         gen_length: The tokens of the canvas. The number need not be a multiple of the block length.
+        max_new_tokens: The most tokens of an answer, in place of `gen_length`. The canvas then grows with the answer:
+            nothing behind the open block is computed. This needs a cache that grows, and without `cache` it takes one:
+            `causal_block` on a block-causal model, where the answers are those of a canvas of this length, and `grow`
+            on others.
         batch_size: The number of prompts that are decoded together.
         batch_invariant: True decodes every prompt in a batch of its own, so that its answer depends on no other prompt
             in any type of weights. This is slower; docs/benchmarks.md has figures.
@@ -101,7 +107,18 @@ def decode(
     if observer is not None and on_step is not None:
         raise UserError("observer and on_step are given: give one of them; an observer may call a function itself")
     rows = prompt_list(prompts)
+    if max_new_tokens is not None:
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens={max_new_tokens}: expected at least 1")
+        gen_length = max_new_tokens
+        if method is None and cache is None:
+            cache = "grow" if model.spec.causal_block is None else "causal_block"
     method = _method(model, method, policy, scheduler, cache, _stop(method, stop, stop_strings))
+    if max_new_tokens is not None and not method.cache.grows:
+        raise UserError(
+            f"max_new_tokens={max_new_tokens}: cache {method.cache.name!r} computes the whole canvas; use cache "
+            "causal_block on a block-causal model, cache grow on another one, or gen_length in place of max_new_tokens"
+        )
     method.check(model.spec)
     ids = [encode_checked(model, prompt, number, gen_length) for number, prompt in enumerate(rows)]
     fixed = given if given is None or isinstance(given, Tensor) else given_tokens(model, given, gen_length)
@@ -148,7 +165,11 @@ def provided_by(model: Model) -> Provided:
     Returns:
         A function for each value, by the name of the parameter that it fills.
     """
-    return {"delimiter_ids": lambda: newline_ids(model.tokenizer), "device": lambda: str(model.adapter.device)}
+    return {
+        "delimiter_ids": lambda: newline_ids(model.tokenizer),
+        "device": lambda: str(model.adapter.device),
+        "alignment": lambda: alignment_of(model.spec),
+    }
 
 
 def _method(model: Model, method: Method | None, policy: Any, scheduler: Any, cache: Any, stop: Any) -> Method:
@@ -166,6 +187,8 @@ def _method(model: Model, method: Method | None, policy: Any, scheduler: Any, ca
     if policy is None:
         raise UserError("policy is not given: expected a policy such as ThresholdPolicy(0.9), or a method")
     provided = provided_by(model)
+    if scheduler is None and model.spec.causal_block is not None:
+        given["scheduler"] = blocks_for(model.spec, model.spec.causal_block)
     return Method(
         **{role: build(role, part, {}, provided) if isinstance(part, str) else part for role, part in given.items()}
     )

@@ -165,11 +165,12 @@ class Policy(Role):
     knows_answer: bool = False
 
     def check(self, spec: ModelSpec, method: Method) -> None:
-        geometry = (method.scheduler.block_length, method.scheduler.alignment)
-        if self.window_width is not None and geometry != (self.window_width, "prompt"):
+        scheduler = method.scheduler
+        blocks = scheduler.alignment in ("prompt", "grid") and scheduler.block_length == self.window_width
+        if self.window_width is not None and not blocks:
             raise UserError(
                 f"policy {self.name!r} works on blocks of {self.window_width} tokens, "
-                f"scheduler {method.scheduler.name!r} opens {geometry[1]} windows of {geometry[0]}"
+                f"scheduler {scheduler.name!r} opens {scheduler.alignment} windows of {scheduler.block_length}"
             )
 
     def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: Any) -> Commit:
@@ -212,7 +213,8 @@ class Scheduler(Role):
             raise UserError(
                 f"{spec.name} reads blocks of {spec.causal_block} tokens from the start of the sequence, "
                 f"scheduler {self.name!r} opens {self.alignment} windows of {self.block_length}: "
-                f"use BlocksScheduler({spec.causal_block}, alignment='grid')"
+                f"use BlocksScheduler({spec.causal_block}, alignment='grid'), "
+                f"in a configuration scheduler blocks with decode.block_length={spec.causal_block}"
             )
 
     def propose(self, state: DecodeState, memory: Any) -> Window:
@@ -249,10 +251,13 @@ class Cache(Role):
         keeps: True where the plans of the cache keep keys and values.
         slides: True where the cache works with a window that moves at every step, without recomputing every column each
             time.
+        grows: True where the forwards compute no column behind the window's block, so that time and memory follow the
+            answer, however long the canvas is.
     """
 
     keeps: bool = True
     slides: bool = False
+    grows: bool = False
 
     def check(self, spec: ModelSpec, method: Method) -> None:
         if method.scheduler.slides and not self.slides:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from learn2pd.embedded.tokenizer import MASK, train_tokenizer
 from learn2pd.models.dream import DreamConfig, DreamModel
 from learn2pd.models.llada import LLaDAConfig, LLaDAModelLM
 from learn2pd.models.loading import Model, load_model
-from learn2pd.registry import GENERATED_TASKS, build_task
+from learn2pd.registry import GENERATED_TASKS, build_task, import_family
 
 torch.set_num_threads(1)
 # The draws are derandomised: a rounding tie that one draw in a million meets must not fail somebody else's change.
@@ -137,3 +138,63 @@ def make_prompts() -> Callable[..., list[list[int]]]:
         return [[rng.randrange(10, 300) for _ in range(length)] for length in lengths]
 
     return make
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+CAUSAL_BLOCK = 8  # tokens, of the tiny block-causal models
+# the module and class of each further family, and the fields of its tiny configuration
+TINY_FAMILIES = {
+    "sdar": ("sdar:SDARForCausalLM", {"intermediate_size": 64, "head_dim": 12, "block_size": CAUSAL_BLOCK}),
+    "sdar_moe": (
+        "sdar:SDARMoeForCausalLM",
+        {"intermediate_size": 64, "head_dim": 12, "block_size": CAUSAL_BLOCK}
+        | {"moe_intermediate_size": 16, "num_experts": 6, "num_experts_per_tok": 2, "mlp_only_layers": [0]},
+    ),
+    "llada2": (
+        "llada2:LLaDA2MoeModelLM",
+        {"intermediate_size": 64, "head_dim": 8, "block_size": CAUSAL_BLOCK, "moe_intermediate_size": 16}
+        | {"num_experts": 8, "num_experts_per_tok": 2, "n_group": 4, "topk_group": 2},
+    ),
+    "llada_moe": (
+        "llada_moe:LLaDAMoEModelLM",
+        {"dense_intermediate_size": 64, "expert_intermediate_size": 16, "num_experts": 6, "num_experts_per_tok": 2}
+        | {"moe_layer_freq": [0, 1]},
+    ),
+    "fast_dllm_v2": ("fast_dllm_v2:Fast_dLLM_QwenForCausalLM", {"intermediate_size": 64, "bd_size": CAUSAL_BLOCK}),
+}
+
+
+def save_tiny_family(name: str, folder: Path, tokenizer, **changes) -> Path:
+    """A random model of one of `TINY_FAMILIES` in the hub's layout; its head is scaled as in `save_tiny_model`."""
+    target, fields = TINY_FAMILIES[name]
+    network_class = import_family(f"learn2pd.models.{target}")
+    config = network_class.config_class(
+        **SIZES | fields | changes,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=MAX_LENGTH,
+        initializer_range=0.25,
+        mask_token_id=tokenizer.convert_tokens_to_ids(MASK),
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(0)
+    model = network_class(config)
+    with torch.no_grad():
+        head = model.get_output_embeddings().weight
+        head *= 4.0
+        head[tokenizer.eos_token_id] *= 1.5
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_family(tokenizer, tmp_path_factory) -> Callable[[str], Model]:
+    """The tiny model of a family, by its name in `TINY_FAMILIES`."""
+
+    @functools.cache
+    def load(name: str) -> Model:
+        return load_wide(save_tiny_family(name, tmp_path_factory.mktemp(name), tokenizer))
+
+    return load

@@ -447,8 +447,8 @@ MUTANTS = (
     Mutant(
         "the causal-block cache forgets to recompute the block before",
         "causal_cache",
-        "partial_plan(state, state.open, memory.start, stop, score, stop, memory.extra)",
-        "partial_plan(state, state.open, block, stop, score, stop, memory.extra)",
+        "partial_plan(state, rows, memory.start, stop, score, stop, memory.extra)",
+        "partial_plan(state, rows, block, stop, score, stop, memory.extra)",
         (CAUSAL_BLOCKS,),
         "exact_cache",
     ),

@@ -33,6 +33,11 @@ def test_the_filter_configurations_differ_only_in_model_data_and_size():
     assert changed_keys("llada_filter", "dream_filter") == {"model"}
 
 
+@pytest.mark.parametrize("name", ["sdar_filter", "llada2_filter", "fast_dllm_v2_filter"])
+def test_the_block_causal_configurations_differ_in_model_blocks_and_caches(name):
+    assert changed_keys("llada_filter", name) <= {"model", "decode", "compare"}
+
+
 def test_overrides_reach_the_configuration():
     config = load_config(
         "tiny_filter", ["decode.gen_length=100", "data.tasks=[math]", "compare.stops=[eot]", "model.revision=main"]

@@ -10,7 +10,7 @@ The rule follows from the models' attention mask; it comes from no paper.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,6 +44,7 @@ class CausalBlockCache(Cache):
     """Exact reuse for block-causal models."""
 
     name = "causal_block"
+    grows = True
 
     def check(self, spec: ModelSpec, method: Method) -> None:
         super().check(spec, method)
@@ -58,10 +59,27 @@ class CausalBlockCache(Cache):
         return FinalBefore(int(spec.shifted_logits), spec.causal_block, state.pad - state.prompt_width)
 
     def plan(self, state: DecodeState, score: Tensor, memory: FinalBefore) -> tuple[list[ForwardPlan], FinalBefore]:
-        length = state.prompt_width - state.pad
-        block = (state.window.start + length) // memory.block_length * memory.block_length - length
-        # the window ends at closed positions, and the block goes on: closed positions stay in the sequence
-        stop = torch.minimum(block + memory.block_length, state.visible)
-        score = score & state.window.mask(state.gen_length)
-        plans = partial_plan(state, state.open, memory.start, stop, score, stop, memory.extra)
-        return plans, FinalBefore(memory.extra, memory.block_length, torch.where(state.open, block, memory.start))
+        return whole_blocks(state, state.open, score, memory)
+
+
+def whole_blocks(
+    state: DecodeState, rows: Tensor, score: Tensor, memory: FinalBefore
+) -> tuple[list[ForwardPlan], FinalBefore]:
+    """Plan a forward over the block of each row's window, and over the blocks before it that are not final yet.
+
+    Args:
+        state: The state before the forward.
+        rows: [B] bool, the rows that take part.
+        score: [B, G] bool, the positions at which proposals are wanted.
+        memory: The place from which on keys and values are not final yet.
+
+    Returns:
+        The plans, and the place after the forward.
+    """
+    length = state.prompt_width - state.pad
+    block = (state.window.start + length) // memory.block_length * memory.block_length - length
+    # the window ends at closed positions, and the block goes on: closed positions stay in the sequence
+    stop = torch.minimum(block + memory.block_length, state.visible)
+    score = score & state.window.mask(state.gen_length)
+    plans = partial_plan(state, rows, memory.start, stop, score, stop, memory.extra)
+    return plans, replace(memory, start=torch.where(rows, block, memory.start))

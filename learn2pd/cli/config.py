@@ -47,6 +47,7 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "type of the weights")
     device: str = option("auto", "device of torch, such as cpu or cuda:0; auto takes a GPU where there is one")
     revision: str | None = option(None, "revision of a repository on the hub")
+    family: str | None = option(None, "class of your own that reads the checkpoint, as package.module:Class")
     compile: bool = option(False, "use torch.compile: forwards are faster on a GPU, but the first ones are slow")
 
 

@@ -187,7 +187,7 @@ def _model(config: RunConfig, unreachable: str | None) -> Finding:
     try:
         dtype = resolve_dtype(config.model.dtype)
         device = resolve_device(config.model.device)
-        needed = read_weights_size(config.model.path, dtype, config.model.revision)
+        needed = read_weights_size(config.model.path, dtype, config.model.revision, config.model.family)
     except UserError as error:
         # the flag was set here, so that its name in the message would mislead
         return Finding("model", "wrong", f"model.{error}".replace("HF_HUB_OFFLINE is set", unreachable or ""))

@@ -8,6 +8,8 @@ In the shapes, N is the number of tokens, D of features, E of experts, C of expe
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -44,7 +46,7 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)
-        chosen, weights = self.route(functional.linear(widened(tokens), widened(self.gate.weight)))
+        chosen, weights = self.route(functional.linear(widened(tokens), widened(cast(Tensor, self.gate.weight))))
         return self._mixed(tokens, chosen, weights).view_as(x)
 
     def _mixed(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""The keys and values that are kept between the forwards of a run, in static buffers that are written in place.
+"""The keys and values that are kept between the forwards of a run, in buffers that are written in place.
+
+The buffers reach as far as the forwards have come, so that their memory follows the answer where the canvas is long.
 
 The keys are kept after rotation, which is possible because a column's position never changes during a run.
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from learn2pd.types import ForwardPlan
 
@@ -20,7 +23,7 @@ class KVStore:
     Args:
         layers: The number of layers.
         rows: The rows of the batch.
-        columns: The columns of the batch.
+        columns: The columns of the batch, which no buffer exceeds.
         heads: The heads of keys and values.
         head_width: The features of a head.
         dtype: The type of the numbers.
@@ -38,12 +41,24 @@ class KVStore:
         device: torch.device,
     ) -> None:
         self.rows = rows
-        self.keys = torch.zeros(layers, rows, columns, heads, head_width, dtype=dtype, device=device)
+        self.columns = columns
+        self.keys = torch.zeros(layers, rows, 0, heads, head_width, dtype=dtype, device=device)
         self.values = torch.zeros_like(self.keys)
 
     def view(self, plan: ForwardPlan) -> KVView | None:
         """Return the store as the forward of one plan uses it, or None where the plan keeps nothing."""
-        return None if plan.span is None else KVView(self, plan)
+        if plan.span is None:
+            return None
+        self._reach(plan.span[1])
+        return KVView(self, plan)
+
+    def _reach(self, columns: int) -> None:
+        """Lengthen the buffers where they end before a column, by half of what they hold at least."""
+        held = self.keys.shape[2]
+        if columns > held:
+            added = min(self.columns, max(columns, held + held // 2)) - held
+            self.keys = functional.pad(self.keys, (0, 0, 0, 0, 0, added))
+            self.values = functional.pad(self.values, (0, 0, 0, 0, 0, added))
 
 
 class KVView:

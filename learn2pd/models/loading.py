@@ -345,8 +345,7 @@ def _load_weights(
     config._name_or_path = path
     with told_in_one_line(subject), torch.device("meta"):
         network = network_class(config)
-    if network.get_output_embeddings() is network.get_input_embeddings():
-        tensors.pop(network.head_name, None)  # some tools save the tied head too
+    tensors = _without_tied_head(subject, tensors, network)
     fitting = weights.fit(subject, tensors, network.state_dict())
     kept = identity.KeptDigest(files, dtype)
     known = kept.read()
@@ -360,6 +359,23 @@ def _load_weights(
     elif not kept.unchanged:  # somebody writes to the files at this moment
         known = identity.weights_digest(state)
     return network.eval(), known
+
+
+def _without_tied_head(
+    subject: str, tensors: dict[str, weights.Stored], network: DiffusionNetwork
+) -> dict[str, weights.Stored]:
+    """Leave out a head that was saved though it is the embedding. A head of other values stays, and is refused."""
+    embedding = network.get_input_embeddings()
+    if network.head_name not in tensors or network.get_output_embeddings() is not embedding:
+        return tensors
+    name = next(name for name, weight in network.named_parameters() if weight is embedding.weight)
+    if name not in tensors:
+        return tensors
+    pair = {key: tensors[key] for key in (name, network.head_name)}
+    values = weights.read(subject, pair, torch.float32, torch.device("cpu"))
+    if not values[name].equal(values[network.head_name]):
+        return tensors
+    return {key: stored for key, stored in tensors.items() if key != network.head_name}
 
 
 def load_tokenizer(
@@ -414,8 +430,9 @@ def _spec(path: str, network: DiffusionNetwork, tokenizer: PreTrainedTokenizerBa
         mask_id = tokenizer.convert_tokens_to_ids(named["mask_token"])
     if mask_id is None:  # the hub's files of LLaDA2 and Fast-dLLM v2 do not name it
         published = type(config)().mask_token_id
-        text = tokenizer.convert_ids_to_tokens(published) if published < len(tokenizer) else ""
-        mask_id = published if "mask" in str(text).lower() else None
+        known = published is not None and published < len(tokenizer)
+        named_mask = known and "mask" in str(tokenizer.convert_ids_to_tokens(published)).lower()
+        mask_id = published if named_mask else None
     if mask_id is None:
         raise UserError(
             f"path={path!r}: no mask token: config.json names no mask_token_id, and the tokenizer has no mask_token"

@@ -40,8 +40,8 @@ class DiffusionNetwork(PreTrainedModel):
     Attributes:
         shifted_logits: True where the output at position i predicts the token at i + 1.
         mixes_experts: True where some layers have experts, of which every token runs through a few.
-        head_name: The name of the head in a checkpoint. Where the embedding is the head, a checkpoint that holds it all
-            the same holds it for nothing.
+        head_name: The name of the head in a checkpoint. Where the embedding is the head, a checkpoint may hold the head
+            all the same if the two are equal.
     """
 
     shifted_logits: ClassVar[bool] = False

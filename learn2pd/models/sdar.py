@@ -12,7 +12,7 @@ where the caller gives none. The rotation is computed in float32 whatever the ty
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import PretrainedConfig
@@ -163,7 +163,7 @@ class SDARMoeConfig(SDARConfig):
 class SDARForCausalLM(DecoderNetwork):
     """The dense network. Its logits at position i predict the token at i."""
 
-    config_class = SDARConfig
+    config_class: ClassVar[type[SDARConfig]] = SDARConfig
     config: SDARConfig
 
     def layer(self, number: int) -> DecoderLayer:

@@ -15,7 +15,7 @@ from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.recording.recorder import StateRecorder
 from learn2pd.recording.schema import state_features
 from learn2pd.roles import StopRule
-from learn2pd.schedulers.blocks import BlocksScheduler
+from learn2pd.schedulers.blocks import blocks_for
 from learn2pd.types import Commit, DecodeState, Prediction
 
 PASSES = 2  # the decode of the references and the decode of the oracle
@@ -88,7 +88,7 @@ def estimate(
 
 def _forward_s(model: Model, ids: Sequence[Sequence[int]], gen_length: int, block_length: int) -> float:
     seconds = 0.0
-    method = Method(FixedPolicy(), BlocksScheduler(block_length), stop=_OneStep())
+    method = Method(FixedPolicy(), blocks_for(model.spec, block_length), stop=_OneStep())
     for _ in range(2):
         state = DecodeState.start(ids, gen_length, model.spec, device=model.adapter.device)
         recorder = StateRecorder(torch.zeros(len(ids), gen_length, dtype=torch.long), model.spec.eot_ids, ())

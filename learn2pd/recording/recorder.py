@@ -36,7 +36,7 @@ from learn2pd.predictors.features import observe
 from learn2pd.recording.schema import RECORDING, entry_path, read_recording
 from learn2pd.recording.shard_claims import share
 from learn2pd.recording.writing import Tables, write_manifest, write_shard
-from learn2pd.schedulers.blocks import BlocksScheduler
+from learn2pd.schedulers.blocks import blocks_for
 from learn2pd.stops.eot import EotStop
 from learn2pd.stops.none import NoStop
 from learn2pd.types import Step
@@ -125,7 +125,7 @@ def oracle_tables(
         batch_size=batch_size,
         given=None if given is None else [given] * len(prompts),
     )
-    blocks = BlocksScheduler(block_length)
+    blocks = blocks_for(model.spec, block_length)
     reference = run(Method(FixedPolicy(), blocks, stop=EotStop(0.0)))
     recorder = StateRecorder(reference.tokens, model.spec.eot_ids, delimiter_ids)
     oracle = run(Method(OraclePolicy(reference.tokens), blocks, stop=NoStop()), observer=recorder)

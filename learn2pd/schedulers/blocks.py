@@ -18,7 +18,7 @@ import torch
 
 from learn2pd.errors import check_at_least
 from learn2pd.roles import Scheduler
-from learn2pd.types import DecodeState, Window
+from learn2pd.types import DecodeState, ModelSpec, Window
 
 
 class BlocksScheduler(Scheduler):
@@ -45,3 +45,22 @@ class BlocksScheduler(Scheduler):
         counted = first if self.alignment == "prompt" else first + state.prompt_width - state.pad
         start = first - counted % self.block_length
         return Window(start.clamp_min(0), torch.minimum(start + self.block_length, state.end))
+
+
+def alignment_of(spec: ModelSpec) -> str:
+    """Return the alignment of the blocks on which a model is decoded.
+
+    Args:
+        spec: The facts about the model.
+    """
+    return "prompt" if spec.causal_block is None else "grid"
+
+
+def blocks_for(spec: ModelSpec, block_length: int) -> BlocksScheduler:
+    """Return the blocks on which a model is decoded.
+
+    Args:
+        spec: The facts about the model.
+        block_length: The tokens of a block, at least 1.
+    """
+    return BlocksScheduler(block_length, alignment_of(spec))

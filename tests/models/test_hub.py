@@ -16,9 +16,9 @@ import pytest
 from huggingface_hub import constants
 
 from learn2pd.errors import UserError
-from learn2pd.models import loading
 from learn2pd.models.loading import load_model
 from learn2pd.policies.verifier import load_verifier
+from learn2pd.registry import FAMILIES
 
 NAME, COMMIT = "org/tiny", "a" * 40
 
@@ -214,7 +214,7 @@ def test_a_repository_is_downloaded_once_and_only_what_is_needed(hub, tiny_model
 
 
 def test_what_is_no_dllm_is_refused_before_its_weights_are_downloaded(hub, monkeypatch):
-    monkeypatch.setattr(loading, "FAMILIES", {"Dream": loading.FAMILIES["Dream"]})
+    monkeypatch.delitem(FAMILIES, "llada")
     assert "model_type 'llada'" in refusal(load_model, NAME, device="cpu")
     assert not [path for path in hub if path.endswith("model.safetensors")]
 

@@ -16,6 +16,8 @@ from learn2pd.loop.observing import Observer
 from learn2pd.loop.plans import full_plan, partial_plan
 from learn2pd.policies.factor import FactorPolicy
 from learn2pd.schedulers.dsb import DSBScheduler
+from learn2pd.stops.eot_filled import EotFilledStop
+from learn2pd.tensors import is_among
 from learn2pd.types import RowMemory, Step, Window
 
 
@@ -111,3 +113,31 @@ class ForwardsABlock(Observer):
     def owed(self, row: int) -> int:
         """Blocks of a row that took a single forward."""
         return sum(count == 1 for count in self.counts[row].values())
+
+
+def differs_by_a_bug(stored: dict, run: dict) -> bool:
+    """Whether a run of a block-causal model shows a bug of the authors' code, so that the package must differ.
+
+    - SDAR's generate.py fills its quota with positions that hold a token already, where fewer masks are left, and
+      overwrites them (`edited`), the prompt's too.
+    - Fast-dLLM v2 forwards no prompt that is not longer than a block. A prompt of exactly one block is then never seen.
+    """
+    overwrites = any(step.get("edited", {}).get("pos") for step in run["steps"])
+    unseen = "small_block_size" in stored["params"] and len(run["prompt"]) == run["block_length"]
+    return overwrites or unseen
+
+
+class CheckedAtEot(EotFilledStop):
+    """LLaDA2's eos_early_stop: whether an answer is filled is asked only where an end-of-text is committed.
+
+    Where the masks before it are filled by a later step, the block is decoded to its end all the same.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(whole_window=False)
+
+    def ends(self, state, prediction, commit, memory):
+        early = super().ends(state, prediction, commit, memory)
+        late = EotFilledStop().ends(state, prediction, commit, memory)
+        asked = (commit.mask & is_among(prediction.tokens, memory.eot_ids)).any(1)
+        return torch.where(asked, early, late)

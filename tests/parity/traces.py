@@ -38,6 +38,13 @@ FUNCTIONS = (  # the authors' functions, by the name that a trace has as `fn` or
     "apd",
     "leftright",
 )
+BLOCK_FUNCTIONS = (  # those of the authors of block-causal models, which `test_block_causal.py` repeats
+    "generate.py",
+    "opencompass/models/huggingface_bd3.py block_diffusion_generate",
+    "llada2",
+    "generate",
+    "batch_sample",
+)
 # The arguments of those functions, and of the oracle's recording, that `test_golden.py` understands.
 PARAMETERS = frozenset(
     {
@@ -63,6 +70,7 @@ PARAMETERS = frozenset(
         "tokens_per_step",
     }
 )
+BLOCK_CAUSAL = ("sdar", "llada2_moe", "Fast_dLLM_Qwen")  # the model_type of the stored block-causal models
 ORACLE = "l2p_oracle"  # the method whose traces are recorded labels, and which names no function
 
 
@@ -113,6 +121,11 @@ class Trace:
         """The folder of the dLLM that the trace was made with."""
         return self.folder(self.path.parent.name)
 
+    @property
+    def block_causal(self) -> bool:
+        """Whether the trace is of a block-causal model."""
+        return json.loads((self.model / "config.json").read_text()).get("model_type") in BLOCK_CAUSAL
+
     def unsupported(self) -> str | None:
         """Why the package cannot repeat the trace, or None where it can."""
         reason = unsupported_family(self.model)
@@ -120,6 +133,9 @@ class Trace:
             return reason
         params = self.stored["params"]
         function = params.get("fn", params.get("alg"))
+        if self.block_causal:
+            known = function in BLOCK_FUNCTIONS
+            return None if known else f"not supported: method {self.method} (function {function})"
         if function not in FUNCTIONS and self.method != ORACLE:
             return f"not supported: method {self.method} (function {function})"
         unknown = sorted(set(params) - PARAMETERS)

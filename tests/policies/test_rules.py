@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from learn2pd.loop.loop import at_least_one
 from learn2pd.policies.apd import LeftToRightPolicy
+from learn2pd.policies.entropy_sum import EntropySumPolicy
 from learn2pd.policies.factor import FactorPolicy
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.localleap import LocalLeapPolicy
+from learn2pd.policies.low_confidence import LowConfidencePolicy
 from learn2pd.policies.oracle import OraclePolicy, Reference
 from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.types import Commit, Prediction
@@ -114,6 +116,20 @@ def test_the_oracle_takes_what_is_right_and_else_the_whole_window(row, data):
 @given(row=rows, tokens=st.integers(1, 4))
 def test_left_to_right_takes_the_leftmost(row, tokens):
     assert select(LeftToRightPolicy(tokens), row) == rules.leftmost(tokens)(candidates_of(row))
+
+
+@given(row=rows, threshold=levels, tokens=st.integers(1, 4))
+def test_low_confidence_takes_what_exceeds_the_threshold_or_its_quota(row, threshold, tokens):
+    wanted = rules.low_confidence(threshold, tokens)(candidates_of(row))
+    assert select(LowConfidencePolicy(threshold, tokens), row) == wanted
+
+
+@given(row=rows, bound=st.sampled_from([0.0, 0.25, 0.6, 1.0, 2.0]))
+def test_entropy_sum_takes_the_lowest_entropies_below_the_bound(row, bound):
+    prediction, eligible = prediction_of(row)
+    prediction = replace(prediction, extras={"entropy": prediction.confidence})
+    mask = EntropySumPolicy(bound).select(prediction, eligible, None, None).mask
+    assert positions(mask) == rules.entropy_sum(bound)(candidates_of(row))
 
 
 @given(row=rows, data=st.data())

@@ -75,3 +75,29 @@ def localleap(anchor: float, relaxed: float, radius: int) -> Rule:
         return taken
 
     return rule
+
+
+def low_confidence(value: float, count: int) -> Rule:
+    """SDAR: every candidate above the threshold if they are `count` at least, else the `count` most confident ones."""
+
+    def rule(candidates: Candidates) -> set[int]:
+        sure = {position for position, confidence in candidates.items() if confidence > value}
+        return sure if len(sure) >= count else quota(count)(candidates)
+
+    return rule
+
+
+def entropy_sum(bound: float) -> Rule:
+    """JetEngine: the candidates of lowest entropy, as long as their entropies add up to less than the bound."""
+
+    def rule(entropies: Candidates) -> set[int]:
+        taken: set[int] = set()
+        total = 0.0
+        for position in sorted(entropies, key=lambda position: (entropies[position], position)):
+            total += entropies[position]
+            if taken and total >= bound:
+                break
+            taken.add(position)
+        return taken
+
+    return rule

@@ -28,7 +28,7 @@ from learn2pd.recording.reading import Recording
 from learn2pd.recording.recorder import oracle_tables, record, rollout_tables
 from learn2pd.recording.schema import RECORDING, describe_recording, open_recording
 from learn2pd.recording.writing import Tables
-from learn2pd.schedulers.blocks import BlocksScheduler
+from learn2pd.schedulers.blocks import alignment_of, blocks_for
 from learn2pd.types import CONFIDENCE
 
 
@@ -141,7 +141,7 @@ def record_round(config: RunConfig, output: Path, number: int, policy: FilterPol
     recording = Recording.load(output / "records")
     prompts = recorded_prompts(config, model)
     folder = output / "rounds" / str(number)
-    method = Method(policy, BlocksScheduler(config.decode.block_length))
+    method = Method(policy, blocks_for(model.spec, config.decode.block_length))
 
     def produce(model: Model, prompts: Sequence[Prompt]) -> Tables:
         references = recording.references_of([prompt.id for prompt in prompts])
@@ -201,7 +201,7 @@ def _described(config: RunConfig, model: Model, prompts: Sequence[Prompt], **mor
         prompts,
         gen_length=config.decode.gen_length,
         block_length=config.decode.block_length,
-        alignment="prompt",
+        alignment=alignment_of(model.spec),
         confidence=CONFIDENCE,
         delimiter_ids=newline_ids(model.tokenizer),
         shard_prompts=config.record.shard_prompts,

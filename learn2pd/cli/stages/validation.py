@@ -17,7 +17,7 @@ from learn2pd.models.loading import Model
 from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.predictors.saving import Predictor
 from learn2pd.recording.reading import Recording
-from learn2pd.schedulers.blocks import BlocksScheduler
+from learn2pd.schedulers.blocks import blocks_for
 from learn2pd.stops.eot import EotStop
 from learn2pd.training.calibration import DecodedValidation
 
@@ -57,7 +57,7 @@ def measure_on(
             encoded(model, prompts),
             Method(
                 FilterPolicy(predictor),
-                BlocksScheduler(config.decode.block_length),
+                blocks_for(model.spec, config.decode.block_length),
                 stop=EotStop(config.decode.stop_floor),
             ),
             gen_length=config.decode.gen_length,

@@ -1,0 +1,54 @@
+"""The main job on tiny block-causal models, with filters of the model's own blocks."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from learn2pd.cli import main as cli
+from learn2pd.recording.reading import Recording
+from tests.conftest import save_tiny_family
+from tests.end_to_end.test_run import SMALL, failing
+
+FILTERS = [("sdar", 4, "mlp"), ("sdar", 8, "transformer"), ("fast_dllm_v2", 8, "mlp")]
+
+
+@pytest.fixture
+def arguments(tokenizer, tmp_path, request):
+    name, block, network = request.param
+    changes = {"bd_size": block} if name == "fast_dllm_v2" else {"block_size": block}
+    folder = save_tiny_family(name, tmp_path / "model", tokenizer, **changes)
+    methods = ", ".join(
+        f"{{name: {policy} {cache}, policy: {policy}, cache: {cache}}}"
+        for policy in ("fixed", "threshold", "filter")
+        for cache in ("none", "causal_block")
+    )
+    return [
+        *SMALL,
+        f"model.path={folder}",
+        f"decode.block_length={block}",
+        f"filter={network}",
+        f"compare.methods=[{methods}]",
+        f"output_dir={tmp_path / 'out'}",
+    ]
+
+
+@pytest.mark.parametrize("arguments", FILTERS, indirect=True, ids=str)
+def test_the_main_job_runs_on_the_models_own_blocks(arguments, tmp_path):
+    assert cli.run(arguments) == 0
+    output = tmp_path / "out"
+    assert Recording.load(output / "records").manifest["alignment"] == "grid"
+    rows = json.loads((output / "compare.json").read_text())["rows"]
+    measured = {(row["method"], row["stop"], row["task"]): row for row in rows}
+    for (method, stop, task), row in measured.items():
+        if method.endswith(" none"):
+            cached = measured[method.replace(" none", " causal_block"), stop, task]
+            assert cached["agreement"] == row["agreement"]
+            assert cached["forwards_mean"] == row["forwards_mean"]
+
+
+@pytest.mark.parametrize("arguments", [("sdar", 4, "mlp")], indirect=True, ids=str)
+def test_blocks_that_are_not_the_models_are_refused_before_anything_is_recorded(arguments, capsys, tmp_path):
+    assert "reads blocks of 4 tokens" in failing(capsys, [*arguments, "decode.block_length=8"])
+    assert not list((tmp_path / "out").glob("records/*.arrow"))
