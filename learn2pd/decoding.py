@@ -230,7 +230,8 @@ def _collect(
     model: Model, states: list[DecodeState], gen_length: int, wall_s: float, seconds: Mapping[str, float]
 ) -> DecodeResult:
     """Put the final states of all batches together, in the order of the prompts."""
-    names = ("canvas", "committed_at", "forwards", "columns", "auxiliary_forwards", "revoked", "edited", "failed")
+    counts = ("forwards", "columns", "auxiliary_forwards", "revoked", "edited", "flip_flops")
+    names = ("canvas", "committed_at", *counts, "failed")
     if states:
         order = torch.cat([state.index for state in states]).argsort().cpu()
         values = {name: torch.cat([getattr(state, name) for state in states]).cpu()[order] for name in names}

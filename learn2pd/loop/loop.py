@@ -18,8 +18,8 @@ from learn2pd.loop.observing import Observer
 from learn2pd.loop.step import ForwardStep
 from learn2pd.loop.stopwatch import Stopwatch
 from learn2pd.models.adapter import ModelAdapter
-from learn2pd.tensors import most_confident
-from learn2pd.types import GREEDY, NOT_PROPOSED, Commit, DecodeState, Prediction, Sampling, Step
+from learn2pd.tensors import most_confident, revisable
+from learn2pd.types import GREEDY, NOT_PROPOSED, Commit, DecodeState, Prediction, Sampling, Step, Window
 
 if TYPE_CHECKING:
     from learn2pd.method import Method
@@ -58,34 +58,50 @@ def decode_batch(
     store = model.new_store(*state.tokens.shape) if method.cache.keeps else None
     forward = ForwardStep(model, store, method.needs | observer.needs, sampling, watch)
     scores_committed = policy.scores_committed or observer.scores_committed
-    looks_ahead = method.stop.looks_ahead or observer.looks_ahead
+    looks_ahead = method.stop.looks_ahead or observer.looks_ahead or policy.looks_ahead
     roles = (policy, method.cache, method.scheduler, method.stop)
     own, plan_memory, windows, endings = (role.start(state, spec) for role in roles)  # the memory of each role
     illegal = torch.zeros_like(state.failed)
     while _goes_on(state, illegal, method):
         opened = state.open
-        state = replace(state, window=method.scheduler.propose(state, windows))
+        state = replace(state, window=_kept(state, method.scheduler.propose(state, windows)))
         score = state.window.mask(state.gen_length) & (state.masked | scores_committed)
-        score = (score | state.masked if looks_ahead else score) & opened[:, None]
+        score = score | state.masked if looks_ahead else score
+        score = (score | policy.scores_committed if policy.looks_ahead else score) & opened[:, None]
         plans, plan_memory = method.cache.plan(state, score, plan_memory)
         state, prediction, broken = forward(state, plans)
         state = replace(state, window=method.scheduler.resolve(state, state.window, prediction, windows))
         inside = state.window.mask(state.gen_length)
-        eligible = inside & state.masked & prediction.valid
+        candidates = state.masked & prediction.valid
+        eligible = inside & candidates
         # in its first steps a policy may take back or overwrite these positions; `Policy.revisions` counts the steps
-        revisable = inside & state.decided & ~state.given & (opened & (state.step < policy.revisions))[:, None]
+        may_change = revisable(state, policy.revisions)
         with watch("policy"):
             commit = policy.select(prediction, eligible, state, own)
             own = own if commit.memory is None else commit.memory
-            illegal = _outside(commit, eligible, revisable)
+            illegal = _outside(commit, candidates if policy.looks_ahead else eligible, may_change)
             commit = at_least_one(commit, prediction, eligible)
-        end = torch.where(broken, state.leftmost_mask, method.stop.ends(state, prediction, commit, endings))
+        end = torch.where(
+            broken & state.masked.any(1), state.leftmost_mask, method.stop.ends(state, prediction, commit, endings)
+        )
+        stays = torch.zeros_like(opened)
+        if commit.stay is not None:
+            revises = state.step + 1 < policy.revisions
+            stays = commit.stay & opened & ~broken & revises & (state.window.start < end)
         after = state.commit(commit, prediction.tokens, spec.mask_id).close(end, spec.eot_ids[0], method.stop.cuts)
         proposed = torch.where(prediction.valid & inside, prediction.tokens, NOT_PROPOSED)
-        after = replace(after, step=state.step + opened, failed=state.failed | broken, previous=proposed)
+        after = replace(after, step=state.step + opened, failed=state.failed | broken, previous=proposed, stays=stays)
         observer.observe(Step(state, prediction, commit, after))
         state = after
     return state
+
+
+def _kept(state: DecodeState, proposed: Window) -> Window:
+    """Return the last window in the rows whose policy looks at it once more, and the proposed one in the others."""
+    stop = torch.minimum(state.window.stop, state.end)
+    return Window(
+        torch.where(state.stays, state.window.start, proposed.start), torch.where(state.stays, stop, proposed.stop)
+    )
 
 
 def _goes_on(state: DecodeState, illegal: Tensor, method: Method) -> bool:
@@ -109,11 +125,11 @@ def _goes_on(state: DecodeState, illegal: Tensor, method: Method) -> bool:
     return bool(goes_on)
 
 
-def _outside(commit: Commit, eligible: Tensor, revisable: Tensor) -> Tensor:
+def _outside(commit: Commit, eligible: Tensor, may_change: Tensor) -> Tensor:
     """Mark the rows [B] bool in which the policy commits or revokes a position that it may not."""
-    outside = commit.mask & ~(eligible | revisable)
+    outside = commit.mask & ~(eligible | may_change)
     if commit.revoke is not None:
-        outside = outside | (commit.revoke & (~revisable | commit.mask))
+        outside = outside | (commit.revoke & (~may_change | commit.mask))
     return outside.any(1)
 
 

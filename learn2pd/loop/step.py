@@ -8,11 +8,13 @@ vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from learn2pd.loop.attention import AttentionMaps, spread
 from learn2pd.loop.proposals import EXTRAS, propose, restrict_ids, row_generators, row_noise
 from learn2pd.loop.stopwatch import Stopwatch
 from learn2pd.models.adapter import ModelAdapter
@@ -22,6 +24,7 @@ from learn2pd.types import DecodeState, Draw, ForwardPlan, Prediction, Sampling
 
 SCORE_VALUES = 2**23  # logits that are held at one time: 66 positions of LLaDA's vocabulary, 32 MiB in float32
 LEAVE_ONE_OUT = "leave_one_out"
+ATTENTION = "attention"
 
 
 @dataclass
@@ -78,13 +81,17 @@ class ForwardStep:
             logits=[],
         )
         generators = row_generators(state) if self.sampling.temperature else []
+        attention = None
         forwards = state.forwards.clone()
         columns = state.columns.clone()
         for plan in plans:
             if LEAVE_ONE_OUT in self.needs:
                 plan = with_shadows(plan, state)
-            with self.watch("forward"):
+            maps = AttentionMaps(self.model.network.config.num_hidden_layers) if ATTENTION in self.needs else None
+            with self.watch("forward"), maps or nullcontext():
                 hidden = self.model.forward(state.tokens, plan, self.store)  # [R, Q + S, D]
+            if maps is not None:
+                attention = spread(maps, plan, state)
             forwards[plan.rows] += 1
             columns[plan.rows] += plan.columns
             self._score(state, plan, hidden, gathered, generators)
@@ -94,6 +101,8 @@ class ForwardStep:
         valid = gathered.valid & ~broken[:, None]
         confidence = gathered.confidence.masked_fill(broken[:, None], 0)
         prediction = Prediction(gathered.tokens, confidence, valid, gathered.extras)
+        if ATTENTION in self.needs:
+            prediction = replace(prediction, attention=attention)
         if gathered.logits:
             prediction = self._with_logits(prediction, gathered.logits)
         return replace(state, forwards=forwards, columns=columns), prediction, broken

@@ -91,7 +91,7 @@ def test_a_trace_whose_model_is_nowhere_is_an_error_that_names_the_model(tmp_pat
         trace.unsupported()
 
 
-UNKNOWN = [({"fn": "klass"}, "klass"), ({"threshold": 0.5}, "wino"), ({"fn": "generate", "top_x": 1}, "top_x")]
+UNKNOWN = [({"fn": "lopa"}, "lopa"), ({"threshold": 0.5}, "saber"), ({"fn": "generate", "top_x": 1}, "top_x")]
 
 
 @pytest.mark.parametrize(("params", "word"), UNKNOWN)
@@ -99,9 +99,9 @@ def test_a_trace_of_a_method_that_the_package_lacks_is_skipped_by_name(params, w
     root = write_root(tmp_path / "root", nfe=1)
     stored = json.loads((root / TRACE).read_text()) | {"params": params}
     (root / TRACE).unlink()
-    (root / "traces" / "llada_tiny" / "wino_0.5.json").write_text(json.dumps(stored))
+    (root / "traces" / "llada_tiny" / "saber_0.5.json").write_text(json.dumps(stored))
     (trace, *_) = collect(all_roots(str(root)))
-    assert "wino_0.5" in trace.unsupported()
+    assert "saber_0.5" in trace.unsupported()
     assert word in trace.unsupported()
 
 

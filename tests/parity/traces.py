@@ -63,6 +63,26 @@ PARAMETERS = frozenset(
         "tokens_per_step",
     }
 )
+RULES = {  # the first word of a method -> the arguments that `test_golden_rules.py` understands
+    "apple": {"remasking", "thres", "temperature", "sampling_mode", "full_context", "temperature_policy"},
+    "credit": {"early_stop", "maximum_unroll", "expected_tpf", "decoder", "threshold", "decoder_args"},
+    "dawn": {"tau_sink", "tau_edge", "tau_induce", "tau_low"},
+    "dinfer": {"early_stop", "maximum_unroll", "expected_tpf", "decoder", "threshold"},
+    "dparallel": {"threshold", "cache"},
+    "eb": {"gamma"},
+    "hierarchy": {"early_stop", "maximum_unroll", "expected_tpf", "decoder", "threshold", "decoder_args"},
+    "klass": {"alg", "kl_history_length", "unmask_strategy", "steps", "conf_threshold", "kl_threshold"},
+    "llada21": {"fn", "threshold", "editing_threshold", "max_post_steps", "num_to_transfer", "eos_early_stop"},
+    "prophet": {"steps", "answer_offset", "thresholds"},
+    "slowfast": {
+        "k_exploration_steps",
+        "cycle_len_confidence_threshold",
+        "cycle_length_stability_window",
+        "cycle_length_stability_std_dev_threshold",
+        "high_confidence_threshold",
+    },
+    "wino": {"threshold", "threshold_back"},
+}
 ORACLE = "l2p_oracle"  # the method whose traces are recorded labels, and which names no function
 
 
@@ -90,6 +110,12 @@ class Trace:
     def method(self) -> str:
         """The name of the method and of its settings, which is the name of the file."""
         return self.path.stem
+
+    @property
+    def rule(self) -> str | None:
+        """The key of `RULES` that the method belongs to, or None where its traces are those of the first set."""
+        word = self.method.partition("_")[0]
+        return word if word in RULES else None
 
     @property
     def stored(self) -> dict:
@@ -120,6 +146,9 @@ class Trace:
             return reason
         params = self.stored["params"]
         function = params.get("fn", params.get("alg"))
+        if self.rule is not None:
+            unknown = sorted(set(params) - RULES[self.rule])
+            return f"not supported: method {self.method} with the parameter {unknown[0]}" if unknown else None
         if function not in FUNCTIONS and self.method != ORACLE:
             return f"not supported: method {self.method} (function {function})"
         unknown = sorted(set(params) - PARAMETERS)
