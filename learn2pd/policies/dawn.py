@@ -2,8 +2,9 @@
 
 The rule: A is the attention of every column to every column, as the mean over all heads and the last eighth of the
 layers. A column with a mean attention above `sink` is a sink and does not count, and neither does a column's attention
-to itself. Position i *attends to* j where what is left of A(i, j) is at least `edge`. An anchor is a token of the prompt,
-or a committed position before the end of the window whose present confidence is at least `threshold`. The policy commits
+to itself. Position i *attends to* j where what is left of A(i, j) is at least `edge`. An anchor is a token of the
+prompt, or a committed position before the end of the window whose present confidence is at least `threshold`. The
+policy commits
 
 1. every eligible position with confidence >= `threshold`;
 2. every eligible position that attends to an anchor, with confidence >= `induced_threshold`;
@@ -14,8 +15,8 @@ Where it commits none, the loop adds the most confident position.
 
 Deviations from the authors' code:
 
-- Their search for the third set goes on when no position is left, and then "commits" position 0 of the sequence, so that
-  the first token of the prompt is overwritten. Nothing before the canvas changes here.
+- Their search for the third set goes on when no position is left, and then "commits" position 0 of the sequence, so
+  that the first token of the prompt is overwritten. Nothing before the canvas changes here.
 - In the third set, theirs only keeps away from positions that are in the first set and attend to an anchor, where "or"
   is meant instead of "and".
 - Theirs asks for a confidence of the prompt's tokens too before they count as anchors. A token of the prompt is certain
@@ -79,8 +80,8 @@ class DawnPolicy(Policy):
         super().check(spec, method)
         if method.cache.keeps:
             raise UserError(
-                f"policy {self.name!r} reads the attention of the whole sequence, cache {method.cache.name!r} recomputes "
-                "a part of it: use cache none"
+                f"policy {self.name!r} reads the attention of the whole sequence, cache {method.cache.name!r} "
+                "recomputes a part of it: use cache none"
             )
 
     def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: None) -> Commit:

@@ -1,7 +1,7 @@
 """Prophet (arXiv 2508.19982): where the answer is certain, everything that is left is decoded at once.
 
-The rule: the policy commits as the fixed quota does (`fixed.py`). In step s of `steps`, counted from 1, it also looks at
-the five positions from `answer_start` on, masked or not. With the mean over them of
+The rule: the policy commits as the fixed quota does (`fixed.py`). In step s of `steps`, counted from 1, it also looks
+at the five positions from `answer_start` on, masked or not. With the mean over them of
 
     logit of the most probable token - logit of the second,
 

@@ -1,13 +1,16 @@
 """The authors' implementations of the later rules, on tiny models: the same tokens, changes and forwards.
 
-`test_golden.py` says where the traces come from. Here every step of a trace is compared: what it commits, overwrites and
-takes back.
+`test_golden.py` says where the traces come from. Here every step of a trace is compared: what it commits, overwrites
+and takes back.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +23,7 @@ from learn2pd.loop.observing import Observer
 from learn2pd.loop.proposals import propose
 from learn2pd.method import Method
 from learn2pd.models.adapter import ModelAdapter
-from learn2pd.policies.apple import load_apple
+from learn2pd.policies.apple import SIZES, ApplePolicy, ConfidenceTransformer, load_apple
 from learn2pd.policies.credit import CreditPolicy
 from learn2pd.policies.dparallel import DParallelPolicy
 from learn2pd.policies.edit import EditPolicy
@@ -33,7 +36,7 @@ from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.policies.wino import WinoPolicy
 from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.stops.none import NoStop
-from learn2pd.types import GREEDY, DecodeState, Draw, Prediction, Window
+from learn2pd.types import GREEDY, DecodeState, Draw, Prediction
 from tests.parity.quirks import (
     AuthorsDawn,
     BlockEndStop,
@@ -43,7 +46,7 @@ from tests.parity.quirks import (
     ShortForwards,
 )
 from tests.parity.test_golden import adapter, by_name, skip_unsupported
-from tests.parity.traces import VARIABLE, Trace, all_roots, collect
+from tests.parity.traces import VARIABLE, Trace, all_roots, collect, weights
 
 ROOTS = all_roots(os.environ.get(VARIABLE))
 TRACES = [trace for trace in collect(ROOTS) if trace.rule is not None]
@@ -78,6 +81,16 @@ def changes_of(run: dict) -> list[tuple[list[int], list[int], list[int]]]:
     return [tuple(sorted(position - start for position in part) for part in step) for step in kinds]
 
 
+@functools.cache
+def apple_network(folder: Path) -> ConfidenceTransformer:
+    """Apple's network in a folder of the golden files, which may be compressed."""
+    fields = json.loads((folder / "config.json").read_text())
+    network = ConfidenceTransformer(str(folder), **{name: fields[name] for name in SIZES})
+    stored = {name: tensor for name, tensor in weights(folder).items() if not name.endswith("inv_freq")}
+    network.load_state_dict(stored)
+    return network.eval()
+
+
 def build(trace: Trace, params: dict, run: dict, model: ModelAdapter) -> Method:
     """The components that repeat a run of a trace."""
     scheduler = BlocksScheduler(run["block_length"] or run["gen_length"])
@@ -88,8 +101,8 @@ def build(trace: Trace, params: dict, run: dict, model: ModelAdapter) -> Method:
     if rule == "apple" and params["remasking"] == "fastdllm":
         policy = ThresholdPolicy(params["thres"])
     elif rule == "apple":
-        folder = str(trace.folder("apple_policy_tiny"))
-        policy = load_apple(folder, params["full_context"], params["temperature_policy"], sample=False)
+        network = apple_network(trace.folder("apple_policy_tiny"))
+        policy = ApplePolicy(network, params["full_context"], params["temperature_policy"], sample=False)
     elif rule in ("credit", "dinfer", "hierarchy"):
         stop = BlockEndStop()
         threshold = params["threshold"]
@@ -227,3 +240,67 @@ def compare(trace: Trace, run: dict, state: DecodeState, row: int, ours: list) -
     assert int(state.forwards[row]) == len(theirs), label
     assert int(state.revoked[row]) == sum(len(step[2]) for step in theirs)
     assert int(state.edited[row]) == sum(len(step[1]) for step in theirs)
+
+
+def stored_cases(name: str) -> dict[str, torch.Tensor]:
+    """The tensors of a file in the first root that has it; the test is skipped where none has."""
+    for root in ROOTS:
+        if (root / name).is_file():
+            return load_file(root / name)
+    pytest.skip(f"no root has {name}")
+
+
+def cases_in(stored: dict[str, torch.Tensor], first: str) -> list[str]:
+    """The endings of the names that begin with `first`."""
+    return [name.removeprefix(first) for name in stored if name.startswith(first)]
+
+
+def of_block(logits: torch.Tensor, tokens: torch.Tensor, masked: torch.Tensor) -> tuple[Prediction, DecodeState]:
+    """The proposals at every position of a block, and its state, in which no token was given."""
+    wanted = frozenset({"entropy"})
+    tokens_proposed, confidence, extras = propose(logits.float(), Draw(GREEDY), wanted)
+    state = DecodeState.of_block(tokens[None], masked[None])
+    state = replace(state, given=torch.zeros_like(state.masked))
+    prediction = Prediction(
+        tokens_proposed[None],
+        confidence[None],
+        torch.ones_like(masked)[None],
+        {name: values[None] for name, values in extras.items()},
+    )
+    return prediction, state
+
+
+def test_apples_network_gives_the_authors_logits():
+    stored = stored_cases("apple_policy_tiny/golden_logits.safetensors")
+    folders = [root / "apple_policy_tiny" for root in ROOTS if (root / "apple_policy_tiny/model.safetensors").is_file()]
+    network = load_apple(str(folders[0])).network
+    for case in cases_in(stored, "out_"):
+        masked = stored[f"mask_{case}"].bool()
+        confidence, time = stored[f"confidence_{case}"][..., 0], stored[f"time_{case}"][:, 0]
+        logits = network(masked, confidence, time, torch.ones_like(masked))
+        assert (logits - stored[f"out_{case}"]).abs().max() < 1e-4, case
+
+
+def test_the_entropy_bound_accepts_what_transformers_accepts():
+    stored = stored_cases("rule_cases/entropy_bound.safetensors")
+    for case in cases_in(stored, "accepted_"):
+        logits = stored[f"logits_{case}"]
+        for row, accepted in enumerate(stored[f"accepted_{case}"].reshape(-1, logits.shape[-2]).bool()):
+            masked = torch.ones_like(accepted)
+            prediction, state = of_block(logits.reshape(-1, *logits.shape[-2:])[row], masked.long(), masked)
+            policy = EntropyBoundPolicy(float(stored[f"bound_{case}"]))
+            assert policy.select(prediction, masked[None], state, None).mask[0].equal(accepted), (case, row)
+
+
+def test_hierarchical_decoding_with_remasking_changes_what_dinfer_changes():
+    stored = stored_cases("rule_cases/hierarchy_remask.safetensors")
+    mask_id = 159
+    for case in cases_in(stored, "after_"):
+        tokens = stored[f"x_{case}"].flatten().long()
+        masked = tokens == mask_id
+        prediction, state = of_block(stored[f"logits_{case}"].flatten(0, 1), tokens, masked)
+        names = ("threshold", "low_threshold", "remask_threshold")
+        policy = HierarchicalPolicy(*(float(stored[f"{name}_{case}"]) for name in names))
+        commit = policy.select(prediction, masked[None], state, None)
+        after = state.commit(commit, prediction.tokens, mask_id).canvas[0]
+        assert after.equal(stored[f"after_{case}"].flatten().long()), case

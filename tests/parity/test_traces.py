@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from tests.parity.ship import RUNS
-from tests.parity.traces import SHIPPED, RootError, all_roots, collect, unsupported_family, weights
+from tests.parity.traces import SHIPPED, RootError, all_roots, collect, read_trace, unsupported_family, weights
 
 TRACE = "traces/llada_tiny/dsb_const_nocache.json"
 BYTES_ALLOWED = 2_000_000
@@ -18,13 +18,14 @@ COVERED = (  # a part of a name of a trace for every policy, scheduler, cache, s
     *("adablock_nocache", "dsb_const_nocache", "dsb_greedy_nocache"),
     *("prefix", "dual", "dsb_const_cache", "dsb_greedy_cache", "W16"),
     *("eot_only", "l2p_eot"),
+    *("wino", "klass", "eb_", "credit", "hierarchy", "dawn", "dparallel", "slowfast", "prophet", "apple_policy"),
     *("llada_tiny/", "llada_tiny_gqa/", "dream_tiny/"),
 )
 
 
 def write_root(folder, **changes):
     """A root with one trace and no model; `changes` replace fields of the trace's only run."""
-    stored = json.loads((SHIPPED / TRACE).read_text())
+    stored = read_trace(SHIPPED / f"{TRACE}.gz")
     stored["runs"] = [stored["runs"][0] | changes]
     path = folder / TRACE
     path.parent.mkdir(parents=True)

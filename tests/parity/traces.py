@@ -1,7 +1,7 @@
 """Stored traces of the authors' implementations: where they lie, which of them the package can repeat.
 
-A *root* is a folder with `traces/MODEL/METHOD.json` and, beside `traces`, the folders of the models that the traces
-name. The root that ships with the repository is always read. `LEARN2PD_GOLDEN` may name more roots, separated as in
+A *root* is a folder with `traces/MODEL/METHOD.json`, compressed by gzip or not, and, beside `traces`, the folders of the
+models that the traces name. The root that ships with the repository is always read. `LEARN2PD_GOLDEN` may name more roots, separated as in
 PATH. Every trace is collected once, and every model that a trace names is looked for in the trace's own root first and
 then in all the others.
 """
@@ -109,7 +109,7 @@ class Trace:
     @property
     def method(self) -> str:
         """The name of the method and of its settings, which is the name of the file."""
-        return self.path.stem
+        return plain_name(self.path).removesuffix(".json")
 
     @property
     def rule(self) -> str | None:
@@ -120,7 +120,7 @@ class Trace:
     @property
     def stored(self) -> dict:
         """The content of the file."""
-        return json.loads(self.path.read_text())
+        return read_trace(self.path)
 
     def folder(self, name: str) -> Path:
         """The folder of a model or filter that the trace names.
@@ -157,6 +157,22 @@ class Trace:
         return None
 
 
+def trace_files(root: Path) -> list[Path]:
+    """The files of all traces of a root."""
+    return sorted([*root.glob("traces/*/*.json"), *root.glob("traces/*/*.json.gz")])
+
+
+def plain_name(path: Path) -> str:
+    """The name of a trace's file before compression."""
+    return path.name.removesuffix(".gz")
+
+
+def read_trace(path: Path) -> dict:
+    """The content of a trace's file; the shipped ones are compressed."""
+    content = path.read_bytes()
+    return json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
+
+
 def named_roots(value: str | None) -> list[Path]:
     """The roots of a value of LEARN2PD_GOLDEN, in its order.
 
@@ -170,7 +186,7 @@ def named_roots(value: str | None) -> list[Path]:
         root = Path(name)
         if not root.is_dir():
             raise RootError(f"{VARIABLE} names {name}, which is not a folder")
-        if not any(root.glob("traces/*/*.json")):
+        if not trace_files(root):
             raise RootError(f"{VARIABLE} names {name}, which has no traces: no file matches traces/*/*.json there")
         roots.append(root.resolve())
     return roots
@@ -188,15 +204,16 @@ def collect(roots: Sequence[Path]) -> list[Trace]:
     identities: set[str] = set()
     for root in roots:
         order = (root, *(other for other in roots if other != root))
-        for path in sorted(root.glob("traces/*/*.json")):
-            stored = json.loads(path.read_text())
+        for path in trace_files(root):
+            stored = read_trace(path)
             model = path.parent.name
             params = json.dumps(stored.get("params"), sort_keys=True)
             runs = {(model, params, json.dumps(run, sort_keys=True)) for run in stored["runs"]}
             if runs <= seen:
                 continue
             seen |= runs
-            traces.append(Trace(path, root, unique(path.relative_to(root).as_posix(), root, identities), order))
+            name = path.with_name(plain_name(path)).relative_to(root).as_posix()
+            traces.append(Trace(path, root, unique(name, root, identities), order))
     return traces
 
 
