@@ -2,8 +2,8 @@
 
 The roots that it reads together have every trace.
 
-Run as `python -m tests.parity.ship ROOT [ROOT ...]`. The choice is fixed by the table below, so that the same roots give
-the same bytes.
+Run as `python -m tests.parity.ship ROOT [ROOT ...]`. The choice is fixed by the table below, so that the same roots
+give the same bytes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Stored traces of the authors' implementations: where they lie, which of them the package can repeat.
 
-A *root* is a folder with `traces/MODEL/METHOD.json`, compressed by gzip or not, and, beside `traces`, the folders of the
-models that the traces name. The root that ships with the repository is always read. `LEARN2PD_GOLDEN` may name more roots, separated as in
-PATH. Every trace is collected once, and every model that a trace names is looked for in the trace's own root first and
-then in all the others.
+A *root* is a folder with `traces/MODEL/METHOD.json`, compressed by gzip or not, and, beside `traces`, the folders of
+the models that the traces name. The root that ships with the repository is always read. `LEARN2PD_GOLDEN` may name more
+roots, separated as in PATH. Every trace is collected once, and every model that a trace names is looked for in the
+trace's own root first and then in all the others.
 """
 
 from __future__ import annotations
