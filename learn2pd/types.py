@@ -394,8 +394,8 @@ class Prediction:
         tokens: [B, G] long, the proposed tokens.
         confidence: [B, G] float32, the probability of the proposed token before temperature.
         valid: [B, G] bool, the positions that the plans of this step scored. N of them are True.
-        extras: [B, G] float32 by name: `margin`, `logit_margin`, `entropy`, `leave_one_out`, as far as a component needs
-            them.
+        extras: [B, G] float32 by name: `margin`, `logit_margin`, `entropy`, `leave_one_out`, as far as a component
+            needs them.
         logits: [N, V] float32, the logits of the scored positions in row-major order, with the mask token at -inf. None
             where no component needs `logits`.
         draw: The draw that made the proposals; its noise is [N, V], in the order of `logits`. None without `logits`.

@@ -182,8 +182,8 @@ METHODS = {
     "cut short": _number("cut_short", "{:d}"),
 }
 REVISION_NOTE = (
-    "Means over the answers. Columns: the positions that a forward computes, shadow columns included. Flip-flop: a token "
-    "that was taken back and then committed again at the same position."
+    "Means over the answers. Columns: the positions that a forward computes, shadow columns included. Flip-flop: a "
+    "token that was taken back and then committed again at the same position."
 )
 REVISIONS = PLACE | {
     "method": _text("method"),

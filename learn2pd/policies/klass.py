@@ -46,14 +46,14 @@ class Divergences(RowMemory):
         divergence: [B, G, H] float32, the last H divergences, infinite before the first ones.
         stop: [B] long, the end of the last window.
         step: [B] long, the number of the last step in its block, counted from 0.
-        quota: The memory of the fixed quota; None where a step commits one token.
+        quota: The memory of the fixed quota.
     """
 
     probability: Tensor
     divergence: Tensor
     stop: Tensor
     step: Tensor
-    quota: Quota | None
+    quota: Quota
 
 
 class KlassPolicy(Policy):
@@ -115,7 +115,8 @@ class KlassPolicy(Policy):
             ready = most_confident(-divergence[..., -1], ready)
         quota = self.fixed.select(prediction, eligible, state, memory.quota)
         forced = quota.mask & ~ready.any(1, keepdim=True)
-        memory = Divergences(probability, divergence, state.window.stop, step, quota.memory)
+        own = memory.quota if quota.memory is None else quota.memory
+        memory = Divergences(probability, divergence, state.window.stop, step, own)
         return Commit(ready | forced, forced=forced, memory=memory)
 
     def measure(self, prediction: Prediction, state: DecodeState, memory: Divergences) -> tuple[Tensor, Tensor]:

@@ -67,7 +67,7 @@ def test_every_run_is_collected_once_however_many_roots_hold_it(tmp_path):
     other = write_root(tmp_path / "other", nfe=1)
     again = write_root(tmp_path / "again", nfe=1)
     roots = all_roots(os.pathsep.join(map(str, [copy, other, again, copy])))
-    traces = [trace for trace in collect(roots) if trace.path.name == "dsb_const_nocache.json"]
+    traces = [trace for trace in collect(roots) if trace.method == "dsb_const_nocache"]
     assert [trace.root for trace in traces] == [copy, other, SHIPPED]
     assert [trace.identity for trace in traces] == [TRACE, f"{TRACE}@other", f"{TRACE}@golden"]
     whole = all_roots(str(SHIPPED))

@@ -68,7 +68,7 @@ def test_the_network_reads_confidences_masks_and_the_share_of_steps(tiny_model, 
             return logits
 
     run(tiny_model, make_prompts([3, 9]), Noting(random_apple(), sample=False), gen_length=16)
-    assert len(seen) > 2
+    assert seen
     for state, prediction, (masked, confidence, time, real) in seen:
         assert masked.equal(state.masked)
         assert confidence.equal(prediction.confidence)  # committed positions are scored too
