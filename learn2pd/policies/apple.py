@@ -155,6 +155,9 @@ class ConfidenceTransformer(nn.Module):
             digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def __repr__(self) -> str:
+        return f"ConfidenceTransformer({self.source!r})"
+
     def forward(self, masked: Tensor, confidence: Tensor, time: Tensor, real: Tensor) -> Tensor:
         """Compute the logits.
 
