@@ -26,15 +26,29 @@ if TYPE_CHECKING:
     from learn2pd.models.loading import load_model as load_model
     from learn2pd.policies.apd import APDPolicy as APDPolicy
     from learn2pd.policies.apd import LeftToRightPolicy as LeftToRightPolicy
+    from learn2pd.policies.apple import ApplePolicy as ApplePolicy
+    from learn2pd.policies.apple import load_apple as load_apple
+    from learn2pd.policies.credit import CreditPolicy as CreditPolicy
+    from learn2pd.policies.dawn import DawnPolicy as DawnPolicy
+    from learn2pd.policies.dparallel import DParallelPolicy as DParallelPolicy
+    from learn2pd.policies.edit import EditPolicy as EditPolicy
+    from learn2pd.policies.entropy_bound import EntropyBoundPolicy as EntropyBoundPolicy
     from learn2pd.policies.entropy_sum import EntropySumPolicy as EntropySumPolicy
     from learn2pd.policies.factor import FactorPolicy as FactorPolicy
     from learn2pd.policies.fixed import FixedPolicy as FixedPolicy
+    from learn2pd.policies.hierarchical import HierarchicalPolicy as HierarchicalPolicy
+    from learn2pd.policies.klass import KlassPolicy as KlassPolicy
     from learn2pd.policies.localleap import LocalLeapPolicy as LocalLeapPolicy
     from learn2pd.policies.low_confidence import LowConfidencePolicy as LowConfidencePolicy
+    from learn2pd.policies.mean_field import MeanFieldPolicy as MeanFieldPolicy
     from learn2pd.policies.oracle import OraclePolicy as OraclePolicy
+    from learn2pd.policies.prophet import ProphetPolicy as ProphetPolicy
+    from learn2pd.policies.remask import RemaskPolicy as RemaskPolicy
+    from learn2pd.policies.slowfast import SlowFastPolicy as SlowFastPolicy
     from learn2pd.policies.threshold import ThresholdPolicy as ThresholdPolicy
     from learn2pd.policies.verifier import Verifier as Verifier
     from learn2pd.policies.verifier import load_verifier as load_verifier
+    from learn2pd.policies.wino import WinoPolicy as WinoPolicy
     from learn2pd.predictors.boundary import LearnedAdaBlockScheduler as LearnedAdaBlockScheduler
     from learn2pd.predictors.end_of_text import LearnedStop as LearnedStop
     from learn2pd.predictors.filter import FilterPolicy as FilterPolicy
@@ -71,15 +85,21 @@ _MODULES = {
     "APDPolicy": "policies.apd",
     "AdaBlockScheduler": "schedulers.adablock",
     "AnywhereStop": "stops.anywhere",
+    "ApplePolicy": "policies.apple",
     "BlocksScheduler": "schedulers.blocks",
     "Cache": "roles",
     "CausalBlockCache": "caches.causal_block",
     "Commit": "types",
+    "CreditPolicy": "policies.credit",
+    "DParallelPolicy": "policies.dparallel",
     "DSBCache": "caches.dsb",
     "DSBScheduler": "schedulers.dsb",
+    "DawnPolicy": "policies.dawn",
     "DecodeResult": "types",
     "DecodeState": "types",
     "DualCache": "caches.fast_dllm",
+    "EditPolicy": "policies.edit",
+    "EntropyBoundPolicy": "policies.entropy_bound",
     "EntropySumPolicy": "policies.entropy_sum",
     "EotFilledStop": "stops.eot_filled",
     "EotStop": "stops.eot",
@@ -88,6 +108,8 @@ _MODULES = {
     "FilterPolicy": "predictors.filter",
     "FixedPolicy": "policies.fixed",
     "GrowCache": "caches.grow",
+    "HierarchicalPolicy": "policies.hierarchical",
+    "KlassPolicy": "policies.klass",
     "LearnedAdaBlockScheduler": "predictors.boundary",
     "LearnedStop": "predictors.end_of_text",
     "LeftToRightPolicy": "policies.apd",
@@ -95,6 +117,7 @@ _MODULES = {
     "LookaheadCache": "caches.lookahead",
     "LookaheadScheduler": "schedulers.lookahead",
     "LowConfidencePolicy": "policies.low_confidence",
+    "MeanFieldPolicy": "policies.mean_field",
     "Method": "method",
     "Model": "models.loading",
     "ModelSpec": "types",
@@ -106,9 +129,12 @@ _MODULES = {
     "Prediction": "types",
     "Predictor": "predictors.saving",
     "PrefixCache": "caches.fast_dllm",
+    "ProphetPolicy": "policies.prophet",
+    "RemaskPolicy": "policies.remask",
     "RowMemory": "types",
     "Sampling": "types",
     "Scheduler": "roles",
+    "SlowFastPolicy": "policies.slowfast",
     "Step": "types",
     "StopRule": "roles",
     "SubBlockCache": "caches.sub_block",
@@ -118,7 +144,9 @@ _MODULES = {
     "UserError": "errors",
     "Verifier": "policies.verifier",
     "Window": "types",
+    "WinoPolicy": "policies.wino",
     "decode": "decoding",
+    "load_apple": "policies.apple",
     "load_model": "models.loading",
     "load_policy": "predictors.filter",
     "load_verifier": "policies.verifier",
@@ -128,15 +156,21 @@ __all__ = [
     "APDPolicy",
     "AdaBlockScheduler",
     "AnywhereStop",
+    "ApplePolicy",
     "BlocksScheduler",
     "Cache",
     "CausalBlockCache",
     "Commit",
+    "CreditPolicy",
+    "DParallelPolicy",
     "DSBCache",
     "DSBScheduler",
+    "DawnPolicy",
     "DecodeResult",
     "DecodeState",
     "DualCache",
+    "EditPolicy",
+    "EntropyBoundPolicy",
     "EntropySumPolicy",
     "EotFilledStop",
     "EotStop",
@@ -145,6 +179,8 @@ __all__ = [
     "FilterPolicy",
     "FixedPolicy",
     "GrowCache",
+    "HierarchicalPolicy",
+    "KlassPolicy",
     "LearnedAdaBlockScheduler",
     "LearnedStop",
     "LeftToRightPolicy",
@@ -152,6 +188,7 @@ __all__ = [
     "LookaheadCache",
     "LookaheadScheduler",
     "LowConfidencePolicy",
+    "MeanFieldPolicy",
     "Method",
     "Model",
     "ModelSpec",
@@ -163,9 +200,12 @@ __all__ = [
     "Prediction",
     "Predictor",
     "PrefixCache",
+    "ProphetPolicy",
+    "RemaskPolicy",
     "RowMemory",
     "Sampling",
     "Scheduler",
+    "SlowFastPolicy",
     "Step",
     "StopRule",
     "SubBlockCache",
@@ -175,7 +215,9 @@ __all__ = [
     "UserError",
     "Verifier",
     "Window",
+    "WinoPolicy",
     "decode",
+    "load_apple",
     "load_model",
     "load_policy",
     "load_verifier",

@@ -301,7 +301,8 @@ def _collect(
 ) -> DecodeResult:
     """Put the final states of all batches together, in the order of the prompts."""
     canvases = ("canvas", "given", "committed_at")
-    names = (*canvases, "forwards", "columns", "auxiliary_forwards", "revoked", "edited", "failed")
+    counts = ("forwards", "columns", "auxiliary_forwards", "revoked", "edited", "flip_flops")
+    names = (*canvases, *counts, "failed")
     if states:
         order = torch.cat([state.index for state in states]).argsort().cpu()
         values = {name: torch.cat([getattr(state, name) for state in states]).cpu()[order] for name in names}

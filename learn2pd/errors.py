@@ -69,6 +69,42 @@ def check_at_least(least: int, name: str, value: int) -> int:
     return value
 
 
+def check_probability(name: str, value: float) -> float:
+    """Check that a value is a probability.
+
+    Args:
+        name: the value's name, for the message.
+        value: the value to check.
+
+    Returns:
+        The value itself.
+
+    Raises:
+        ValueError: the value is not a number from 0 to 1.
+    """
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}={value}: expected a number from 0 to 1")
+    return value
+
+
+def check_not_negative(name: str, value: float) -> float:
+    """Check that a value is 0 or more, and finite.
+
+    Args:
+        name: the value's name, for the message.
+        value: the value to check.
+
+    Returns:
+        The value itself.
+
+    Raises:
+        ValueError: the value is negative or not finite.
+    """
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name}={value}: expected 0 or more, and finite")
+    return value
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of the error's class where the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from learn2pd.method import Method
 
 
+REVISIONS = 4096  # `Policy.revisions` of the rules that take back; a run takes fewer steps than this
+
+
 class Role:
     """The part that the four roles share.
 
@@ -151,6 +154,8 @@ class Policy(Role):
 
     Attributes:
         scores_committed: True asks the model for proposals at the committed positions of the window too.
+        looks_ahead: True asks for proposals on the whole canvas, and not only in the window: at every masked position,
+            and with `scores_committed` at every position. Such a policy may commit masked positions outside the window.
         window_width: The only window length, in tokens, with which the policy works; None stands for any length.
         revisions: The number of steps, from the first one on, in which the policy may revoke or overwrite committed
             tokens. The number is finite, so that every run ends.
@@ -159,6 +164,7 @@ class Policy(Role):
     """
 
     scores_committed: bool = False
+    looks_ahead: bool = False
     window_width: int | None = None
     revisions: int = 0
     auxiliary: bool = False
@@ -179,7 +185,8 @@ class Policy(Role):
         Args:
             prediction: The proposals of this step.
             eligible: [B, G] bool, the masked positions of the window that the policy may commit. The loop ignores the
-                rows that have none.
+                rows that have none. A policy that looks ahead may also commit other positions that are masked and
+                valid.
             state: The state before the commit.
             memory: The memory that `start` returned, or the `memory` of the latest commit that carried one.
 

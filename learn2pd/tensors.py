@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learn2pd.types import Window
+from learn2pd.types import DecodeState, Window
 
 
 def is_among(tokens: Tensor, ids: tuple[int, ...]) -> Tensor:
@@ -108,6 +108,20 @@ def canvas_view(values: Tensor, window: Window, gen_length: int) -> Tensor:
     position, _ = window_positions(window, width)
     canvas = values.new_zeros(len(values), gen_length + width).scatter_(1, position, values)
     return canvas[:, :gen_length]
+
+
+def revisable(state: DecodeState, revisions: int) -> Tensor:
+    """Mark the committed positions of each row's window that a policy may take back or overwrite in this step.
+
+    Args:
+        state: The state before the commit.
+        revisions: The number of steps, from the first one on, in which the policy may do so.
+
+    Returns:
+        [B, G] bool.
+    """
+    rows = state.open & (state.step < revisions)
+    return state.window.mask(state.gen_length) & state.decided & ~state.given & rows[:, None]
 
 
 def widened(x: Tensor) -> Tensor:

@@ -141,6 +141,9 @@ class DecodeState(RowMemory):
         auxiliary_forwards: [B] long, the forwards of a policy's auxiliary model.
         revoked: [B] long, the number of commits that were taken back.
         edited: [B] long, the number of committed tokens that were overwritten.
+        flip_flops: [B] long, the number of commits that wrote the token again that was last taken back there.
+        taken_back: [B, G] long, the token that was last taken back at the position, `NOT_PROPOSED` for none.
+        stays: [B] bool, True where the policy keeps the window for one more step although it has no mask left.
         index: [B] long, the number of the prompt in the caller's list.
         seed: [B] long, the seed of the row's own random draws.
         failed: [B] bool, True where the row ended because the model gave logits that are not finite.
@@ -162,6 +165,9 @@ class DecodeState(RowMemory):
     auxiliary_forwards: Tensor
     revoked: Tensor
     edited: Tensor
+    flip_flops: Tensor
+    taken_back: Tensor
+    stays: Tensor
     index: Tensor
     seed: Tensor
     failed: Tensor
@@ -248,6 +254,9 @@ class DecodeState(RowMemory):
             auxiliary_forwards=zeros,
             revoked=zeros,
             edited=zeros,
+            flip_flops=zeros,
+            taken_back=torch.full_like(nowhere, NOT_PROPOSED),
+            stays=zeros > 0,
             index=index,
             seed=seed,
             failed=zeros > 0,
@@ -271,8 +280,8 @@ class DecodeState(RowMemory):
 
     @property
     def open(self) -> Tensor:
-        """The rows that still have a masked position, [B] bool."""
-        return self.masked.any(1)
+        """The rows that still have a masked position, or whose policy looks once more at its window, [B] bool."""
+        return self.masked.any(1) | self.stays
 
     @property
     def leftmost_mask(self) -> Tensor:
@@ -300,7 +309,9 @@ class DecodeState(RowMemory):
         decoded = commit.mask & self.masked
         masked = self.masked ^ decoded
         committed_at = torch.where(commit.mask, self.step[:, None], self.committed_at)
+        again = decoded & (written == self.taken_back)
         revoked = self.revoked
+        taken_back = self.taken_back
         auxiliary_forwards = self.auxiliary_forwards
         if commit.auxiliary is not None:
             auxiliary_forwards = auxiliary_forwards + commit.auxiliary
@@ -309,6 +320,7 @@ class DecodeState(RowMemory):
             masked = masked | commit.revoke
             committed_at = committed_at.masked_fill(commit.revoke, -1)
             revoked = revoked + commit.revoke.sum(1)
+            taken_back = torch.where(commit.revoke, self.canvas, taken_back)
         return replace(
             self,
             tokens=self.tokens.slice_scatter(canvas, 1, self.prompt_width),
@@ -316,6 +328,8 @@ class DecodeState(RowMemory):
             committed_at=committed_at,
             revoked=revoked,
             edited=self.edited + (commit.mask ^ decoded).sum(1),
+            flip_flops=self.flip_flops + again.sum(1),
+            taken_back=taken_back,
             auxiliary_forwards=auxiliary_forwards,
         )
 
@@ -380,10 +394,14 @@ class Prediction:
         tokens: [B, G] long, the proposed tokens.
         confidence: [B, G] float32, the probability of the proposed token before temperature.
         valid: [B, G] bool, the positions that the plans of this step scored. N of them are True.
-        extras: [B, G] float32 by name: `margin`, `entropy`, `leave_one_out`, as far as a component needs them.
+        extras: [B, G] float32 by name: `margin`, `logit_margin`, `entropy`, `leave_one_out`, as far as a component
+            needs them.
         logits: [N, V] float32, the logits of the scored positions in row-major order, with the mask token at -inf. None
             where no component needs `logits`.
         draw: The draw that made the proposals; its noise is [N, V], in the order of `logits`. None without `logits`.
+        attention: [B, L, L] float32, how much each column attends to each, as the mean over all heads and the last
+            eighth of the layers; 0 in the padding and where the forward computed nothing. None where no component needs
+            `attention`.
     """
 
     tokens: Tensor
@@ -392,6 +410,7 @@ class Prediction:
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     logits: Tensor | None = None
     draw: Draw | None = None
+    attention: Tensor | None = None
 
     def extra(self, name: str) -> Tensor:
         """Return an extra.
@@ -424,6 +443,8 @@ class Commit:
         revoke: [B, G] bool, the committed positions of the window that become masks again; None revokes nothing.
         forced: [B, G] bool, the part of `mask` that the policy's rule alone would not commit.
         auxiliary: [B] long, the forwards of an auxiliary model that the decision took; None for none.
+        stay: [B] bool, the rows whose window stays open in the next step even if it has no mask left then, so that the
+            policy sees its tokens once more. It counts while `Policy.revisions` last; None for no row.
         memory: The memory of the policy's next step; None keeps the present one.
     """
 
@@ -432,6 +453,7 @@ class Commit:
     revoke: Tensor | None = None
     forced: Tensor | None = None
     auxiliary: Tensor | None = None
+    stay: Tensor | None = None
     memory: Any = None
 
 
@@ -477,6 +499,7 @@ class DecodeResult:
         auxiliary_forwards: [N] long, the forwards of a policy's auxiliary model.
         revoked: [N] long, the number of commits that were taken back.
         edited: [N] long, the number of committed tokens that were overwritten.
+        flip_flops: [N] long, the number of commits that wrote the token again that was last taken back there.
         failed: [N] bool, True where a prompt stopped early because the model gave logits that are not finite.
         texts: The answers as texts.
         wall_s: The seconds that decoding took.
@@ -492,6 +515,7 @@ class DecodeResult:
     auxiliary_forwards: Tensor
     revoked: Tensor
     edited: Tensor
+    flip_flops: Tensor
     failed: Tensor
     texts: list[str]
     wall_s: float
@@ -510,7 +534,7 @@ class DecodeResult:
 
     def to_dict(self) -> dict[str, list[Any]]:
         """The answers and their counts as JSON values, one entry for each prompt in every list."""
-        counts = ("lengths", "forwards", "columns", "auxiliary_forwards", "revoked", "edited", "failed")
+        counts = ("lengths", "forwards", "columns", "auxiliary_forwards", "revoked", "edited", "flip_flops", "failed")
         described: dict[str, list[Any]] = {"texts": self.texts, "step_map": self.step_map}
         return described | {name: getattr(self, name).tolist() for name in counts}
 

@@ -55,6 +55,7 @@ def test_its_skeleton_is_short(written_policy):
 
 NEEDS = {
     "apd": "verifier",
+    "apple": "folder",
     "filter": "folder",
     "oracle": "reference",
     "adablock": "delimiter_ids",

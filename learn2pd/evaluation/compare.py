@@ -185,6 +185,7 @@ def _row(entry: MethodStatistics, fixed: MethodStatistics | None, threshold: Met
         "columns_per_forward": float(outcome.columns.sum() / outcome.forwards.sum()),
         "revoked_mean": float(outcome.revoked.mean()),
         "edited_mean": float(outcome.edited.mean()),
+        "flip_flops_mean": float(outcome.flip_flops.mean()),
         "auxiliary_forwards_mean": float(outcome.auxiliary_forwards.mean()),
         "failed": int(outcome.failed.sum()),
         "answer_tokens_mean": float(outcome.lengths.mean()),

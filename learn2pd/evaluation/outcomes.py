@@ -34,6 +34,7 @@ DECODED = {  # arrays that an outcome takes from a decode result, with a value o
     "auxiliary_forwards": np.int32,
     "revoked": np.int32,
     "edited": np.int32,
+    "flip_flops": np.int32,
     "failed": np.bool_,
 }
 ARRAYS = ("correct", *DECODED)
@@ -71,6 +72,7 @@ class Outcome:
     auxiliary_forwards: NDArray[np.int32]  # [N] forwards of another model
     revoked: NDArray[np.int32]  # [N] commits that were taken back
     edited: NDArray[np.int32]  # [N] committed tokens that were overwritten
+    flip_flops: NDArray[np.int32]  # [N] commits that wrote again what was last taken back there
     failed: NDArray[np.bool_]  # [N]
     wall_s: float
     model_s: float

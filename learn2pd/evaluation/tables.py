@@ -38,6 +38,9 @@ def markdown(comparison: dict[str, Any], meta: dict[str, Any]) -> str:
             "Shares over the answers of a task, as its checker counts them.",
             *scores,
         ]
+    revised = revision_table(comparison["rows"])
+    if revised:
+        parts += ["## What was taken back", REVISION_NOTE, revised]
     seeds = comparison["seeds"]
     if comparison["fastest"]:
         parts += [
@@ -87,6 +90,8 @@ def summary(comparison: dict[str, Any], meta: dict[str, Any]) -> str:
     """
     parts = [methods_table([row for row in comparison["rows"] if row["task"] == "all"])]
     parts += score_tables(comparison.get("scores", ()))
+    revised = revision_table([row for row in comparison["rows"] if row["task"] == "all"])
+    parts += ["what was taken back, for each answer:", revised] if revised else []
     fastest = [line for line in comparison["fastest"] if line["task"] == "all"]
     if fastest:
         parts += [f"fastest setting within {_margin(meta)} of one token a step:", fastest_table(fastest)]
@@ -105,6 +110,12 @@ def score_tables(rows: Sequence[Line]) -> list[str]:
 def methods_table(rows: Sequence[Line]) -> str:
     """Write the table of all methods."""
     return _table(METHODS, rows)
+
+
+def revision_table(rows: Sequence[Line]) -> str:
+    """Write the table of the methods that took back or overwrote a token; it is empty where none did."""
+    revising = [row for row in rows if row["revoked_mean"] or row["edited_mean"]]
+    return _table(REVISIONS, revising) if revising else ""
 
 
 def fastest_table(lines: Sequence[Line]) -> str:
@@ -169,6 +180,18 @@ METHODS = {
     "speedup": _number("speedup_forwards", "{:.2f}x"),
     "vs threshold": _number("speedup_forwards_threshold", "{:.2f}x"),
     "cut short": _number("cut_short", "{:d}"),
+}
+REVISION_NOTE = (
+    "Means over the answers. Columns: the positions that a forward computes, shadow columns included. Flip-flop: a "
+    "token that was taken back and then committed again at the same position."
+)
+REVISIONS = PLACE | {
+    "method": _text("method"),
+    "forwards": lambda line: f"{line['forwards_mean']:.1f}",
+    "columns/forward": _number("columns_per_forward", "{:.1f}"),
+    "revoked": _number("revoked_mean"),
+    "edited": _number("edited_mean"),
+    "flip-flops": _number("flip_flops_mean"),
 }
 SCORED = PLACE | {"method": _text("method"), "prompts": _text("prompts")}
 WITHIN = {

@@ -19,8 +19,8 @@ from learn2pd.loop.step import ForwardStep
 from learn2pd.loop.stopwatch import Stopwatch
 from learn2pd.models.adapter import ModelAdapter
 from learn2pd.roles import Policy
-from learn2pd.tensors import most_confident
-from learn2pd.types import GREEDY, NOT_PROPOSED, Commit, DecodeState, Prediction, Sampling, Step
+from learn2pd.tensors import most_confident, revisable
+from learn2pd.types import GREEDY, NOT_PROPOSED, Commit, DecodeState, Prediction, Sampling, Step, Window
 
 if TYPE_CHECKING:
     from learn2pd.method import Method
@@ -59,7 +59,7 @@ def decode_batch(
     store = model.new_store(*state.tokens.shape) if method.cache.keeps else None
     forward = ForwardStep(model, store, method.needs | observer.needs, sampling, watch)
     scores_committed = policy.scores_committed or observer.scores_committed
-    looks_ahead = method.stop.looks_ahead or observer.looks_ahead
+    looks_ahead = method.stop.looks_ahead or observer.looks_ahead or policy.looks_ahead
     roles = (policy, method.cache, method.scheduler, method.stop)
     own, plan_memory, windows, endings = (role.start(state, spec) for role in roles)  # the memory of each role
     last_given = torch.where(state.given, torch.arange(1, state.gen_length + 1, device=state.given.device), 0).amax(1)
@@ -68,34 +68,57 @@ def decode_batch(
         opened = state.open
         if not _goes_on(opened, illegal, policy):
             return state
-        state = replace(state, window=method.scheduler.propose(state, windows))
+        window = method.scheduler.propose(state, windows)
+        state = replace(state, window=_kept(state, window) if policy.revisions else window)
         inside = state.window.mask(state.gen_length)
         score = inside & (opened[:, None] if scores_committed else state.masked)
         score = score | state.masked if looks_ahead else score
+        score = score | opened[:, None] if policy.looks_ahead and policy.scores_committed else score
         plans, plan_memory = method.cache.plan(state, score, plan_memory)
         state, prediction, broken = forward(state, plans)
         window = method.scheduler.resolve(state, state.window, prediction, windows)
         if window is not state.window:
             state = replace(state, window=window)
             inside = window.mask(state.gen_length)
-        proposed = inside & prediction.valid
-        eligible = proposed & state.masked
+        candidates = state.masked & prediction.valid
+        eligible = inside & candidates
         with watch("policy"):
             commit = policy.select(prediction, eligible, state, own)
             own = own if commit.memory is None else commit.memory
-            illegal = _outside(commit, eligible, state, policy)
+            illegal = _outside(commit, candidates if policy.looks_ahead else eligible, state, policy)
             commit = at_least_one(commit, prediction, eligible)
-        end = torch.where(broken, state.leftmost_mask, method.stop.ends(state, prediction, commit, endings))
+        fails = broken & state.masked.any(1)
+        end = torch.where(fails, state.leftmost_mask, method.stop.ends(state, prediction, commit, endings))
         end = torch.maximum(end, last_given)  # no row ends before a token that the caller gave
         after = state.commit(commit, prediction.tokens, spec.mask_id).close(end, spec.eot_ids[0], method.stop.cuts)
-        previous = torch.where(proposed, prediction.tokens, NOT_PROPOSED)
-        after = replace(after, step=state.step + opened, failed=state.failed | broken, previous=previous)
+        after = replace(
+            after,
+            step=state.step + opened,
+            failed=state.failed | broken,
+            previous=torch.where(inside & prediction.valid, prediction.tokens, NOT_PROPOSED),
+            stays=_stays(commit, state, end, policy) & ~broken,
+        )
         observer.observe(Step(state, prediction, commit, after))
         state = after
     raise UserError(
         f"scheduler {method.scheduler.name!r} and cache {method.cache.name!r} leave no position to commit: "
         "one opens what the other hides"
     )
+
+
+def _kept(state: DecodeState, proposed: Window) -> Window:
+    """Return the last window in the rows whose policy looks at it once more, and the proposed one in the others."""
+    stop = torch.minimum(state.window.stop, state.end)
+    return Window(
+        torch.where(state.stays, state.window.start, proposed.start), torch.where(state.stays, stop, proposed.stop)
+    )
+
+
+def _stays(commit: Commit, state: DecodeState, end: Tensor, policy: Policy) -> Tensor:
+    """Mark the rows [B] bool whose policy looks at the same window once more, which its `revisions` must allow."""
+    if commit.stay is None:
+        return torch.zeros_like(state.failed)
+    return commit.stay & state.open & (state.step + 1 < policy.revisions) & (state.window.start < end)
 
 
 def _goes_on(opened: Tensor, illegal: Tensor, policy: Policy) -> bool:
@@ -114,11 +137,10 @@ def _outside(commit: Commit, eligible: Tensor, state: DecodeState, policy: Polic
     """Mark the rows [B] bool in which the policy commits or revokes a position that it may not."""
     outside = commit.mask & ~eligible
     if policy.revisions or commit.revoke is not None:
-        revises = (state.open & (state.step < policy.revisions))[:, None]
-        revisable = state.window.mask(state.gen_length) & state.decided & ~state.given & revises
-        outside = outside & ~revisable
+        may_change = revisable(state, policy.revisions)
+        outside = outside & ~may_change
         if commit.revoke is not None:
-            outside = outside | (commit.revoke & (~revisable | commit.mask))
+            outside = outside | (commit.revoke & (~may_change | commit.mask))
     return outside.any(1)
 
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from learn2pd.types import UNRESTRICTED, DecodeState, Draw
 
-EXTRAS = ("margin", "entropy")
+EXTRAS = ("margin", "entropy", "logit_margin")
+STREAM = 2**61 - 1  # keeps the draws of a policy apart from those of the tokens
 SEED_FACTOR = 1_000_003  # keeps the draws of one seed's steps apart from the draws of the next seed's steps
 
 
@@ -40,19 +41,22 @@ def restrict_ids(logits: Tensor, allowed: Tensor) -> Tensor:
     return logits.masked_fill(~(permitted[:, :vocab_size] | free), -torch.inf)
 
 
-def row_generators(state: DecodeState) -> list[torch.Generator]:
+def row_generators(state: DecodeState, stream: int = 0) -> list[torch.Generator]:
     """Make a random generator for the draws of each row in this step.
 
     A generator depends on the row's seed and step alone, so that the other rows of the batch do not change the draws.
 
     Args:
         state: The state before the step.
+        stream: What is drawn: 0 the tokens. A policy that draws itself has a number of its own.
 
     Returns:
         One generator for each row, on the CPU.
     """
     pairs = zip(state.seed.tolist(), state.step.tolist(), strict=True)
-    return [torch.Generator().manual_seed((seed * SEED_FACTOR + step) % 2**63) for seed, step in pairs]
+    return [
+        torch.Generator().manual_seed((seed * SEED_FACTOR + step + stream * STREAM) % 2**63) for seed, step in pairs
+    ]
 
 
 def row_noise(rows: Tensor, generators: Sequence[torch.Generator], vocab_size: int) -> Tensor:
@@ -86,14 +90,17 @@ def propose(logits: Tensor, draw: Draw, needs: frozenset[str]) -> tuple[Tensor, 
 
     Returns:
         The tokens [N] long, their confidence [N] float32, and the extras by name: `margin` [N] is the probability of
-        the most probable token minus that of the second, `entropy` [N] is in nats.
+        the most probable token minus that of the second, `logit_margin` [N] is the same of their logits, `entropy` [N]
+        is in nats.
     """
     extras = {}
-    top = logits.topk(2).values if "margin" in needs else logits.max(-1, keepdim=True).values
+    top = logits.topk(2).values if needs & {"margin", "logit_margin"} else logits.max(-1, keepdim=True).values
     best = top[:, :1]
     tokens = draw(logits)
     below = logits - best  # the difference best - logsumexp would lose digits for confidences near 1
     weight = below.gather(1, tokens[:, None])[:, 0].exp()  # [N], of the proposed token relative to the best one
+    if "logit_margin" in needs:
+        extras["logit_margin"] = top[:, 0] - top[:, 1]
     if "entropy" in needs:
         log_prob = below - below.exp().sum(-1, keepdim=True).log()
         extras["entropy"] = -(log_prob.exp() * log_prob.masked_fill(log_prob == -torch.inf, 0)).sum(-1)

@@ -8,11 +8,13 @@ vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from learn2pd.loop.attention import AttentionMaps, spread
 from learn2pd.loop.proposals import EXTRAS, propose, restrict_ids, row_generators, row_noise
 from learn2pd.loop.stopwatch import Stopwatch
 from learn2pd.models.adapter import ModelAdapter
@@ -22,6 +24,7 @@ from learn2pd.types import DecodeState, Draw, ForwardPlan, Prediction, Sampling
 
 SCORE_VALUES = 2**23  # logits that are held at one time: 66 positions of LLaDA's vocabulary, 32 MiB in float32
 LEAVE_ONE_OUT = "leave_one_out"
+ATTENTION = "attention"
 
 
 @dataclass
@@ -78,12 +81,17 @@ class ForwardStep:
             logits=[],
         )
         generators = row_generators(state) if self.sampling.temperature else []
+        attention = None
         forwards = state.forwards
         columns = state.columns
         for plan in plans:
             if LEAVE_ONE_OUT in self.needs:
                 plan = with_shadows(plan, state)
-            self._run(state, plan, gathered, generators)
+            maps = AttentionMaps(self.model.network.config.num_hidden_layers) if ATTENTION in self.needs else None
+            with maps or nullcontext():
+                self._run(state, plan, gathered, generators)
+            if maps is not None:
+                attention = spread(maps, plan, state)
             forwards = forwards.index_add(0, plan.rows, torch.ones_like(plan.rows))
             columns = columns.index_add(0, plan.rows, plan.columns)
         broken = gathered.confidence.sum(1).isnan()  # the softmax of logits that are not finite is NaN
@@ -91,6 +99,8 @@ class ForwardStep:
         valid = gathered.valid.masked_fill(nothing, False)
         confidence = gathered.confidence.masked_fill(nothing, 0)
         prediction = Prediction(gathered.tokens, confidence, valid, gathered.extras)
+        if ATTENTION in self.needs:
+            prediction = replace(prediction, attention=attention)
         if gathered.logits:
             prediction = self._with_logits(prediction, gathered.logits)
         return replace(state, forwards=forwards, columns=columns), prediction, broken

@@ -81,6 +81,7 @@ class GuidedPolicy(Policy):
         self.reference = reference
         self.needs = policy.needs
         self.scores_committed = policy.scores_committed
+        self.looks_ahead = policy.looks_ahead
         self.window_width = policy.window_width
         self.revisions = policy.revisions
         self.auxiliary = policy.auxiliary

@@ -16,12 +16,25 @@ from learn2pd.decoding import answer_lengths
 from learn2pd.loop.loop import decode_batch
 from learn2pd.method import Method
 from learn2pd.policies.apd import APDPolicy, LeftToRightPolicy
+from learn2pd.policies.apple import ApplePolicy, ConfidenceTransformer
+from learn2pd.policies.credit import CreditPolicy
+from learn2pd.policies.dawn import DawnPolicy
+from learn2pd.policies.dparallel import DParallelPolicy
+from learn2pd.policies.edit import EditPolicy
+from learn2pd.policies.entropy_bound import EntropyBoundPolicy
 from learn2pd.policies.factor import FactorPolicy
 from learn2pd.policies.fixed import FixedPolicy
+from learn2pd.policies.hierarchical import HierarchicalPolicy
+from learn2pd.policies.klass import KlassPolicy
 from learn2pd.policies.localleap import LocalLeapPolicy
+from learn2pd.policies.mean_field import MeanFieldPolicy
 from learn2pd.policies.oracle import OraclePolicy
+from learn2pd.policies.prophet import ProphetPolicy
+from learn2pd.policies.remask import RemaskPolicy
+from learn2pd.policies.slowfast import SlowFastPolicy
 from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.policies.verifier import Verifier
+from learn2pd.policies.wino import WinoPolicy
 from learn2pd.predictors.boundary import LearnedAdaBlockScheduler
 from learn2pd.predictors.end_of_text import LearnedStop
 from learn2pd.predictors.filter import FilterPolicy
@@ -86,11 +99,43 @@ def policies(gen_length: int = GEN) -> dict:
         "factor": FactorPolicy(1.5),
         "localleap": LocalLeapPolicy(0.7, 0.4, 2),
         "left_to_right": LeftToRightPolicy(3),
+        **rules(),
         "apd": APDPolicy(tiny_verifier(), 0.7),
         "filter": FilterPolicy(random_predictor()),
         "filter_conv": FilterPolicy(random_predictor(name="conv")),
         "filter_transformer": FilterPolicy(random_predictor(name="transformer")),
     }
+
+
+def rules() -> dict:
+    """The later rules by name, with options at which they commit and take back some positions and leave others."""
+    return {
+        "entropy_bound": EntropyBoundPolicy(1.5),
+        "dparallel": DParallelPolicy(1.2),
+        "klass": KlassPolicy(0.3, 1.0),
+        "hierarchical": HierarchicalPolicy(0.7, 0.3),
+        "hierarchical_remask": HierarchicalPolicy(0.7, 0.3, 0.4),
+        "credit": CreditPolicy(0.6, 1.5, 1.0, 0.5),
+        "slowfast": SlowFastPolicy(0.6, 0.3, 3),
+        "prophet": ProphetPolicy(4.0, 3.0, 1.0, 0.5),
+        "dawn": DawnPolicy(0.7, 0.5, 0.3, 0.1, 0.05),
+        "mean_field": MeanFieldPolicy(0.5, 5.0, 4, 8),
+        "wino": WinoPolicy(0.3, 0.5),
+        "edit": EditPolicy(0.5, 0.4, 3),
+        "remask": RemaskPolicy(0.5, 0.3, 2),
+        "apple": ApplePolicy(random_apple()),
+        "apple_window": ApplePolicy(random_apple(), full_context=False, sample=False),
+    }
+
+
+@functools.cache
+def random_apple() -> ConfidenceTransformer:
+    """An untrained network of Apple's kind, whose logits lie on both sides of 0."""
+    torch.manual_seed(2)
+    network = ConfidenceTransformer("nowhere", 16, 24, 2, 8)
+    with torch.no_grad():
+        network.output_proj.weight *= 8
+    return network.eval().requires_grad_(False)
 
 
 @functools.cache
@@ -133,11 +178,15 @@ def fits(policy: str, scheduler: str, cache: str) -> bool:
     slides = SCHEDULERS[scheduler].slides
     if slides and not CACHES[cache].slides:
         return False
+    if policy == "dawn" and cache != "none":
+        return False
     return policy != "filter" or scheduler == "blocks"
 
 
 def tried(policy: str, scheduler: str) -> bool:
     """Whether a pair is worth its time: to the loop all networks are alike, and learned blocks are like AdaBlock's."""
+    if policy in rules():
+        return scheduler in ("blocks", "dsb_greedy") or (policy == "dawn" and scheduler != "adablock_learned")
     return policy != "filter_conv" and (
         scheduler != "adablock_learned" or policy in ("threshold0.6", "filter_transformer", "oracle")
     )
@@ -189,6 +238,7 @@ def outcome(state, model) -> dict[str, list]:
         "columns": state.columns.tolist(),
         "revoked": state.revoked.tolist(),
         "edited": state.edited.tolist(),
+        "flip_flops": state.flip_flops.tolist(),
         "step": state.step.tolist(),
     }
 

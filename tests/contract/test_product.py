@@ -108,7 +108,9 @@ def test_a_row_ends_within_the_bound_fills_its_canvas_and_equals_itself_alone(ca
     state = run(model, prompts, policy, **parts)
     assert not state.masked.any()
     assert (state.canvas != model.spec.mask_id).all()
-    assert ((state.forwards >= 1) & (state.forwards <= case.gen_length)).all()
+    # a block that is checked stays open for a few steps without a mask
+    bound = case.gen_length if policy.name not in ("edit", "remask") else 6 * case.gen_length
+    assert ((state.forwards >= 1) & (state.forwards <= bound)).all()
     alone = outcome(run(model, [prompts[case.row]], policy, index=[case.row], **parts), model)
     assert {key: [rows[case.row]] for key, rows in outcome(state, model).items()} == alone
 

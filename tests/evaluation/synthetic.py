@@ -21,6 +21,9 @@ def outcome(
     correct=(1, 0),
     tokens=((5, 6, 0, 0), (7, 0, 0, 0)),
     auxiliary=0,
+    revoked=0,
+    edited=0,
+    flip_flops=0,
     wall_s=2.0,
 ):
     """An outcome of as many prompts as `forwards` has; shorter columns are repeated."""
@@ -40,8 +43,9 @@ def outcome(
         forwards=np.array(forwards, np.int32),
         columns=np.array(forwards, np.int64) * 30,
         auxiliary_forwards=np.full(count, auxiliary, np.int32),
-        revoked=np.zeros(count, np.int32),
-        edited=np.zeros(count, np.int32),
+        revoked=np.full(count, revoked, np.int32),
+        edited=np.full(count, edited, np.int32),
+        flip_flops=np.full(count, flip_flops, np.int32),
         failed=np.zeros(count, bool),
         wall_s=wall_s,
         model_s=wall_s / 2,

@@ -12,10 +12,17 @@ from torch import Tensor
 
 from learn2pd.caches.dsb import DSBCache
 from learn2pd.caches.fast_dllm import DualCache
+from learn2pd.caches.none import NoCache
 from learn2pd.loop.observing import Observer
 from learn2pd.loop.plans import full_plan, partial_plan
+from learn2pd.models.adapter import ModelAdapter
+from learn2pd.policies.dawn import DawnPolicy
 from learn2pd.policies.factor import FactorPolicy
+from learn2pd.policies.fixed import FixedPolicy
+from learn2pd.policies.slowfast import Cycle, SlowFastPolicy
+from learn2pd.roles import StopRule
 from learn2pd.schedulers.dsb import DSBScheduler
+from learn2pd.stops.eot import EotIds
 from learn2pd.stops.eot_filled import EotFilledStop
 from learn2pd.tensors import is_among
 from learn2pd.types import RowMemory, Step, Window
@@ -141,3 +148,120 @@ class CheckedAtEot(EotFilledStop):
         late = EotFilledStop().ends(state, prediction, commit, memory)
         asked = (commit.mask & is_among(prediction.tokens, memory.eot_ids)).any(1)
         return torch.where(asked, early, late)
+
+
+class BlockEndStop(StopRule):
+    """dInfer and LLaDA2: nothing is decoded behind the first finished block that holds an end of text."""
+
+    name = "block_end"
+    cuts = True
+
+    def start(self, state, spec):
+        return EotIds(spec.eot_ids)
+
+    def ends(self, state, prediction, commit, memory):
+        written = prediction.tokens if commit.tokens is None else commit.tokens
+        canvas = torch.where(commit.mask, written, state.canvas)
+        revoked = torch.zeros_like(state.masked) if commit.revoke is None else commit.revoke
+        masked = (state.masked & ~commit.mask) | revoked
+        stays = torch.zeros_like(state.failed) if commit.stay is None else commit.stay
+        so_far = torch.arange(state.gen_length) < state.window.stop[:, None]
+        holds = (is_among(canvas, memory.eot_ids) & so_far).any(1) & ~(masked & so_far).any(1) & ~stays
+        return torch.where(holds, state.window.stop, state.end)
+
+
+class ShadowBlockAdapter(ModelAdapter):
+    """WINO: the shadow columns are a copy of the whole block, and all of them see the whole copy.
+
+    The copies behind the shadow columns of the plan stand for that block; both see the copies alone.
+    """
+
+    def __init__(self, model: ModelAdapter, block_length: int, prompt_width: int) -> None:
+        super().__init__(model.network, model.spec)
+        self.block_length = block_length
+        self.prompt_width = prompt_width
+
+    def forward(self, tokens, plan, store):
+        if plan.shadow is None:
+            return super().forward(tokens, plan, store)
+        start = (plan.shadow[:, :1] - self.prompt_width) // self.block_length * self.block_length + self.prompt_width
+        block = start + torch.arange(self.block_length)
+        wanted = plan.query.shape[1] + plan.shadow.shape[1]
+        hidden = super().forward(tokens, replace(plan, shadow=torch.cat((plan.shadow, block), dim=1)), store)
+        return hidden[:, :wanted]
+
+    def _with_shadows(self, plan, seen, place):
+        mask = super()._with_shadows(plan, seen, place).clone()
+        shadows = plan.shadow.shape[1]
+        mask[:, -shadows:, -shadows:] = torch.arange(shadows) >= shadows - self.block_length
+        return mask
+
+
+class MostUncertainFirst(FixedPolicy):
+    """KLASS: the choice `entropy` ranks with the wrong sign."""
+
+    def select(self, prediction, eligible, state, memory):
+        turned = replace(prediction, extras={"entropy": -prediction.extra("entropy")})
+        return super().select(turned, eligible, state, memory)
+
+
+class ShortForwards(NoCache):
+    """SlowFast: the forwards of a fast phase, all but its first, leave out what lies behind the end of the cycle.
+
+    Args:
+        policy: The policy of the same run. It keeps its latest memory in its attribute `cycle`.
+    """
+
+    def __init__(self, policy: NotingSlowFast) -> None:
+        self.policy = policy
+        self.began = torch.zeros(0, dtype=torch.bool)
+
+    def options(self):
+        return {}
+
+    def plan(self, state, score, memory):
+        cycle = self.policy.cycle
+        if cycle is not None:
+            position = torch.arange(state.gen_length)
+            stop = cycle.first + cycle.length
+            left = (state.masked & (position >= cycle.first[:, None]) & (position < stop[:, None])).any(1)
+            fast = left & (cycle.explored >= self.policy.exploration)
+            short = fast & self.began if len(self.began) else torch.zeros_like(fast)
+            self.began = fast
+            state = replace(state, visible=torch.where(short, stop, state.visible))
+            score = score & (position < state.visible[:, None])
+        return super().plan(state, score, memory)
+
+
+class NotingSlowFast(SlowFastPolicy):
+    """SlowFast, with its latest memory in an attribute for `ShortForwards`."""
+
+    cycle: Cycle | None = None
+
+    def select(self, prediction, eligible, state, memory):
+        commit = super().select(prediction, eligible, state, memory)
+        self.cycle = commit.memory
+        return commit
+
+
+class AuthorsDawn(DawnPolicy):
+    """DAWN: tokens of the prompt are anchors only if they are proposed with confidence, and "and" stands for "or".
+
+    Args:
+        model: The model of the run, which is asked about the prompts.
+    """
+
+    def __init__(self, model: ModelAdapter, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.model = model
+
+    def anchors(self, prediction, state):
+        anchors = super().anchors(prediction, state)
+        for row, (tokens, pad) in enumerate(zip(state.tokens, state.pad.tolist(), strict=True)):
+            confidence = self.model.network(tokens[None, pad:]).logits[0].softmax(-1).amax(-1)
+            prompt = slice(pad, state.prompt_width)
+            anchors[row, prompt] = confidence[: state.prompt_width - pad] >= self.threshold
+        return anchors
+
+    def kept_away(self, sure, induced, to_anchor):
+        return sure & to_anchor

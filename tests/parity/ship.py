@@ -1,9 +1,9 @@
 """Writes `tests/parity/golden`, a part of the authors' traces that is small enough for the repository.
 
-The root that it reads has every trace.
+The roots that it reads together have every trace.
 
-Run as `python -m tests.parity.ship ROOT`. The choice is fixed by the table below, so that the same root gives the same
-bytes.
+Run as `python -m tests.parity.ship ROOT [ROOT ...]`. The choice is fixed by the table below, so that the same roots
+give the same bytes.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import gzip
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.parity.traces import SHIPPED
 
-MODELS = ("llada_tiny", "llada_tiny_gqa", "dream_tiny", "qwen2_verifier_tiny", "filter_tiny")
+MODELS = ("llada_tiny", "llada_tiny_gqa", "dream_tiny", "qwen2_verifier_tiny", "filter_tiny", "apple_policy_tiny")
 LONGEST = 64  # canvas of the runs that are taken, tokens
 RUNS = {  # trace -> how many of its runs are taken
     "llada_tiny/vanilla_steps_half": 2,
@@ -42,12 +43,31 @@ RUNS = {  # trace -> how many of its runs are taken
     "dream_tiny/apd_R0.7_W16_M20": 3,
     "dream_tiny/apd_R0.9_W8_M3": 3,
     "dream_tiny/leftright_K3_W16_M20": 3,
+    "llada_tiny/wino_0.6_0.9": 2,
+    "llada_tiny_gqa/wino_0.7_0.5": 2,
+    "llada_tiny/klass_0.5_0.1": 2,
+    "llada_tiny_gqa/klass_0.6_0.05_h3": 1,
+    "llada_tiny/klass_0.5_0.1_minkl": 1,
+    "llada_tiny/klass_alg_entropy": 1,
+    "llada_tiny/eb_gamma0.5": 2,
+    "llada_tiny/eb_gamma2.0": 1,
+    "llada_tiny/credit_thr0.9_strong": 2,
+    "llada_tiny_gqa/credit_thr0.9": 1,
+    "llada_tiny/hierarchy_0.9_0.4": 2,
+    "llada_tiny/dawn_default": 2,
+    "llada_tiny/dparallel_ent0.5": 2,
+    "llada_tiny/dparallel_ent0.5_dual": 1,
+    "llada_tiny/slowfast_default": 2,
+    "llada_tiny/prophet_low": 2,
+    "llada_tiny/prophet_default": 1,
+    "llada_tiny/apple_policy_bernoulli_argmax": 2,
+    "llada_tiny/apple_policy_block_context": 1,
 }
 
 
 def pick(runs: list[dict], count: int, first: int) -> list[dict]:
     """Robust runs with a short canvas, spread over prompts and block lengths; `first` says where the choice starts."""
-    fit = [run for run in runs if run["robust"] and run["gen_length"] <= LONGEST]
+    fit = [run for run in runs if run["robust"] and run["gen_length"] <= LONGEST and not run.get("prompt_overwritten")]
     return [fit[(first + number * len(fit) // count) % len(fit)] for number in range(count)]
 
 
@@ -56,26 +76,31 @@ def write_trace(path: Path, stored: dict, runs: list[dict]) -> None:
     head = json.dumps({key: value for key, value in stored.items() if key != "runs"})
     lines = ",\n".join(json.dumps(run, separators=(",", ":")) for run in runs)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'{head[:-1]},\n"runs":[\n{lines}\n]}}\n')
+    path.write_bytes(gzip.compress(f'{head[:-1]},\n"runs":[\n{lines}\n]}}\n'.encode(), mtime=0))
 
 
-def main(root: Path) -> None:
-    """Replace the shipped models, traces and index by those of `root`."""
+def found(roots: Sequence[Path], name: str) -> Path:
+    """The file or folder of this name in the first root that has it."""
+    return next(root / name for root in roots if (root / name).exists())
+
+
+def main(roots: Sequence[Path]) -> None:
+    """Replace the shipped models, traces and index by those of the roots."""
     shutil.rmtree(SHIPPED / "traces", ignore_errors=True)
     index = {}
     for number, (name, count) in enumerate(RUNS.items()):
-        stored = json.loads((root / "traces" / f"{name}.json").read_text())
+        stored = json.loads(found(roots, f"traces/{name}.json").read_text())
         runs = pick(stored["runs"], count, number)
-        write_trace(SHIPPED / "traces" / f"{name}.json", stored, runs)
+        write_trace(SHIPPED / "traces" / f"{name}.json.gz", stored, runs)
         index[f"{name}.json"] = {"runs": len(runs), "robust": len(runs)}
     (SHIPPED / "INDEX.json").write_text(json.dumps(index, indent=1) + "\n")
     for name in MODELS:
         folder = SHIPPED / name
         folder.mkdir(exist_ok=True)
-        (folder / "config.json").write_bytes((root / name / "config.json").read_bytes())
-        packed = gzip.compress((root / name / "model.safetensors").read_bytes(), mtime=0)
+        (folder / "config.json").write_bytes(found(roots, f"{name}/config.json").read_bytes())
+        packed = gzip.compress(found(roots, f"{name}/model.safetensors").read_bytes(), mtime=0)
         (folder / "model.safetensors.gz").write_bytes(packed)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main([Path(root) for root in sys.argv[1:]])

@@ -49,7 +49,7 @@ from tests.parity.traces import ORACLE, VARIABLE, Trace, all_roots, collect, col
 MASK = 159  # of every stored model; the configurations of LLaDA2 and Fast-dLLM v2 do not name it
 ROOTS = all_roots(os.environ.get(VARIABLE))
 TRACES = collect(ROOTS)
-DECODES = [trace for trace in TRACES if trace.method != ORACLE and not trace.block_causal]
+DECODES = [trace for trace in TRACES if not (trace.method == ORACLE or trace.rule or trace.block_causal)]
 LABELS = [trace for trace in TRACES if trace.method == ORACLE]
 MODELS = collect_models(ROOTS)  # none of the shipped models comes with its logits
 

@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from tests.parity.ship import RUNS
-from tests.parity.traces import SHIPPED, RootError, all_roots, collect, unsupported_family, weights
+from tests.parity.traces import SHIPPED, RootError, all_roots, collect, read_trace, unsupported_family, weights
 
 TRACE = "traces/llada_tiny/dsb_const_nocache.json"
 BYTES_ALLOWED = 2_000_000
@@ -18,13 +18,14 @@ COVERED = (  # a part of a name of a trace for every policy, scheduler, cache, s
     *("adablock_nocache", "dsb_const_nocache", "dsb_greedy_nocache"),
     *("prefix", "dual", "dsb_const_cache", "dsb_greedy_cache", "W16"),
     *("eot_only", "l2p_eot"),
+    *("wino", "klass", "eb_", "credit", "hierarchy", "dawn", "dparallel", "slowfast", "prophet", "apple_policy"),
     *("llada_tiny/", "llada_tiny_gqa/", "dream_tiny/"),
 )
 
 
 def write_root(folder, **changes):
     """A root with one trace and no model; `changes` replace fields of the trace's only run."""
-    stored = json.loads((SHIPPED / TRACE).read_text())
+    stored = read_trace(SHIPPED / f"{TRACE}.gz")
     stored["runs"] = [stored["runs"][0] | changes]
     path = folder / TRACE
     path.parent.mkdir(parents=True)
@@ -66,7 +67,7 @@ def test_every_run_is_collected_once_however_many_roots_hold_it(tmp_path):
     other = write_root(tmp_path / "other", nfe=1)
     again = write_root(tmp_path / "again", nfe=1)
     roots = all_roots(os.pathsep.join(map(str, [copy, other, again, copy])))
-    traces = [trace for trace in collect(roots) if trace.path.name == "dsb_const_nocache.json"]
+    traces = [trace for trace in collect(roots) if trace.method == "dsb_const_nocache"]
     assert [trace.root for trace in traces] == [copy, other, SHIPPED]
     assert [trace.identity for trace in traces] == [TRACE, f"{TRACE}@other", f"{TRACE}@golden"]
     whole = all_roots(str(SHIPPED))
@@ -91,7 +92,7 @@ def test_a_trace_whose_model_is_nowhere_is_an_error_that_names_the_model(tmp_pat
         trace.unsupported()
 
 
-UNKNOWN = [({"fn": "klass"}, "klass"), ({"threshold": 0.5}, "wino"), ({"fn": "generate", "top_x": 1}, "top_x")]
+UNKNOWN = [({"fn": "lopa"}, "lopa"), ({"threshold": 0.5}, "saber"), ({"fn": "generate", "top_x": 1}, "top_x")]
 
 
 @pytest.mark.parametrize(("params", "word"), UNKNOWN)
@@ -99,9 +100,9 @@ def test_a_trace_of_a_method_that_the_package_lacks_is_skipped_by_name(params, w
     root = write_root(tmp_path / "root", nfe=1)
     stored = json.loads((root / TRACE).read_text()) | {"params": params}
     (root / TRACE).unlink()
-    (root / "traces" / "llada_tiny" / "wino_0.5.json").write_text(json.dumps(stored))
+    (root / "traces" / "llada_tiny" / "saber_0.5.json").write_text(json.dumps(stored))
     (trace, *_) = collect(all_roots(str(root)))
-    assert "wino_0.5" in trace.unsupported()
+    assert "saber_0.5" in trace.unsupported()
     assert word in trace.unsupported()
 
 

@@ -1,9 +1,9 @@
 """Stored traces of the authors' implementations: where they lie, which of them the package can repeat.
 
-A *root* is a folder with `traces/MODEL/METHOD.json` and, beside `traces`, the folders of the models that the traces
-name. The root that ships with the repository is always read. `LEARN2PD_GOLDEN` may name more roots, separated as in
-PATH. Every trace is collected once, and every model that a trace names is looked for in the trace's own root first and
-then in all the others.
+A *root* is a folder with `traces/MODEL/METHOD.json`, compressed by gzip or not, and, beside `traces`, the folders of
+the models that the traces name. The root that ships with the repository is always read. `LEARN2PD_GOLDEN` may name more
+roots, separated as in PATH. Every trace is collected once, and every model that a trace names is looked for in the
+trace's own root first and then in all the others.
 """
 
 from __future__ import annotations
@@ -71,6 +71,26 @@ PARAMETERS = frozenset(
     }
 )
 BLOCK_CAUSAL = ("sdar", "llada2_moe", "Fast_dLLM_Qwen")  # the model_type of the stored block-causal models
+RULES = {  # the first word of a method -> the arguments that `test_golden_rules.py` understands
+    "apple": {"remasking", "thres", "temperature", "sampling_mode", "full_context", "temperature_policy"},
+    "credit": {"early_stop", "maximum_unroll", "expected_tpf", "decoder", "threshold", "decoder_args"},
+    "dawn": {"tau_sink", "tau_edge", "tau_induce", "tau_low"},
+    "dinfer": {"early_stop", "maximum_unroll", "expected_tpf", "decoder", "threshold"},
+    "dparallel": {"threshold", "cache"},
+    "eb": {"gamma"},
+    "hierarchy": {"early_stop", "maximum_unroll", "expected_tpf", "decoder", "threshold", "decoder_args"},
+    "klass": {"alg", "kl_history_length", "unmask_strategy", "steps", "conf_threshold", "kl_threshold"},
+    "llada21": {"fn", "threshold", "editing_threshold", "max_post_steps", "num_to_transfer", "eos_early_stop"},
+    "prophet": {"steps", "answer_offset", "thresholds"},
+    "slowfast": {
+        "k_exploration_steps",
+        "cycle_len_confidence_threshold",
+        "cycle_length_stability_window",
+        "cycle_length_stability_std_dev_threshold",
+        "high_confidence_threshold",
+    },
+    "wino": {"threshold", "threshold_back"},
+}
 ORACLE = "l2p_oracle"  # the method whose traces are recorded labels, and which names no function
 
 
@@ -97,12 +117,18 @@ class Trace:
     @property
     def method(self) -> str:
         """The name of the method and of its settings, which is the name of the file."""
-        return self.path.stem
+        return plain_name(self.path).removesuffix(".json")
+
+    @property
+    def rule(self) -> str | None:
+        """The key of `RULES` that the method belongs to, or None where its traces are those of the first set."""
+        word = self.method.partition("_")[0]
+        return word if word in RULES else None
 
     @property
     def stored(self) -> dict:
         """The content of the file."""
-        return json.loads(self.path.read_text())
+        return read_trace(self.path)
 
     def folder(self, name: str) -> Path:
         """The folder of a model or filter that the trace names.
@@ -133,15 +159,35 @@ class Trace:
             return reason
         params = self.stored["params"]
         function = params.get("fn", params.get("alg"))
+        if self.block_causal and function in BLOCK_FUNCTIONS:
+            return None
+        if self.rule is not None:
+            unknown = sorted(set(params) - RULES[self.rule])
+            return f"not supported: method {self.method} with the parameter {unknown[0]}" if unknown else None
         if self.block_causal:
-            known = function in BLOCK_FUNCTIONS
-            return None if known else f"not supported: method {self.method} (function {function})"
+            return f"not supported: method {self.method} (function {function})"
         if function not in FUNCTIONS and self.method != ORACLE:
             return f"not supported: method {self.method} (function {function})"
         unknown = sorted(set(params) - PARAMETERS)
         if unknown:
             return f"not supported: method {self.method} with the parameter {unknown[0]}"
         return None
+
+
+def trace_files(root: Path) -> list[Path]:
+    """The files of all traces of a root."""
+    return sorted([*root.glob("traces/*/*.json"), *root.glob("traces/*/*.json.gz")])
+
+
+def plain_name(path: Path) -> str:
+    """The name of a trace's file before compression."""
+    return path.name.removesuffix(".gz")
+
+
+def read_trace(path: Path) -> dict:
+    """The content of a trace's file; the shipped ones are compressed."""
+    content = path.read_bytes()
+    return json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
 
 
 def named_roots(value: str | None) -> list[Path]:
@@ -157,7 +203,7 @@ def named_roots(value: str | None) -> list[Path]:
         root = Path(name)
         if not root.is_dir():
             raise RootError(f"{VARIABLE} names {name}, which is not a folder")
-        if not any(root.glob("traces/*/*.json")):
+        if not trace_files(root):
             raise RootError(f"{VARIABLE} names {name}, which has no traces: no file matches traces/*/*.json there")
         roots.append(root.resolve())
     return roots
@@ -175,15 +221,16 @@ def collect(roots: Sequence[Path]) -> list[Trace]:
     identities: set[str] = set()
     for root in roots:
         order = (root, *(other for other in roots if other != root))
-        for path in sorted(root.glob("traces/*/*.json")):
-            stored = json.loads(path.read_text())
+        for path in trace_files(root):
+            stored = read_trace(path)
             model = path.parent.name
             params = json.dumps(stored.get("params"), sort_keys=True)
             runs = {(model, params, json.dumps(run, sort_keys=True)) for run in stored["runs"]}
             if runs <= seen:
                 continue
             seen |= runs
-            traces.append(Trace(path, root, unique(path.relative_to(root).as_posix(), root, identities), order))
+            name = path.with_name(plain_name(path)).relative_to(root).as_posix()
+            traces.append(Trace(path, root, unique(name, root, identities), order))
     return traces
 
 

@@ -1,0 +1,144 @@
+"""The later rules against the same rules written down: equal tokens, forwards, revocations, edits and flip-flops."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learn2pd.policies.credit import CreditPolicy
+from learn2pd.policies.dawn import DawnPolicy
+from learn2pd.policies.dparallel import DParallelPolicy
+from learn2pd.policies.edit import EditPolicy
+from learn2pd.policies.entropy_bound import EntropyBoundPolicy
+from learn2pd.policies.hierarchical import HierarchicalPolicy
+from learn2pd.policies.klass import KlassPolicy
+from learn2pd.policies.mean_field import MeanFieldPolicy
+from learn2pd.policies.prophet import ProphetPolicy
+from learn2pd.policies.remask import RemaskPolicy
+from learn2pd.policies.slowfast import SlowFastPolicy
+from learn2pd.policies.wino import WinoPolicy
+from tests.contract.helpers import run
+from tests.reference import later_rules as slow
+
+high = st.sampled_from([0.45, 0.6, 0.75])
+low = st.sampled_from([0.15, 0.25, 0.4])
+small = st.integers(1, 3)
+
+
+def pair(policy, rule, **options):
+    """A policy of the package and the same rule written down, drawn with the same options."""
+    return st.fixed_dictionaries(options).map(lambda drawn: (policy(**drawn), lambda: rule(**drawn)))
+
+
+PAIRS = {
+    "entropy_bound": pair(EntropyBoundPolicy, slow.EntropyBound, bound=st.sampled_from([0.5, 2.0, 5.0])),
+    "dparallel": pair(DParallelPolicy, slow.DParallel, threshold=st.sampled_from([0.4, 1.0, 2.0])),
+    "hierarchical": pair(
+        lambda threshold, low, remask: HierarchicalPolicy(threshold, low, remask),
+        slow.Hierarchical,
+        threshold=high,
+        low=low,
+        remask=st.sampled_from([None, 0.3, 0.6]),
+    ),
+    "credit": pair(
+        CreditPolicy,
+        slow.Credit,
+        threshold=high,
+        weight=st.sampled_from([0.7, 2.0]),
+        boost=st.sampled_from([0.2, 1.0]),
+        decay=st.sampled_from([0.4, 0.9]),
+    ),
+    "klass": pair(KlassPolicy, slow.Klass, threshold=low, kl_threshold=st.sampled_from([0.3, 1.0]), history=small),
+    "slowfast": pair(
+        SlowFastPolicy,
+        slow.SlowFast,
+        threshold=high,
+        sight=low,
+        exploration=st.integers(3, 4),
+        stability=st.integers(2, 3),
+        deviation=st.sampled_from([0.5, 2.0]),
+    ),
+    "prophet": pair(
+        ProphetPolicy,
+        slow.Prophet,
+        early=st.sampled_from([2.0, 4.0]),
+        middle=st.sampled_from([1.0, 3.0]),
+        late=st.sampled_from([0.5, 2.0]),
+        answer_start=st.sampled_from([0.0, 0.4, 0.9]),
+    ),
+    "dawn": pair(
+        lambda threshold, induced, low, sink, edge: DawnPolicy(threshold, induced, low, sink, edge),
+        slow.Dawn,
+        threshold=high,
+        induced=low,
+        low=low,
+        sink=st.sampled_from([0.05, 0.2]),
+        edge=st.sampled_from([0.03, 0.1]),
+    ),
+    "mean_field": pair(
+        lambda threshold, interaction, rounds: MeanFieldPolicy(threshold, interaction, rounds, top=1000),
+        slow.MeanField,
+        threshold=low,
+        interaction=st.sampled_from([0.0, 3.0, 20.0]),
+        rounds=st.sampled_from([1, 5]),
+    ),
+    "wino": pair(
+        lambda threshold, back: WinoPolicy(threshold, back),
+        slow.Wino,
+        threshold=low,
+        back=st.sampled_from([0.2, 0.5, 0.9]),
+    ),
+    "edit": pair(
+        lambda threshold, most_checks, edit: EditPolicy(threshold, edit, most_checks),
+        slow.Checked,
+        threshold=low,
+        most_checks=st.integers(0, 3),
+        edit=low,
+    ),
+    "remask": pair(
+        lambda threshold, most_checks, remask, per_position, share: RemaskPolicy(
+            threshold, remask, per_position, share, most_checks
+        ),
+        slow.Checked,
+        threshold=low,
+        most_checks=st.integers(0, 3),
+        remask=low,
+        per_position=st.integers(0, 2),
+        share=st.sampled_from([0.1, 0.4, 1.0]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_rule_equals_itself_written_down_row_by_row(name, make_prompts, tiny_model, tiny_model_grouped):
+    changed = {"revoked": 0, "edited": 0, "flip_flops": 0}
+
+    @settings(max_examples=5)
+    @given(
+        drawn=PAIRS[name],
+        grouped=st.booleans(),
+        block=st.sampled_from([8, 5]),
+        gen_length=st.sampled_from([16, 11]),
+        lengths=st.lists(st.integers(1, 12), min_size=2, max_size=2),
+        seed=st.integers(0, 1000),
+    )
+    def check(drawn, grouped, block, gen_length, lengths, seed):
+        policy, rule = drawn
+        model = tiny_model_grouped if grouped else tiny_model
+        prompts = make_prompts(lengths, seed)
+        state = run(model, prompts, policy, gen_length=gen_length, block_length=block)
+        for row, prompt in enumerate(prompts):
+            wanted = slow.decode(model.adapter.network, prompt, gen_length, block, model.spec.mask_id, rule())
+            assert state.canvas[row].tolist() == wanted.canvas
+            assert int(state.forwards[row]) == wanted.forwards
+            for count in changed:
+                assert int(getattr(state, count)[row]) == getattr(wanted, count), count
+                changed[count] += getattr(wanted, count)
+
+    check()
+    if name in ("wino", "remask", "hierarchical"):
+        assert changed["revoked"]
+        assert changed["flip_flops"]
+    if name == "edit":
+        assert changed["edited"]
