@@ -387,7 +387,7 @@ def test_files_may_end_in_yml_and_begin_with_a_byte_order_mark(tmp_path, monkeyp
     (tmp_path / "configs" / "deep").mkdir(parents=True)
     (tmp_path / "configs" / "one.yml").write_text("seed: 1", encoding="utf-8-sig")
     (tmp_path / "configs" / "deep" / "two.yaml").write_text("seed: 2", encoding="utf-8")
-    assert config_names() == ["deep/two", "one"]
+    assert {"deep/two", "one"} <= set(config_names())  # beside those that the package brings
     assert [load_config(name).seed for name in ("one", "one.yml", "configs/one.yml", "deep/two")] == [1, 1, 1, 2]
     (tmp_path / "configs" / "one.yaml").write_text("seed: 3")
     with pytest.raises(UserError, match="rename one of them"):

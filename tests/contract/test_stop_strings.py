@@ -12,7 +12,9 @@ from learn2pd import BlocksScheduler, EotStop, Method, NoStop, TextStop, Thresho
 from tests.contract.helpers import CACHES, COMBINATIONS, GEN, MODELS, SCHEDULERS, policies, run
 
 LENGTHS = [3, 17, 9]
-CASES = [case for number, case in enumerate(COMBINATIONS) if case[0] != "oracle" and number % 4 == 1]
+# A policy that takes back may change a text after it has ended an answer, and `apple` draws by the number of the prompt.
+KEEPING = [name for name, policy in policies().items() if not policy.revisions and name not in ("oracle", "apple")]
+CASES = [case for number, case in enumerate(COMBINATIONS) if case[0] in KEEPING and number % 4 == 1]
 
 
 def before(text: str, strings: list[str]) -> str:
