@@ -11,16 +11,16 @@ and every eligible position with
 
 Where it commits none, the loop adds the most confident position.
 
-With `remask_threshold`, a step first takes back committed positions of the window at which the model's present
-confidence, whatever token it is in, is
+With `remask_threshold`, the committed positions of the window at which the model's present confidence, whatever token
+it is in, is
 
-    confidence < remask_threshold.
+    confidence < remask_threshold
 
-It then commits at least one position more than it takes back: the most confident ones of the rest are added. Where too
-few masks are left for that, only the least confident positions are taken back.
+are in doubt. They compete with the masked positions as if they were masked too. At least one position more is committed
+than there are in doubt: the most confident ones of the rest are added. What is in doubt and not committed again is
+taken back.
 
-Deviations from the authors' code: none that changes a token in their decoder. Their function with remasking is in no
-decoder of theirs. Where the masks run out, it commits decoded positions in their place; here fewer are taken back.
+Deviations from the authors' code: none that changes a token. Their function with remasking is in no decoder of theirs.
 """
 
 from __future__ import annotations
@@ -66,15 +66,21 @@ class HierarchicalPolicy(Policy):
 
     def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: Any) -> Commit:
         confidence = prediction.confidence
-        best = eligible & (confidence >= segment_best(confidence, eligible)) & (confidence > self.low_threshold)
-        chosen = best | (eligible & (confidence > self.threshold))
         if self.remask_threshold is None:
-            return Commit(chosen)
+            return Commit(self._above(confidence, eligible))
         doubtful = revisable(state, self.revisions) & prediction.valid & (confidence < self.remask_threshold)
-        doubtful = most_confident(-confidence, doubtful, (eligible.sum(1) - 1).clamp_min(0))
+        candidates = eligible | doubtful
+        chosen = self._above(confidence, candidates)
         missing = doubtful.sum(1) + 1 - chosen.sum(1)
-        added = most_confident(confidence, eligible & ~chosen, missing)
-        return Commit(chosen | added, revoke=doubtful, forced=added)
+        added = most_confident(confidence, candidates & ~chosen, missing.clamp_min(0))
+        kept = chosen | added
+        written = kept & (eligible | (prediction.tokens != state.canvas))
+        return Commit(written, revoke=doubtful & ~kept, forced=added & written)
+
+    def _above(self, confidence: Tensor, candidates: Tensor) -> Tensor:
+        """Mark the candidates above `threshold`, and the best of each segment above `low_threshold`."""
+        best = candidates & (confidence >= segment_best(confidence, candidates)) & (confidence > self.low_threshold)
+        return best | (candidates & (confidence > self.threshold))
 
 
 def segment_best(confidence: Tensor, eligible: Tensor) -> Tensor:

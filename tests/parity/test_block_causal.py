@@ -7,7 +7,6 @@ first forward of a block does both, so that our forwards are theirs in which a t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from learn2pd.caches.causal_block import CausalBlockCache
 from learn2pd.caches.none import NoCache
 from learn2pd.caches.sub_block import SubBlockCache
 from learn2pd.method import Method
-from learn2pd.models.adapter import ModelAdapter
 from learn2pd.policies.apd import LeftToRightPolicy
 from learn2pd.policies.low_confidence import LowConfidencePolicy
 from learn2pd.schedulers.blocks import BlocksScheduler
@@ -34,15 +32,11 @@ from tests.parity.test_golden import (
     partial_plan,
     skip_unknown_network,
     skip_unsupported,
+    with_block,
 )
 from tests.parity.traces import Trace
 
-BLOCK_TRACES = [trace for trace in TRACES if trace.block_causal]
-
-
-def with_block(model: ModelAdapter, block: int) -> ModelAdapter:
-    """The model with another length of its causal blocks."""
-    return ModelAdapter(model.network, replace(model.spec, causal_block=block))
+BLOCK_TRACES = [trace for trace in TRACES if trace.block_causal and trace.rule is None]
 
 
 @pytest.mark.parametrize("folder", MODEL_PARAMETERS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,11 @@ def adapter(folder: Path) -> ModelAdapter:
         fingerprint="",
     )
     return ModelAdapter(network, spec)
+
+
+def with_block(model: ModelAdapter, block: int) -> ModelAdapter:
+    """The model with another length of its causal blocks."""
+    return ModelAdapter(model.network, replace(model.spec, causal_block=block))
 
 
 @functools.cache

@@ -45,7 +45,7 @@ from tests.parity.quirks import (
     ShadowBlockAdapter,
     ShortForwards,
 )
-from tests.parity.test_golden import adapter, by_name, skip_unsupported
+from tests.parity.test_golden import adapter, by_name, skip_unsupported, with_block
 from tests.parity.traces import VARIABLE, Trace, all_roots, collect, weights
 
 ROOTS = all_roots(os.environ.get(VARIABLE))
@@ -205,7 +205,7 @@ def test_a_rule_decodes_as_the_authors(trace):
     if not groups:
         pytest.skip(f"{len(stored['runs'])} runs: " + str(flaw_of(trace, stored["runs"][0])))
     for runs in groups:
-        model = plain
+        model = with_block(plain, runs[0]["block_length"]) if trace.block_causal else plain
         if trace.rule == "wino":
             model = ShadowBlockAdapter(plain, runs[0]["block_length"], len(runs[0]["prompt"]))
         method = build(trace, stored["params"], runs[0], plain)

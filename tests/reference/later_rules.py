@@ -90,10 +90,12 @@ class Hierarchical:
         self.threshold, self.low, self.remask = threshold, low, remask
 
     def __call__(self, look):
-        chosen = {i for i in look.masks if look.conf[i] > self.threshold}
+        doubtful = {i for i in look.standing if self.remask is not None and look.conf[i] < self.remask}
+        candidates = {*look.masks, *doubtful}
+        chosen = {i for i in candidates if look.conf[i] > self.threshold}
         segment: list[int] = []
         for i in [*look.window, None]:
-            if i is not None and look.masked[i]:
+            if i in candidates:
                 segment.append(i)
                 continue
             if segment:
@@ -101,13 +103,12 @@ class Hierarchical:
                 if look.conf[best] > self.low:
                     chosen.add(best)
             segment = []
-        decision = proposals(look, chosen)
-        if self.remask is not None and look.masks:
-            doubtful = sorted((i for i in look.standing if look.conf[i] < self.remask), key=lambda i: look.conf[i])
-            decision.revoke = set(doubtful[: len(look.masks) - 1])
-            for i in look.ranked:
-                if len(decision.write) < len(decision.revoke) + 1:
-                    decision.write.setdefault(i, look.token[i])
+        if self.remask is not None:
+            for i in sorted(candidates - chosen, key=lambda i: -look.conf[i]):
+                if len(chosen) < len(doubtful) + 1:
+                    chosen.add(i)
+        decision = proposals(look, {i for i in chosen if look.masked[i] or look.token[i] != look.canvas[i]})
+        decision.revoke = doubtful - chosen
         return decision
 
 
