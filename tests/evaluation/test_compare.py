@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from learn2pd import UserError
 from learn2pd.cli.config import MethodConfig, load_config
-from learn2pd.cli.stages.comparison import expand_sweeps, outcome_key, stage_compare
+from learn2pd.cli.stages.comparison import check_comparison, expand_sweeps, outcome_key
 from learn2pd.cli.stages.components import method_of
 from learn2pd.evaluation import plots as report
 from learn2pd.evaluation.compare import agreement, build_rows, measure
@@ -184,10 +184,11 @@ def test_a_stored_outcome_comes_back_whole_and_under_its_new_names(tmp_path):
     assert cached(path, "another key", other.labels, lambda: first) is first
 
 
-def test_a_comparison_without_a_stop_rule_is_refused(tmp_path):
-    config = load_config("tiny_compare", ["compare.stops=[]"])
-    with pytest.raises(UserError, match=r"compare\.stops"):
-        stage_compare(config, tmp_path)
+@pytest.mark.parametrize("key", ["stops", "methods"])
+def test_a_comparison_without_a_stop_rule_or_a_method_is_refused_at_the_start(key, tiny_model, tmp_path):
+    config = load_config("tiny_compare", [f"compare.{key}=[]"])
+    with pytest.raises(UserError, match=rf"compare\.{key} is empty"):
+        check_comparison(config, tiny_model, tmp_path, trains=False)
 
 
 def test_tokens_that_look_like_formulas_are_drawn_as_they_are(tmp_path):
