@@ -12,7 +12,7 @@ from learn2pd import BlocksScheduler, EotStop, Method, NoStop, TextStop, Thresho
 from tests.contract.helpers import CACHES, COMBINATIONS, GEN, MODELS, SCHEDULERS, policies, run
 
 LENGTHS = [3, 17, 9]
-# A policy that takes back may change a text after it has ended an answer, and `apple` draws by the number of the prompt.
+# A policy that takes back may change a text behind which an answer ended; `apple` draws by the number of the prompt.
 KEEPING = [name for name, policy in policies().items() if not policy.revisions and name not in ("oracle", "apple")]
 CASES = [case for number, case in enumerate(COMBINATIONS) if case[0] in KEEPING and number % 4 == 1]
 
