@@ -125,7 +125,7 @@ def test_stop_strings_and_given_parts_of_the_configuration_reach_every_decode(ar
         (["compare.stops=[text]"], "decode.stop_strings is empty"),
         (["compare.stops=[eot]", "decode.stop_strings=[a]"], "only the stop rule 'text' reads them"),
         (["compare.stops=[text]", "decode.stop_strings=['']"], "a text is empty"),
-        (["compare.stops=[text]", "decode.stop_strings=[[1]]"], "expected a list of text"),
+        (["compare.stops=[text]", "decode.stop_strings=[[1]]"], "expected text, got a list"),
         (["decode.given=[Sure]"], "decode.given: the model has no position to fill"),
         (["decode.given=[Sure, 400]"], "decode.given: the part 400"),
         (["decode.given=[{a: 1}]"], "decode.given: the part {'a': 1}"),

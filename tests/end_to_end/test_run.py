@@ -30,10 +30,11 @@ SMALL = [
     "calibrate.target_agreement=0.5",
     "calibrate.thresholds=[0.6,0.9]",
     "compare.bootstrap_samples=50",
+    "compare.stops=[none]",
     "model.device=cpu",
     "threads=1",
 ]
-STOPS, METHODS, TASKS = 2, 4, 4  # tasks: three and `all`
+STOPS, METHODS, TASKS = 1, 11, 4  # methods: two of them in curves of four and five settings; tasks: three and `all`
 
 
 @pytest.fixture(scope="module")
