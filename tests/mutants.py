@@ -502,8 +502,8 @@ MUTANTS = (
     Mutant(
         "hierarchical decoding takes back as much as it commits",
         "hierarchical",
-        "missing = doubtful.sum(1) + 1 - chosen.sum(1)",
-        "missing = doubtful.sum(1) - chosen.sum(1)",
+        "missing = doubtful.sum(1) + 1 - committed.sum(1)",
+        "missing = doubtful.sum(1) - committed.sum(1)",
         (LATER_RULES,),
         "hierarchical",
     ),

@@ -222,7 +222,7 @@ class LLaDA2Experts(MixtureOfExperts):
         super().__init__(width, config.moe_intermediate_size, config.num_experts, LLaDA2Gate(config))
         shared = config.num_shared_experts * config.moe_intermediate_size
         self.shared_experts = SwiGLU(width, shared) if shared else None
-        self.chosen = config.num_experts_per_tok
+        self.experts_per_token = config.num_experts_per_tok
         self.groups = config.n_group
         self.kept_groups = config.topk_group
         self.scale = config.routed_scaling_factor
@@ -232,9 +232,11 @@ class LLaDA2Experts(MixtureOfExperts):
         grouped = (scores + self.gate.expert_bias).unflatten(-1, (self.groups, -1))  # [N, groups, experts of a group]
         best = grouped.topk(2, dim=-1).values.sum(-1).topk(self.kept_groups, dim=-1).indices
         closed = torch.ones(grouped.shape[:2], dtype=torch.bool, device=logits.device).scatter_(-1, best, False)
-        chosen = grouped.masked_fill(closed[..., None], -torch.inf).flatten(1).topk(self.chosen, dim=-1).indices
+        chosen = (
+            grouped.masked_fill(closed[..., None], -torch.inf).flatten(1).topk(self.experts_per_token, dim=-1).indices
+        )
         weights = scores.gather(-1, chosen)
-        if self.chosen > 1:
+        if self.experts_per_token > 1:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return chosen, weights * self.scale
 

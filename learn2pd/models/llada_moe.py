@@ -140,12 +140,12 @@ class LLaDAMoEExperts(MixtureOfExperts):
     def __init__(self, config: LLaDAMoEConfig) -> None:
         gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
         super().__init__(config.hidden_size, config.expert_intermediate_size, config.num_experts, gate)
-        self.chosen = config.num_experts_per_tok
+        self.experts_per_token = config.num_experts_per_tok
         shared = config.shared_expert_intermediate_size
         self.shared_expert = None if shared is None else SwiGLU(config.hidden_size, shared)
 
     def route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        return best_of_softmax(logits, self.chosen, normalise=False)
+        return best_of_softmax(logits, self.experts_per_token, normalise=False)
 
     def forward(self, x: Tensor) -> Tensor:
         mixed = super().forward(x)

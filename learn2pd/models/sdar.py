@@ -194,11 +194,11 @@ class SDARExperts(MixtureOfExperts):
     def __init__(self, config: SDARMoeConfig) -> None:
         gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
         super().__init__(config.hidden_size, config.moe_intermediate_size, config.num_experts, gate)
-        self.chosen = config.num_experts_per_tok
+        self.experts_per_token = config.num_experts_per_tok
         self.normalise = config.norm_topk_prob
 
     def route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        return best_of_softmax(logits, self.chosen, self.normalise)
+        return best_of_softmax(logits, self.experts_per_token, self.normalise)
 
 
 class SDARMoeForCausalLM(SDARForCausalLM):

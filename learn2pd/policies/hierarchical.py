@@ -70,10 +70,10 @@ class HierarchicalPolicy(Policy):
             return Commit(self._above(confidence, eligible))
         doubtful = revisable(state, self.revisions) & prediction.valid & (confidence < self.remask_threshold)
         candidates = eligible | doubtful
-        chosen = self._above(confidence, candidates)
-        missing = doubtful.sum(1) + 1 - chosen.sum(1)
-        added = most_confident(confidence, candidates & ~chosen, missing.clamp_min(0))
-        kept = chosen | added
+        committed = self._above(confidence, candidates)
+        missing = doubtful.sum(1) + 1 - committed.sum(1)
+        added = most_confident(confidence, candidates & ~committed, missing.clamp_min(0))
+        kept = committed | added
         written = kept & (eligible | (prediction.tokens != state.canvas))
         return Commit(written, revoke=doubtful & ~kept, forced=added & written)
 
