@@ -35,6 +35,17 @@ settings.load_profile("suite")
 MAX_LENGTH = 512
 
 
+def save_scaled(model, tokenizer, folder: Path) -> Path:
+    """Scale the head so that confidences spread over 0..1 and end-of-text is proposed now and then, and save all."""
+    with torch.no_grad():
+        head = model.get_output_embeddings().weight
+        head *= 4.0
+        head[tokenizer.eos_token_id] *= 1.5
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def save_tiny_model(folder: Path, tokenizer, n_kv_heads: int = 4) -> Path:
     """A random model in the hub's layout.
 
@@ -55,13 +66,7 @@ def save_tiny_model(folder: Path, tokenizer, n_kv_heads: int = 4) -> Path:
     )
     torch.manual_seed(0)
     model = LLaDAModelLM(config)
-    with torch.no_grad():
-        head = model.get_output_embeddings().weight
-        head *= 4.0
-        head[tokenizer.eos_token_id] *= 1.5
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_scaled(model, tokenizer, folder)
 
 
 @pytest.fixture(scope="session")
@@ -180,13 +185,7 @@ def save_tiny_family(name: str, folder: Path, tokenizer, **changes) -> Path:
     )
     torch.manual_seed(0)
     model = network_class(config)
-    with torch.no_grad():
-        head = model.get_output_embeddings().weight
-        head *= 4.0
-        head[tokenizer.eos_token_id] *= 1.5
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_scaled(model, tokenizer, folder)
 
 
 @pytest.fixture(scope="session")

@@ -105,7 +105,8 @@ def _libraries() -> Iterator[Finding]:
         yield Finding("libraries", "missing", "learn2pd is not installed here, so its requirements are not known")
         return
     needed = [Requirement(line) for line in lines]
-    extras = {extra: [] for line in lines for extra in re.findall(r"extra == [\"'](\w+)[\"']", line)}  # type: ignore[var-annotated]
+    named = (extra for line in lines for extra in re.findall(r"extra == [\"'](\w+)[\"']", line))
+    extras: dict[str, list[str]] = {extra: [] for extra in named}
     right = []
     for requirement in needed:
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):

@@ -17,7 +17,7 @@ from typing import Any
 from transformers import PretrainedConfig, Qwen2TokenizerFast
 
 from learn2pd.models.decoder import Attention, DecoderLayer, DecoderNetwork
-from learn2pd.models.fields import check_positive, check_whole, plain_rotation
+from learn2pd.models.fields import check_full_attention, check_positive, check_whole, plain_rotation, take_fields
 from learn2pd.models.layers import SwiGLU
 
 # The only values that this file implements. Without a check, another value would silently compute something else.
@@ -64,12 +64,7 @@ class DreamConfig(PretrainedConfig):
         use_cache: bool = False,
         **other: Any,
     ) -> None:
-        for name, value in FIXED_FIELDS.items():
-            if other.pop(name, value) != value:
-                raise ValueError(f"config.json: {name} differs from {value!r}, the only value implemented for Dream")
-            setattr(self, name, value)
-        for name, value in CARRIED_FIELDS.items():
-            setattr(self, name, other.pop(name, value))
+        take_fields(self, other, FIXED_FIELDS, CARRIED_FIELDS, "Dream")
         heads = num_attention_heads if num_key_value_heads is None else num_key_value_heads
         rope_theta = plain_rotation(other, rope_theta)
         check_whole(
@@ -88,11 +83,7 @@ class DreamConfig(PretrainedConfig):
                 f"num_key_value_heads={heads}: hidden_size must divide into num_attention_heads even parts "
                 "and these into num_key_value_heads groups"
             )
-        if other.get("layer_types") not in (None, ["full_attention"] * num_hidden_layers):
-            raise ValueError(
-                f"config.json: layer_types={other['layer_types']!r}, "
-                "only full_attention in every layer is implemented for Dream"
-            )
+        check_full_attention(other.get("layer_types"), num_hidden_layers, "Dream")
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size
