@@ -44,7 +44,7 @@ class ExampleSource(Protocol):
 
 
 class ProblemExamples:
-    """Problems of the built-in tasks, in equal shares.
+    """Problems of the built-in tasks, in equal shares; a task that is named twice has two of them.
 
     Args:
         tasks: The tasks that generate the problems.
@@ -54,7 +54,7 @@ class ProblemExamples:
         self.tasks = tasks
 
     def draw(self, split: str, count: int, rng: random.Random) -> list[Example]:
-        """Draw the same number of problems of every task; the first tasks give one more where the count is uneven."""
+        """Draw the same number of problems for every task named; the first give one more where the count is uneven."""
         drawn = []
         for index, task in enumerate(self.tasks):
             share = count // len(self.tasks) + (index < count % len(self.tasks))
@@ -63,8 +63,8 @@ class ProblemExamples:
         return drawn
 
     def corpus(self) -> Iterator[str]:
-        """Yield prompts and answers of the first training problems of every task."""
-        for task in self.tasks:
+        """Yield prompts and answers of the first training problems of every task, whatever its share."""
+        for task in {task.name: task for task in self.tasks}.values():
             for problem in itertools.islice(problems(task, "train", 1), CORPUS_PROBLEMS):
                 yield problem.prompt
                 yield problem.answer
