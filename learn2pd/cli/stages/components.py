@@ -211,7 +211,7 @@ def usable_prompts(config: RunConfig, model: Model) -> list[Prompt]:
 
 
 def check_prompts(model: Model, prompts: Sequence[Prompt], gen_length: int, skip_long: bool = False) -> list[Prompt]:
-    """Check the prompts, and leave out those that cannot be used.
+    """Encode and check the prompts, and leave out those that cannot be used.
 
     No two of the remaining prompts that belong to different splits have the same tokens. Among prompts with the same
     tokens, those of the test split are kept, else those of the validation split. The prompts that are left out are
@@ -224,7 +224,7 @@ def check_prompts(model: Model, prompts: Sequence[Prompt], gen_length: int, skip
         skip_long: leave out prompts that are too long; with False they are refused.
 
     Returns:
-        The prompts that are left, in their order.
+        The prompts that are left, in their order. They carry their token ids, so that no stage encodes them again.
 
     Raises:
         UserError: a prompt has no tokens, is too long, or cannot be encoded (the message says where the prompt stands),
@@ -255,7 +255,11 @@ def check_prompts(model: Model, prompts: Sequence[Prompt], gen_length: int, skip
     keepers: dict[tuple[int, ...], str] = {}
     for split in reversed(SPLITS):
         keepers |= {ids: split for place, ids in tokens.items() if prompts[place].split == split and ids not in keepers}
-    usable = [prompts[place] for place, ids in tokens.items() if keepers[ids] == prompts[place].split]
+    usable = [
+        dataclasses.replace(prompts[place], ids=ids)
+        for place, ids in tokens.items()
+        if keepers[ids] == prompts[place].split
+    ]
     if len(usable) < len(tokens):
         log.warning(
             "%d prompts skipped: to the model they are the same tokens as prompts of another split",
