@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from learn2pd import load_policy, save_policy
 from learn2pd.cli import main as cli
+from learn2pd.cli.stages.run_folder import LOCK_FILE
 from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.predictors.networks import MLP
 from learn2pd.predictors.saving import Contract, Predictor
@@ -71,6 +72,7 @@ def test_the_run_leaves_everything_it_promises(finished):
         "plots/commit_steps.png",
     ):
         assert (finished / name).stat().st_size > 0, name
+    assert len({path.stat().st_mode for path in finished.rglob("*") if path.is_file() and path.name != LOCK_FILE}) == 1
     rows = json.loads((finished / "compare.json").read_text())["rows"]
     assert len(rows) == STOPS * METHODS * TASKS
     vanilla = next(row for row in rows if row["method"] == "vanilla" and row["stop"] == "none" and row["task"] == "all")
@@ -114,6 +116,7 @@ def test_a_filter_is_fine_tuned_for_a_domain_and_its_adapter_fits_the_base_alone
         "stages=[record,train,calibrate]",
     ]
     assert cli.run([*arguments, f"output_dir={output}", *tuning]) == 0
+    assert len({path.stat().st_mode for path in (output / "adapter").iterdir()}) == 1
     merged, adapted = load_policy(output / "policy"), load_policy(base, adapter=output / "adapter")
     assert adapted.threshold == merged.threshold
     assert adapted.predictor.contract == merged.predictor.contract
