@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 
 import pytest
@@ -12,8 +13,10 @@ from learn2pd import DualCache, NoCache, PrefixCache, ThresholdPolicy, decode, l
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 
 
-@needs_compiler
-def test_a_compiled_model_decodes_the_same(tiny_model_folder, make_prompts):
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=[pytest.mark.thorough, needs_compiler])])
+def test_a_compiled_model_decodes_the_same(backend, tiny_model_folder, make_prompts, monkeypatch):
+    """The eager backend captures and guards the graph as the other one does, and does not wait for a C++ compiler."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     uncompiled, compiled = (
         load_model(str(tiny_model_folder), device="cpu", compile=compile) for compile in (False, True)
     )
