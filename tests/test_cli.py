@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import resource
 import subprocess
@@ -20,6 +21,7 @@ from learn2pd.embedded.config import EmbeddedConfig
 from learn2pd.registry import COMPONENTS
 
 ROOT = Path(__file__).parents[1]
+QUESTION = "Mia has 7 pears. She buys 5 more. How many pears does Mia have now?"
 
 
 def shell(*arguments, **environment):
@@ -166,11 +168,19 @@ def test_help_and_version_come_at_once(arguments):
         assert done.stdout.decode() == f"learn2pd {__version__}\n"
 
 
+@pytest.mark.thorough  # the next test decodes the same with a short canvas, in this process
 def test_decode_needs_nothing_but_a_prompt():
-    done = shell("decode", "Mia has 7 pears. She buys 5 more. How many pears does Mia have now?")
+    done = shell("decode", QUESTION)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     assert b"the shipped filter" in done.stderr
+
+
+def test_decode_needs_no_configuration_and_no_finished_run(capsys, caplog):
+    caplog.set_level(logging.INFO, "learn2pd")
+    cli.run_command("decode", [QUESTION, "decode.gen_length=32"])
+    assert "12" in capsys.readouterr().out
+    assert "the shipped filter" in caplog.text
 
 
 # ---- output that cannot be shown, and readers that go away
