@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from learn2pd import Observer, UserError, decode
-from learn2pd.loop import step as predictor
+from learn2pd.loop import step
 from tests.contract.helpers import (
     BLOCK,
     CACHES,
@@ -114,16 +114,16 @@ class Watcher(Observer):
 
 def check_steps(case, steps):
     """Every open row commits in every step, and only what is eligible; nothing is revised without having been asked."""
-    for step in steps:
-        state = step.state
+    for each in steps:
+        state = each.state
         window = state.window.mask(case.gen_length)
-        eligible = state.masked & step.prediction.valid
+        eligible = state.masked & each.prediction.valid
         if case.policy not in REVISING:
             allowed = eligible if case.policy in BEYOND else eligible & window
-            assert not (step.commit.mask & ~allowed).any()
-            assert (step.commit.mask.any(1) == state.open).all()
-            decided = ~state.masked & (torch.arange(case.gen_length) < step.after.end[:, None])
-            assert (step.after.canvas == state.canvas)[decided].all()
+            assert not (each.commit.mask & ~allowed).any()
+            assert (each.commit.mask.any(1) == state.open).all()
+            decided = ~state.masked & (torch.arange(case.gen_length) < each.after.end[:, None])
+            assert (each.after.canvas == state.canvas)[decided].all()
         if case.scheduler == "blocks":
             assert (state.window.stop - state.window.start <= BLOCK)[state.open].all()
 
@@ -191,7 +191,7 @@ def test_samples_depend_neither_on_plans_nor_on_how_many_positions_are_scored_at
         outcome(run(tiny_model, [prompt], policies()[policy], index=[number], **parts), tiny_model)
         for number, prompt in enumerate(prompts)
     ]
-    monkeypatch.setattr(predictor, "SCORE_VALUES", 3 * tiny_model.spec.vocab_size)
+    monkeypatch.setattr(step, "SCORE_VALUES", 3 * tiny_model.spec.vocab_size)
     together = outcome(run(tiny_model, prompts, policies()[policy], **parts), tiny_model)
     assert [{key: [rows[number]] for key, rows in together.items()} for number in range(len(prompts))] == alone
 
