@@ -111,7 +111,9 @@ def test_a_prefix_cache_on_a_grid_costs_no_token_of_a_single_step_a_block(causal
     assert plain == cached
 
 
-@pytest.mark.parametrize("sub_block_length", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    "sub_block_length", [pytest.param(1, marks=pytest.mark.thorough), 2, pytest.param(4, marks=pytest.mark.thorough), 8]
+)
 def test_sub_blocks_decode_alike_with_and_without_the_exact_cache(causal, sub_block_length, make_prompts):
     prompts = make_prompts([1, 9, 25, 40, 16])
     parts = {"scheduler": SubBlocksScheduler(BLOCK, sub_block_length), "stop": EotFilledStop(False)}
