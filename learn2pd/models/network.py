@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
+from learn2pd.models.experts import MixtureOfExperts
 from learn2pd.models.kv import KVStore, KVView
 from learn2pd.models.layers import RMSNorm, rotary_tables
 
@@ -83,6 +84,12 @@ class DiffusionNetwork(PreTrainedModel):
         None where every token sees every other token.
         """
         return None
+
+    def join_experts(self) -> None:
+        """Lay the weights of the experts of every layer side by side, where torch has grouped products for them."""
+        for module in self.modules():
+            if isinstance(module, MixtureOfExperts):
+                module.join()
 
     def new_store(self, rows: int, columns: int) -> KVStore:
         """Make the buffers for the keys and values of a run.

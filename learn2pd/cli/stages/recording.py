@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from learn2pd.caches.causal_block import exact_cache_for
 from learn2pd.cli.config import RunConfig, identity
 from learn2pd.cli.stages.components import model_of, usable_prompts
 from learn2pd.cli.stages.run_folder import read_metrics
@@ -141,7 +142,7 @@ def record_round(config: RunConfig, output: Path, number: int, policy: FilterPol
     recording = Recording.load(output / "records")
     prompts = recorded_prompts(config, model)
     folder = output / "rounds" / str(number)
-    method = Method(policy, blocks_for(model.spec, config.decode.block_length))
+    method = Method(policy, blocks_for(model.spec, config.decode.block_length), exact_cache_for(model.spec))
 
     def produce(model: Model, prompts: Sequence[Prompt]) -> Tables:
         references = recording.references_of([prompt.id for prompt in prompts])
