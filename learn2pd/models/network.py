@@ -14,6 +14,8 @@ from learn2pd.models.experts import MixtureOfExperts
 from learn2pd.models.kv import KVStore, KVView
 from learn2pd.models.layers import RMSNorm, rotary_tables
 
+SCORE_VALUES = 2**23  # logits that a step holds at one time: 66 positions of LLaDA's vocabulary, 32 MiB in float32
+
 
 class Parts(NamedTuple):
     """The modules through which a forward runs, whatever their names in a checkpoint.

@@ -21,7 +21,8 @@ from learn2pd.cli.stages.run_folder import read_metrics
 from learn2pd.data.prompts import Prompt
 from learn2pd.method import Method
 from learn2pd.models.delimiters import newline_ids
-from learn2pd.models.loading import Model
+from learn2pd.models.loading import Model, read_skeleton
+from learn2pd.models.sizes import bytes_text, sizes_of
 from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.recording.estimate import estimate
 from learn2pd.recording.processes import Processes
@@ -185,7 +186,10 @@ def dry_run(config: RunConfig) -> str:
     """
     model = model_of(config)
     prompts = recorded_prompts(config, model)
-    return estimate(
+    longest = max(len(model.encode(prompt.content)) for prompt in prompts)
+    network = read_skeleton(config.model.path, model.adapter.network.dtype, config.model.revision, config.model.family)
+    sizes = sizes_of(network, config.decode.rows, longest + config.decode.gen_length)
+    return f"memory:   at most {bytes_text(sizes.whole)}: {sizes}\n" + estimate(
         model,
         [prompt.text for prompt in prompts],
         gen_length=config.decode.gen_length,
