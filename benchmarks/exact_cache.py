@@ -3,10 +3,10 @@
     python benchmarks/exact_cache.py [blocks=4,8,32] [prompt_length=512] [gen_length=512] [vocabulary=150000]
         [width=256] [layers=4] [repetitions=3] [threads=1]
 
-The model is a random SDAR with a vocabulary of the usual size on a small body. One row is decoded with one token a step,
-once without a cache and once with `causal_block`; the order changes with every repetition. The ratio compares tokens a
-second of CPU time of this process, which other work on the machine disturbs less than the time on the clock. The tokens
-and the forwards of a pair are compared, too.
+The model is a random SDAR with a vocabulary of the usual size on a small body. One row is decoded with one token a
+step, once without a cache and once with `causal_block`; the order changes with every repetition. The ratio compares
+tokens a second of CPU time of this process, which other work on the machine disturbs less than the time on the clock.
+The tokens and the forwards of a pair are compared, too.
 """
 
 from __future__ import annotations

@@ -199,8 +199,12 @@ def _model(config: RunConfig, unreachable: str | None) -> Finding:
     finally:
         constants.HF_HUB_OFFLINE = before
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _cpu_memory()
-    batch = f"for {config.decode.rows} rows of {PROMPT_TOKENS} tokens of prompt and {config.decode.gen_length} of canvas"
-    told = f"{config.model.path} takes at most {bytes_text(sizes.whole)} in {config.model.dtype} on {device} ({sizes}; {batch})"
+    decode = config.decode
+    batch = f"for {decode.rows} rows of {PROMPT_TOKENS} tokens of prompt and {decode.gen_length} of canvas"
+    told = (
+        f"{config.model.path} takes at most {bytes_text(sizes.whole)} in {config.model.dtype} on {device} "
+        f"({sizes}; {batch})"
+    )
     if free is not None and sizes.whole > MEMORY_SHARE * free:
         advice = "" if config.model.dtype != "float32" else ", or model.dtype=bfloat16"
         fewer = "use another model.device, fewer rows by decode.batch_size"

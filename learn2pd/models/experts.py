@@ -20,6 +20,7 @@ from learn2pd.tensors import widened
 
 PRODUCTS = ("gate_proj", "up_proj", "down_proj")
 
+
 class MixtureOfExperts(nn.Module):
     """A feed-forward layer of experts. A family implements `route`.
 

@@ -22,7 +22,6 @@ from learn2pd.models.network import SCORE_VALUES, DiffusionNetwork
 from learn2pd.tensors import widened
 
 
-
 @dataclass(frozen=True)
 class Sizes:
     """The memory of a run, in bytes.

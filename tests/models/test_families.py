@@ -14,9 +14,9 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from learn2pd import UserError, decode, load_model
 from learn2pd.embedded.tokenizer import MASK
-from learn2pd.models import fast_dllm_v2, llada2, llada_moe, sdar
+from learn2pd.models import fast_dllm_v2, layers, llada2, llada_moe, sdar
 from learn2pd.models.experts import MixtureOfExperts, has_grouped_products
-from learn2pd.models.layers import SwiGLU
+from learn2pd.models.layers import EXCHANGED, SwiGLU
 from tests.conftest import CAUSAL_BLOCK, TINY_FAMILIES, save_tiny_family
 from tests.models.helpers import edit_json
 
@@ -239,6 +239,15 @@ def test_grouped_products_equal_the_plain_loop_over_the_experts(folder, dtype):
     wide = network.double()  # a network in another type runs the experts one by one
     assert not any(mixture.joined for mixture in mixtures)
     assert torch.isfinite(wide(torch.arange(10, 20)[None]).logits).all()
+
+
+@pytest.mark.parametrize("rows", [1, 3, *EXCHANGED, 9])
+def test_the_vocabulary_of_few_rows_is_projected_as_a_linear_layer_does(rows, monkeypatch):
+    monkeypatch.setattr(layers, "LARGE_VOCABULARY", 100)
+    x, weight = torch.randn(rows, 16), torch.randn(100, 16)
+    projected = layers.project(x, weight)
+    assert projected.is_contiguous()
+    assert torch.allclose(projected, torch.nn.functional.linear(x, weight), atol=1e-5)
 
 
 # a family of one's own

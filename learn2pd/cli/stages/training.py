@@ -148,7 +148,11 @@ def check_base(config: RunConfig, model: Model) -> None:
     if config.train.start != "scratch":
         spec = model.spec
         facts = {"mask_id": spec.mask_id, "vocab_size": spec.vocab_size, "eot_ids": spec.eot_ids}
-        geometry = {"block_length": config.decode.block_length, "alignment": alignment_of(spec), "confidence": CONFIDENCE}
+        geometry = {
+            "block_length": config.decode.block_length,
+            "alignment": alignment_of(spec),
+            "confidence": CONFIDENCE,
+        }
         check_same(base_of(config), facts | geometry)
 
 
