@@ -47,7 +47,7 @@ def test_a_run_of_the_small_model_can_start_without_a_network(capsys, no_network
         "cores",
         "GiB",
         no_network,
-        "10 MiB in float32",
+        "weights 10 MiB",
         "can start",
     ):
         assert word in out
