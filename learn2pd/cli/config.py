@@ -100,7 +100,9 @@ class DecodeConfig:
     """The settings that all decodes share."""
 
     gen_length: int = option(256, "length of the canvas, tokens", least=1, most=10**6)
-    block_length: int = option(32, "tokens of a block", least=1, most=10**6)
+    block_length: int = option(
+        0, "tokens of a block; 0 takes the model's own blocks, or 32 where it has none", least=0, most=10**6
+    )
     batch_size: int = option(16, "prompts that are decoded together", least=1, most=10**6)
     batch_invariant: bool = option(
         False,

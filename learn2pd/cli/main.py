@@ -177,6 +177,7 @@ def run_command(command: str, arguments: Sequence[str]) -> None:
 
     transformers_logging.disable_progress_bar()
     from learn2pd.cli import stages
+    from learn2pd.cli.stages.components import with_blocks
 
     if config.job == "embedded":
         if command != "run" or given.dry_run:
@@ -186,7 +187,9 @@ def run_command(command: str, arguments: Sequence[str]) -> None:
         from learn2pd.cli.stages.pretraining import run_pretraining
 
         run_pretraining(config)
-    elif given.dry_run:
+        return
+    config = with_blocks(config)
+    if given.dry_run:
         print_text(stages.dry_run(config))
     elif command == "decode":
         decode_one(config, own, has_run=given.config is not None)

@@ -94,7 +94,7 @@ def propose(logits: Tensor, draw: Draw, needs: frozenset[str]) -> tuple[Tensor, 
         is in nats.
     """
     extras = {}
-    top = logits.topk(2).values if needs & {"margin", "logit_margin"} else logits.max(-1, keepdim=True).values
+    top = logits.topk(2).values if needs & {"margin", "logit_margin"} else logits.amax(-1, keepdim=True)
     best = top[:, :1]
     tokens = draw(logits)
     below = logits - best  # the difference best - logsumexp would lose digits for confidences near 1

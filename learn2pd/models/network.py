@@ -6,12 +6,14 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
+from learn2pd.models.experts import MixtureOfExperts
 from learn2pd.models.kv import KVStore, KVView
-from learn2pd.models.layers import RMSNorm, rotary_tables
+from learn2pd.models.layers import RMSNorm, project, rotary_tables
+
+SCORE_VALUES = 2**23  # logits that a step holds at one time: 66 positions of LLaDA's vocabulary, 32 MiB in float32
 
 
 class Parts(NamedTuple):
@@ -84,6 +86,12 @@ class DiffusionNetwork(PreTrainedModel):
         """
         return None
 
+    def join_experts(self) -> None:
+        """Lay the weights of the experts of every layer side by side, where torch has grouped products for them."""
+        for module in self.modules():
+            if isinstance(module, MixtureOfExperts):
+                module.join()
+
     def new_store(self, rows: int, columns: int) -> KVStore:
         """Make the buffers for the keys and values of a run.
 
@@ -136,8 +144,8 @@ class DiffusionNetwork(PreTrainedModel):
     def score(self, hidden: Tensor) -> Tensor:
         """Project hidden states [..., D] to the logits [..., V] of the vocabulary."""
         head = self.get_output_embeddings()
-        embedding = self.get_input_embeddings()
-        return functional.linear(hidden, cast(Tensor, embedding.weight)) if head is embedding else head(hidden)
+        plain = head is self.get_input_embeddings() or (type(head) is nn.Linear and head.bias is None)
+        return project(hidden, cast(Tensor, head.weight)) if plain else head(hidden)
 
     def forward(
         self,

@@ -60,3 +60,15 @@ def test_the_main_job_runs_on_the_models_own_blocks(arguments, tmp_path):
 def test_blocks_that_are_not_the_models_are_refused_before_anything_is_recorded(arguments, capsys, tmp_path):
     assert "reads blocks of 4 tokens" in failing(capsys, [*arguments, "decode.block_length=8"])
     assert not list((tmp_path / "out").glob("records/*.arrow"))
+
+
+@pytest.mark.parametrize("arguments", [("sdar", 4, "mlp"), ("fast_dllm_v2", 8, "mlp")], indirect=True, ids=str)
+def test_decode_takes_the_models_own_blocks(arguments, capsys):
+    path = next(argument for argument in arguments if argument.startswith("model.path="))
+    plain = [path, "model.device=cpu", "policy=fixed", "decode.gen_length=12", "2 + 2 ="]
+    answers = []
+    for more in ([], ["cache=causal_block"]):
+        assert cli.guarded(lambda more=more: cli.run_command("decode", [*plain, *more])) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
+    assert "reads blocks of" in failing(capsys, [*plain, "decode.block_length=32"], "decode")

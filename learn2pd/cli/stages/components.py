@@ -19,13 +19,13 @@ from learn2pd.data.humaneval import humaneval_prompts
 from learn2pd.data.prompts import Prompt, deal, record_prompts, task_prompts
 from learn2pd.data.reading import Records, hub_records, read_records
 from learn2pd.data.tasks import SPLITS, Checker, ProgramChecker, Task
-from learn2pd.decoding import encode_checked, provided_by
+from learn2pd.decoding import BLOCK_LENGTH, encode_checked, provided_by
 from learn2pd.errors import UserError, suggest
 from learn2pd.files import here_or_shipped
 from learn2pd.method import Method
 from learn2pd.models.files import why_unreachable
 from learn2pd.models.infilling import given_tokens
-from learn2pd.models.loading import Model, load_model
+from learn2pd.models.loading import Model, load_model, read_skeleton
 from learn2pd.registry import GENERATED_TASKS, Provided, build_task
 from learn2pd.types import Sampling
 
@@ -45,6 +45,26 @@ def _model(**options: Any) -> Model:
 def model_of(config: RunConfig) -> Model:
     """Return the diffusion language model, which is loaded once in each process."""
     return _model(**dataclasses.asdict(config.model))
+
+
+def with_blocks(config: RunConfig) -> RunConfig:
+    """Return the configuration with the length of the model's blocks, where it states none.
+
+    Args:
+        config: the configuration.
+
+    Raises:
+        UserError: the model's config.json cannot be read.
+    """
+    if config.decode.block_length:
+        return config
+    model = config.model
+    try:
+        network = read_skeleton(model.path, torch.float32, model.revision, model.family)
+    except UserError as error:
+        raise UserError(f"model.{error}") from error
+    decode = dataclasses.replace(config.decode, block_length=network.causal_block or BLOCK_LENGTH)
+    return dataclasses.replace(config, decode=decode)
 
 
 def prompts_of(config: RunConfig) -> list[Prompt]:
