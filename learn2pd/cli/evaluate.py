@@ -63,6 +63,7 @@ def evaluate(config: RunConfig, own: EvalOptions, has_run: bool) -> str:
     from learn2pd.harness.model import DiffusionLM
     from learn2pd.harness.programs import PERMISSION
 
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval would start a process a core for every resampled metric
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
     if config.data.run_generated_code:
@@ -88,7 +89,7 @@ def evaluate(config: RunConfig, own: EvalOptions, has_run: bool) -> str:
         processes.leave()
 
 
-def names_of(tasks: list[str] | str) -> list[str]:
+def names_of(tasks: list[str] | str | None) -> list[str]:
     """Return the names of tasks that a user gave as a list, or as one text with commas.
 
     Args:
@@ -97,7 +98,7 @@ def names_of(tasks: list[str] | str) -> list[str]:
     Raises:
         UserError: there is none.
     """
-    given = tasks.split(",") if isinstance(tasks, str) else tasks
+    given = tasks.split(",") if isinstance(tasks, str) else tasks or []
     names = list(dict.fromkeys(name.strip() for name in given if name.strip()))
     if not names:
         raise UserError("tasks is empty: expected names of lm-eval's tasks, such as tasks=gsm8k or tasks=[gsm8k, mbpp]")

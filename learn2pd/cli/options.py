@@ -49,7 +49,7 @@ class DecodeOptions(MethodOptions):
 class EvalOptions(MethodOptions):
     """The arguments of `learn2pd eval`."""
 
-    tasks: list[str] | str = option(
+    tasks: list[str] | str | None = option(
         [], "names of lm-eval's tasks or groups, or of those in include_path: one name, or a list"
     )
     include_path: str | None = option(None, "folder that holds task files (.yaml) of your own", path=True)
