@@ -127,7 +127,9 @@ def load_tasks(names: Sequence[str], include_path: str | None, fewshot: int | No
         if name not in manager.task_index:
             own = [known for known in manager.all_tasks if _is_in(manager.task_index[known], include_path)]
             where = f"{include_path} holds {', '.join(own[:LISTED]) or 'none'}" if include_path else "give include_path"
-            raise UserError(f"tasks: unknown task {name!r}{suggest(name, manager.all_tasks)}; {where} for tasks of your own")
+            raise UserError(
+                f"tasks: unknown task {name!r}{suggest(name, manager.all_tasks)}; {where} for tasks of your own"
+            )
     random.seed(SEEDS[0])
     np.random.seed(SEEDS[1])
     torch.manual_seed(SEEDS[1])
@@ -144,9 +146,7 @@ def load_tasks(names: Sequence[str], include_path: str | None, fewshot: int | No
             loaded[key] |= values
     for name, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False) and not runs_code:
-            raise UserError(
-                f"tasks: {name!r} runs what the model wrote: allow it with data.run_generated_code=true"
-            )
+            raise UserError(f"tasks: {name!r} runs what the model wrote: allow it with data.run_generated_code=true")
         if fewshot is not None and task.get_config("num_fewshot") != 0:
             task.set_config(key="num_fewshot", value=fewshot)
         elif task.get_config("num_fewshot") is None:

@@ -53,10 +53,14 @@ class EvalOptions(MethodOptions):
         [], "names of lm-eval's tasks or groups, or of those in include_path: one name, or a list"
     )
     include_path: str | None = option(None, "folder that holds task files (.yaml) of your own", path=True)
-    output_dir: str = option("outputs/eval", "folder of the results, the answers and the file of known answers", path=True)
+    output_dir: str = option(
+        "outputs/eval", "folder of the results, the answers and the file of known answers", path=True
+    )
     overwrite: bool = option(False, "replace results of another model, method or other tasks in output_dir")
     limit: int | None = option(None, "questions of each task; null takes all", least=1, most=10**9)
-    fewshot: int | None = option(None, "examples before each question; null takes the task's number", least=0, most=1000)
+    fewshot: int | None = option(
+        None, "examples before each question; null takes the task's number", least=0, most=1000
+    )
     chat: bool | None = option(None, "use the chat template; null uses it where the tokenizer has one")
     system: str | None = option(None, "text of a system message", verbatim=True)
     gen_length: int | None = option(

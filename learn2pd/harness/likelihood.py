@@ -129,14 +129,20 @@ def are_greedy(model: ModelAdapter, pairs: Sequence[Pair], *, rows: int) -> list
                 logits[:, model.spec.mask_id] = -torch.inf
                 surest.append(torch.stack(logits.softmax(-1).max(-1)).double().cpu())  # confidences and tokens
             shares = torch.cat(surest, dim=1).split([len(job.places) for job in jobs], dim=1)
-            left = [answer for answer, (confidence, token) in zip(left, shares, strict=True) if answer.takes(confidence, token)]
+            left = [
+                answer
+                for answer, (confidence, token) in zip(left, shares, strict=True)
+                if answer.takes(confidence, token)
+            ]
             for answer in left:
                 verdicts[answer.number] = not answer.blocks
             left = [answer for answer in left if answer.blocks]
     return verdicts
 
 
-def blocks_of(prompt: Sequence[int], answer: Sequence[int], causal_block: int | None) -> list[tuple[list[int], list[int]]]:
+def blocks_of(
+    prompt: Sequence[int], answer: Sequence[int], causal_block: int | None
+) -> list[tuple[list[int], list[int]]]:
     """Split an answer into the parts that the model writes one after the other.
 
     Args:

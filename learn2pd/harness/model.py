@@ -252,7 +252,9 @@ class DiffusionLM(TemplateLM):
         if sampling == GREEDY and options.get("do_sample"):
             try:
                 sampling = Sampling(
-                    float(options.get("temperature", 1.0)), float(options.get("top_p", 1.0)), int(options.get("top_k", 0))
+                    float(options.get("temperature", 1.0)),
+                    float(options.get("top_p", 1.0)),
+                    int(options.get("top_k", 0)),
                 )
             except ValueError as error:
                 raise UserError(f"{task}: generation_kwargs: {error}") from error

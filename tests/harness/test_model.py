@@ -226,7 +226,9 @@ def test_the_entry_point_is_a_model_of_lm_eval(task_folder, tiny_model_folder):
         {"batch_size": "auto", "device": "cuda:0", "max_batch_size": None},  # the device is lm-eval's own guess
     )
     loaded = load_tasks(["sums"], str(task_folder), None, False)
-    (sample,) = evaluate(lm=lm, task_dict=loaded, limit=1, bootstrap_iters=0, apply_chat_template=True)["samples"]["sums"]
+    (sample,) = evaluate(lm=lm, task_dict=loaded, limit=1, bootstrap_iters=0, apply_chat_template=True)["samples"][
+        "sums"
+    ]
     method = Method.from_names("fixed", scheduler_options={"block_length": 16})
     expected = decode(lm.model, [sample["doc"]["question"]], method, gen_length=16).texts[0]
     assert sample["resps"][0][0] == expected.split("\n\n")[0].split("Question:")[0]
@@ -244,7 +246,9 @@ def evaluated(lm, folder: Path) -> dict:
         for name, samples in results["samples"].items()
     }
     # a batch of other rows may add numbers in another order
-    return json.loads(json.dumps({"results": results["results"], "rows": rows}), parse_float=lambda x: round(float(x), 9))
+    return json.loads(
+        json.dumps({"results": results["results"], "rows": rows}), parse_float=lambda x: round(float(x), 9)
+    )
 
 
 def work(rank: int, port: int, model, folder: Path, output: Path) -> None:
