@@ -1,4 +1,4 @@
-"""Prompt sets on the hub: one file of prompts with a card, in a repository of the kind `dataset`, by name and revision."""
+"""Prompt sets on the hub, by name and revision: one file of prompts with a card, in a repository of kind `dataset`."""
 
 from __future__ import annotations
 

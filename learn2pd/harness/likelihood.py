@@ -19,6 +19,7 @@ In the shapes, S is the number of maskings of an answer and L the number of its 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -159,7 +160,7 @@ def blocks_of(
     if causal_block is None:
         return [(whole[:start], whole[start:])]
     cuts = [start, *range((start // causal_block + 1) * causal_block, len(whole), causal_block), len(whole)]
-    return [(whole[:first], whole[first:last]) for first, last in zip(cuts, cuts[1:], strict=False)]
+    return [(whole[:first], whole[first:last]) for first, last in itertools.pairwise(cuts)]
 
 
 def maskings(length: int, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """A model of this toolkit as lm-eval sees it: answers by any method, and likelihoods that no method changes.
 
-`learn2pd eval` builds a `DiffusionLM`. lm-eval's own command line builds a `Learn2PD`, as soon as it looks for models of
-other packages: version 0.4.13 does not, and later versions find the entry point in pyproject.toml.
+`learn2pd eval` builds a `DiffusionLM`. lm-eval's own command line builds a `Learn2PD`, as soon as it looks for models
+of other packages: version 0.4.13 does not, and later versions find the entry point in pyproject.toml.
 """
 
 from __future__ import annotations
