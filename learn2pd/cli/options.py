@@ -77,8 +77,8 @@ class CheckOptions(MethodOptions):
 
     prompts: list[str] | str | None = option(
         None,
-        "fresh prompts: built-in tasks, such as [math, json], or a file, whose fields the keys of data name; null takes "
-        "data.tasks",
+        "fresh prompts: built-in tasks, such as [math, json], or a file, whose fields the keys of data name; null "
+        "takes data.tasks",
         path=True,
     )
     count: int = option(24, "prompts that are decoded", least=2, most=10**6)
