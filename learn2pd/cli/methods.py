@@ -31,8 +31,8 @@ def chosen_method(config: Any, own: MethodOptions, model: Model, has_run: bool) 
     Raises:
         UserError: the method cannot be built, does not fit, or needs the answers beforehand.
     """
-    if own.policy == "oracle":
-        raise UserError("policy='oracle' needs the answer beforehand: it is for recording and comparison")
+    if own.policy in ("oracle", "search"):
+        raise UserError(f"policy={own.policy!r} needs the answer beforehand: it is for recording and comparison")
     policy, folder = policy_of(config, own, has_run)
     described = MethodConfig(
         name="chosen",

@@ -25,8 +25,8 @@ class MethodOptions:
     )
     policy: str | None = option(
         None,
-        f"folder of a trained policy, or {_names('policy', 'oracle', 'filter')}; null takes the trained policy of the "
-        "configuration's run, else the shipped filter where it fits the model, else threshold",
+        f"folder of a trained policy, or {_names('policy', 'oracle', 'search', 'filter')}; null takes the trained "
+        "policy of the configuration's run, else the shipped filter where it fits the model, else threshold",
         path=True,
     )
     options: dict[str, Any] = option({}, "options of the policy, for example {threshold: 0.9}")
