@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from learn2pd.predictors.filter import load_policy as load_policy
     from learn2pd.predictors.filter import save_policy as save_policy
     from learn2pd.predictors.saving import Predictor as Predictor
+    from learn2pd.prompt_sets import pull_prompts as pull_prompts
+    from learn2pd.prompt_sets import push_prompts as push_prompts
     from learn2pd.roles import Cache as Cache
     from learn2pd.roles import Policy as Policy
     from learn2pd.roles import Scheduler as Scheduler
@@ -152,6 +154,8 @@ _MODULES = {
     "load_model": "models.loading",
     "load_policy": "predictors.filter",
     "load_verifier": "policies.verifier",
+    "pull_prompts": "prompt_sets",
+    "push_prompts": "prompt_sets",
     "save_policy": "predictors.filter",
 }
 __all__ = [
@@ -224,6 +228,8 @@ __all__ = [
     "load_model",
     "load_policy",
     "load_verifier",
+    "pull_prompts",
+    "push_prompts",
     "save_policy",
 ]
 

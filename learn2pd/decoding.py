@@ -27,6 +27,7 @@ from learn2pd.tensors import is_among
 from learn2pd.types import GREEDY, DecodeResult, DecodeState, Sampling, Step
 
 log = logging.getLogger(__name__)
+BLOCK_LENGTH = 32  # tokens of a block where neither the model nor the user says otherwise
 GEN_LENGTH = 256
 
 

@@ -47,7 +47,8 @@ DISTRIBUTIONS = {"yaml": "pyyaml"}  # names on the package index that differ fro
 
 def test_what_is_imported_is_declared_and_nothing_else():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    needed = [*project["dependencies"], *project["optional-dependencies"]["humaneval"]]
+    extras = project["optional-dependencies"]
+    needed = [*project["dependencies"], *extras["humaneval"], *extras["eval"]]
     declared = {re.split(r"[^A-Za-z0-9_.-]", line)[0].replace("-", "_") for line in needed}
     imported = set()
     for path in (ROOT / "learn2pd").rglob("*.py"):

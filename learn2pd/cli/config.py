@@ -77,6 +77,7 @@ class DataConfig:
     )
     subset: str | None = option(None, "subset of a data set on the hub")
     hub_split: str = option("train", "split of a data set on the hub")
+    revision: str | None = option(None, "revision of a data set on the hub: a branch, tag or commit")
     prompt_field: str = option("question", "field that holds a text, or a list of messages with role and content")
     answer_field: str | None = option(None, "field that holds the right answer; without it no accuracy is reported")
     task: str = option(

@@ -170,7 +170,7 @@ def _main_records(data: DataConfig) -> Records:
     if data.source == "jsonl":
         return read_records(data.path)
     unreachable = None if Path(data.path).exists() else why_unreachable()
-    return hub_records(data.path, data.subset, data.hub_split, unreachable)
+    return hub_records(data.path, data.subset, data.hub_split, unreachable, data.revision)
 
 
 def given_of(config: RunConfig, prompts: int) -> list[list[Any]] | None:
