@@ -118,6 +118,7 @@ class _Batch:
         tokens: [B, S] long, prompts and answers from the left, with room for drafts behind the end.
         settled: [B] long, the tokens of a row that stand.
         pending: [B] long, the tokens behind them that the draft wrote and no forward has tested.
+        anew: [B] bool, True where the draft begins to write anew in this round.
         proposed: [B, draft length, V] float64, the distributions of the last draft; None at temperature 0.
     """
 
@@ -152,6 +153,7 @@ class _Batch:
         self.settled = self.prompt.clone()
         self.pending = zeros.clone()
         self.open = zeros == 0
+        self.anew = zeros < method.draft_length
         self.failed = zeros > 0
         self.forwards, self.drafts, self.columns, self.accepted, self.draft_runs = (zeros.clone() for _ in range(5))
         self.target = Runner(method.target, rows, slots)
@@ -169,7 +171,7 @@ class _Batch:
         rows = self.open.nonzero()[:, 0]
         known = self.settled[rows] + self.pending[rows]  # [R], the draft writes behind them
         length = self.method.draft_length
-        self.draft_runs[rows] += (self.pending[rows] == 0).long() if length else 0
+        self.draft_runs[rows] += self.anew[rows].long()
         if self.method.overlaps:
             writing = self.beside.submit(_write, *self._drafting(rows, known))
             logits = self._score(rows, known, int(self.pending[rows].max()) + 1)
@@ -253,6 +255,8 @@ class _Batch:
         corrected = torch.where(whole, self.tokens[rows, before + stood], instead.gather(1, place)[:, 0])
         self.tokens[rows, before + stood] = corrected
         after = before + stood + (~whole).long()
+        if self.method.overlaps:
+            self.anew[rows] = ~whole
         self.pending[rows] = torch.where(whole, self.method.draft_length - 1, 0)
         self.computed[rows] = torch.minimum(self.computed[rows], after - 1)
         self.drafted[rows] = torch.minimum(self.drafted[rows], after + self.pending[rows] - 1)
