@@ -10,6 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from learn2pd.autoregressive.generation import generate as generate
+    from learn2pd.autoregressive.methods import AutoregressiveMethod as AutoregressiveMethod
+    from learn2pd.autoregressive.methods import PearlMethod as PearlMethod
+    from learn2pd.autoregressive.methods import SpeculativeMethod as SpeculativeMethod
+    from learn2pd.autoregressive.model import CausalModel as CausalModel
+    from learn2pd.autoregressive.model import load_causal_model as load_causal_model
     from learn2pd.caches.causal_block import CausalBlockCache as CausalBlockCache
     from learn2pd.caches.dsb import DSBCache as DSBCache
     from learn2pd.caches.fast_dllm import DualCache as DualCache
@@ -86,9 +92,11 @@ _MODULES = {
     "AdaBlockScheduler": "schedulers.adablock",
     "AnywhereStop": "stops.anywhere",
     "ApplePolicy": "policies.apple",
+    "AutoregressiveMethod": "autoregressive.methods",
     "BlocksScheduler": "schedulers.blocks",
     "Cache": "roles",
     "CausalBlockCache": "caches.causal_block",
+    "CausalModel": "autoregressive.model",
     "Commit": "types",
     "CreditPolicy": "policies.credit",
     "DParallelPolicy": "policies.dparallel",
@@ -125,6 +133,7 @@ _MODULES = {
     "NoStop": "stops.none",
     "Observer": "loop.observing",
     "OraclePolicy": "policies.oracle",
+    "PearlMethod": "autoregressive.methods",
     "Policy": "roles",
     "Prediction": "types",
     "Predictor": "predictors.saving",
@@ -135,6 +144,7 @@ _MODULES = {
     "Sampling": "types",
     "Scheduler": "roles",
     "SlowFastPolicy": "policies.slowfast",
+    "SpeculativeMethod": "autoregressive.methods",
     "Step": "types",
     "StopRule": "roles",
     "SubBlockCache": "caches.sub_block",
@@ -146,7 +156,9 @@ _MODULES = {
     "Window": "types",
     "WinoPolicy": "policies.wino",
     "decode": "decoding",
+    "generate": "autoregressive.generation",
     "load_apple": "policies.apple",
+    "load_causal_model": "autoregressive.model",
     "load_model": "models.loading",
     "load_policy": "predictors.filter",
     "load_verifier": "policies.verifier",
@@ -157,9 +169,11 @@ __all__ = [
     "AdaBlockScheduler",
     "AnywhereStop",
     "ApplePolicy",
+    "AutoregressiveMethod",
     "BlocksScheduler",
     "Cache",
     "CausalBlockCache",
+    "CausalModel",
     "Commit",
     "CreditPolicy",
     "DParallelPolicy",
@@ -196,6 +210,7 @@ __all__ = [
     "NoStop",
     "Observer",
     "OraclePolicy",
+    "PearlMethod",
     "Policy",
     "Prediction",
     "Predictor",
@@ -206,6 +221,7 @@ __all__ = [
     "Sampling",
     "Scheduler",
     "SlowFastPolicy",
+    "SpeculativeMethod",
     "Step",
     "StopRule",
     "SubBlockCache",
@@ -217,7 +233,9 @@ __all__ = [
     "Window",
     "WinoPolicy",
     "decode",
+    "generate",
     "load_apple",
+    "load_causal_model",
     "load_model",
     "load_policy",
     "load_verifier",
