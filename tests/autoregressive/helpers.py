@@ -27,7 +27,7 @@ def tiny_network(family: str = "llama", seed: int = 0, **changes):
 
 
 def tiny_pair(family: str = "llama", noise: float = 0.05, **changes) -> tuple[CausalModel, CausalModel]:
-    """A target, and a draft of one layer less, whose weights are the target's with noise added."""
+    """A target, and a draft whose weights are the target's with noise added."""
     target = tiny_network(family, **changes)
     draft = copy.deepcopy(target)
     generator = torch.Generator().manual_seed(1)
