@@ -45,7 +45,10 @@ def main(arguments: list[str]) -> None:
     tasks = [build_task(name) for name in GENERATED_TASKS]
     prompts = [prompt.text for prompt in task_prompts(tasks, {"test": int(options["prompts"])}, seed=0)]
     print(f"{target!r} and {draft!r}, {len(prompts)} prompts, {torch.get_num_threads()} threads a model")
-    print(f"{'method':14} {'draft length':>12} {'equal':>9} {'tokens/target forward':>21} {'accepted':>8} {'at 1:5':>7} measured")
+    print(
+        f"{'method':14} {'draft length':>12} {'equal':>9} {'tokens/target forward':>21} {'accepted':>8} "
+        f"{'at 1:5':>7} measured"
+    )
     plain = None
     for method in methods:
         result = generate(method, prompts, gen_length=int(options["gen_length"]), batch_size=int(options["batch"]))
@@ -57,7 +60,8 @@ def main(arguments: list[str]) -> None:
         accepted = float(result.accepted.sum() / result.draft_runs.sum()) if method.draft else 0.0
         print(
             f"{method.name:14} {method.draft_length:12} {equal:5}/{len(prompts):3} "
-            f"{int(result.lengths.sum()) / forwards:21.2f} {accepted:8.2f} {modelled:6.2f}x {plain.wall_s / result.wall_s:7.2f}x",
+            f"{int(result.lengths.sum()) / forwards:21.2f} {accepted:8.2f} {modelled:6.2f}x "
+            f"{plain.wall_s / result.wall_s:7.2f}x",
             flush=True,
         )
 

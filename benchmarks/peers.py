@@ -16,6 +16,7 @@ the time on the clock on a GPU. The ratio is the peer's time by ours: above 1 we
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import os
@@ -58,6 +59,10 @@ from learn2pd.predictors.saving import Contract, Predictor
 THRESHOLD = 0.9
 FILTER_THRESHOLD = 0.5  # of the random filter that Learn2PD and we share
 Answer = Callable[[Tensor], Tensor]  # prompt [1, P] long -> tokens [1, P + G] long
+
+
+class Unequal(Exception):
+    """The two sides answer differently."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,9 @@ def dsb(checkout: Path, model: Model, gen_length: int) -> dict[str, Setting]:
     shared = shared_options(model, gen_length) | {"threshold": THRESHOLD}
     ours = {"policy": ThresholdPolicy(THRESHOLD), "scheduler": DSBScheduler(BLOCK, "greedy")}
     return {
-        "greedy, none": Setting(ours | {"cache": NoCache()}, lambda prompt: theirs.generate_dsb(network, prompt, **shared)[0]),
+        "greedy, none": Setting(
+            ours | {"cache": NoCache()}, lambda prompt: theirs.generate_dsb(network, prompt, **shared)[0]
+        ),
         "greedy, dsb": Setting(
             ours | {"cache": DSBCache(BLOCK)}, lambda prompt: theirs.generate_dsb_cache(network, prompt, **shared)[0]
         ),
@@ -180,7 +187,9 @@ def learn2pd(checkout: Path, model: Model, gen_length: int) -> dict[str, Setting
             tokens: Tensor = theirs.generate_learn2parallel(network, small, FILTER_THRESHOLD, prompt, **shared)
         return tokens
 
-    return {"filter, none": Setting({"policy": policy, "scheduler": BlocksScheduler(BLOCK), "cache": NoCache()}, answer)}
+    return {
+        "filter, none": Setting({"policy": policy, "scheduler": BlocksScheduler(BLOCK), "cache": NoCache()}, answer)
+    }
 
 
 def dinfer(checkout: Path, model: Model, gen_length: int) -> dict[str, Setting]:
@@ -265,7 +274,7 @@ def measure(setting: Setting, model: Model, prompts: list[list[int]], gen_length
         The seconds of the peer and of this toolkit, for each prompt.
 
     Raises:
-        UserError: The answers to a prompt differ.
+        Unequal: The answers to a prompt differ.
     """
     device = model.adapter.device
 
@@ -280,13 +289,12 @@ def measure(setting: Setting, model: Model, prompts: list[list[int]], gen_length
     theirs(prompts[0])  # both sides warm up
     pairs = []
     for number, prompt in enumerate(prompts):
-        sides = {"theirs": theirs, "ours": ours}
-        names = list(sides) if number % 2 else list(reversed(sides))
-        results = {name: timed(lambda name=name: sides[name](prompt), device) for name in names}  # type: ignore[misc]
-        if not results["ours"][0].equal(results["theirs"][0]):
-            differ = int((results["ours"][0] != results["theirs"][0]).sum())
-            raise UserError(f"prompt {number}: {differ} of {gen_length} tokens differ, so that no times are compared")
-        pairs.append((results["theirs"][1], results["ours"][1]))
+        sides = [theirs, ours] if number % 2 else [ours, theirs]
+        results = {side: timed(functools.partial(side, prompt), device) for side in sides}
+        differ = int((results[ours][0] != results[theirs][0]).sum())
+        if differ:
+            raise Unequal(f"prompt {number}: {differ} of {gen_length} tokens differ, so that no times are compared")
+        pairs.append((results[theirs][1], results[ours][1]))
     return pairs
 
 
@@ -321,7 +329,8 @@ def main(arguments: list[str]) -> int:
         prompts = [[rng.randrange(10, limit) for _ in range(length)] for _ in range(int(options["prompts"]))]
         print(
             f"{peer.name} beside learn2pd: {model.spec.name}, vocabulary {model.spec.vocab_size}, {device}, "
-            f"{torch.get_num_threads()} threads, {len(prompts)} prompts of {length} tokens, canvas {gen_length}, batch 1"
+            f"{torch.get_num_threads()} threads, {len(prompts)} prompts of {length} tokens, canvas {gen_length}, "
+            "batch 1"
         )
         print(f"{'setting':28} {'theirs s':>9} {'ours s':>8} {'ratio':>6}  {'range':13} tokens")
         for name, setting in chosen.items():
@@ -329,10 +338,15 @@ def main(arguments: list[str]) -> int:
             ratios = sorted(theirs / ours for theirs, ours in pairs)
             theirs, ours = (statistics.median(side) for side in zip(*pairs, strict=True))
             spread = f"{ratios[0]:.2f}-{ratios[-1]:.2f}"
-            print(f"{name:28} {theirs:9.2f} {ours:8.2f} {statistics.median(ratios):5.2f}x  {spread:13} equal", flush=True)
+            print(
+                f"{name:28} {theirs:9.2f} {ours:8.2f} {statistics.median(ratios):5.2f}x  {spread:13} equal", flush=True
+            )
+    except Unequal as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except (UserError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2 if "differ" not in str(error) else 1
+        return 2
     return 0
 
 

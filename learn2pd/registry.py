@@ -76,8 +76,8 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "text": "learn2pd.stops.text:TextStop",
     },
 }
-# Methods of autoregressive models, which stand beside those of the dLLM in a comparison. A method takes the place of all
-# four roles, so that these names stand for the whole of it.
+# Methods of autoregressive models, which stand beside those of the dLLM in a comparison. A method takes the place of
+# all four roles, so that these names stand for the whole of it.
 RIVALS = {
     "autoregressive": "learn2pd.autoregressive.methods:load_autoregressive",
     "speculative": "learn2pd.autoregressive.methods:load_speculative",
@@ -133,9 +133,7 @@ def build_rival(name: str, options: Mapping[str, Any], provided: Provided) -> An
     return _built("policy", name, _import("policy", RIVALS[name]), options, provided)
 
 
-def _built(
-    role: str, name: str, factory: Callable[..., Any], options: Mapping[str, Any], provided: Provided
-) -> Any:
+def _built(role: str, name: str, factory: Callable[..., Any], options: Mapping[str, Any], provided: Provided) -> Any:
     """Call a factory with the user's options, and with what is provided where the user gave no option."""
     parameters = _parameters(role, name, factory, options)
     arguments = dict(options) | {

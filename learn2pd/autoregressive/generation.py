@@ -23,7 +23,7 @@ from torch import Tensor
 
 from learn2pd.autoregressive.drawing import NO_DRAFT, Rule, rule_of, uniforms
 from learn2pd.autoregressive.methods import AutoregressiveMethod
-from learn2pd.autoregressive.model import CausalModel, Runner
+from learn2pd.autoregressive.model import Runner
 from learn2pd.decoding import answer_lengths
 from learn2pd.errors import UserError
 from learn2pd.models.prompts import prompt_list

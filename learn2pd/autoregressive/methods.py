@@ -8,15 +8,15 @@ The rules:
   target's own token follows them.
 - *PEARL* (arXiv 2408.11850) runs draft and target at the same time. While the draft writes, the target tests what the
   draft wrote in the round before, and the first token that the draft writes now. After a refusal nothing is left to
-  test, so that the target tests the first token of the new draft alone (*pre-verify*). While all tokens stand, the draft
-  never waits (*post-verify*), and a run of the draft becomes as long as the target agrees.
+  test, so that the target tests the first token of the new draft alone (*pre-verify*). While all tokens stand, the
+  draft never waits (*post-verify*), and a run of the draft becomes as long as the target agrees.
 
 In all of them the answers are the target's: token for token at temperature 0, in distribution otherwise (drawing.py).
 
 Deviations from the authors' code of PEARL: rows of unequal lengths are decoded in one batch. A row ends at its
-end-of-text, and never holds more than the canvas. Draft and target are two threads of one process, each with a stream of
-its own on a GPU, so that one device or two may be used. Draws depend on the seed and the position, so that no process
-has to repeat another one's.
+end-of-text, and never holds more than the canvas. Draft and target are two threads of one process, each with a stream
+of its own on a GPU, so that one device or two may be used. Draws depend on the seed and the position, so that no
+process has to repeat another one's.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ class PearlMethod(_DraftedMethod):
     Args:
         target: The model whose answers are wanted.
         draft: A smaller model with the same vocabulary.
-        draft_length: The tokens that the draft writes in a round, at least 1. About as many as the draft can write while
-            the target runs once keep both busy.
+        draft_length: The tokens that the draft writes in a round, at least 1. About as many as the draft can write
+            while the target runs once keep both busy.
 
     Raises:
         UserError: The two models have different vocabularies.
@@ -145,7 +145,8 @@ def _check_pair(target: CausalModel, draft: CausalModel) -> None:
             )
     if draft.parameters >= target.parameters:
         log.warning(
-            "draft %s has %d parameters and target %s has %d: a draft that is not smaller than its target only costs time",
+            "draft %s has %d parameters and target %s has %d: "
+            "a draft that is not smaller than its target only costs time",
             draft.name,
             draft.parameters,
             target.name,

@@ -54,8 +54,11 @@ class Labels:
     cache: str
     stop: str
     task: str
-    mark: str  # `reference` (one token a step), `baseline` (speedups are also computed against it), `oracle`, `target`, or ""
-    # `oracle` (it knows the answer beforehand), `learned` (a component was trained), `training-free`, or `autoregressive`
+    # `reference` (one token a step), `baseline` (speedups are also computed against it), `oracle`, `target` (plain
+    # decoding of an autoregressive model), or ""
+    mark: str
+    # `oracle` (it knows the answer beforehand), `learned` (a component was trained), `training-free`, or
+    # `autoregressive`
     kind: str
     model: str = ""  # the autoregressive model that decodes, "" for the dLLM of the comparison
 

@@ -78,8 +78,8 @@ def rival_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
     The column `speedup_wall` is measured. The columns `speedup_modelled` and `speedup_stated` are modelled
     (autoregressive/timing.py): with the measured costs of the forwards, and where a forward of the target takes as long
-    as `STATED_RATIO` forwards of the draft. All three compare with plain decoding of the same model, under the same stop
-    rule and on the same task. They are null where plain decoding is not in the comparison.
+    as `STATED_RATIO` forwards of the draft. All three compare with plain decoding of the same model, under the same
+    stop rule and on the same task. They are null where plain decoding is not in the comparison.
 
     Args:
         outcomes: the outcomes of all methods.
@@ -89,7 +89,9 @@ def rival_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """
     plain = {_field(outcome): outcome for outcome in reversed(outcomes) if outcome.labels.mark == "target"}
     return [
-        _row(outcome, outcome.drafting, plain.get(_field(outcome))) for outcome in outcomes if outcome.drafting is not None
+        _row(outcome, outcome.drafting, plain.get(_field(outcome)))
+        for outcome in outcomes
+        if outcome.drafting is not None
     ]
 
 

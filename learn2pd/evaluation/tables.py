@@ -205,9 +205,9 @@ REVISIONS = PLACE | {
 RIVAL_NOTE = (
     "In the table of all methods, forwards are those of the target, and agreement and speedup compare with plain "
     "decoding of the same model. Accepted: tokens of the draft that stand, in the mean run of it; a run ends where the "
-    "draft begins anew. Measured: seconds of the whole run. Modelled: one prompt at a time, with draft and target on two "
-    "devices where they overlap; first with the measured cost of a forward, then where the target's costs as much as 5 "
-    "of the draft's. Nothing modelled was measured."
+    "draft begins anew. Measured: seconds of the whole run. Modelled: one prompt at a time, with draft and target on "
+    "two devices where they overlap; first with the measured cost of a forward, then where the target's costs as much "
+    "as 5 of the draft's. Nothing modelled was measured."
 )
 RIVALS = PLACE | {
     "method": _text("method"),

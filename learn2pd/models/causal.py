@@ -43,7 +43,8 @@ def load_causal_network(
         )
     except (ValueError, KeyError, RuntimeError, *UNREADABLE) as error:
         raise UserError(
-            f"{key} {path!r} could not be loaded ({first_line(error)}); expected a causal language model of transformers"
+            f"{key} {path!r} could not be loaded ({first_line(error)}); "
+            "expected a causal language model of transformers"
         ) from error
     return network.eval().to(resolve_device(device)), load_tokenizer(path, network.config, key=key)
 

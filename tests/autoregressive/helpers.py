@@ -16,7 +16,9 @@ LLAMA |= {"intermediate_size": 64, "max_position_embeddings": 96} | SIZES
 FAMILIES = {
     "llama": lambda **changes: LlamaForCausalLM(LlamaConfig(**LLAMA | changes)),
     "qwen2": lambda **changes: Qwen2ForCausalLM(Qwen2Config(**LLAMA | changes)),
-    "gpt2": lambda **changes: GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=96, **SIZES | changes)),
+    "gpt2": lambda **changes: GPT2LMHeadModel(
+        GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=96, **SIZES | changes)
+    ),
 }
 
 

@@ -42,7 +42,9 @@ def some_rivals():
     return [
         rival("autoregressive", forwards=(30, 30), wall_s=6.0, **same),
         rival("speculative", forwards=(6, 6), drafts=30, accepted=(24, 24), runs=(6, 6), wall_s=3.0, **drafted),
-        rival("pearl", forwards=(8, 8), drafts=40, accepted=(28, 28), runs=(2, 2), overlaps=True, wall_s=2.0, **drafted),
+        rival(
+            "pearl", forwards=(8, 8), drafts=40, accepted=(28, 28), runs=(2, 2), overlaps=True, wall_s=2.0, **drafted
+        ),
     ]
 
 

@@ -65,7 +65,7 @@ def test_a_draft_length_below_1_is_refused(kind, length):
 
 def test_a_model_with_a_window_is_refused():
     network = tiny_network("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1)
-    with pytest.raises(UserError, match="target the model has layers of the types .*sliding_attention"):
+    with pytest.raises(UserError, match=r"target the model has layers of the types .*sliding_attention"):
         causal_model(network, None)
 
 

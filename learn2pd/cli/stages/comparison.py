@@ -274,9 +274,7 @@ def _built(
     return method_of(config, model, folder, described, stop)
 
 
-def _rival_labels(
-    described: MethodConfig, family: str, method: AutoregressiveMethod, stop: str, task: str
-) -> Labels:
+def _rival_labels(described: MethodConfig, family: str, method: AutoregressiveMethod, stop: str, task: str) -> Labels:
     """Return the labels of an outcome of an autoregressive model."""
     return Labels(
         method=described.name,
@@ -320,9 +318,7 @@ def _file_name(*names: str) -> str:
     return f"{readable[:120]}-{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]}.safetensors"
 
 
-def outcome_key(
-    model: Model, prompts: list[Prompt], config: RunConfig, method: Method | AutoregressiveMethod
-) -> str:
+def outcome_key(model: Model, prompts: list[Prompt], config: RunConfig, method: Method | AutoregressiveMethod) -> str:
     """Return a digest of everything that an outcome depends on.
 
     The package's version is part of the digest; the names of a method are not.
