@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from learn2pd.errors import UserError, first_line
-from learn2pd.models.files import UNREADABLE, check_folder, refuse_adapter
+from learn2pd.models.files import UNREADABLE, check_folder, path_text, refuse_adapter
 from learn2pd.models.loading import load_tokenizer, resolve_device, resolve_dtype
 
 
@@ -34,6 +34,7 @@ def load_causal_network(
         values = resolve_dtype(dtype)
     except UserError as error:
         raise UserError(f"{key} {error}") from error
+    path = path_text(key, path)
     check_folder(key, path, "config.json, *.safetensors and tokenizer.json of a causal language model")
     refuse_adapter(key, path)
     try:

@@ -7,7 +7,7 @@ import logging
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from learn2pd import AutoregressiveMethod, PearlMethod, SpeculativeMethod, UserError, load_causal_model
+from learn2pd import AutoregressiveMethod, PearlMethod, SpeculativeMethod, UserError, load_causal_model, load_verifier
 from learn2pd.autoregressive.model import causal_model
 from learn2pd.registry import build_rival
 from tests.autoregressive.helpers import tiny_network, tiny_pair
@@ -102,6 +102,12 @@ def test_the_fingerprint_of_a_method_covers_its_models_and_its_draft_length():
     methods += [PearlMethod(target, draft, 4), AutoregressiveMethod(draft), PearlMethod(draft, target, 3)]
     assert len({method.fingerprint for method in methods}) == len(methods)
     assert PearlMethod(target, draft, 3).fingerprint == methods[2].fingerprint
+
+
+@pytest.mark.parametrize("load", [load_causal_model, load_verifier])
+def test_a_shipped_model_is_found_from_every_folder(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load("checkpoints/tiny-ar-draft", device="cpu").vocab_size == 1024
 
 
 def test_a_model_is_read_from_a_folder_and_takes_texts():
