@@ -119,11 +119,13 @@ def test_sampled_answers_have_the_targets_distribution(sampling):
 def distribution(model, prompt, sampling, length):
     """The probability of every answer of a length, [V] * length."""
     probability = torch.ones((SMALL,) * length, dtype=torch.float64)
-    for answer in itertools.product(range(SMALL), repeat=length):
-        for number in range(length):
-            logits = model.network(torch.tensor([[*prompt, *answer[:number]]])).logits[0, -1]
-            probability[answer] *= float(filtered(logits / sampling.temperature, sampling)[answer[number]])
-    return probability.detach()
+    for number in range(length):
+        for begun in itertools.product(range(SMALL), repeat=number):
+            with torch.inference_mode():
+                logits = model.network(torch.tensor([[*prompt, *begun]])).logits[0, -1]
+            following = torch.tensor(filtered(logits / sampling.temperature, sampling), dtype=torch.float64)
+            probability[begun] *= following.view(-1, *(1,) * (length - number - 1))
+    return probability
 
 
 def filtered(logits, sampling):
@@ -171,7 +173,7 @@ def test_positions_behind_the_last_one_of_the_model_are_not_asked_for():
 def test_draft_and_target_run_at_the_same_time(monkeypatch):
     """Each of the two waits inside its forward until the other one is in its own, which can only end if both run."""
     target, draft = tiny_pair()
-    meeting = threading.Barrier(2, timeout=20)
+    meeting = threading.Barrier(2, timeout=60)
     for model in (target, draft):
         forward = model.network.forward
 
