@@ -16,8 +16,8 @@ from learn2pd.autoregressive.drawing import pick
 from learn2pd.autoregressive.model import causal_model
 from tests.autoregressive.helpers import EOT, FAMILIES, greedy, tiny_network, tiny_pair
 
-GEN = 24
-LENGTHS = [3, 17, 1, 30, 9]
+GEN = 14
+LENGTHS = [3, 17, 1, 9]
 DRAFTED = (SpeculativeMethod, PearlMethod)
 
 
@@ -27,7 +27,7 @@ def some_prompts(lengths=LENGTHS, vocab_size=40):
     return [[rng.randrange(1, vocab_size) for _ in range(length)] for length in lengths]
 
 
-def methods(target, draft, lengths=(1, 2, 5)):
+def methods(target, draft, lengths=(1, 4)):
     """Every method, with several draft lengths."""
     return [AutoregressiveMethod(target), *(kind(target, draft, length) for kind in DRAFTED for length in lengths)]
 
@@ -40,6 +40,7 @@ def pair(request):
 @pytest.mark.parametrize("stops", [True, False])
 def test_greedy_answers_are_the_targets_token_for_token(pair, stops):
     prompts = some_prompts()
+    # three rows together and one alone
     answers = [greedy(pair[0], prompt, GEN, stops) for prompt in prompts]
     for method in methods(*pair):
         result = generate(method, prompts, gen_length=GEN, batch_size=3, stops=stops)
@@ -47,12 +48,13 @@ def test_greedy_answers_are_the_targets_token_for_token(pair, stops):
         assert not result.failed.any()
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.02, 0.3])
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, top_p=0.9)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    ("noise", "sampling"), [(0.0, Sampling()), (0.05, Sampling()), (0.1, Sampling(0.8, top_p=0.9))]
+)
 def test_a_row_decoded_alone_equals_the_same_row_in_a_batch(noise, sampling):
     prompts = some_prompts()
     names = ("tokens", "forwards", "auxiliary_forwards", "accepted", "draft_runs", "columns", "committed_at")
-    for method in methods(*tiny_pair(noise=noise), lengths=(1, 4)):
+    for method in methods(*tiny_pair(noise=noise), lengths=(3,)):
         together, alone = (
             generate(method, prompts, gen_length=GEN, batch_size=size, sampling=sampling, seed=5)
             for size in (len(prompts), 1)
@@ -65,7 +67,7 @@ def test_counts_are_those_of_the_rule_written_down():
     """The draft is the target itself: every token of it stands."""
     target, _ = tiny_pair()
     draft = causal_model(tiny_network(), None, "draft", "draft")
-    for length in (1, 3, 5):
+    for length in (1, 4):
         speculative = generate(SpeculativeMethod(target, draft, length), [[7]], gen_length=GEN, stops=False)
         pearl = generate(PearlMethod(target, draft, length), [[7]], gen_length=GEN, stops=False)
         rounds = -(-GEN // (length + 1))
@@ -81,7 +83,7 @@ def test_counts_are_those_of_the_rule_written_down():
 
 def test_a_run_of_pearls_draft_is_at_least_as_long_as_any_fixed_draft():
     target, draft = tiny_pair(noise=0.02)
-    prompts = some_prompts([5] * 8)
+    prompts = some_prompts([5] * 6)
 
     def accepted(method):
         result = generate(method, prompts, gen_length=GEN, stops=False)
@@ -93,7 +95,7 @@ def test_a_run_of_pearls_draft_is_at_least_as_long_as_any_fixed_draft():
 
 
 SMALL = 5  # tokens of the vocabulary in which answers are counted
-DRAWS = 6000
+DRAWS = 4000
 
 
 @pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(0.6, top_p=0.8), Sampling(1.3, top_k=3)])
@@ -202,7 +204,7 @@ def test_no_prompts_give_no_answers():
 @pytest.mark.parametrize(
     ("prompts", "options", "words"),
     [
-        ([[1] * 90], {}, ["prompt 0", "90 tokens", "gen_length=24", "at most 96"]),
+        ([[1] * 90], {}, ["prompt 0", "90 tokens", "gen_length=14", "at most 96"]),
         ([[5], [40]], {}, ["prompt 1", "token id 40", "0 to 39"]),
         ([[5], []], {}, ["prompt 1"]),
         ([[5]], {"gen_length": 0}, ["gen_length=0"]),
