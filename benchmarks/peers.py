@@ -344,7 +344,14 @@ def main(arguments: list[str]) -> int:
     except Unequal as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (UserError, ImportError) as error:
+    except ImportError as error:
+        print(
+            f"error: {options['peer']}: its code cannot be imported ({error}); install what it requires, "
+            "such as einops for Fast-dLLM",
+            file=sys.stderr,
+        )
+        return 2
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,13 @@ def test_an_option_that_cannot_be_used_is_named(wrong, tmp_path, monkeypatch, ca
     monkeypatch.setattr(peers, "PEERS", (peers.Peer("DSB", "llada/generate.py", "def generate_dsb(", lambda *_: {}),))
     assert peers.main([f"peer={tmp_path}", "model=checkpoints/tiny-llada", wrong]) == 2
     assert wrong in capsys.readouterr().err
+
+
+def test_a_library_that_the_peer_lacks_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "llada").mkdir()
+    (tmp_path / "llada" / "generate.py").write_text("def generate_dsb(model): ...")
+    assert peers.main([f"peer={tmp_path}", "model=checkpoints/tiny-llada"]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "No module named" in message
