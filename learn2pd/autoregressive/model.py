@@ -75,7 +75,7 @@ class CausalModel:
             UserError: The prompt cannot be encoded, it is empty, or an id is outside the vocabulary.
         """
         # a model without a tokenizer takes token ids alone, which need none
-        ids = prompt_ids(self.tokenizer, prompt, self.eot_ids)  # type: ignore[arg-type]
+        ids = prompt_ids(self.tokenizer, prompt, self.eot_ids)
         wrong = next((token for token in ids if not 0 <= token < self.vocab_size), None)
         if wrong is not None:
             raise UserError(f"token id {wrong}, {self.name} has ids 0 to {self.vocab_size - 1}")

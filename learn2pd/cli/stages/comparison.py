@@ -238,7 +238,7 @@ def _compare_outcomes(
             parts = []
             for task, group in groups.items():
                 method = built
-                shared = {
+                shared: dict[str, Any] = {
                     "progress": bar,
                     "gen_length": decoding.gen_length,
                     "batch_size": decoding.rows,
