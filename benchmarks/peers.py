@@ -104,7 +104,7 @@ def their_module(folder: Path, name: str) -> Any:
 def their_network(folder: Path, model: Model) -> Any:
     """Build the peer's LLaDA on our tensors.
 
-    Two fields of its configuration are set that its code reads and newer releases of transformers no longer set.
+    Two fields of its configuration are set that its code reads and some releases of transformers do not set.
     """
     modelling = their_module(folder, "model.modeling_llada")
     described = their_module(folder, "model.configuration_llada").LLaDAConfig
@@ -113,7 +113,8 @@ def their_network(folder: Path, model: Model) -> Any:
     config.use_cache = False
     with torch.device("meta"):
         network = modelling.LLaDAModelLM(config, init_params=False)
-    network.config.use_return_dict = True
+    if not hasattr(network.config, "use_return_dict"):
+        network.config.use_return_dict = True
     network.load_state_dict(model.adapter.network.state_dict(), assign=True)
     return network.eval()
 
