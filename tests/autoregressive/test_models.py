@@ -107,7 +107,7 @@ def test_the_fingerprint_of_a_method_covers_its_models_and_its_draft_length():
 @pytest.mark.parametrize("load", [load_causal_model, load_verifier])
 def test_a_shipped_model_is_found_from_every_folder(load, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert load("checkpoints/tiny-ar-draft", device="cpu").vocab_size == 1024
+    assert load("checkpoints/tiny-ar-draft", device="cpu").network.config.vocab_size == 1024
 
 
 def test_a_model_is_read_from_a_folder_and_takes_texts():
