@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from learn2pd.policies.oracle import OraclePolicy as OraclePolicy
     from learn2pd.policies.prophet import ProphetPolicy as ProphetPolicy
     from learn2pd.policies.remask import RemaskPolicy as RemaskPolicy
+    from learn2pd.policies.search import SearchPolicy as SearchPolicy
     from learn2pd.policies.slowfast import SlowFastPolicy as SlowFastPolicy
     from learn2pd.policies.threshold import ThresholdPolicy as ThresholdPolicy
     from learn2pd.policies.verifier import Verifier as Verifier
@@ -143,6 +144,7 @@ _MODULES = {
     "RowMemory": "types",
     "Sampling": "types",
     "Scheduler": "roles",
+    "SearchPolicy": "policies.search",
     "SlowFastPolicy": "policies.slowfast",
     "SpeculativeMethod": "autoregressive.methods",
     "Step": "types",
@@ -220,6 +222,7 @@ __all__ = [
     "RowMemory",
     "Sampling",
     "Scheduler",
+    "SearchPolicy",
     "SlowFastPolicy",
     "SpeculativeMethod",
     "Step",
