@@ -10,6 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from learn2pd.autoregressive.generation import generate as generate
+    from learn2pd.autoregressive.methods import AutoregressiveMethod as AutoregressiveMethod
+    from learn2pd.autoregressive.methods import PearlMethod as PearlMethod
+    from learn2pd.autoregressive.methods import SpeculativeMethod as SpeculativeMethod
+    from learn2pd.autoregressive.model import CausalModel as CausalModel
+    from learn2pd.autoregressive.model import load_causal_model as load_causal_model
     from learn2pd.caches.causal_block import CausalBlockCache as CausalBlockCache
     from learn2pd.caches.dsb import DSBCache as DSBCache
     from learn2pd.caches.fast_dllm import DualCache as DualCache
@@ -89,9 +95,11 @@ _MODULES = {
     "AdaBlockScheduler": "schedulers.adablock",
     "AnywhereStop": "stops.anywhere",
     "ApplePolicy": "policies.apple",
+    "AutoregressiveMethod": "autoregressive.methods",
     "BlocksScheduler": "schedulers.blocks",
     "Cache": "roles",
     "CausalBlockCache": "caches.causal_block",
+    "CausalModel": "autoregressive.model",
     "Commit": "types",
     "CreditPolicy": "policies.credit",
     "DParallelPolicy": "policies.dparallel",
@@ -128,6 +136,7 @@ _MODULES = {
     "NoStop": "stops.none",
     "Observer": "loop.observing",
     "OraclePolicy": "policies.oracle",
+    "PearlMethod": "autoregressive.methods",
     "Policy": "roles",
     "Prediction": "types",
     "Predictor": "predictors.saving",
@@ -139,6 +148,7 @@ _MODULES = {
     "Scheduler": "roles",
     "SearchPolicy": "policies.search",
     "SlowFastPolicy": "policies.slowfast",
+    "SpeculativeMethod": "autoregressive.methods",
     "Step": "types",
     "StopRule": "roles",
     "SubBlockCache": "caches.sub_block",
@@ -150,7 +160,9 @@ _MODULES = {
     "Window": "types",
     "WinoPolicy": "policies.wino",
     "decode": "decoding",
+    "generate": "autoregressive.generation",
     "load_apple": "policies.apple",
+    "load_causal_model": "autoregressive.model",
     "load_model": "models.loading",
     "load_policy": "predictors.filter",
     "load_verifier": "policies.verifier",
@@ -163,9 +175,11 @@ __all__ = [
     "AdaBlockScheduler",
     "AnywhereStop",
     "ApplePolicy",
+    "AutoregressiveMethod",
     "BlocksScheduler",
     "Cache",
     "CausalBlockCache",
+    "CausalModel",
     "Commit",
     "CreditPolicy",
     "DParallelPolicy",
@@ -202,6 +216,7 @@ __all__ = [
     "NoStop",
     "Observer",
     "OraclePolicy",
+    "PearlMethod",
     "Policy",
     "Prediction",
     "Predictor",
@@ -213,6 +228,7 @@ __all__ = [
     "Scheduler",
     "SearchPolicy",
     "SlowFastPolicy",
+    "SpeculativeMethod",
     "Step",
     "StopRule",
     "SubBlockCache",
@@ -224,7 +240,9 @@ __all__ = [
     "Window",
     "WinoPolicy",
     "decode",
+    "generate",
     "load_apple",
+    "load_causal_model",
     "load_model",
     "load_policy",
     "load_verifier",

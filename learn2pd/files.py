@@ -7,9 +7,11 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any
 
+SETTLED_SECONDS = 2.0  # some file systems count the time of a change no finer
 SHIPPED = ("configs", "checkpoints", "data")  # folders of the repository that the package brings with it
 
 
@@ -103,3 +105,27 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 digest of a file's contents, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_known: dict[str, tuple[tuple[int, ...], str]] = {}  # state and digest of a file by its path
+
+
+def sha256_once(path: Path) -> str:
+    """Return the SHA-256 digest of a file's contents, and read a file that has not changed since only once.
+
+    A file is taken to be unchanged where its place on the disk, its size and the times of its last changes are the
+    same. A file that was changed in the last `SETTLED_SECONDS` is read every time, since it may change again without a
+    new time.
+
+    Args:
+        path: the file.
+    """
+    status = path.stat()
+    state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    name = os.path.realpath(path)
+    if _known.get(name, ((), ""))[0] == state:
+        return _known[name][1]
+    digest = sha256(path)
+    if status.st_ctime < time.time() - SETTLED_SECONDS:
+        _known[name] = (state, digest)
+    return digest

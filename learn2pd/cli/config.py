@@ -242,7 +242,11 @@ class MethodConfig:
     """One method of a comparison (an entry of the key `compare.methods`)."""
 
     name: str = option("???", "name in the tables")
-    policy: str = option("???", "registered name or package.module:Class; `scheduler` and `cache` take the same")
+    policy: str = option(
+        "???",
+        "registered name or package.module:Class; `scheduler` and `cache` take the same. The names autoregressive, "
+        "speculative and pearl decode with autoregressive models, which `options` names as target and draft",
+    )
     options: dict[str, Any] = option({}, "options of the policy")
     scheduler: str = option("blocks", "scheduler")
     scheduler_options: dict[str, Any] = option({}, "options of the scheduler")

@@ -19,8 +19,18 @@ import torch
 from tqdm.auto import tqdm
 
 from learn2pd import __version__
+from learn2pd.autoregressive.methods import AutoregressiveMethod
 from learn2pd.cli.config import MethodConfig, RunConfig, as_dict
-from learn2pd.cli.stages.components import checkers_of, given_of, method_of, model_of, sampling_of, usable_prompts
+from learn2pd.cli.stages.components import (
+    check_rival,
+    checkers_of,
+    given_of,
+    method_of,
+    model_of,
+    rival_of,
+    sampling_of,
+    usable_prompts,
+)
 from learn2pd.data.prompts import Prompt, encoded, prompts_digest
 from learn2pd.data.tasks import Checker
 from learn2pd.decoding import answer_lengths
@@ -30,6 +40,7 @@ from learn2pd.evaluation import tables
 from learn2pd.evaluation.compare import build_rows, measure, score_rows
 from learn2pd.evaluation.curves import compare_families
 from learn2pd.evaluation.outcomes import Labels, Outcome, cached, group_by_task, merge, run_method
+from learn2pd.evaluation.rivals import KIND, rival_rows, run_rival
 from learn2pd.evaluation.search import Continuation
 from learn2pd.files import write_json
 from learn2pd.method import Method
@@ -38,7 +49,7 @@ from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.search import SearchPolicy
 from learn2pd.policies.threshold import ThresholdPolicy
-from learn2pd.registry import lacking
+from learn2pd.registry import RIVALS, lacking
 from learn2pd.statistics.bootstrap import Bootstrap
 
 log = logging.getLogger(__name__)
@@ -66,6 +77,7 @@ def stage_compare(config: RunConfig, output: Path) -> dict[str, Any]:
     bootstrap = Bootstrap(config.compare.bootstrap_samples, config.seed)
     fields = measure(outcomes, bootstrap)
     comparison = {"rows": build_rows(fields), "scores": score_rows(outcomes, checkers, bootstrap)}
+    comparison["autoregressive"] = rival_rows(outcomes)
     comparison |= compare_families(fields, config.compare.accuracy_margin)
     meta: dict[str, Any] = {
         "model": model.spec.name,
@@ -124,9 +136,19 @@ def check_comparison(config: RunConfig, model: Model, output: Path, trains: bool
             f"compare.methods: {informed[0]!r} needs a method with policy 'fixed' at the head of the list, "
             "whose answers it knows"
         )
+    rivals = [method for _, method in methods if method.policy in RIVALS]
+    if len(rivals) == len(methods):
+        raise UserError(
+            "compare.methods lists methods of autoregressive models alone: list at least one method of the dLLM"
+        )
+    for method in rivals:
+        check_rival(config, method)
+        rival_of(model, method)
     waits = trains and config.compare.policy is None
     for stop in config.compare.stops:
         for _, method in methods:
+            if method.policy in RIVALS:
+                continue
             parts: tuple[tuple[str, str, dict[str, Any]], ...] = (
                 ("policy", method.policy, method.options),
                 ("scheduler", method.scheduler, method.scheduler_options),
@@ -210,7 +232,7 @@ def _compare_outcomes(
     methods = expand_sweeps(config.compare.methods)
     # All methods are built before the first one runs, so that a mistake in the last line does not cost an hour.
     runs = [
-        (stop, family, method, method_of(config, model, folder, method, stop))
+        (stop, family, method, _built(config, model, folder, method, stop))
         for stop in config.compare.stops
         for family, method in methods
     ]
@@ -221,32 +243,60 @@ def _compare_outcomes(
             parts = []
             for task, group in groups.items():
                 method = built
-                if built.policy.knows_answer:
-                    method = _informed(config, model, built, group, checkers, references[stop, task])
-                labels = _labels(described, family, method, task)
-                produce = functools.partial(
-                    run_method,
-                    model,
-                    group,
-                    checkers,
-                    labels,
-                    method,
-                    progress=bar,
-                    gen_length=decoding.gen_length,
-                    batch_size=decoding.rows,
-                    sampling=sampling_of(config),
-                    seed=config.seed,
-                    given=given_of(config, len(group)),
-                )
+                shared: dict[str, Any] = {
+                    "progress": bar,
+                    "gen_length": decoding.gen_length,
+                    "batch_size": decoding.rows,
+                    "sampling": sampling_of(config),
+                    "seed": config.seed,
+                }
+                if isinstance(method, AutoregressiveMethod):
+                    labels = _rival_labels(described, family, method, stop, task)
+                    produce = functools.partial(run_rival, group, checkers, labels, method, **shared)
+                else:
+                    if method.policy.knows_answer:
+                        method = _informed(config, model, method, group, checkers, references[stop, task])
+                    labels = _labels(described, family, method, task)
+                    given = given_of(config, len(group))
+                    produce = functools.partial(
+                        run_method, model, group, checkers, labels, method, given=given, **shared
+                    )
                 key = outcome_key(model, group, config, method)
                 before = bar.n
                 outcome = cached(output / "compare" / _file_name(described.name, stop, task), key, labels, produce)
                 bar.update(len(group) - (bar.n - before))
                 parts.append(outcome)
-                if isinstance(built.policy, FixedPolicy):
+                if labels.mark == "reference":
                     references.setdefault((stop, task), torch.from_numpy(outcome.tokens).long())
             outcomes += [*parts, merge(parts)]
     return outcomes
+
+
+def _built(
+    config: RunConfig, model: Model, folder: Path, described: MethodConfig, stop: str
+) -> Method | AutoregressiveMethod:
+    """Build a method of the dLLM, or one of an autoregressive model."""
+    if described.policy in RIVALS:
+        return rival_of(model, described)
+    return method_of(config, model, folder, described, stop)
+
+
+def _rival_labels(described: MethodConfig, family: str, method: AutoregressiveMethod, stop: str, task: str) -> Labels:
+    """Return the labels of an outcome of an autoregressive model."""
+    return Labels(
+        method=described.name,
+        family=family,
+        setting=described.name.removeprefix(family).strip(),
+        group=described.group,
+        scheduler="none",
+        policy=method.name,
+        cache="causal",
+        stop=stop,
+        task=task,
+        mark="" if method.draft else "target",
+        kind=KIND,
+        model=method.target.name,
+    )
 
 
 def _informed(
@@ -315,7 +365,7 @@ def _file_name(*names: str) -> str:
     return f"{readable[:120]}-{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]}.safetensors"
 
 
-def outcome_key(model: Model, prompts: list[Prompt], config: RunConfig, method: Method) -> str:
+def outcome_key(model: Model, prompts: list[Prompt], config: RunConfig, method: Method | AutoregressiveMethod) -> str:
     """Return a digest of everything that an outcome depends on.
 
     The package's version is part of the digest; the names of a method are not.
@@ -348,7 +398,9 @@ def _plot_one_answer(model: Model, outcomes: list[Outcome], path: Path) -> None:
     shown = [
         outcome
         for outcome in outcomes
-        if outcome.labels.task == "all" and outcome.labels.stop == outcomes[0].labels.stop
+        if outcome.labels.task == "all"
+        and outcome.labels.stop == outcomes[0].labels.stop
+        and not outcome.labels.model  # its tokens may be those of another tokenizer
     ]
     prompt = int(shown[0].lengths.argsort(kind="stable")[len(shown[0].lengths) // 2])
     lines = []

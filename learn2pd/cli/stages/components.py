@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from learn2pd.autoregressive.methods import AutoregressiveMethod
 from learn2pd.cli.config import DataConfig, MethodConfig, RunConfig
 from learn2pd.data.humaneval import humaneval_prompts
 from learn2pd.data.prompts import Prompt, deal, record_prompts, task_prompts
@@ -26,7 +27,7 @@ from learn2pd.method import Method
 from learn2pd.models.files import why_unreachable
 from learn2pd.models.infilling import given_tokens
 from learn2pd.models.loading import Model, load_model, read_skeleton
-from learn2pd.registry import GENERATED_TASKS, Provided, build_task
+from learn2pd.registry import GENERATED_TASKS, Provided, build_rival, build_task
 from learn2pd.types import Sampling
 
 log = logging.getLogger(__name__)
@@ -390,3 +391,41 @@ def method_of(config: RunConfig, model: Model, folder: Path, method: MethodConfi
     )
     built.check(model.spec)
     return built
+
+
+def check_rival(config: RunConfig, method: MethodConfig) -> None:
+    """Check that a comparison asks nothing of an autoregressive method that only a dLLM can do.
+
+    Args:
+        config: the configuration.
+        method: the method's description.
+
+    Raises:
+        UserError: the method has a scheduler or a cache, an answer has given parts, or a text ends answers.
+    """
+    plain = MethodConfig(name=method.name, policy=method.policy)
+    for key in ("scheduler", "scheduler_options", "cache", "cache_options"):
+        if getattr(method, key) != getattr(plain, key):
+            raise UserError(
+                f"compare.methods: {method.name!r} has {key}={getattr(method, key)!r}: "
+                f"policy {method.policy!r} decodes from left to right with its own cache; leave {key} out"
+            )
+    if config.decode.given:
+        raise UserError(f"decode.given is set: policy {method.policy!r} decodes from left to right and fills no gaps")
+    if "text" in config.compare.stops:
+        raise UserError(f"compare.stops: policy {method.policy!r} does not know the stop rule 'text'")
+
+
+def rival_of(model: Model, method: MethodConfig) -> AutoregressiveMethod:
+    """Build the method of an autoregressive model that a configuration describes.
+
+    Args:
+        model: the dLLM, on whose device the other model runs where the method's options name none.
+        method: the method's description.
+
+    Raises:
+        UserError: a model cannot be loaded, or two models do not fit each other.
+    """
+    provided = {"device": lambda: str(model.adapter.device)}
+    rival: AutoregressiveMethod = build_rival(method.policy, method.options, provided)
+    return rival
