@@ -80,6 +80,28 @@ def at_least_one(commit: Commit, prediction: Prediction, eligible: Tensor) -> Co
         The commit with the added positions.
     """
     missing = ~(commit.mask & eligible).any(1, keepdim=True)
-    added = most_confident(prediction.confidence, eligible) & missing
+    return _with(most_confident(prediction.confidence, eligible) & missing, commit)
+
+
+def at_least(count: Tensor | int, commit: Commit, prediction: Prediction, eligible: Tensor) -> Commit:
+    """Add the most confident positions in rows where the policy commits fewer eligible ones than a number.
+
+    Args:
+        count: The number, at least 1: one for all rows, or [B] long.
+        commit: The commit.
+        prediction: The proposals of this step.
+        eligible: [B, G] bool, the positions that the policy may commit.
+
+    Returns:
+        The commit with the added positions.
+    """
+    if isinstance(count, int) and count == 1:
+        return at_least_one(commit, prediction, eligible)
+    committed = commit.mask & eligible
+    missing = (count - committed.sum(1)).clamp_min(0)
+    return _with(most_confident(prediction.confidence, eligible & ~committed, missing), commit)
+
+
+def _with(added: Tensor, commit: Commit) -> Commit:
     forced = added if commit.forced is None else commit.forced | added
     return replace(commit, mask=commit.mask | added, forced=forced)
