@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from learn2pd.caches.sub_block import SubBlockCache as SubBlockCache
     from learn2pd.decoding import decode as decode
     from learn2pd.errors import UserError as UserError
+    from learn2pd.exporters.export import export_policy as export_policy
+    from learn2pd.exporters.transformers import register as register
+    from learn2pd.loop.block import BlockStep as BlockStep
+    from learn2pd.loop.block import block_step as block_step
+    from learn2pd.loop.block import start_block as start_block
     from learn2pd.loop.observing import Observer as Observer
     from learn2pd.method import Method as Method
     from learn2pd.models.loading import Model as Model
@@ -86,6 +91,7 @@ _MODULES = {
     "AdaBlockScheduler": "schedulers.adablock",
     "AnywhereStop": "stops.anywhere",
     "ApplePolicy": "policies.apple",
+    "BlockStep": "loop.block",
     "BlocksScheduler": "schedulers.blocks",
     "Cache": "roles",
     "CausalBlockCache": "caches.causal_block",
@@ -145,18 +151,23 @@ _MODULES = {
     "Verifier": "policies.verifier",
     "Window": "types",
     "WinoPolicy": "policies.wino",
+    "block_step": "loop.block",
     "decode": "decoding",
+    "export_policy": "exporters.export",
     "load_apple": "policies.apple",
     "load_model": "models.loading",
     "load_policy": "predictors.filter",
     "load_verifier": "policies.verifier",
+    "register": "exporters.transformers",
     "save_policy": "predictors.filter",
+    "start_block": "loop.block",
 }
 __all__ = [
     "APDPolicy",
     "AdaBlockScheduler",
     "AnywhereStop",
     "ApplePolicy",
+    "BlockStep",
     "BlocksScheduler",
     "Cache",
     "CausalBlockCache",
@@ -216,12 +227,16 @@ __all__ = [
     "Verifier",
     "Window",
     "WinoPolicy",
+    "block_step",
     "decode",
+    "export_policy",
     "load_apple",
     "load_model",
     "load_policy",
     "load_verifier",
+    "register",
     "save_policy",
+    "start_block",
 ]
 
 

@@ -88,27 +88,31 @@ def check_model(
     policy: Policy,
     engine: str,
     *,
-    mask_id: int,
+    mask_id: int | None = None,
     vocab_size: int | None = None,
     block_length: int | None = None,
     alignment: str | None = None,
+    revokes: bool = True,
 ) -> None:
     """Refuse a policy that cannot decide over an engine's blocks, or that was trained for another model.
 
     Args:
         policy: The policy.
         engine: The name of the engine, for messages.
-        mask_id: The id of the mask token of the engine's model.
+        mask_id: The id of the mask token of the engine's model; None where it is not known yet.
         vocab_size: The logits of a position. There may be more than in the training, since some engines pad the
             vocabulary. None where it is not known yet.
         block_length: The tokens of a block; None where it is not known yet.
         alignment: `grid` where blocks are counted from the start of the sequence, `prompt` where they are counted from
             the end of the prompt; None where it is not known.
+        revokes: False where the engine keeps every token that is committed.
 
     Raises:
         UserError: The two do not fit; the message names both values.
     """
     check_block_policy(policy, engine)
+    if policy.revisions and not revokes:
+        raise UserError(f"policy {policy.name!r} takes committed tokens back, {engine} keeps every one of them")
     width = policy.window_width
     if width is not None and block_length is not None and width != block_length:
         raise UserError(f"policy {policy.name!r} works on blocks of {width} tokens, {engine} has {block_length}")
@@ -126,5 +130,6 @@ def check_model(
             raise UserError(f"the policy was trained for {fact} {trained!r}, {engine} has {given!r}")
     if vocab_size is not None and vocab_size < contract.vocab_size:
         raise UserError(
-            f"the policy was trained for a vocabulary of {contract.vocab_size} tokens, {engine} gives {vocab_size} logits"
+            f"the policy was trained for a vocabulary of {contract.vocab_size} tokens, "
+            f"{engine} gives {vocab_size} logits"
         )

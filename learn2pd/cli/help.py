@@ -28,6 +28,7 @@ class Command:
     example: str
     dry_run: bool = False  # takes --dry-run
     configless: bool = False  # needs no config=NAME
+    configurable: bool = True  # takes the keys of a configuration
 
 
 STAGE = f"config=NAME [{GRAMMAR} ...]"
@@ -64,6 +65,13 @@ COMMANDS = {
         STAGE,
         "Run the stage compare: every method and stop rule on the test prompts, with tables and plots.",
         "learn2pd compare config=tiny_compare",
+    ),
+    "export": Command(
+        "to=ENGINE policy=FOLDER output_dir=FOLDER",
+        "Write a trained policy as files that an engine reads, and say how they are used.",
+        "learn2pd export to=transformers policy=checkpoints/tiny-llada-filter output_dir=outputs/exported",
+        configless=True,
+        configurable=False,
     ),
     "doctor": Command(
         f"[{STAGE}]",
@@ -113,11 +121,12 @@ def help_of(name: str, own: type | None, config: Any, described: str) -> str:
         hidden = {entry.name for entry in dataclasses.fields(own)}
     else:
         hidden = set()
-    lines += [
-        "",
-        f"keys of the configuration, with the values of {described}:",
-        *_options(type(config), config, hidden),
-    ]
+    if command.configurable:
+        lines += [
+            "",
+            f"keys of the configuration, with the values of {described}:",
+            *_options(type(config), config, hidden),
+        ]
     return "\n".join([*lines, ""])
 
 

@@ -22,7 +22,7 @@ from learn2pd.cli.help import COMMANDS, DRY_RUN, help_of, overview
 from learn2pd.errors import UserError, suggest
 from learn2pd.files import here_or_shipped
 from learn2pd.kinds import option
-from learn2pd.registry import COMPONENTS
+from learn2pd.registry import COMPONENTS, EXPORTERS
 
 log = logging.getLogger("learn2pd")
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # numbers of this process, by launcher
@@ -65,6 +65,19 @@ class DecodeOptions:
     cache_options: dict[str, Any] = option({}, "options of the cache")
     stop: str = option("eot", f"stop rule: {_names('stop')}")
     live: bool = option(False, "show the canvas while it fills in")
+
+
+@dataclass
+class ExportOptions:
+    """The arguments that `learn2pd export` takes. It takes none of the configuration."""
+
+    to: str = option("", f"the engine: {', '.join(EXPORTERS)}")
+    policy: str = option("", "folder of a trained policy, or its name on the hub", path=True)
+    output_dir: str = option("", "folder to write; it must not hold any file yet", path=True)
+    options: dict[str, Any] = option({}, "options of the engine's exporter, see docs/engines.md")
+
+
+OWN_OPTIONS: dict[str, type] = {"decode": DecodeOptions, "export": ExportOptions}  # by command
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -165,7 +178,10 @@ def run_command(command: str, arguments: Sequence[str]) -> None:
     if given.help:
         print_text(help_text(command, given))
         return
-    own = decode_options(given.own)
+    own = own_options(command, given.own)
+    if command == "export":
+        export(own, given)
+        return
     if command == "doctor":
         from learn2pd.cli.doctor import doctor
 
@@ -200,7 +216,7 @@ class Arguments:
 
     config: str | None  # NAME of config=NAME
     overrides: list[str]  # key=value of the configuration
-    own: list[str]  # key=value of DecodeOptions
+    own: list[str]  # key=value of the command's own options
     dry_run: bool
     help: bool
 
@@ -219,7 +235,7 @@ def read_arguments(command: str, arguments: Sequence[str]) -> Arguments:
     from learn2pd.cli.config import RunConfig, config_names
 
     configured = [entry.name for entry in fields(RunConfig)]
-    own_keys = [entry.name for entry in fields(DecodeOptions)] if command == "decode" else []
+    own_keys = [entry.name for entry in fields(OWN_OPTIONS[command])] if command in OWN_OPTIONS else []
     names: list[str] = []
     overrides: list[str] = []
     own: list[str] = []
@@ -269,10 +285,11 @@ def _misunderstood(argument: str) -> str:
     return f"argument {argument!r}: arguments are written key=value, for example {meant}"
 
 
-def decode_options(arguments: Sequence[str]) -> DecodeOptions:
-    """Return the options of `decode`.
+def own_options(command: str, arguments: Sequence[str]) -> Any:
+    """Return the options that a command alone takes; None for a command that has none.
 
     Args:
+        command: the name of the command.
         arguments: its arguments, each key=value.
 
     Raises:
@@ -280,8 +297,7 @@ def decode_options(arguments: Sequence[str]) -> DecodeOptions:
     """
     from learn2pd.cli.config import apply_overrides
 
-    options: DecodeOptions = apply_overrides({}, DecodeOptions, arguments)
-    return options
+    return apply_overrides({}, OWN_OPTIONS[command], arguments) if command in OWN_OPTIONS else None
 
 
 def help_text(command: str, given: Arguments) -> str:
@@ -289,8 +305,8 @@ def help_text(command: str, given: Arguments) -> str:
     from learn2pd.cli.config import load_config
 
     described = f"config={given.config}" if given.config else "their defaults"
-    own = DecodeOptions if command == "decode" else None
-    return help_of(command, own, load_config(given.config, given.overrides), described)
+    config = load_config(given.config, given.overrides)
+    return help_of(command, OWN_OPTIONS.get(command), config, described)
 
 
 def check_launcher() -> None:
@@ -308,6 +324,31 @@ def check_launcher() -> None:
 def print_text(text: str) -> None:
     """Write a text and the end of its line to standard output."""
     sys.stdout.write(text.removesuffix("\n") + "\n")
+
+
+def export(own: ExportOptions, given: Arguments) -> None:
+    """Export a trained policy for an engine, and print how the result is used.
+
+    Args:
+        own: the options of `export`.
+        given: the arguments of the command.
+
+    Raises:
+        UserError: an option is missing or wrong, or the engine cannot run the policy.
+    """
+    foreign = [f"config={given.config}"] if given.config else given.overrides
+    known = [entry.name for entry in fields(ExportOptions)]
+    if foreign:
+        key = foreign[0].partition("=")[0]
+        raise UserError(
+            f"{key}: export takes no key of a configuration{suggest(key, known)}; it takes {', '.join(known)}"
+        )
+    for name in ("to", "policy", "output_dir"):
+        if not getattr(own, name).strip():
+            raise UserError(f"{name} is not given: learn2pd export to=ENGINE policy=FOLDER output_dir=FOLDER")
+    from learn2pd.exporters.export import export_policy
+
+    print_text(export_policy(own.to, own.policy, own.output_dir, **own.options))
 
 
 def decode_one(config: Any, own: DecodeOptions, has_run: bool) -> None:

@@ -175,12 +175,14 @@ def block_step(
     inside = window.mask(tokens.shape[1])
     state = replace(memory.state, tokens=tokens, masked=masked & inside, window=window)
     opened = state.open
+    if not bool(opened.any()):  # this waits for the device
+        return _nothing(state, masked, memory)
     scored = inside & (opened[:, None] if policy.scores_committed else state.masked)
     prediction, failed = _predict(logits, scored, state, policy.needs, sampling, mask_id)
     eligible = state.masked & prediction.valid
     commit = policy.select(prediction, eligible, state, memory.own)
     own = memory.own if commit.memory is None else commit.memory
-    if bool(outside(commit, eligible, state, policy).any()):  # this waits for the device
+    if bool(outside(commit, eligible, state, policy).any()):  # so does this
         raise refusal(policy)
     commit = at_least(least, commit, prediction, eligible)
     after = state.commit(commit, prediction.tokens, mask_id)
@@ -200,6 +202,21 @@ def block_step(
         open=after.open & ~failed,
         failed=failed,
         memory=BlockMemory(after, own),
+    )
+
+
+def _nothing(state: DecodeState, masked: Tensor, memory: BlockMemory) -> BlockStep:
+    """Return the result of a step in which no row is open."""
+    none = torch.zeros_like(masked)
+    return BlockStep(
+        proposals=torch.zeros_like(state.tokens),
+        confidence=torch.zeros(masked.shape, device=masked.device),
+        commit=Commit(none),
+        tokens=state.tokens,
+        masked=masked,
+        open=state.open,
+        failed=torch.zeros_like(state.failed),
+        memory=memory,
     )
 
 
