@@ -60,7 +60,7 @@ class Learn2PDScheduler(BlockRefinementScheduler):
     policy: Policy | None = None
     _memory: BlockMemory | None = None
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         block_length: int = BLOCK_LENGTH,
@@ -181,7 +181,7 @@ class Learn2PDScheduler(BlockRefinementScheduler):
         if not isinstance(self.policy, FilterPolicy):
             named = "no policy" if self.policy is None else f"the rule {self.policy.name!r}"
             raise UserError(f"this scheduler has {named}: only a trained policy is saved")
-        self.policy.save_pretrained(save_directory)
+        self.policy.save_pretrained(Path(save_directory))
         super().save_config(save_directory, push_to_hub=push_to_hub, **options)
 
     @classmethod

@@ -60,7 +60,7 @@ class LogitsAdapter(ModelAdapter):
     """
 
     def __init__(self, model: PreTrainedModel, spec: ModelSpec) -> None:
-        self.network = model  # type: ignore[assignment]
+        self.network = model
         self.spec = spec
         self._takes = frozenset(inspect.signature(model.forward).parameters)
         self._hidden = self._logits  # type: ignore[assignment]
