@@ -71,9 +71,9 @@ class DecodeOptions:
 class ExportOptions:
     """The arguments that `learn2pd export` takes. It takes none of the configuration."""
 
-    to: str = option("", f"the engine: {', '.join(EXPORTERS)}")
-    policy: str = option("", "folder of a trained policy, or its name on the hub", path=True)
-    output_dir: str = option("", "folder to write; it must not hold any file yet", path=True)
+    to: str | None = option(None, f"the engine: {', '.join(EXPORTERS)}")
+    policy: str | None = option(None, "folder of a trained policy, or its name on the hub", path=True)
+    output_dir: str | None = option(None, "folder to write; it must not hold any file yet", path=True)
     options: dict[str, Any] = option({}, "options of the engine's exporter, see docs/engines.md")
 
 
@@ -343,9 +343,9 @@ def export(own: ExportOptions, given: Arguments) -> None:
         raise UserError(
             f"{key}: export takes no key of a configuration{suggest(key, known)}; it takes {', '.join(known)}"
         )
-    for name in ("to", "policy", "output_dir"):
-        if not getattr(own, name).strip():
-            raise UserError(f"{name} is not given: learn2pd export to=ENGINE policy=FOLDER output_dir=FOLDER")
+    if own.to is None or own.policy is None or own.output_dir is None:
+        missing = next(name for name in known if getattr(own, name) is None)
+        raise UserError(f"{missing} is not given: learn2pd export to=ENGINE policy=FOLDER output_dir=FOLDER")
     from learn2pd.exporters.export import export_policy
 
     print_text(export_policy(own.to, own.policy, own.output_dir, **own.options))

@@ -39,9 +39,9 @@ def test_the_command_writes_a_folder_and_says_how_it_is_used(capsys, tmp_path):
         (["policy=nowhere/at/all"], "policy='nowhere/at/all': the folder does not exist"),
         (["policy=configs"], "the folder holds no policy.json"),
         (["options={block: 3}"], "to=sglang: unknown option 'block'; it takes none"),
-        (["train.max_epochs=3"], "train.max_epochs: unknown key of export"),
-        (["config=tiny_filter"], "config: unknown key of export"),
-        (["outptu_dir=x"], "outptu_dir: unknown key; did you mean 'output_dir'?"),
+        (["train.max_epochs=3"], "train.max_epochs: export takes no key of a configuration; it takes to, policy"),
+        (["config=tiny_filter"], "config: export takes no key of a configuration"),
+        (["outptu_dir=x"], "outptu_dir: unknown key; did you mean 'output_dir'"),
     ],
 )
 def test_a_wrong_argument_is_refused_in_one_line(arguments, message, capsys, tmp_path):
@@ -72,10 +72,8 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, tmp_path):
 
 def test_every_exporter_has_what_the_command_needs():
     for to in EXPORTERS:
-        try:
-            exporter = export.import_exporter(to)
-        except UserError as error:
-            assert "pip install" in str(error)
-            continue
+        if to == "diffusers":
+            pytest.importorskip("diffusers")
+        exporter = export.import_exporter(to)
         assert exporter.export.__doc__
         assert isinstance(exporter.OPTIONS, tuple)
