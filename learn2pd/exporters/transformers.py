@@ -43,7 +43,7 @@ This file needs the package learn2pd, which holds the function.
 
 from learn2pd.exporters.transformers import generate
 '''
-REQUIREMENTS = "learn2pd>=0.2\n"
+REQUIREMENTS = "learn2pd\n"
 OPTIONS: tuple[str, ...] = ()  # of `export`
 INNER = frozenset({"attention", "leave_one_out"})  # the extras that need a class of this package
 # arguments of transformers' own `generate` that ask for something the loop does not do
