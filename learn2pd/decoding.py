@@ -27,7 +27,6 @@ from learn2pd.tensors import is_among
 from learn2pd.types import GREEDY, DecodeResult, DecodeState, Sampling, Step
 
 log = logging.getLogger(__name__)
-BLOCK_LENGTH = 32
 
 
 def decode(

@@ -1,10 +1,12 @@
-"""Where the files of the package lie, JSON files that are written whole or not at all, and digests of files."""
+"""Where the files of the package lie, files that are written whole or not at all, and digests of files."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,19 +62,41 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary name under which a file is written. The file gets its own name once it is whole.
+
+    Each process has a temporary name of its own, so processes that write the same file at the same time do not disturb
+    each other. Whoever may read a new file may read this one, whatever mode its writer gives it: safetensors makes
+    files that their owner alone can read.
+
+    Args:
+        path: the file, which is replaced if it exists. A failure leaves it as it was, and nothing beside it.
+
+    Yields:
+        The path to write to.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode
+        yield partial
+        partial.chmod(mode)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value to a JSON file, whole or not at all.
-
-    Each process writes to a temporary name of its own and then renames, so processes that write the same file at the
-    same time do not disturb each other.
 
     Args:
         path: the file, which is replaced if it exists.
         value: anything that JSON can hold.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    text = json.dumps(value, indent=2) + "\n"
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def sha256(path: Path) -> str:

@@ -6,7 +6,6 @@ Outcomes are kept on disk, so that an interrupted comparison can continue withou
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from tqdm.auto import tqdm
 from learn2pd.data.prompts import Prompt, encoded
 from learn2pd.data.tasks import Checker
 from learn2pd.decoding import decode
+from learn2pd.files import whole_file
 from learn2pd.method import Method
 from learn2pd.models.loading import Model
 from learn2pd.types import Sampling
@@ -177,10 +177,9 @@ def cached(path: Path, key: str, labels: Labels, produce: Callable[[], Outcome])
         pass  # the file is missing, half written or of another version, so the outcome is produced again
     outcome = produce()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     plain = {"reasons": outcome.reasons, "counts": outcome.counts, "wall_s": outcome.wall_s, "model_s": outcome.model_s}
-    save_file({name: getattr(outcome, name) for name in ARRAYS}, partial, {"key": key, "plain": json.dumps(plain)})
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        save_file({name: getattr(outcome, name) for name in ARRAYS}, partial, {"key": key, "plain": json.dumps(plain)})
     return outcome
 
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from learn2pd.errors import UserError, check_options, first_line
+from learn2pd.files import whole_file, write_json
 from learn2pd.kinds import check_kind, matches
 from learn2pd.predictors.networks import NETWORKS, PredictorNetwork
 from learn2pd.types import CONFIDENCE, ModelSpec
@@ -265,7 +266,8 @@ def save_predictor(predictor: Predictor, folder: str | Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in predictor.network.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS)
+    with whole_file(folder / WEIGHTS) as partial:
+        save_file(tensors, partial)
     described = {
         "schema": SCHEMA_VERSION,
         "kind": predictor.kind,
@@ -275,7 +277,7 @@ def save_predictor(predictor: Predictor, folder: str | Path) -> Path:
         "contract": asdict(predictor.contract),
         "metrics": predictor.metrics,
     }
-    (folder / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / DESCRIPTION, described)
     return folder
 
 

@@ -11,6 +11,7 @@ from learn2pd.recording.reading import Recording
 from tests.conftest import save_tiny_family
 from tests.end_to_end.test_run import SMALL, failing
 
+pytestmark = pytest.mark.usefixtures("undrawn_plots")
 FILTERS = [("sdar", 4, "mlp"), ("sdar", 8, "transformer"), ("fast_dllm_v2", 8, "mlp")]
 
 
@@ -25,7 +26,14 @@ def arguments(tokenizer, tmp_path, request):
         for cache in ("none", "causal_block")
     )
     return [
-        *SMALL,
+        *(entry for entry in SMALL if not entry.startswith(("data.", "decode.", "train.", "compare.methods"))),
+        "data.tasks=[math]",
+        "data.train_prompts=4",
+        "data.validation_prompts=6",
+        "data.test_prompts=2",
+        "decode.gen_length=24",
+        "train.max_epochs=1",
+        "train.rounds=0",
         f"model.path={folder}",
         f"decode.block_length={block}",
         f"filter={network}",

@@ -168,7 +168,7 @@ def test_what_a_model_of_somebody_else_cannot_give_is_refused(tiny_model, make_p
 
 REGISTERED = """
 import sys, torch, learn2pd
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModelForMaskedLM
 try:
     AutoConfig.from_pretrained(sys.argv[1])
     raise SystemExit("importing learn2pd registered a class")

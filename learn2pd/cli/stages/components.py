@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +76,8 @@ def _prompts(described: str, seed: int, stamps: tuple[tuple[int, ...], ...]) -> 
     data = DataConfig(**json.loads(described))
     counts = dict(zip(SPLITS, (data.train_prompts, data.validation_prompts, data.test_prompts), strict=True))
     if data.domain in GENERATED_TASKS or (data.domain is None and data.source == "tasks"):
-        for key in ("validation_path", "test_path"):
-            if getattr(data, key) is not None:
-                raise UserError(
-                    f"data.{key}={getattr(data, key)!r}: built-in tasks bring their own splits; "
-                    "set data.source=jsonl and data.path"
-                )
+        own_splits = "built-in tasks bring their own splits; set data.source=jsonl and data.path"
+        _refuse_files({"validation_path": data.validation_path, "test_path": data.test_path}, own_splits)
         domain = [data.domain] if data.domain else data.tasks
         learnt = task_prompts(_generators(domain, "data.domain" if data.domain else "data.tasks"), counts, seed)
         if data.domain is None:
@@ -89,12 +85,8 @@ def _prompts(described: str, seed: int, stamps: tuple[tuple[int, ...], ...]) -> 
         learnt = [prompt for prompt in learnt if prompt.split != "test"]
         return learnt + task_prompts(_generators(data.tasks, "data.tasks"), {"test": counts["test"]}, seed)
     if data.source == "humaneval" and data.domain is None:
-        for key in ("path", "validation_path", "test_path"):
-            if getattr(data, key) is not None:
-                raise UserError(
-                    f"data.{key}={getattr(data, key)!r}: data.source=humaneval brings its own problems; "
-                    "set data.source=jsonl"
-                )
+        files = {"path": data.path, "validation_path": data.validation_path, "test_path": data.test_path}
+        _refuse_files(files, "data.source=humaneval brings its own problems; set data.source=jsonl")
         return deal(humaneval_prompts(data.run_generated_code), {}, counts, seed)
     checker = build_task(data.task, data.run_generated_code, "data.task")
     read = functools.partial(
@@ -106,6 +98,21 @@ def _prompts(described: str, seed: int, stamps: tuple[tuple[int, ...], ...]) -> 
         if path is not None
     }
     return deal(read(_main_records(data)), own, counts, seed)
+
+
+def _refuse_files(files: Mapping[str, str | None], reason: str) -> None:
+    """Refuse files of prompts where the prompts come from somewhere else.
+
+    Args:
+        files: paths by the names of their keys in the section `data`.
+        reason: where the prompts come from, for the message.
+
+    Raises:
+        UserError: one of the keys is set.
+    """
+    for key, path in files.items():
+        if path is not None:
+            raise UserError(f"data.{key}={path!r}: {reason}")
 
 
 def _generators(names: Sequence[str], key: str) -> list[Task]:
@@ -211,7 +218,7 @@ def usable_prompts(config: RunConfig, model: Model) -> list[Prompt]:
 
 
 def check_prompts(model: Model, prompts: Sequence[Prompt], gen_length: int, skip_long: bool = False) -> list[Prompt]:
-    """Check the prompts, and leave out those that cannot be used.
+    """Encode and check the prompts, and leave out those that cannot be used.
 
     No two of the remaining prompts that belong to different splits have the same tokens. Among prompts with the same
     tokens, those of the test split are kept, else those of the validation split. The prompts that are left out are
@@ -224,7 +231,7 @@ def check_prompts(model: Model, prompts: Sequence[Prompt], gen_length: int, skip
         skip_long: leave out prompts that are too long; with False they are refused.
 
     Returns:
-        The prompts that are left, in their order.
+        The prompts that are left, in their order. They carry their token ids, so that no stage encodes them again.
 
     Raises:
         UserError: a prompt has no tokens, is too long, or cannot be encoded (the message says where the prompt stands),
@@ -255,7 +262,11 @@ def check_prompts(model: Model, prompts: Sequence[Prompt], gen_length: int, skip
     keepers: dict[tuple[int, ...], str] = {}
     for split in reversed(SPLITS):
         keepers |= {ids: split for place, ids in tokens.items() if prompts[place].split == split and ids not in keepers}
-    usable = [prompts[place] for place, ids in tokens.items() if keepers[ids] == prompts[place].split]
+    usable = [
+        dataclasses.replace(prompts[place], ids=ids)
+        for place, ids in tokens.items()
+        if keepers[ids] == prompts[place].split
+    ]
     if len(usable) < len(tokens):
         log.warning(
             "%d prompts skipped: to the model they are the same tokens as prompts of another split",
@@ -351,7 +362,11 @@ def method_of(config: RunConfig, model: Model, folder: Path, method: MethodConfi
         options=method.options,
         scheduler_options=method.scheduler_options,
         cache_options=method.cache_options,
-        provided={**provided_to(config, model, folder), "reference": lambda: unanswered},
+        provided={
+            **provided_to(config, model, folder),
+            "reference": lambda: unanswered,
+            "still_right": lambda: None,
+        },
     )
     built.check(model.spec)
     return built
