@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from learn2pd.caches.sub_block import SubBlockCache as SubBlockCache
     from learn2pd.decoding import decode as decode
     from learn2pd.errors import UserError as UserError
+    from learn2pd.exporters.export import export_policy as export_policy
+    from learn2pd.exporters.transformers import register as register
+    from learn2pd.loop.block import BlockStep as BlockStep
+    from learn2pd.loop.block import block_step as block_step
+    from learn2pd.loop.block import start_block as start_block
     from learn2pd.loop.observing import Observer as Observer
     from learn2pd.method import Method as Method
     from learn2pd.models.loading import Model as Model
@@ -96,6 +101,7 @@ _MODULES = {
     "AnywhereStop": "stops.anywhere",
     "ApplePolicy": "policies.apple",
     "AutoregressiveMethod": "autoregressive.methods",
+    "BlockStep": "loop.block",
     "BlocksScheduler": "schedulers.blocks",
     "Cache": "roles",
     "CausalBlockCache": "caches.causal_block",
@@ -159,7 +165,9 @@ _MODULES = {
     "Verifier": "policies.verifier",
     "Window": "types",
     "WinoPolicy": "policies.wino",
+    "block_step": "loop.block",
     "decode": "decoding",
+    "export_policy": "exporters.export",
     "generate": "autoregressive.generation",
     "load_apple": "policies.apple",
     "load_causal_model": "autoregressive.model",
@@ -168,7 +176,9 @@ _MODULES = {
     "load_verifier": "policies.verifier",
     "pull_prompts": "prompt_sets",
     "push_prompts": "prompt_sets",
+    "register": "exporters.transformers",
     "save_policy": "predictors.filter",
+    "start_block": "loop.block",
 }
 __all__ = [
     "APDPolicy",
@@ -176,6 +186,7 @@ __all__ = [
     "AnywhereStop",
     "ApplePolicy",
     "AutoregressiveMethod",
+    "BlockStep",
     "BlocksScheduler",
     "Cache",
     "CausalBlockCache",
@@ -239,7 +250,9 @@ __all__ = [
     "Verifier",
     "Window",
     "WinoPolicy",
+    "block_step",
     "decode",
+    "export_policy",
     "generate",
     "load_apple",
     "load_causal_model",
@@ -248,7 +261,9 @@ __all__ = [
     "load_verifier",
     "pull_prompts",
     "push_prompts",
+    "register",
     "save_policy",
+    "start_block",
 ]
 
 

@@ -287,6 +287,16 @@ def import_family(target: str) -> Any:
     return _import("family", target)
 
 
+# ---- Exporters by the name of the engine.
+
+EXPORTERS = {
+    "transformers": "learn2pd.exporters.transformers",
+    "diffusers": "learn2pd.exporters.diffusers",
+    "sglang": "learn2pd.exporters.sglang",
+    "file": "learn2pd.exporters.file",
+}
+
+
 # ---- Tasks by name. A task is imported when it is used, since data/ and embedded/ must not know the registry.
 
 TASKS = {

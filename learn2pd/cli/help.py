@@ -91,6 +91,13 @@ COMMANDS = {
         configless=True,
         configured=False,
     ),
+    "export": Command(
+        "to=ENGINE policy=FOLDER output_dir=FOLDER",
+        "Write a trained policy as files that an engine reads, and say how they are used.",
+        "learn2pd export to=transformers policy=checkpoints/tiny-llada-filter output_dir=outputs/exported",
+        configless=True,
+        configured=False,
+    ),
     "doctor": Command(
         f"[{STAGE}]",
         "Say whether this machine can start a run, and what it lacks. Without config=NAME it is config=tiny_filter.",

@@ -18,7 +18,7 @@ from typing import Any
 
 from learn2pd import __version__
 from learn2pd.cli.help import COMMANDS, DRY_RUN, help_of, overview
-from learn2pd.cli.options import OWN, DecodeOptions, is_own, own_options
+from learn2pd.cli.options import OWN, DecodeOptions, ExportOptions, is_own, own_options
 from learn2pd.errors import UserError, suggest
 
 log = logging.getLogger("learn2pd")
@@ -140,6 +140,9 @@ def run_command(command: str, arguments: Sequence[str]) -> int:
         print_text(help_text(command, given))
         return 0
     own = own_options(command, given.own)
+    if command == "export":
+        export(own)
+        return 0
     if command == "doctor":
         from learn2pd.cli.doctor import doctor
 
@@ -166,7 +169,7 @@ def run_command(command: str, arguments: Sequence[str]) -> int:
         from learn2pd.cli.stages.pretraining import run_pretraining
 
         run_pretraining(config)
-        return
+        return 0
     config = with_blocks(config)
     if given.dry_run:
         print_text(stages.dry_run(config))
@@ -241,7 +244,7 @@ def read_arguments(command: str, arguments: Sequence[str]) -> Arguments:
         elif equals and is_own(command, key):
             own.append(argument)
         elif equals and is_key(key):
-            if key not in configured and (near := suggest(key, own_keys)):
+            if key.partition(".")[0] not in configured and (near := suggest(key, own_keys)):
                 raise UserError(f"{key}: unknown key{near}")
             if not COMMANDS[command].configured:
                 raise UserError(f"{key}: unknown key; learn2pd {command} takes {', '.join(own_keys)}")
@@ -304,6 +307,23 @@ def check_launcher() -> None:
 def print_text(text: str) -> None:
     """Write a text and the end of its line to standard output."""
     sys.stdout.write(text.removesuffix("\n") + "\n")
+
+
+def export(own: ExportOptions) -> None:
+    """Export a trained policy for an engine, and print how the result is used.
+
+    Args:
+        own: the options of `export`.
+
+    Raises:
+        UserError: an option is missing or wrong, or the engine cannot run the policy.
+    """
+    if own.to is None or own.policy is None or own.output_dir is None:
+        missing = next(name for name in ("to", "policy", "output_dir") if getattr(own, name) is None)
+        raise UserError(f"{missing} is not given: learn2pd export to=ENGINE policy=FOLDER output_dir=FOLDER")
+    from learn2pd.exporters.export import export_policy
+
+    print_text(export_policy(own.to, own.policy, own.output_dir, **own.options))
 
 
 def decode_one(config: Any, own: DecodeOptions, has_run: bool) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from learn2pd.kinds import option
-from learn2pd.registry import COMPONENTS
+from learn2pd.registry import COMPONENTS, EXPORTERS
 
 
 def _names(role: str, *without: str) -> str:
@@ -97,7 +97,23 @@ class ZooOptions:
     owner: str = option("learn2pd", "organisation or user of the hub whose models, policies and prompt sets are listed")
 
 
-OWN: dict[str, type] = {"decode": DecodeOptions, "eval": EvalOptions, "check": CheckOptions, "zoo": ZooOptions}
+@dataclass
+class ExportOptions:
+    """The arguments of `learn2pd export`."""
+
+    to: str | None = option(None, f"the engine: {', '.join(EXPORTERS)}")
+    policy: str | None = option(None, "folder of a trained policy, or its name on the hub", path=True)
+    output_dir: str | None = option(None, "folder to write; it must not hold any file yet", path=True)
+    options: dict[str, Any] = option({}, "options of the engine's exporter, see docs/engines.md")
+
+
+OWN: dict[str, type] = {
+    "decode": DecodeOptions,
+    "eval": EvalOptions,
+    "check": CheckOptions,
+    "zoo": ZooOptions,
+    "export": ExportOptions,
+}
 
 
 def is_own(command: str, key: str) -> bool:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from learn2pd.errors import UserError
+from learn2pd.loop.commits import at_least_one, outside, refusal, stays
 from learn2pd.loop.observing import Observer
 from learn2pd.loop.step import ForwardStep
 from learn2pd.loop.stopwatch import Stopwatch
 from learn2pd.models.adapter import ModelAdapter
 from learn2pd.roles import Policy
-from learn2pd.tensors import most_confident, revisable
-from learn2pd.types import GREEDY, NOT_PROPOSED, Commit, DecodeState, Prediction, Sampling, Step, Window
+from learn2pd.types import GREEDY, NOT_PROPOSED, DecodeState, Sampling, Step, Window
 
 if TYPE_CHECKING:
     from learn2pd.method import Method
@@ -85,7 +85,7 @@ def decode_batch(
         with watch("policy"):
             commit = policy.select(prediction, eligible, state, own)
             own = own if commit.memory is None else commit.memory
-            illegal = _outside(commit, candidates if policy.looks_ahead else eligible, state, policy)
+            illegal = outside(commit, candidates if policy.looks_ahead else eligible, state, policy)
             commit = at_least_one(commit, prediction, eligible)
         fails = broken & state.masked.any(1)
         end = torch.where(fails, state.leftmost_mask, method.stop.ends(state, prediction, commit, endings))
@@ -96,7 +96,7 @@ def decode_batch(
             step=state.step + opened,
             failed=state.failed | broken,
             previous=torch.where(inside & prediction.valid, prediction.tokens, NOT_PROPOSED),
-            stays=_stays(commit, state, end, policy) & ~broken,
+            stays=stays(commit, state, end, policy) & ~broken,
         )
         observer.observe(Step(state, prediction, commit, after))
         state = after
@@ -114,39 +114,9 @@ def _kept(state: DecodeState, proposed: Window) -> Window:
     )
 
 
-def _stays(commit: Commit, state: DecodeState, end: Tensor, policy: Policy) -> Tensor:
-    """Mark the rows [B] bool whose policy looks at the same window once more, which its `revisions` must allow."""
-    if commit.stay is None:
-        return torch.zeros_like(state.failed)
-    return commit.stay & state.open & (state.step + 1 < policy.revisions) & (state.window.start < end)
-
-
 def _goes_on(opened: Tensor, illegal: Tensor, policy: Policy) -> bool:
     """Say whether a row is open, and raise the error of the last step, so that a step waits once for the device."""
     goes_on, wrong = torch.stack((opened, illegal)).any(1).tolist()
     if wrong:
-        raise UserError(
-            f"policy {policy.name!r}: it commits positions that are not eligible, or revokes what it may not; a "
-            "policy commits eligible positions, and while its `revisions` last it revokes or overwrites committed "
-            "positions of the window"
-        )
+        raise refusal(policy)
     return bool(goes_on)
-
-
-def _outside(commit: Commit, eligible: Tensor, state: DecodeState, policy: Policy) -> Tensor:
-    """Mark the rows [B] bool in which the policy commits or revokes a position that it may not."""
-    outside = commit.mask & ~eligible
-    if policy.revisions or commit.revoke is not None:
-        may_change = revisable(state, policy.revisions)
-        outside = outside & ~may_change
-        if commit.revoke is not None:
-            outside = outside | (commit.revoke & (~may_change | commit.mask))
-    return outside.any(1)
-
-
-def at_least_one(commit: Commit, prediction: Prediction, eligible: Tensor) -> Commit:
-    """Add the most confident position in rows where the policy commits no eligible [B, G] one, so that a run ends."""
-    missing = ~(commit.mask & eligible).any(1, keepdim=True)
-    added = most_confident(prediction.confidence, eligible) & missing
-    forced = added if commit.forced is None else commit.forced | added
-    return replace(commit, mask=commit.mask | added, forced=forced)

@@ -19,6 +19,7 @@ from torch import Tensor
 from learn2pd.types import UNRESTRICTED, DecodeState, Draw
 
 EXTRAS = ("margin", "entropy", "logit_margin")
+SCORE_VALUES = 2**23  # logits that are held at one time: 66 positions of LLaDA's vocabulary, 32 MiB in float32
 STREAM = 2**61 - 1  # keeps the draws of a policy apart from those of the tokens
 SEED_FACTOR = 1_000_003  # keeps the draws of one seed's steps apart from the draws of the next seed's steps
 

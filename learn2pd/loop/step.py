@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from learn2pd.loop.attention import AttentionMaps, spread
-from learn2pd.loop.proposals import EXTRAS, propose, restrict_ids, row_generators, row_noise
+from learn2pd.loop.proposals import EXTRAS, SCORE_VALUES, propose, restrict_ids, row_generators, row_noise
 from learn2pd.loop.stopwatch import Stopwatch
 from learn2pd.models.adapter import ModelAdapter
 from learn2pd.models.kv import KVStore
-from learn2pd.models.network import SCORE_VALUES
 from learn2pd.tensors import widened
 from learn2pd.types import DecodeState, Draw, ForwardPlan, Prediction, Sampling
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
@@ -9,11 +10,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
+from learn2pd.errors import UserError
 from learn2pd.models.experts import MixtureOfExperts
 from learn2pd.models.kv import KVStore, KVView
 from learn2pd.models.layers import RMSNorm, project, rotary_tables
-
-SCORE_VALUES = 2**23  # logits that a step holds at one time: 66 positions of LLaDA's vocabulary, 32 MiB in float32
+from learn2pd.registry import EXPORTERS
 
 
 class Parts(NamedTuple):
@@ -171,3 +172,26 @@ class DiffusionNetwork(PreTrainedModel):
             seen = block[:, None, :] <= block[:, :, None]  # [1 or R, Q, Q]
             attention_mask = seen if attention_mask is None else seen & attention_mask.bool()[:, None]
         return MaskedLMOutput(logits=self.score(self.hidden(input_ids, position_ids, attention_mask)))
+
+    def generate(self, inputs: Tensor | None = None, **options: Any) -> Tensor:
+        """Decode prompts with a policy, as `learn2pd.exporters.transformers.generate` does.
+
+        Args:
+            inputs: [R, P] long, the prompts, padded on the left; a tokenizer names them `input_ids`.
+            options: The options of that function: `policy`, `attention_mask`, `max_new_tokens` and so on.
+
+        Returns:
+            [R, P + max_new_tokens] long.
+
+        Raises:
+            UserError: An option is missing or does not fit; or `custom_generate` is given, which is for the classes of
+                other packages.
+        """
+        if options.pop("custom_generate", None) is not None:
+            raise UserError(
+                f"custom_generate is given: {type(self).__name__} has learn2pd's generate itself, leave it out"
+            )
+        options.pop("trust_remote_code", None)
+        # the exporters know the loop, and the loop knows the networks
+        exporter = importlib.import_module(EXPORTERS["transformers"])
+        return cast(Tensor, exporter.generate(self, inputs, **options))

@@ -18,7 +18,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from learn2pd.models.network import SCORE_VALUES, DiffusionNetwork
+from learn2pd.loop.proposals import SCORE_VALUES
+from learn2pd.models.network import DiffusionNetwork
 from learn2pd.tensors import widened
 
 

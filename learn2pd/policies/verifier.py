@@ -7,6 +7,7 @@ V of tokens of the vocabulary.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,8 @@ class Verifier:
         self.tokenizer = tokenizer
         self.source = source
         self.vocab_size = int(network.config.vocab_size)
+        # transformers 5.24 renamed the parameter
+        self.cache_name = "cache" if "cache" in inspect.signature(network.forward).parameters else "past_key_values"
 
     @property
     def fingerprint(self) -> str:
@@ -150,8 +153,8 @@ class Verifier:
             input_ids=tokens[:, start:high],
             attention_mask=mask,
             position_ids=(column - pad[:, None]).clamp_min(0),
-            past_key_values=past,
             use_cache=True,
+            **{self.cache_name: past},
         )
         return output.logits.float(), start + 1, _kept(memory, past, rows, low)
 

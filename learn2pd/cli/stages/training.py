@@ -25,9 +25,10 @@ from learn2pd.files import read_json, write_json
 from learn2pd.models.loading import Model
 from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.predictors.kinds import BESIDE_THE_FILTER, QUESTIONS
+from learn2pd.predictors.loading import load_predictor
 from learn2pd.predictors.lora import add_adapter
 from learn2pd.predictors.networks import PredictorNetwork
-from learn2pd.predictors.saving import Contract, Predictor, build_network, load_predictor, network_json
+from learn2pd.predictors.saving import Contract, Predictor, build_network, network_json
 from learn2pd.recording.reading import Recording
 from learn2pd.schedulers.blocks import alignment_of
 from learn2pd.training.calibration import DecodedValidation
