@@ -7,6 +7,7 @@ V of tokens of the vocabulary.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,11 @@ class VerifierMemory(RowMemory):
 
     keys: Tensor
     values: Tensor
+
+    @classmethod
+    def stack(cls, memories: Sequence[VerifierMemory]) -> VerifierMemory:
+        """Return a memory of no columns, which the next step computes anew: the columns of several runs differ."""
+        return super().stack([cls(memory.keys[:, :, :, :0], memory.values[:, :, :, :0]) for memory in memories])
 
 
 class Verifier:
