@@ -48,10 +48,9 @@ def _names(role: str, *without: str) -> str:
 
 
 @dataclass
-class DecodeOptions:
-    """The arguments that `learn2pd decode` takes in addition to those of the configuration."""
+class MethodOptions:
+    """The arguments by which a command that answers prompts names its method."""
 
-    prompt: str = option("", "text to answer; it may also stand alone, without prompt=", verbatim=True)
     policy: str | None = option(
         None,
         f"folder of a trained policy, or {_names('policy', 'oracle', 'filter')}; null takes the trained policy of the "
@@ -64,7 +63,35 @@ class DecodeOptions:
     cache: str = option("none", _names("cache"))
     cache_options: dict[str, Any] = option({}, "options of the cache")
     stop: str = option("eot", f"stop rule: {_names('stop')}")
+
+
+@dataclass
+class DecodeOptions(MethodOptions):
+    """The arguments that `learn2pd decode` takes in addition to those of the configuration."""
+
+    prompt: str = option("", "text to answer; it may also stand alone, without prompt=", verbatim=True)
     live: bool = option(False, "show the canvas while it fills in")
+
+
+@dataclass
+class ServeOptions(MethodOptions):
+    """The arguments that `learn2pd serve` takes in addition to those of the configuration."""
+
+    host: str = option("127.0.0.1", "address to listen at; 0.0.0.0 is every network of this machine")
+    port: int = option(8000, "port to listen at; 0 takes a free one", least=0, most=65535)
+    api_key: str | None = option(None, "key that every request must bring, for example ${oc.env:NAME}")
+    queue: int = option(1024, "most requests that wait for a row", least=1, most=10**6)
+    max_prompt: int | None = option(
+        None, "most tokens of a prompt; null allows what the model takes", least=1, most=10**6
+    )
+    max_length: int | None = option(
+        None, "most tokens of an answer; null allows what the model takes", least=1, most=10**6
+    )
+    max_body: int = option(2**20, "most bytes of a request", least=1, most=2**30)
+    patience: float = option(20.0, "seconds in which a request must have arrived", least=0.1, most=3600)
+
+
+OWN_OPTIONS: dict[str, type[MethodOptions]] = {"decode": DecodeOptions, "serve": ServeOptions}
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -165,7 +192,7 @@ def run_command(command: str, arguments: Sequence[str]) -> None:
     if given.help:
         print_text(help_text(command, given))
         return
-    own = decode_options(given.own)
+    own = own_options(command, given.own)
     if command == "doctor":
         from learn2pd.cli.doctor import doctor
 
@@ -188,8 +215,12 @@ def run_command(command: str, arguments: Sequence[str]) -> None:
         run_pretraining(config)
     elif given.dry_run:
         print_text(stages.dry_run(config))
-    elif command == "decode":
+    elif isinstance(own, DecodeOptions):
         decode_one(config, own, has_run=given.config is not None)
+    elif isinstance(own, ServeOptions):
+        from learn2pd.cli.serve import serve
+
+        serve(config, own, has_run=given.config is not None)
     else:
         stages.run_stages(config, None if command == "run" else command)
 
@@ -200,7 +231,7 @@ class Arguments:
 
     config: str | None  # NAME of config=NAME
     overrides: list[str]  # key=value of the configuration
-    own: list[str]  # key=value of DecodeOptions
+    own: list[str]  # key=value of the command's own options
     dry_run: bool
     help: bool
 
@@ -219,7 +250,7 @@ def read_arguments(command: str, arguments: Sequence[str]) -> Arguments:
     from learn2pd.cli.config import RunConfig, config_names
 
     configured = [entry.name for entry in fields(RunConfig)]
-    own_keys = [entry.name for entry in fields(DecodeOptions)] if command == "decode" else []
+    own_keys = [entry.name for entry in fields(OWN_OPTIONS[command])] if command in OWN_OPTIONS else []
     names: list[str] = []
     overrides: list[str] = []
     own: list[str] = []
@@ -269,18 +300,21 @@ def _misunderstood(argument: str) -> str:
     return f"argument {argument!r}: arguments are written key=value, for example {meant}"
 
 
-def decode_options(arguments: Sequence[str]) -> DecodeOptions:
-    """Return the options of `decode`.
+def own_options(command: str, arguments: Sequence[str]) -> MethodOptions | None:
+    """Return the options that a command alone takes; None for a command without any.
 
     Args:
-        arguments: its arguments, each key=value.
+        command: the name of the command.
+        arguments: its own arguments, each key=value.
 
     Raises:
         UserError: a key is unknown, or a value has the wrong type.
     """
     from learn2pd.cli.config import apply_overrides
 
-    options: DecodeOptions = apply_overrides({}, DecodeOptions, arguments)
+    if command not in OWN_OPTIONS:
+        return None
+    options: MethodOptions = apply_overrides({}, OWN_OPTIONS[command], arguments)
     return options
 
 
@@ -289,8 +323,7 @@ def help_text(command: str, given: Arguments) -> str:
     from learn2pd.cli.config import load_config
 
     described = f"config={given.config}" if given.config else "their defaults"
-    own = DecodeOptions if command == "decode" else None
-    return help_of(command, own, load_config(given.config, given.overrides), described)
+    return help_of(command, OWN_OPTIONS.get(command), load_config(given.config, given.overrides), described)
 
 
 def check_launcher() -> None:
@@ -321,29 +354,14 @@ def decode_one(config: Any, own: DecodeOptions, has_run: bool) -> None:
     Raises:
         UserError: the prompt is empty, or the method cannot be built.
     """
-    from learn2pd.cli.config import MethodConfig
     from learn2pd.cli.live import LiveCanvas
-    from learn2pd.cli.stages.components import check_decoding, given_of, method_of, model_of, sampling_of
+    from learn2pd.cli.stages.components import given_of, model_of, sampling_of
     from learn2pd.decoding import decode
 
     if not own.prompt.strip():
         raise UserError('prompt is empty: give learn2pd decode "some text"')
-    if own.policy == "oracle":
-        raise UserError("policy='oracle' needs the answer beforehand: it is for recording and comparison")
     model = model_of(config)
-    policy, folder = policy_of(config, own, has_run)
-    method = MethodConfig(
-        name="decode",
-        policy=policy,
-        options=own.options,
-        scheduler=own.scheduler,
-        scheduler_options=own.scheduler_options,
-        cache=own.cache,
-        cache_options=own.cache_options,
-    )
-    stop = "text" if config.decode.stop_strings and own.stop == DecodeOptions.stop else own.stop
-    check_decoding(config, model, [stop])
-    built = method_of(config, model, folder, method, stop)
+    built = built_method(config, own, model, has_run)
     with LiveCanvas(model, shown=own.live) as canvas:
         result = decode(
             model,
@@ -367,15 +385,47 @@ def decode_one(config: Any, own: DecodeOptions, has_run: bool) -> None:
     )
 
 
-def policy_of(config: Any, own: DecodeOptions, has_run: bool) -> tuple[str, Path]:
-    """Return the name of the policy that `decode` uses, and the folder of the trained filter.
+def built_method(config: Any, own: MethodOptions, model: Any, has_run: bool) -> Any:
+    """Build the method of a command that answers prompts.
+
+    Args:
+        config: the configuration.
+        own: the command's options.
+        model: the model.
+        has_run: as for `policy_of`.
+
+    Raises:
+        UserError: the method cannot be built, or does not fit the model.
+    """
+    from learn2pd.cli.config import MethodConfig
+    from learn2pd.cli.stages.components import check_decoding, method_of
+
+    if own.policy == "oracle":
+        raise UserError("policy='oracle' needs the answer beforehand: it is for recording and comparison")
+    policy, folder = policy_of(config, own, has_run)
+    method = MethodConfig(
+        name="decode",
+        policy=policy,
+        options=own.options,
+        scheduler=own.scheduler,
+        scheduler_options=own.scheduler_options,
+        cache=own.cache,
+        cache_options=own.cache_options,
+    )
+    stop = "text" if config.decode.stop_strings and own.stop == MethodOptions.stop else own.stop
+    check_decoding(config, model, [stop])
+    return method_of(config, model, folder, method, stop)
+
+
+def policy_of(config: Any, own: MethodOptions, has_run: bool) -> tuple[str, Path]:
+    """Return the name of the policy that answers prompts, and the folder of the trained filter.
 
     Without `policy`, the trained policy of the run is used where there is one; else the shipped filter, if the
     model is the embedded one that it was trained for; else the rule `threshold`.
 
     Args:
         config: the configuration.
-        own: the options of `decode`.
+        own: the command's options.
         has_run: the configuration was named, so its output_dir may hold a trained policy.
 
     Raises:
