@@ -47,7 +47,7 @@ def test_arguments_are_sorted_out():
     )
     assert given.config == "tiny_filter"
     assert given.overrides == ["decode.gen_length=8"]
-    options = cli.decode_options(given.own)
+    options = cli.own_options("decode", given.own)
     assert (options.prompt, options.live, options.options) == ("is 1 + 1 = 2?", True, {"threshold": 0.5})
 
 
@@ -56,7 +56,7 @@ def test_arguments_are_sorted_out():
 )
 def test_a_prompt_is_taken_as_it_is(prompt):
     for argument in (f"prompt={prompt}", prompt):
-        assert cli.decode_options(cli.read_arguments("decode", [argument]).own).prompt == prompt
+        assert cli.own_options("decode", cli.read_arguments("decode", [argument]).own).prompt == prompt
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_the_help_of_a_command_lists_every_option_with_type_default_and_meaning(
     shown = capsys.readouterr().out
     for key in keys_of(RunConfig):
         assert key.is_section or f"  {key.name}=" in shown
-    own = dataclasses.fields(cli.DecodeOptions) if command == "decode" else ()
+    own = dataclasses.fields(cli.OWN_OPTIONS[command]) if command in cli.OWN_OPTIONS else ()
     for entry in own:
         assert f"  {entry.name}=" in shown
         assert entry.metadata["meaning"].split()[0] in shown
@@ -118,7 +118,7 @@ def test_the_help_of_an_embedded_training_lists_its_own_keys(capsys):
 
 
 def test_every_key_has_a_meaning_and_every_number_has_limits():
-    for schema in (RunConfig, cli.DecodeOptions):
+    for schema in (RunConfig, *cli.OWN_OPTIONS.values()):
         for key in keys_of(schema):
             if not key.is_section:
                 assert key.field.metadata["meaning"], key.name

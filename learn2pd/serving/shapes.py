@@ -143,11 +143,9 @@ class CompletionBody(Body):
     @property
     def prompts(self) -> list[str | list[int]]:
         """The prompts, each a text or token ids."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if self.prompt and isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
-        return list(self.prompt)
+        given: Any = self.prompt
+        one = isinstance(given, str) or (given and isinstance(given[0], int))
+        return [given] if one else list(given)
 
 
 class Reply:
