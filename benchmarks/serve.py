@@ -1,11 +1,11 @@
-"""The throughput of `learn2pd serve` under load against one request at a time, whether every answer is right, and memory.
+"""The throughput of `learn2pd serve` under load against one request at a time; whether answers are right; memory.
 
     python benchmarks/serve.py [clients=64] [requests=512] [prompts=32] [gen_length=64] [rows=32] [rounds=2]
         [policy=null] [cache=none] [server_threads=2] [stream=false]
 
 It starts the server as a process of its own, with the embedded model. First it asks every prompt alone, one after the
-other; these answers are what all later ones must equal. Then `clients` clients ask `requests` times in random order, and
-the two take turns for `rounds` rounds. The ratio compares the requests per second of the two in each round. Memory is
+other; these answers are what all later ones must equal. Then `clients` clients ask `requests` times in random order.
+The two take turns for `rounds` rounds. The ratio compares the requests per second of the two in each round. Memory is
 that of the server's process, after every round. The exit code is 1 where an answer was wrong or lost.
 """
 

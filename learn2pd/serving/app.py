@@ -111,6 +111,7 @@ class Server:
         app.add_exception_handler(Refusal, _tell_refusal)
         app.add_exception_handler(RequestValidationError, _tell_invalid)
         app.add_exception_handler(HTTPException, _tell_http)
+        app.add_exception_handler(Exception, _tell_bug)
         app.add_middleware(
             Gate,
             metrics=self.metrics,
@@ -371,3 +372,8 @@ async def _tell_http(http: HTTPRequest, error: Exception) -> JSONResponse:
         {"error": {"message": message, "type": kind_of(error.status_code), "param": None, "code": None}},
         error.status_code,
     )
+
+
+async def _tell_bug(_: HTTPRequest, error: Exception) -> JSONResponse:
+    """Word a mistake of the server's own, which uvicorn also logs."""
+    return JSONResponse(Refusal(500, f"the server failed: {type(error).__name__}").body, 500)

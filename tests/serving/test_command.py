@@ -41,7 +41,7 @@ def test_a_taken_port_and_a_foreign_address_are_told_before_the_model_is_loaded(
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"port={port}: cannot listen there"):
             cli.run_command("serve", [f"port={port}", "model.path=nowhere"])
-    with pytest.raises(UserError, match="host='192.0.2.1'"):
+    with pytest.raises(UserError, match=r"host='192\.0\.2\.1'"):
         cli.run_command("serve", ["host=192.0.2.1", "port=0", "model.path=nowhere"])
 
 
