@@ -159,11 +159,23 @@ class FilterPolicy(Policy, OnHub):
     def start(self, state: DecodeState, spec: ModelSpec) -> NetworkMemory:
         return on_device(self.predictor, state)
 
+    def accepts(self, final: Tensor, state: DecodeState) -> Tensor:
+        """Say at which positions the network accepts the proposal.
+
+        Args:
+            final: [B, G] float32, the probability that the proposal is final.
+            state: The state before the commit.
+
+        Returns:
+            [B, G] bool.
+        """
+        return final > self.threshold
+
     def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: NetworkMemory) -> Commit:
         network = memory.network
         width = network.width or int((state.window.stop - state.window.start).max())  # this waits for the device
         final = probability(network, self.predictor.contract, state, prediction, state.window, width)
-        accepted = (final > self.threshold) & eligible
+        accepted = self.accepts(final, state) & eligible
         if not network.adds_surest:
             return Commit(accepted)
         surest = most_confident(prediction.confidence, eligible)
