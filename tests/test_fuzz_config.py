@@ -154,7 +154,7 @@ def test_any_bytes_load_or_are_refused(content):
 def test_any_arguments_of_decode_are_sorted_out_or_refused(arguments, prompt):
     given_arguments = [*(f"{name}={text}" for name, text in arguments), f"prompt={prompt}"]
     try:
-        options = cli.decode_options(cli.read_arguments("decode", given_arguments).own)
+        options = cli.own_options("decode", cli.read_arguments("decode", given_arguments).own)
     except UserError:
         return
     assert options.prompt == prompt

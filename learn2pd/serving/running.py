@@ -16,6 +16,7 @@ from learn2pd.serving.app import Server
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 BACKLOG = 4096  # connections that may wait to be accepted
+LATE_S = 0.5  # a timer that comes so late says that the server is busy
 GRACE_S = 30  # seconds for requests that are on their way when the server is stopped
 
 
@@ -94,18 +95,21 @@ class HeadLimit(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._deadline = self.loop.call_later(self.head_s, self._hang_up)
+        self._wait()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:  # the head is complete
             self._stop_waiting()
         elif self._deadline is None:
-            self._deadline = self.loop.call_later(self.head_s, self._hang_up)
+            self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        self._deadline = self.loop.call_later(self.head_s, self._hang_up)
 
     def _stop_waiting(self) -> None:
         if self._deadline is not None:
@@ -113,4 +117,8 @@ class HeadLimit(H11Protocol):
             self._deadline = None
 
     def _hang_up(self) -> None:
-        self.transport.close()
+        assert self._deadline is not None
+        if self.loop.time() - self._deadline.when() > LATE_S:
+            self._wait()  # the server was busy and may not have read what the client sent in time
+        else:
+            self.transport.close()

@@ -277,6 +277,7 @@ def test_a_thousand_clients_at_once_get_their_own_answers(tiny_model, make_promp
         writer.write(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
         answer = await reader.read()
         writer.close()
+        assert answer.startswith(b"HTTP/1.1 200"), answer
         return json.loads(answer.partition(b"\r\n\r\n")[2])["choices"][0]["text"]
 
     async def ask_all(place):
