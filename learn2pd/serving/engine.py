@@ -149,11 +149,11 @@ class Engine:
 
     def _step(self, batch: Batch, newcomers: list[Ticket]) -> None:
         """Take one step of a batch. What goes wrong ends the requests of this batch and no others."""
+        self.steps += 1
+        self.row_steps += batch.open_rows + len(newcomers)
         try:
             batch.step(newcomers)
         except Exception as error:  # out of memory, or a component's own bug
             log.error("a batch of %d requests failed: %s", batch.open_rows, first_line(error), exc_info=error)
             for ticket in [*newcomers, *(ticket for ticket, _ in batch.rows)]:
                 ticket.close(UserError(f"decoding failed: {first_line(error)}"))
-        self.steps += 1
-        self.row_steps += batch.open_rows
