@@ -53,8 +53,8 @@ class MethodOptions:
 
     policy: str | None = option(
         None,
-        f"folder of a trained policy, or {_names('policy', 'oracle', 'filter')}; null takes the trained policy of the "
-        "configuration's run, else the shipped filter where it fits the model, else threshold",
+        f"folder of a trained policy, or {_names('policy', 'oracle', 'search', 'filter')}; null takes the trained "
+        "policy of the configuration's run, else the shipped filter where it fits the model, else threshold",
         path=True,
     )
     options: dict[str, Any] = option({}, "options of the policy, for example {threshold: 0.9}")
@@ -400,8 +400,8 @@ def built_method(config: Any, own: MethodOptions, model: Any, has_run: bool) -> 
     from learn2pd.cli.config import MethodConfig
     from learn2pd.cli.stages.components import check_decoding, method_of
 
-    if own.policy == "oracle":
-        raise UserError("policy='oracle' needs the answer beforehand: it is for recording and comparison")
+    if own.policy in ("oracle", "search"):
+        raise UserError(f"policy={own.policy!r} needs the answer beforehand: it is for recording and comparison")
     policy, folder = policy_of(config, own, has_run)
     method = MethodConfig(
         name="decode",
