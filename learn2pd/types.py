@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 CONFIDENCE = "float32 softmax of unscaled logits, mask token excluded, before temperature"
 NOT_PROPOSED = -1  # stands in `DecodeState.previous` where the last step proposed nothing
@@ -275,6 +276,11 @@ class DecodeState(RowMemory):
         return self.tokens.shape[1] - self.gen_length
 
     @property
+    def longest_prompt(self) -> int:
+        """The number of columns before the canvas that the prompts need."""
+        return self.prompt_width - int(self.pad.min())
+
+    @property
     def canvas(self) -> Tensor:
         """The tokens of the canvas, [B, G] long, a view of `tokens`."""
         return self.tokens[:, self.prompt_width :]
@@ -293,6 +299,16 @@ class DecodeState(RowMemory):
     def decided(self) -> Tensor:
         """The positions that are committed or given, and not closed, [B, G] bool."""
         return ~self.masked & (torch.arange(self.gen_length, device=self.end.device) < self.end[:, None])
+
+    def moved(self, added: int) -> DecodeState:
+        """Return the state with more columns of left padding, or with fewer of them.
+
+        Args:
+            added: The number of columns; a negative number takes columns away, which must be padding in every row.
+        """
+        # the padding may hold any token, since no column sees it
+        tokens = self.tokens[:, -added:] if added < 0 else functional.pad(self.tokens, (added, 0))
+        return replace(self, tokens=tokens, pad=self.pad + added)
 
     def commit(self, commit: Commit, proposals: Tensor, mask_id: int) -> DecodeState:
         """Write a commit into the canvas. Positions that are taken back become masks again.

@@ -39,6 +39,12 @@ COMMANDS = {
         'learn2pd decode "What is 3 plus 4?" live=true',
         configless=True,
     ),
+    "serve": Command(
+        f"[config=NAME] [{GRAMMAR} ...]",
+        "Answer requests of OpenAI's interface over HTTP. Without config=NAME the embedded model answers.",
+        "learn2pd serve port=8000",
+        configless=True,
+    ),
     "run": Command(
         f"{STAGE} [{DRY_RUN}]",
         "Run the stages that a configuration lists, as train.py does.",

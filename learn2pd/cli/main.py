@@ -202,6 +202,10 @@ def run_with_method(command: str, config: Any, own: Any, has_run: bool) -> int:
         from learn2pd.cli.check import check
 
         return check(config, own, has_run, print_text)
+    elif command == "serve":
+        from learn2pd.cli.serve import serve
+
+        serve(config, own, has_run)
     else:
         decode_one(config, own, has_run)
     return 0

@@ -107,12 +107,31 @@ class ExportOptions:
     options: dict[str, Any] = option({}, "options of the engine's exporter, see docs/engines.md")
 
 
+@dataclass
+class ServeOptions(MethodOptions):
+    """The arguments of `learn2pd serve`."""
+
+    host: str = option("127.0.0.1", "address to listen at; 0.0.0.0 is every network of this machine")
+    port: int = option(8000, "port to listen at; 0 takes a free one", least=0, most=65535)
+    api_key: str | None = option(None, "key that every request must bring, for example ${oc.env:NAME}")
+    queue: int = option(1024, "most requests that wait for a row", least=1, most=10**6)
+    max_prompt: int | None = option(
+        None, "most tokens of a prompt; null allows what the model takes", least=1, most=10**6
+    )
+    max_length: int | None = option(
+        None, "most tokens of an answer; null allows what the model takes", least=1, most=10**6
+    )
+    max_body: int = option(2**20, "most bytes of a request", least=1, most=2**30)
+    patience: float = option(20.0, "seconds in which a request must have arrived", least=0.1, most=3600)
+
+
 OWN: dict[str, type] = {
     "decode": DecodeOptions,
     "eval": EvalOptions,
     "check": CheckOptions,
     "zoo": ZooOptions,
     "export": ExportOptions,
+    "serve": ServeOptions,
 }
 
 

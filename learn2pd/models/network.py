@@ -101,15 +101,9 @@ class DiffusionNetwork(PreTrainedModel):
             columns: The columns of the batch.
         """
         config = self.config
-        return KVStore(
-            config.num_hidden_layers,
-            rows,
-            columns,
-            config.num_key_value_heads,
-            self.head_width,
-            self.dtype,
-            self.device,
-        )
+        shape = (config.num_hidden_layers, rows, 0, config.num_key_value_heads, self.head_width)
+        keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        return KVStore(keys, torch.zeros_like(keys), columns)
 
     def hidden(
         self,
