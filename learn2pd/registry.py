@@ -258,6 +258,18 @@ def import_family(target: str) -> Any:
     return _import("family", target)
 
 
+def import_logger(target: str) -> Any:
+    """Import a user's own logger.
+
+    Args:
+        target: The class, as `module:Class`.
+
+    Raises:
+        UserError: The class cannot be imported.
+    """
+    return _import("train.loggers", target)
+
+
 # ---- Tasks by name. A task is imported when it is used, since data/ and embedded/ must not know the registry.
 
 TASKS = {

@@ -91,6 +91,7 @@ class EmbeddedConfig:
     threads: int = 1  # CPU threads; the weights depend on it in their last digits
     resume: bool = False  # refused: a training goes on by itself, and only with the configuration it began with
     overwrite: bool = False  # delete what an earlier run left in output_dir
+    quiet: bool = False  # show warnings and errors alone, and no progress bar
     examples: ExamplesConfig = field(default_factory=ExamplesConfig)
     vocab_size: int = 1024  # of the tokenizer that is learnt from the training texts
     tokenizer_from: str | None = option(None, "folder of the model whose tokenizer is taken instead", path=True)

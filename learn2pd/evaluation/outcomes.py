@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from tqdm.auto import tqdm
 
 from learn2pd.data.prompts import Prompt, encoded
 from learn2pd.data.tasks import Checker
@@ -38,6 +37,7 @@ DECODED = {  # arrays that an outcome takes from a decode result, with a value o
     "failed": np.bool_,
 }
 ARRAYS = ("correct", *DECODED)
+LIKELIHOODS = ("own_order", "joint", "counted")
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,15 @@ class Labels:
     task: str
     mark: str  # `reference` (one token a step), `baseline` (speedups are also computed against it), `oracle`, or ""
     kind: str  # `oracle` (it knows the answer beforehand), `learned` (a component was trained) or `training-free`
+
+
+@dataclass(frozen=True, eq=False)
+class Likelihood:
+    """The log-likelihoods of N answers under the model, in nats (evaluation/likelihood.py)."""
+
+    own_order: NDArray[np.float64]  # [N] one position at a time, in the order of the commits
+    joint: NDArray[np.float64]  # [N] as the steps of the policy took them
+    counted: NDArray[np.int64]  # [N] tokens that count
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +87,7 @@ class Outcome:
     model_s: float
     # how near each answer comes to the right one, where the checker counts that
     counts: list[dict[str, int]] = field(default_factory=list)
+    likelihood: Likelihood | None = None  # None where the comparison does not ask for it
 
 
 def group_by_task(prompts: Sequence[Prompt]) -> dict[str, list[Prompt]]:
@@ -100,7 +110,7 @@ def run_method(
     sampling: Sampling,
     seed: int,
     given: Sequence[Any] | None = None,
-    progress: tqdm[Any] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Outcome:
     """Decode the prompts of one task and judge the answers.
 
@@ -117,7 +127,7 @@ def run_method(
         sampling: temperature and filters of the proposals.
         seed: seed of the sampling.
         given: the parts of the answers that stand from the start, as for `decode`.
-        progress: a progress bar that counts prompts.
+        progress: a function that receives the number of prompts of each finished batch.
 
     Returns:
         The outcome.
@@ -131,7 +141,7 @@ def run_method(
         sampling=sampling,
         seed=seed,
         given=given,
-        progress=progress.update if progress is not None else None,
+        progress=progress,
     )
     verdicts = [
         checkers[prompt.task].check(prompt.facts, text) if prompt.task else None
@@ -164,34 +174,69 @@ def cached(path: Path, key: str, labels: Labels, produce: Callable[[], Outcome])
     Returns:
         The outcome.
     """
+    stored = _stored(path, key, ARRAYS)
+    if stored is not None:
+        plain, arrays = stored
+        return Outcome(labels=labels, **plain, **arrays)
+    outcome = produce()
+    plain = {"reasons": outcome.reasons, "counts": outcome.counts, "wall_s": outcome.wall_s, "model_s": outcome.model_s}
+    _store(path, key, plain, {name: getattr(outcome, name) for name in ARRAYS})
+    return outcome
+
+
+def cached_likelihood(path: Path, key: str, produce: Callable[[], Likelihood]) -> Likelihood:
+    """Return the likelihoods of an outcome from the disk where they are still valid, else new ones, which are saved.
+
+    Args:
+        path: the file of the likelihoods.
+        key: the key of their outcome.
+        produce: computes them.
+
+    Returns:
+        The likelihoods.
+    """
+    stored = _stored(path, key, LIKELIHOODS)
+    if stored is not None:
+        return Likelihood(**stored[1])
+    computed = produce()
+    _store(path, key, {}, {name: getattr(computed, name) for name in LIKELIHOODS})
+    return computed
+
+
+def _stored(path: Path, key: str, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
+    """Return the plain values and the arrays of a file that has this key; None where there is no such file."""
     try:
         with safe_open(path, "np") as stored:
             described = stored.metadata()
             if described["key"] == key:
-                return Outcome(
-                    labels=labels,
-                    **json.loads(described["plain"]),
-                    **{name: stored.get_tensor(name) for name in ARRAYS},
-                )
+                return json.loads(described["plain"]), {name: stored.get_tensor(name) for name in names}
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        pass  # the file is missing, half written or of another version, so the outcome is produced again
-    outcome = produce()
+        pass  # the file is missing, half written or of another version, so it is made again
+    return None
+
+
+def _store(path: Path, key: str, plain: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    plain = {"reasons": outcome.reasons, "counts": outcome.counts, "wall_s": outcome.wall_s, "model_s": outcome.model_s}
-    save_file({name: getattr(outcome, name) for name in ARRAYS}, partial, {"key": key, "plain": json.dumps(plain)})
+    save_file(arrays, partial, {"key": key, "plain": json.dumps(plain)})
     os.replace(partial, path)
-    return outcome
 
 
 def merge(outcomes: Sequence[Outcome]) -> Outcome:
     """Join the outcomes of one method and stop rule over all tasks into one outcome of the task `all`."""
     arrays: dict[str, Any] = {name: np.concatenate([getattr(outcome, name) for outcome in outcomes]) for name in ARRAYS}
+    parts = [outcome.likelihood for outcome in outcomes if outcome.likelihood is not None]
+    likelihood = (
+        Likelihood(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in LIKELIHOODS})
+        if len(parts) == len(outcomes)
+        else None
+    )
     return Outcome(
         labels=replace(outcomes[0].labels, task="all"),
         reasons=[reason for outcome in outcomes for reason in outcome.reasons],
         counts=[counts for outcome in outcomes for counts in outcome.counts],
         wall_s=sum(outcome.wall_s for outcome in outcomes),
         model_s=sum(outcome.model_s for outcome in outcomes),
+        likelihood=likelihood,
         **arrays,
     )

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from learn2pd import __version__
 from learn2pd.cli.config import MethodConfig, RunConfig, as_dict
@@ -27,13 +26,25 @@ from learn2pd.evaluation import plots as report
 from learn2pd.evaluation import tables
 from learn2pd.evaluation.compare import build_rows, measure, score_rows
 from learn2pd.evaluation.curves import compare_families
-from learn2pd.evaluation.outcomes import Labels, Outcome, cached, group_by_task, merge, run_method
+from learn2pd.evaluation.likelihood import likelihood
+from learn2pd.evaluation.outcomes import (
+    Labels,
+    Likelihood,
+    Outcome,
+    cached,
+    cached_likelihood,
+    group_by_task,
+    merge,
+    run_method,
+)
 from learn2pd.files import write_json
 from learn2pd.method import Method
+from learn2pd.models.infilling import given_tokens
 from learn2pd.models.loading import Model
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.threshold import ThresholdPolicy
+from learn2pd.progress import progress_bar
 from learn2pd.registry import lacking
 from learn2pd.statistics.bootstrap import Bootstrap
 
@@ -209,7 +220,7 @@ def _compare_outcomes(
     ]
     references: dict[tuple[str, str], torch.Tensor] = {}  # answers with one token a step, by stop rule and task
     outcomes: list[Outcome] = []
-    with tqdm(total=len(runs) * len(prompts), desc="compare", unit="prompt", dynamic_ncols=True) as bar:
+    with progress_bar(len(runs) * len(prompts), "compare", "prompt") as bar:
         for stop, family, described, built in runs:
             parts = []
             for task, group in groups.items():
@@ -224,7 +235,7 @@ def _compare_outcomes(
                     checkers,
                     labels,
                     method,
-                    progress=bar,
+                    progress=bar.update,
                     gen_length=decoding.gen_length,
                     batch_size=decoding.rows,
                     sampling=sampling_of(config),
@@ -235,11 +246,35 @@ def _compare_outcomes(
                 before = bar.n
                 outcome = cached(output / "compare" / _file_name(described.name, stop, task), key, labels, produce)
                 bar.update(len(group) - (bar.n - before))
+                if config.compare.likelihood:
+                    outcome = _with_likelihood(config, model, group, outcome, output, key)
                 parts.append(outcome)
                 if isinstance(built.policy, FixedPolicy):
                     references.setdefault((stop, task), torch.from_numpy(outcome.tokens).long())
             outcomes += [*parts, merge(parts)]
     return outcomes
+
+
+def _with_likelihood(
+    config: RunConfig, model: Model, prompts: list[Prompt], outcome: Outcome, output: Path, key: str
+) -> Outcome:
+    """Add the likelihood of its answers to an outcome."""
+    labels = outcome.labels
+    given = given_of(config, len(prompts))
+
+    def produce() -> Likelihood:
+        with progress_bar(len(prompts), f"likelihood of {labels.method}", "prompt") as bar:
+            return likelihood(
+                model,
+                [model.encode(prompt.content) for prompt in prompts],
+                outcome,
+                None if given is None else given_tokens(model, given, config.decode.gen_length),
+                config.decode.rows,
+                bar.update,
+            )
+
+    name = _file_name(labels.method, labels.stop, labels.task, "likelihood")
+    return dataclasses.replace(outcome, likelihood=cached_likelihood(output / "compare" / name, key, produce))
 
 
 def _labels(described: MethodConfig, family: str, method: Method, task: str) -> Labels:
