@@ -66,6 +66,12 @@ COMMANDS = {
         "Run the stage compare: every method and stop rule on the test prompts, with tables and plots.",
         "learn2pd compare config=tiny_compare",
     ),
+    "report": Command(
+        f"config=NAME [{GRAMMAR} ...] or output_dir=FOLDER",
+        "Make report.html of a run again from its files. Nothing is decoded, and an interrupted run may be reported.",
+        "learn2pd report output_dir=outputs/tiny_compare",
+        configless=True,
+    ),
     "doctor": Command(
         f"[{STAGE}]",
         "Say whether this machine can start a run, and what it lacks. Without config=NAME it is config=tiny_filter.",

@@ -190,6 +190,8 @@ def run_command(command: str, arguments: Sequence[str]) -> None:
         run_pretraining(config)
     elif given.dry_run:
         print_text(stages.dry_run(config))
+    elif command == "report":
+        print_text(str(stages.write_report(Path(config.output_dir))))
     elif command == "decode":
         decode_one(config, own, has_run=given.config is not None)
     else:

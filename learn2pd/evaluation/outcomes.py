@@ -203,7 +203,7 @@ def cached_likelihood(path: Path, key: str, produce: Callable[[], Likelihood]) -
     return computed
 
 
-def _stored(path: Path, key: str, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
+def _stored(path: Path, key: str, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Return the plain values and the arrays of a file that has this key; None where there is no such file."""
     try:
         with safe_open(path, "np") as stored:
