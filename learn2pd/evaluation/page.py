@@ -144,7 +144,7 @@ def _all_first(names: Any) -> list[str]:
 def _point(number: int, row: Line, curves: Sequence[Line]) -> Line:
     """Return what the chart needs of a row."""
     measure = "agreement" if row["accuracy"] is None else "accuracy"
-    settings = next(
+    settings: list[Line] = next(
         (
             line["points"]
             for line in curves

@@ -47,10 +47,7 @@ class ReplayRecorder(Observer):
         """Keep a step."""
         state, commit = step.state, step.commit
         if not self.steps:
-            tokens = state.canvas[0][state.given[0]].tolist()
-            self.given = [
-                [place, self.number(token)] for place, token in zip(_places(state.given[0]), tokens, strict=True)
-            ]
+            self.given = [[place, self.number(int(state.canvas[0, place]))] for place in _places(state.given[0])]
         inside = state.window.mask(state.gen_length)[0]
         proposed = (step.prediction.valid & state.masked)[0] & (inside | commit.mask[0])
         kept: dict[str, Any] = {
@@ -99,7 +96,8 @@ def replay(
     Args:
         model: the model.
         prompt: the prompt.
-        methods: the methods by the names that a page shows. An oracle behind the first one knows the first one's answer.
+        methods: the methods by the names that a page shows. An oracle knows the answer of the
+            first one.
         gen_length: length of the canvas, in tokens.
         sampling: temperature and filters of the proposals.
         seed: seed of the sampling.

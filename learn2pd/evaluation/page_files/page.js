@@ -26,7 +26,7 @@ document.querySelectorAll("table.sortable").forEach((table) => {
   };
   headings.forEach((heading, column) => {
     const cells = [...body.rows].map((row) => row.cells[column].textContent);
-    const numeric = cells.some((text) => number(text) !== null) && cells.every((text) => text === "n/a" || number(text) !== null);
+    const numeric = cells.every((text) => text === "n/a" || number(text) !== null);
     if (!numeric) {
       heading.classList.add("text");
       [...body.rows].forEach((row) => row.cells[column].classList.add("text"));
@@ -148,7 +148,7 @@ function drawChart() {
   axes(svg, box, x, y, "tokens per forward (answer tokens only)", `${shown[0].measure}, %`, ticks(xLow, xHigh, 9), ticks(yLow, yHigh, 6), (value) => (100 * value).toFixed(0));
   if (reference) {
     svg.append(make("rect", { x: box.left, width: box.right - box.left, y: y(reference.quality), height: Math.max(1, y(reference.quality - DATA.margin) - y(reference.quality)), fill: "var(--accent)", opacity: 0.14 }));
-    svg.append(make("text", { x: box.right - 4, y: y(reference.quality) - 5, "text-anchor": "end" }, `one token a step; the band is ${100 * DATA.margin} points`));
+    svg.append(make("text", { x: box.right - 4, y: y(reference.quality - DATA.margin) + 16, "text-anchor": "end" }, `one token a step; the band is ${100 * DATA.margin} points`));
   }
   for (const oracle of shown.filter((row) => row.kind === "oracle")) {
     svg.append(make("line", { x1: x(oracle.speed), x2: x(oracle.speed), y1: box.top, y2: box.bottom, stroke: "var(--soft)", "stroke-dasharray": "2 4" }));
@@ -282,6 +282,7 @@ function drawSide(side, replay, run, forwards, last) {
   }
   if (count === run.steps.length) parts.push(`done: ${run.tokens} tokens, ${(run.tokens / run.forwards).toFixed(2)} per forward${run.revoked ? `, ${run.revoked} taken back` : ""}${run.edited ? `, ${run.edited} overwritten` : ""}`);
   byId(`count-${side}`).textContent = parts.join(" \u00b7 ");
+  const spoken = `${run.method}: ${parts.slice(1).join(", ")}`;
   const map = byId(`map-${side}`), finalEnd = run.steps.at(-1)?.end ?? replay.gen_length, shown = Math.max(finalEnd, 1);
   map.setAttribute("viewBox", `0 0 ${shown} 1`);
   map.setAttribute("aria-label", `step map: forward of the commit of each of ${shown} positions`);
@@ -291,6 +292,7 @@ function drawSide(side, replay, run, forwards, last) {
     else rect.setAttribute("class", "open");
     return rect;
   }));
+  return spoken;
 }
 if (byId("replay")) {
   const slider = byId("step");
@@ -300,11 +302,10 @@ if (byId("replay")) {
   function draw() {
     const last = Math.max(runOf("left").steps.length, runOf("right").steps.length), value = Math.min(Number(slider.value), last);
     slider.max = last;
-    slider.setAttribute("aria-valuetext", `forward ${value} of ${last}`);
     byId("now").textContent = `forward ${value} of ${last}`;
     byId("last").textContent = String(last);
-    drawSide("a", chosen(), runOf("left"), value, last);
-    drawSide("b", chosen(), runOf("right"), value, last);
+    const spoken = [drawSide("a", chosen(), runOf("left"), value, last), drawSide("b", chosen(), runOf("right"), value, last)];
+    slider.setAttribute("aria-valuetext", [`forward ${value} of ${last}`, ...spoken].join("; "));
   }
   function stop() {
     clearInterval(timer);
