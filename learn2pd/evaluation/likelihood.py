@@ -100,7 +100,7 @@ def _answer(
             contexts.append(context)
             positions.append(torch.arange(len(tokens)) == place)
             context = torch.where(positions[-1], tokens, context)
-    joint = torch.cat(log_first) if log_first else torch.zeros(0)
+    joint = torch.cat(log_first) if log_first else torch.zeros(0, dtype=torch.double)
     follows = _follows(at_once)
     rest = _log_probability(
         model,
@@ -111,7 +111,7 @@ def _answer(
         batch_size,
     )
     own_order = joint.clone()
-    own_order[torch.tensor(follows, dtype=torch.bool)] = torch.cat(rest) if rest else torch.zeros(0)
+    own_order[torch.tensor(follows, dtype=torch.bool)] = torch.cat(rest) if rest else torch.zeros(0, dtype=torch.double)
     return own_order, joint
 
 

@@ -80,7 +80,8 @@ def run_stages(config: RunConfig, only: str | None = None) -> None:
                 figures = STAGE_FUNCTIONS[stage](config, output)
                 if figures is not None:
                     write_metrics(output, stage, figures | {"stage_seconds": round(time.perf_counter() - started, 2)})
-            write_replays(config, output, stages[-1])
+            if stages:
+                write_replays(config, output, stages[-1])
         finally:  # the page of an interrupted run says what is missing
             page = write_report(output)
         log.info("report: %s", page)

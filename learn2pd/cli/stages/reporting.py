@@ -33,7 +33,6 @@ from learn2pd.predictors.filter import FilterPolicy, load_policy
 from learn2pd.predictors.saving import Predictor
 from learn2pd.progress import progress_bar
 from learn2pd.recording.reading import Recording
-from learn2pd.recording.schema import RECORDING
 from learn2pd.roles import Policy
 from learn2pd.schedulers.blocks import blocks_for
 from learn2pd.stops.eot import EotStop
@@ -81,9 +80,9 @@ def _missing(
     """Word what the run has not made, or has begun only."""
     missing = []
     if "record" not in metrics and (output / "records").exists():
-        shards = len(list((output / "records").glob("*.json"))) - (output / "records" / RECORDING).exists()
+        shards = len(list((output / "records").glob("shard-*.json")))
         missing.append(
-            f"The stage record is not finished; {max(shards, 0)} shards are recorded and kept. "
+            f"The stage record is not finished; {shards} shards are recorded and kept. "
             "learn2pd record goes on where it stopped."
         )
     if "record" in metrics and "train" not in metrics:
