@@ -138,7 +138,7 @@ def test_an_interrupted_run_leaves_a_report_of_what_there_is(arguments, tmp_path
         raise KeyboardInterrupt
 
     monkeypatch.setitem(stages.STAGE_FUNCTIONS, "train", interrupted)
-    assert cli.run([*arguments, f"output_dir={tmp_path}", "data.train_prompts=3", "data.validation_prompts=3"]) == 130
+    assert cli.run([*arguments, f"output_dir={tmp_path}", "data.train_prompts=3"]) == 130
     assert "The stage train is not finished" in (tmp_path / "report.html").read_text()
 
 
