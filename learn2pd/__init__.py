@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from learn2pd.policies.oracle import OraclePolicy as OraclePolicy
     from learn2pd.policies.prophet import ProphetPolicy as ProphetPolicy
     from learn2pd.policies.remask import RemaskPolicy as RemaskPolicy
+    from learn2pd.policies.search import SearchPolicy as SearchPolicy
     from learn2pd.policies.slowfast import SlowFastPolicy as SlowFastPolicy
     from learn2pd.policies.threshold import ThresholdPolicy as ThresholdPolicy
     from learn2pd.policies.verifier import Verifier as Verifier
@@ -134,6 +135,7 @@ _MODULES = {
     "RowMemory": "types",
     "Sampling": "types",
     "Scheduler": "roles",
+    "SearchPolicy": "policies.search",
     "SlowFastPolicy": "policies.slowfast",
     "Step": "types",
     "StopRule": "roles",
@@ -205,6 +207,7 @@ __all__ = [
     "RowMemory",
     "Sampling",
     "Scheduler",
+    "SearchPolicy",
     "SlowFastPolicy",
     "Step",
     "StopRule",

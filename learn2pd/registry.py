@@ -47,6 +47,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "left_to_right": "learn2pd.policies.apd:LeftToRightPolicy",
         "filter": "learn2pd.predictors.filter:load_policy",
         "oracle": "learn2pd.policies.oracle:OraclePolicy",
+        "search": "learn2pd.policies.search:SearchPolicy",
     },
     "scheduler": {
         "blocks": "learn2pd.schedulers.blocks:BlocksScheduler",

@@ -83,6 +83,7 @@ def test_a_prompt_is_taken_as_it_is(prompt):
         ("decode", ["hi", "gen_length=8"], ["gen_length", "did you mean 'decode.gen_length'"]),
         ("decode", ["hi", "policy=treshold"], ["treshold", "did you mean 'threshold'"]),
         ("decode", ["hi", "policy=oracle"], ["oracle", "beforehand"]),
+        ("decode", ["hi", "policy=search"], ["search", "beforehand"]),
         ("decode", ["hi", "policy=nowhere"], ["nowhere", "policy.json"]),
         ("decode", ["hi", "stop=eto"], ["eto", "did you mean 'eot'"]),
         ("decode", [" "], ["prompt is empty"]),
@@ -129,7 +130,7 @@ def test_every_key_has_a_meaning_and_every_number_has_limits():
 @pytest.mark.parametrize("role", ["policy", "scheduler", "cache", "stop"])
 def test_the_help_of_decode_names_every_component(role):
     entry = next(entry for entry in dataclasses.fields(cli.DecodeOptions) if entry.name == role)
-    for name in COMPONENTS[role].keys() - {"oracle", "filter"}:
+    for name in COMPONENTS[role].keys() - {"oracle", "search", "filter"}:
         assert name in entry.metadata["meaning"]
 
 

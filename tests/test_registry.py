@@ -58,6 +58,7 @@ NEEDS = {
     "apple": "folder",
     "filter": "folder",
     "oracle": "reference",
+    "search": "still_right",
     "adablock": "delimiter_ids",
     "adablock_learned": "folder",
     "learned": "folder",

@@ -54,8 +54,8 @@ class DecodeOptions:
     prompt: str = option("", "text to answer; it may also stand alone, without prompt=", verbatim=True)
     policy: str | None = option(
         None,
-        f"folder of a trained policy, or {_names('policy', 'oracle', 'filter')}; null takes the trained policy of the "
-        "configuration's run, else the shipped filter where it fits the model, else threshold",
+        f"folder of a trained policy, or {_names('policy', 'oracle', 'search', 'filter')}; null takes the trained "
+        "policy of the configuration's run, else the shipped filter where it fits the model, else threshold",
         path=True,
     )
     options: dict[str, Any] = option({}, "options of the policy, for example {threshold: 0.9}")
@@ -334,8 +334,8 @@ def decode_one(config: Any, own: DecodeOptions, has_run: bool) -> None:
 
     if not own.prompt.strip():
         raise UserError('prompt is empty: give learn2pd decode "some text"')
-    if own.policy == "oracle":
-        raise UserError("policy='oracle' needs the answer beforehand: it is for recording and comparison")
+    if own.policy in ("oracle", "search"):
+        raise UserError(f"policy={own.policy!r} needs the answer beforehand: it is for recording and comparison")
     model = model_of(config)
     policy, folder = policy_of(config, own, has_run)
     method = MethodConfig(

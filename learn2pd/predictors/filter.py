@@ -159,12 +159,33 @@ class FilterPolicy(Policy, OnHub):
     def start(self, state: DecodeState, spec: ModelSpec) -> NetworkMemory:
         return on_device(self.predictor, state)
 
-    def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: NetworkMemory) -> Commit:
+    def accepts(self, final: Tensor, state: DecodeState) -> Tensor:
+        """Say at which positions the network accepts the proposal.
+
+        Args:
+            final: [B, G] float32, the probability that the proposal is final.
+            state: The state before the commit.
+
+        Returns:
+            [B, G] bool.
+        """
+        return final > self.threshold
+
+    def probability(self, prediction: Prediction, state: DecodeState, memory: NetworkMemory) -> Tensor:
+        """Return the probability that the proposal is final, [B, G] float32, 0 outside the window.
+
+        Args:
+            prediction: The proposals.
+            state: The state before the commit.
+            memory: What `start` returned.
+        """
         network = memory.network
         width = network.width or int((state.window.stop - state.window.start).max())  # this waits for the device
-        final = probability(network, self.predictor.contract, state, prediction, state.window, width)
-        accepted = (final > self.threshold) & eligible
-        if not network.adds_surest:
+        return probability(network, self.predictor.contract, state, prediction, state.window, width)
+
+    def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: NetworkMemory) -> Commit:
+        accepted = self.accepts(self.probability(prediction, state, memory), state) & eligible
+        if not memory.network.adds_surest:
             return Commit(accepted)
         surest = most_confident(prediction.confidence, eligible)
         return Commit(accepted | surest, forced=surest & ~accepted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,18 +86,22 @@ def fit(trainer: lightning.Trainer, module: LightningModule, data: lightning.Lig
 
 
 class FitProgress(Callback):
-    """The progress bar of a training. It shows the last validation loss.
+    """The progress bar of a training.
 
     Args:
         what: the training, in one or two words.
         total: the most epochs or optimizer steps.
         unit: what the bar counts.
+        shows: names of logged figures whose last values stand beside the bar.
     """
 
-    def __init__(self, what: str, total: int, unit: Literal["epoch", "step"]) -> None:
+    def __init__(
+        self, what: str, total: int, unit: Literal["epoch", "step"], shows: Sequence[str] = ("val_loss",)
+    ) -> None:
         self.what = what
         self.total = total
         self.unit = unit
+        self.shows = shows
         self.bar: tqdm[Any] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -110,11 +115,14 @@ class FitProgress(Callback):
             self.bar.update(trainer.global_step - self.bar.n)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count the epochs, and show the validation loss."""
+        """Count the epochs, and show the last figures."""
         if self.bar is None:
             return
-        if "val_loss" in trainer.callback_metrics:
-            self.bar.set_postfix(val_loss=f"{float(trainer.callback_metrics['val_loss']):.4f}", refresh=False)
+        logged = {
+            name: f"{trainer.callback_metrics[name]:.4f}" for name in self.shows if name in trainer.callback_metrics
+        }
+        if logged:
+            self.bar.set_postfix(logged, refresh=False)
         if self.unit == "epoch":
             self.bar.update(trainer.current_epoch + 1 - self.bar.n)
 

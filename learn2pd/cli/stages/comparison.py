@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ import torch
 from learn2pd import __version__
 from learn2pd.cli.config import MethodConfig, RunConfig, as_dict
 from learn2pd.cli.stages.components import checkers_of, given_of, method_of, model_of, sampling_of, usable_prompts
-from learn2pd.data.prompts import Prompt, prompts_digest
+from learn2pd.data.prompts import Prompt, encoded, prompts_digest
 from learn2pd.data.tasks import Checker
+from learn2pd.decoding import answer_lengths
 from learn2pd.errors import UserError
 from learn2pd.evaluation import plots as report
 from learn2pd.evaluation import tables
@@ -37,12 +39,14 @@ from learn2pd.evaluation.outcomes import (
     merge,
     run_method,
 )
+from learn2pd.evaluation.search import Continuation
 from learn2pd.files import write_json
 from learn2pd.method import Method
 from learn2pd.models.infilling import given_tokens
 from learn2pd.models.loading import Model
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import OraclePolicy
+from learn2pd.policies.search import SearchPolicy
 from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.progress import progress_bar
 from learn2pd.registry import lacking
@@ -125,9 +129,10 @@ def check_comparison(config: RunConfig, model: Model, output: Path, trains: bool
     if not config.compare.stops:
         raise UserError("compare.stops is empty: list at least one stop rule, such as eot")
     methods = expand_sweeps(config.compare.methods)
-    if any(method.policy == "oracle" for _, method in methods) and methods[0][1].policy != "fixed":
+    informed = [method.policy for _, method in methods if method.policy in ("oracle", "search")]
+    if informed and methods[0][1].policy != "fixed":
         raise UserError(
-            "compare.methods: 'oracle' needs a method with policy 'fixed' at the head of the list, "
+            f"compare.methods: {informed[0]!r} needs a method with policy 'fixed' at the head of the list, "
             "whose answers it knows"
         )
     waits = trains and config.compare.policy is None
@@ -151,7 +156,9 @@ def policy_folder(config: RunConfig, output: Path) -> Path:
         config: the configuration.
         output: the output_dir of the run.
     """
-    return Path(config.compare.policy) if config.compare.policy else output / "policy"
+    if config.compare.policy:
+        return Path(config.compare.policy)
+    return output / ("reinforced" if "reinforce" in config.stages else "policy")
 
 
 def expand_sweeps(methods: list[MethodConfig]) -> list[tuple[str, MethodConfig]]:
@@ -225,8 +232,8 @@ def _compare_outcomes(
             parts = []
             for task, group in groups.items():
                 method = built
-                if isinstance(built.policy, OraclePolicy):
-                    method = dataclasses.replace(built, policy=OraclePolicy(references[stop, task]))
+                if built.policy.knows_answer:
+                    method = _informed(config, model, built, group, checkers, references[stop, task])
                 labels = _labels(described, family, method, task)
                 produce = functools.partial(
                     run_method,
@@ -275,6 +282,46 @@ def _with_likelihood(
 
     name = _file_name(labels.method, labels.stop, labels.task, "likelihood")
     return dataclasses.replace(outcome, likelihood=cached_likelihood(output / "compare" / name, key, produce))
+
+
+def _informed(
+    config: RunConfig,
+    model: Model,
+    built: Method,
+    prompts: Sequence[Prompt],
+    checkers: Mapping[str, Checker],
+    reference: torch.Tensor,
+) -> Method:
+    """Return the method of an oracle with what it must know about prompts of one task.
+
+    Args:
+        config: the configuration.
+        model: the model.
+        built: the method, whose policy is an oracle.
+        prompts: the prompts.
+        checkers: the checkers by the names of their tasks.
+        reference: [N, G] long, the answers with one token a step.
+    """
+    if not isinstance(built.policy, SearchPolicy):
+        return dataclasses.replace(built, policy=OraclePolicy(reference))
+    lengths = answer_lengths(reference, model.spec.eot_ids).tolist()
+    texts = [
+        model.tokenizer.decode(row[:length], skip_special_tokens=True)
+        for row, length in zip(reference, lengths, strict=True)
+    ]
+
+    def right(number: int, text: str) -> bool:
+        """An answer is right if the checker says so, or if it is that of one token a step."""
+        prompt = prompts[number]
+        return text == texts[number] or (
+            prompt.task is not None and checkers[prompt.task].check(prompt.facts, text).correct
+        )
+
+    one_a_step = dataclasses.replace(built, policy=FixedPolicy())
+    continuation = Continuation(
+        model, encoded(model, prompts), one_a_step, right, config.decode.gen_length, config.decode.rows
+    )
+    return dataclasses.replace(built, policy=SearchPolicy(continuation, built.policy.filter))
 
 
 def _labels(described: MethodConfig, family: str, method: Method, task: str) -> Labels:

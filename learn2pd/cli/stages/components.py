@@ -351,7 +351,11 @@ def method_of(config: RunConfig, model: Model, folder: Path, method: MethodConfi
         options=method.options,
         scheduler_options=method.scheduler_options,
         cache_options=method.cache_options,
-        provided={**provided_to(config, model, folder), "reference": lambda: unanswered},
+        provided={
+            **provided_to(config, model, folder),
+            "reference": lambda: unanswered,
+            "still_right": lambda: None,
+        },
     )
     built.check(model.spec)
     return built

@@ -149,18 +149,18 @@ def _pair(methods: int, compared: bool) -> list[int]:
 
 def _methods_of_training(config: RunConfig, model: Model, output: Path, stage: str) -> Methods:
     """Return one token a step, and the oracle of the recording or the newest filter."""
-    recording = Recording.load(output / "records")
     second: Policy
     if stage == "record":
         name, second = "oracle", OraclePolicy(torch.zeros(1, config.decode.gen_length, dtype=torch.long))
     elif stage == "train":
+        recording = Recording.load(output / "records")
         network = load_trained(config, output, "filter", recording.manifest).network
         threshold = config.train.rollout_threshold
         second = FilterPolicy(Predictor("filter", network, threshold, contract_of(recording.manifest, network)))
         name = f"filter of round {config.train.rounds} at {threshold:g}"
     else:
-        second = load_policy(output / "policy")
-        name = f"calibrated filter at {second.threshold:g}"
+        second = load_policy(output / ("policy" if stage == "calibrate" else "reinforced"))
+        name = f"{stage}d filter at {second.threshold:g}"
     blocks = blocks_for(model.spec, config.decode.block_length)
     stop = EotStop(config.decode.stop_floor)
     return {ONE_A_STEP: Method(FixedPolicy(), blocks, stop=stop), name: Method(second, blocks, stop=stop)}
@@ -189,7 +189,7 @@ def _compared(config: RunConfig, output: Path) -> list[str]:
     names += fastest([row for row in rows if row["kind"] == "training-free" and row["mark"] != "reference"])
     names += fastest([row for row in rows if row["kind"] == "learned"])
     names += fastest([row for row in rows if row["revoked_mean"] > 0])
-    names += [row["method"] for row in rows if row["kind"] == "oracle"][:1]
+    names += [row["method"] for row in rows if row["mark"] == "oracle"][:1]
     return list(dict.fromkeys(names))
 
 
