@@ -100,8 +100,8 @@ def check_reinforcing(config: RunConfig, stages: Sequence[str], prompts: Sequenc
         prompts: the usable prompts of all splits.
 
     Raises:
-        UserError: a logger cannot be built, a prompt has no checker, a split has none, or there is no filter and none is
-            going to be trained.
+        UserError: a logger cannot be built, a prompt has no checker, a split has none, or there is no filter and none
+            is going to be trained.
     """
     check_loggers(config.train.loggers)
     output = Path(config.output_dir)
