@@ -142,14 +142,14 @@ def _log_probability(
         For each row, the log-probabilities of its scored tokens, in the order of the positions.
     """
     adapter = model.adapter
-    forward = ForwardStep(adapter, None, frozenset({"logits"}), GREEDY, Stopwatch(adapter.device))
+    forward = ForwardStep(adapter, frozenset({"logits"}), GREEDY, Stopwatch(adapter.device))
     found: list[Tensor] = []
     for first in range(0, len(contexts), batch_size):
         seen = torch.stack(list(contexts[first : first + batch_size]))
         score = torch.stack(list(scored[first : first + batch_size])).to(adapter.device)
         state = DecodeState.start([prompt] * len(seen), seen.shape[1], model.spec, given=seen, device=adapter.device)
         plans, _ = NoCache().plan(state, score, None)
-        _, prediction, _ = forward(state, plans)
+        _, prediction, _ = forward(state, plans, None)
         assert prediction.logits is not None, "the step was asked for logits"
         written = tokens.to(adapter.device).expand_as(score)[score]
         log_p = prediction.logits.log_softmax(-1).gather(1, written[:, None])[:, 0].double().cpu()

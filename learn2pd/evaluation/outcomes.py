@@ -202,9 +202,9 @@ def cached(path: Path, key: str, labels: Labels, produce: Callable[[], Outcome])
     """
     stored = _stored(path, key, ARRAYS)
     if stored is not None:
-        plain, arrays = stored
-        drafting = plain.pop("drafting")
-        return Outcome(labels=labels, drafting=None if drafting is None else Drafting(**drafting), **plain, **arrays)
+        values, arrays = stored
+        drafting = values.pop("drafting")
+        return Outcome(labels=labels, drafting=None if drafting is None else Drafting(**drafting), **values, **arrays)
     outcome = produce()
     plain: dict[str, Any] = {
         "reasons": outcome.reasons,

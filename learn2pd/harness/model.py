@@ -463,7 +463,7 @@ def stopping_at(method: Method, texts: Sequence[str]) -> Method:
         The method with the stop rule `text`, or the method as it is.
     """
     stop = method.stop
-    if not texts or type(stop) not in (EotStop, TextStop):
+    if not texts or not isinstance(stop, EotStop) or type(stop) not in (EotStop, TextStop):
         return method
     own = stop.strings if isinstance(stop, TextStop) else []
     return Method(method.policy, method.scheduler, method.cache, TextStop([*own, *texts], stop.floor))
