@@ -40,9 +40,9 @@ def test_a_taken_port_and_a_foreign_address_are_told_before_the_model_is_loaded(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"port={port}: cannot listen there"):
-            cli.run_command("serve", [f"port={port}", "model.path=nowhere"])
+            cli.run_command("serve", [f"port={port}", "model.path=nowhere", "decode.block_length=32"])
     with pytest.raises(UserError, match=r"host='192\.0\.2\.1'"):
-        cli.run_command("serve", ["host=192.0.2.1", "port=0", "model.path=nowhere"])
+        cli.run_command("serve", ["host=192.0.2.1", "port=0", "model.path=nowhere", "decode.block_length=32"])
 
 
 def test_missing_packages_are_named_with_their_extra(monkeypatch):
