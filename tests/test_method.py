@@ -56,6 +56,8 @@ def test_a_trained_policy_is_named_by_its_folder(tmp_path):
     described = Method(loaded).to_dict()
     assert Method.from_dict(described).fingerprint == Method(loaded).fingerprint
     assert described["policy"] == {"name": "filter", "options": {"folder": str(tmp_path / "mine"), "threshold": 0.5}}
+    taking_back = Method(load_policy(tmp_path / "mine", take_back=0.3, per_position=1))
+    assert Method.from_dict(taking_back.to_dict()).fingerprint == taking_back.fingerprint != Method(loaded).fingerprint
 
 
 def test_a_method_knows_what_was_trained_and_what_is_needed():

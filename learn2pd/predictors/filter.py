@@ -9,6 +9,20 @@ position. The paper's network (`mlp`) sees the confidences of a block, those of 
 every step also commits the most confident position, as in the paper. The networks `conv` and `transformer` see the
 channels of predictors/features.py, and work with any block length, window or scheduler.
 
+The filter can also take back, which is this project's own addition. With `take_back` above 0, a step takes back the
+committed tokens of the window, whose steps lie before this one, with
+
+    leave-one-out probability < take_back,
+
+the least probable first, fewer of them than it commits, and each position at most `per_position` times. The
+leave-one-out probability of a token is its probability given all tokens but itself; as with the policy `wino`, it comes
+from shadow columns of the same forward, which the result counts. A position that was taken back n times must be surer
+to be committed again:
+
+    1 - sigmoid(logit) < (1 - threshold) / 5 ** n.
+
+A step commits more tokens than it takes back, so that a run never takes more forwards than one token a step.
+
 Deviations from the authors' code: none in the rule. As in their code, a block that is shorter than the MLP's is padded
 with zeros on the right.
 """
@@ -23,19 +37,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from learn2pd.errors import UserError
+from learn2pd.errors import UserError, check_at_least, check_probability
 from learn2pd.kinds import matches
 from learn2pd.predictors.apply import NetworkMemory, check_contract, needs_of, on_device, probability
 from learn2pd.predictors.hub import OnHub
 from learn2pd.predictors.lora import with_adapter
 from learn2pd.predictors.questions import Columns, positions
 from learn2pd.predictors.saving import Predictor, load_predictor, saved_folder
-from learn2pd.roles import Policy
-from learn2pd.tensors import most_confident
+from learn2pd.roles import REVISIONS, Policy
+from learn2pd.tensors import most_confident, revisable
 from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction, Window
 
 if TYPE_CHECKING:
     from learn2pd.method import Method
+
+SURER = 5.0  # the odds against a proposal are smaller by this factor for every time that its position was taken back
+LEAVE_ONE_OUT = "leave_one_out"
 
 
 @dataclass(frozen=True)
@@ -75,26 +92,45 @@ class Final:
         return cls(loss_on)
 
 
+@dataclass(frozen=True)
+class FilterMemory(NetworkMemory):
+    """The memory of the filter.
+
+    Attributes:
+        taken_back: [B, G] long, how often each position was taken back.
+    """
+
+    taken_back: Tensor
+
+
 class FilterPolicy(Policy, OnHub):
     """The filter as a policy.
 
     Args:
         predictor: A predictor of the kind `filter`. It holds the network, the threshold on the network's probability,
             and the contract of its training.
+        take_back: The leave-one-out probability below which a committed token is taken back, 0 to 1; 0 takes none back,
+            and needs no shadow columns.
+        per_position: How often a position may be taken back, at least 0.
 
     Raises:
-        ValueError: The threshold is not a number from 0 to 1.
+        ValueError: A number is out of range.
     """
 
     name = "filter"
     learned = True
     built_by = "learn2pd.predictors.filter:load_policy"
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Predictor, take_back: float = 0.0, per_position: int = 3) -> None:
         if not 0 <= predictor.threshold <= 1:
             raise ValueError(f"filter threshold={predictor.threshold}: expected a probability from 0 to 1")
         self.predictor = predictor
+        self.take_back = check_probability("take_back", take_back)
+        self.per_position = check_at_least(0, "per_position", per_position)
         self.needs = needs_of(predictor)
+        if self.take_back:
+            self.needs |= {LEAVE_ONE_OUT}
+            self.revisions = REVISIONS
         self.scores_committed = predictor.network.sees_committed
         self.window_width = predictor.network.width
 
@@ -107,6 +143,8 @@ class FilterPolicy(Policy, OnHub):
         adapter: str | Path | None = None,
         threshold: float | None = None,
         aggressiveness: float | None = None,
+        take_back: float = 0.0,
+        per_position: int = 3,
     ) -> FilterPolicy:
         """Load a trained filter from a folder or from the hub.
 
@@ -117,6 +155,8 @@ class FilterPolicy(Policy, OnHub):
             adapter: As for `load_policy`.
             threshold: As for `load_policy`.
             aggressiveness: As for `load_policy`.
+            take_back: As for `load_policy`.
+            per_position: As for `load_policy`.
 
         Returns:
             The policy.
@@ -124,7 +164,8 @@ class FilterPolicy(Policy, OnHub):
         Raises:
             UserError: As for `load_policy`.
         """
-        for name, value in (("threshold", threshold), ("aggressiveness", aggressiveness)):
+        given = {"threshold": threshold, "aggressiveness": aggressiveness, "take_back": take_back}
+        for name, value in given.items():
             if not matches(value, float | None):
                 raise UserError(f"{name}={value!r}: expected a number from 0 to 1, got {type(value).__name__}")
         if threshold is not None and aggressiveness is not None:
@@ -140,12 +181,15 @@ class FilterPolicy(Policy, OnHub):
         if threshold is not None:
             predictor = replace(predictor, threshold=threshold)
         try:
-            return cls(predictor)
+            return cls(predictor, take_back, per_position)
         except ValueError as error:
             raise UserError(str(error)) from error
 
     def describe(self) -> dict[str, Any]:
-        return saved_folder(self.predictor) | {"threshold": self.threshold}
+        described = saved_folder(self.predictor) | {"threshold": self.threshold}
+        if self.take_back:
+            described |= {"take_back": self.take_back, "per_position": self.per_position}
+        return described
 
     @property
     def threshold(self) -> float:
@@ -156,18 +200,30 @@ class FilterPolicy(Policy, OnHub):
         super().check(spec, method)
         check_contract(self.predictor, spec, method)
 
-    def start(self, state: DecodeState, spec: ModelSpec) -> NetworkMemory:
-        return on_device(self.predictor, state)
+    def start(self, state: DecodeState, spec: ModelSpec) -> FilterMemory:
+        return FilterMemory(on_device(self.predictor, state).network, torch.zeros_like(state.committed_at))
 
-    def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: NetworkMemory) -> Commit:
+    def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: FilterMemory) -> Commit:
         network = memory.network
         width = network.width or int((state.window.stop - state.window.start).max())  # this waits for the device
         final = probability(network, self.predictor.contract, state, prediction, state.window, width)
         accepted = (final > self.threshold) & eligible
-        if not network.adds_surest:
-            return Commit(accepted)
+        if self.take_back:
+            surer = 1 - final < (1 - self.threshold) / SURER**memory.taken_back
+            accepted = accepted & (surer | (memory.taken_back == 0))
         surest = most_confident(prediction.confidence, eligible)
-        return Commit(accepted | surest, forced=surest & ~accepted)
+        if not network.adds_surest:
+            surest = surest & ~accepted.any(1, keepdim=True)
+        commit = Commit(accepted | surest, forced=surest & ~accepted)
+        return self._with_doubts(commit, prediction, state, memory) if self.take_back else commit
+
+    def _with_doubts(self, commit: Commit, prediction: Prediction, state: DecodeState, memory: FilterMemory) -> Commit:
+        """Take back what does not hold, in addition to the commits of a step."""
+        holds = prediction.extra(LEAVE_ONE_OUT)
+        doubtful = revisable(state, self.revisions) & (holds < self.take_back)
+        doubtful = doubtful & (memory.taken_back < self.per_position)
+        revoked = most_confident(-holds, doubtful, commit.mask.sum(1) - 1)
+        return replace(commit, revoke=revoked, memory=replace(memory, taken_back=memory.taken_back + revoked))
 
 
 def save_policy(policy: FilterPolicy, folder: str | Path) -> Path:
@@ -190,6 +246,8 @@ def load_policy(
     threshold: float | None = None,
     aggressiveness: float | None = None,
     revision: str | None = None,
+    take_back: float = 0.0,
+    per_position: int = 3,
 ) -> FilterPolicy:
     """Load a trained filter.
 
@@ -201,6 +259,8 @@ def load_policy(
         aggressiveness: A place on the calibrated curve, 0 (strictest) to 1 (boldest), whose threshold replaces the
             calibrated one.
         revision: The revision of the hub repository.
+        take_back: The leave-one-out probability below which a committed token is taken back, 0 to 1; 0 takes none back.
+        per_position: How often a position may be taken back, at least 0.
 
     Returns:
         The policy.
@@ -210,5 +270,11 @@ def load_policy(
             to another base; both a threshold and an aggressiveness are given; or one of the numbers is out of range.
     """
     return FilterPolicy.from_pretrained(
-        folder, revision=revision, adapter=adapter, threshold=threshold, aggressiveness=aggressiveness
+        folder,
+        revision=revision,
+        adapter=adapter,
+        threshold=threshold,
+        aggressiveness=aggressiveness,
+        take_back=take_back,
+        per_position=per_position,
     )

@@ -104,6 +104,7 @@ def policies(gen_length: int = GEN) -> dict:
         "filter": FilterPolicy(random_predictor()),
         "filter_conv": FilterPolicy(random_predictor(name="conv")),
         "filter_transformer": FilterPolicy(random_predictor(name="transformer")),
+        "filter_back": FilterPolicy(random_predictor(name="conv"), take_back=0.5),
     }
 
 
@@ -185,7 +186,7 @@ def fits(policy: str, scheduler: str, cache: str) -> bool:
 
 def tried(policy: str, scheduler: str) -> bool:
     """Whether a pair is worth its time: to the loop all networks are alike, and learned blocks are like AdaBlock's."""
-    if policy in rules():
+    if policy in rules() or policy == "filter_back":
         return scheduler in ("blocks", "dsb_greedy") or (policy == "dawn" and scheduler != "adablock_learned")
     return policy != "filter_conv" and (
         scheduler != "adablock_learned" or policy in ("threshold0.6", "filter_transformer", "oracle")
