@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from learn2pd.predictors.filter import FilterPolicy as FilterPolicy
     from learn2pd.predictors.filter import load_policy as load_policy
     from learn2pd.predictors.filter import save_policy as save_policy
+    from learn2pd.predictors.keep import KeepPolicy as KeepPolicy
+    from learn2pd.predictors.keep import load_keep as load_keep
     from learn2pd.predictors.saving import Predictor as Predictor
     from learn2pd.roles import Cache as Cache
     from learn2pd.roles import Policy as Policy
@@ -109,6 +111,7 @@ _MODULES = {
     "FixedPolicy": "policies.fixed",
     "GrowCache": "caches.grow",
     "HierarchicalPolicy": "policies.hierarchical",
+    "KeepPolicy": "predictors.keep",
     "KlassPolicy": "policies.klass",
     "LearnedAdaBlockScheduler": "predictors.boundary",
     "LearnedStop": "predictors.end_of_text",
@@ -147,6 +150,7 @@ _MODULES = {
     "WinoPolicy": "policies.wino",
     "decode": "decoding",
     "load_apple": "policies.apple",
+    "load_keep": "predictors.keep",
     "load_model": "models.loading",
     "load_policy": "predictors.filter",
     "load_verifier": "policies.verifier",
@@ -180,6 +184,7 @@ __all__ = [
     "FixedPolicy",
     "GrowCache",
     "HierarchicalPolicy",
+    "KeepPolicy",
     "KlassPolicy",
     "LearnedAdaBlockScheduler",
     "LearnedStop",
@@ -218,6 +223,7 @@ __all__ = [
     "WinoPolicy",
     "decode",
     "load_apple",
+    "load_keep",
     "load_model",
     "load_policy",
     "load_verifier",

@@ -57,6 +57,7 @@ NEEDS = {
     "apd": "verifier",
     "apple": "folder",
     "filter": "folder",
+    "keep": "folder",
     "oracle": "reference",
     "adablock": "delimiter_ids",
     "adablock_learned": "folder",

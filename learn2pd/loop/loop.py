@@ -95,6 +95,7 @@ def decode_batch(
             after,
             step=state.step + opened,
             failed=state.failed | broken,
+            committed_with=torch.where(commit.mask, prediction.confidence, state.committed_with),
             previous=torch.where(inside & prediction.valid, prediction.tokens, NOT_PROPOSED),
             stays=_stays(commit, state, end, policy) & ~broken,
         )

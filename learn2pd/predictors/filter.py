@@ -68,6 +68,7 @@ class Final:
 
     loss_on: str = "masked"
     kind: ClassVar[str] = "filter"
+    of_committed: ClassVar[bool] = False
     columns: ClassVar[tuple[str, ...]] = ("start", "stop", "label", "length")
 
     def window(self, columns: Columns) -> Window:
@@ -219,11 +220,15 @@ class FilterPolicy(Policy, OnHub):
 
     def _with_doubts(self, commit: Commit, prediction: Prediction, state: DecodeState, memory: FilterMemory) -> Commit:
         """Take back what does not hold, in addition to the commits of a step."""
-        holds = prediction.extra(LEAVE_ONE_OUT)
+        holds = self._holds(prediction, state, memory)
         doubtful = revisable(state, self.revisions) & (holds < self.take_back)
         doubtful = doubtful & (memory.taken_back < self.per_position)
         revoked = most_confident(-holds, doubtful, commit.mask.sum(1) - 1)
         return replace(commit, revoke=revoked, memory=replace(memory, taken_back=memory.taken_back + revoked))
+
+    def _holds(self, prediction: Prediction, state: DecodeState, memory: Any) -> Tensor:
+        """Return how probable it is that each committed token of the window still holds, [B, G] float32."""
+        return prediction.extra(LEAVE_ONE_OUT)
 
 
 def save_policy(policy: FilterPolicy, folder: str | Path) -> Path:

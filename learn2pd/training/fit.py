@@ -256,8 +256,8 @@ class PredictorTraining(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """Add a validation batch to the loss and to the metrics."""
-        # Committed positions are left out, so that the losses of `masked` and `all` can be compared.
-        counted = batch.counted & batch.masked
+        # Positions about which no run asks are left out, so that the losses of `masked` and `all` can be compared.
+        counted = batch.counted & batch.asked
         loss, logits = self.loss(batch, counted)
         self.log("val_loss", loss, batch_size=int(counted.sum()) or 1, prog_bar=True)
         self.metrics.update(logits[batch.judged].sigmoid(), batch.label[batch.judged].long())

@@ -189,7 +189,7 @@ def test_an_adapter_of_another_base_or_a_damaged_one_is_one_line(tiny_model, tmp
     folder = save_adapter(adapter, predictor, predictor, tmp_path / "adapter")
     torch.manual_seed(5)
     other = save_policy(FilterPolicy(made(tiny_model, Transformer(hidden=8))), tmp_path / "other")
-    with pytest.raises(UserError, match=predictor.fingerprint):
+    with pytest.raises(UserError, match=predictor.weights_fingerprint):
         load_policy(other, adapter=folder)
     base = save_policy(FilterPolicy(predictor), tmp_path / "base")
     with pytest.raises(UserError, match=r"adapter\.json"):

@@ -15,7 +15,6 @@ from learn2pd.evaluation.compare import agreement
 from learn2pd.method import Method
 from learn2pd.models.loading import Model
 from learn2pd.predictors.filter import FilterPolicy
-from learn2pd.predictors.saving import Predictor
 from learn2pd.recording.reading import Recording
 from learn2pd.schedulers.blocks import blocks_for
 from learn2pd.stops.eot import EotStop
@@ -24,8 +23,8 @@ from learn2pd.training.calibration import DecodedValidation
 
 def measure_on(
     config: RunConfig, model: Model, prompts: Sequence[Prompt], recording: Recording
-) -> Callable[[Predictor], DecodedValidation]:
-    """Return a function that decodes prompts with a filter and compares the answers with the recorded references.
+) -> Callable[[FilterPolicy], DecodedValidation]:
+    """Return a function that decodes prompts with a policy and compares the answers with the recorded references.
 
     Args:
         config: the configuration.
@@ -51,12 +50,12 @@ def measure_on(
     ]
     before = verdicts(answers)
 
-    def measure(predictor: Predictor) -> DecodedValidation:
+    def measure(policy: FilterPolicy) -> DecodedValidation:
         result = decode(
             model,
             encoded(model, prompts),
             Method(
-                FilterPolicy(predictor),
+                policy,
                 blocks_for(model.spec, config.decode.block_length),
                 stop=EotStop(config.decode.stop_floor),
             ),
