@@ -204,7 +204,7 @@ def with_shadows(plan: ForwardPlan, state: DecodeState) -> ForwardPlan:
     Returns:
         The plan with shadow columns; the same plan where no position of a window is committed.
     """
-    committed = (state.window.mask(state.gen_length) & ~state.masked & ~state.given)[plan.rows]
+    committed = (state.window.mask(state.gen_length) & state.decided & ~state.given)[plan.rows]
     width = int(committed.sum(1).max())  # this waits for the device
     if not width:
         return plan
