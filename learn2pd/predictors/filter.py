@@ -113,6 +113,7 @@ class FilterPolicy(Policy, OnHub):
         take_back: The leave-one-out probability below which a committed token is taken back, 0 to 1; 0 takes none back,
             and needs no shadow columns.
         per_position: How often a position may be taken back, at least 0.
+        one_more: True also commits, in every step, the most confident position that the filter does not accept.
 
     Raises:
         ValueError: A number is out of range.
@@ -122,12 +123,15 @@ class FilterPolicy(Policy, OnHub):
     learned = True
     built_by = "learn2pd.predictors.filter:load_policy"
 
-    def __init__(self, predictor: Predictor, take_back: float = 0.0, per_position: int = 3) -> None:
+    def __init__(
+        self, predictor: Predictor, take_back: float = 0.0, per_position: int = 3, one_more: bool = False
+    ) -> None:
         if not 0 <= predictor.threshold <= 1:
             raise ValueError(f"filter threshold={predictor.threshold}: expected a probability from 0 to 1")
         self.predictor = predictor
         self.take_back = check_probability("take_back", take_back)
         self.per_position = check_at_least(0, "per_position", per_position)
+        self.one_more = one_more
         self.needs = needs_of(predictor)
         if self.take_back:
             self.needs |= {LEAVE_ONE_OUT}
@@ -146,6 +150,7 @@ class FilterPolicy(Policy, OnHub):
         aggressiveness: float | None = None,
         take_back: float = 0.0,
         per_position: int = 3,
+        one_more: bool = False,
     ) -> FilterPolicy:
         """Load a trained filter from a folder or from the hub.
 
@@ -158,6 +163,7 @@ class FilterPolicy(Policy, OnHub):
             aggressiveness: As for `load_policy`.
             take_back: As for `load_policy`.
             per_position: As for `load_policy`.
+            one_more: As for `load_policy`.
 
         Returns:
             The policy.
@@ -182,7 +188,7 @@ class FilterPolicy(Policy, OnHub):
         if threshold is not None:
             predictor = replace(predictor, threshold=threshold)
         try:
-            return cls(predictor, take_back, per_position)
+            return cls(predictor, take_back, per_position, one_more)
         except ValueError as error:
             raise UserError(str(error)) from error
 
@@ -190,6 +196,8 @@ class FilterPolicy(Policy, OnHub):
         described = saved_folder(self.predictor) | {"threshold": self.threshold}
         if self.take_back:
             described |= {"take_back": self.take_back, "per_position": self.per_position}
+        if self.one_more:
+            described |= {"one_more": True}
         return described
 
     @property
@@ -212,8 +220,8 @@ class FilterPolicy(Policy, OnHub):
         if self.take_back:
             surer = 1 - final < (1 - self.threshold) / SURER**memory.taken_back
             accepted = accepted & (surer | (memory.taken_back == 0))
-        surest = most_confident(prediction.confidence, eligible)
-        if not network.adds_surest:
+        surest = most_confident(prediction.confidence, eligible & ~accepted if self.one_more else eligible)
+        if not network.adds_surest and not self.one_more:
             surest = surest & ~accepted.any(1, keepdim=True)
         commit = Commit(accepted | surest, forced=surest & ~accepted)
         return self._with_doubts(commit, prediction, state, memory) if self.take_back else commit
@@ -253,6 +261,7 @@ def load_policy(
     revision: str | None = None,
     take_back: float = 0.0,
     per_position: int = 3,
+    one_more: bool = False,
 ) -> FilterPolicy:
     """Load a trained filter.
 
@@ -266,6 +275,7 @@ def load_policy(
         revision: The revision of the hub repository.
         take_back: The leave-one-out probability below which a committed token is taken back, 0 to 1; 0 takes none back.
         per_position: How often a position may be taken back, at least 0.
+        one_more: True also commits, in every step, the most confident position that the filter does not accept.
 
     Returns:
         The policy.
@@ -282,4 +292,5 @@ def load_policy(
         aggressiveness=aggressiveness,
         take_back=take_back,
         per_position=per_position,
+        one_more=one_more,
     )

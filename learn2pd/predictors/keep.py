@@ -89,6 +89,7 @@ class KeepPolicy(FilterPolicy):
         predictor: A predictor of the kind `filter`, with the threshold above which a position is committed.
         keeper: A predictor of the kind `keep`, with the threshold below which a committed token is taken back.
         per_position: How often a position may be taken back, at least 0.
+        one_more: As for the filter.
 
     Raises:
         ValueError: A number is out of range.
@@ -97,14 +98,15 @@ class KeepPolicy(FilterPolicy):
     name = "keep"
     built_by = "learn2pd.predictors.keep:load_keep"
 
-    def __init__(self, predictor: Predictor, keeper: Predictor, per_position: int = 3) -> None:
-        super().__init__(predictor, keeper.threshold, per_position)
+    def __init__(
+        self, predictor: Predictor, keeper: Predictor, per_position: int = 3, one_more: bool = False
+    ) -> None:
+        super().__init__(predictor, keeper.threshold, per_position, one_more)
         self.keeper = keeper
         self.needs = needs_of(predictor) | needs_of(keeper) | frozenset(STANDING)
 
     def describe(self) -> dict[str, Any]:
-        chosen = {"threshold": self.threshold, "take_back": self.take_back, "per_position": self.per_position}
-        return saved_folder(self.predictor) | chosen
+        return super().describe() | {"take_back": self.take_back, "per_position": self.per_position}
 
     def check(self, spec: ModelSpec, method: Method) -> None:
         super().check(spec, method)
@@ -129,6 +131,7 @@ def load_keep(
     take_back: float | None = None,
     aggressiveness: float | None = None,
     per_position: int = 3,
+    one_more: bool = False,
     revision: str | None = None,
 ) -> KeepPolicy:
     """Load a trained filter together with the predictor `keep` that lies beside it.
@@ -140,6 +143,7 @@ def load_keep(
         aggressiveness: A place on the calibrated curve, 0 (strictest) to 1 (boldest), whose threshold replaces the
             calibrated one.
         per_position: How often a position may be taken back, at least 0.
+        one_more: True also commits, in every step, the most confident position that the filter does not accept.
         revision: The revision of the hub repository.
 
     Returns:
@@ -168,6 +172,6 @@ def load_keep(
     if take_back is not None:
         keeper = replace(keeper, threshold=take_back)
     try:
-        return KeepPolicy(predictor, keeper, per_position)
+        return KeepPolicy(predictor, keeper, per_position, one_more)
     except ValueError as error:
         raise UserError(str(error)) from error

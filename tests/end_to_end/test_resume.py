@@ -18,6 +18,7 @@ from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
 
 SMALL = [
     "config=tiny_filter",
+    "train.start=scratch",
     "data.tasks=[math]",
     "data.train_prompts=6",
     "data.validation_prompts=6",

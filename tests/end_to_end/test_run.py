@@ -21,6 +21,7 @@ from learn2pd.recording.reading import Recording
 
 SMALL = [
     "config=tiny_filter",
+    "train.start=scratch",
     "data.train_prompts=9",
     "data.validation_prompts=6",
     "data.test_prompts=3",

@@ -270,13 +270,16 @@ class Wino:
 class TakingBack:
     """The filter that takes back, with a network whose probability is the confidence."""
 
-    def __init__(self, threshold, take_back, per_position):
+    def __init__(self, threshold, take_back, per_position, one_more):
         self.threshold, self.take_back, self.per_position = threshold, take_back, per_position
+        self.one_more = one_more
         self.times: dict[int, int] = {}
 
     def __call__(self, look):
         bars = {i: 1 - (1 - self.threshold) / 5 ** self.times.get(i, 0) for i in look.masks}
-        accepted = [i for i in look.masks if look.conf[i] > bars[i]] or look.ranked[:1]
+        accepted = [i for i in look.masks if look.conf[i] > bars[i]]
+        if self.one_more or not accepted:
+            accepted += [i for i in look.ranked if i not in accepted][:1]
         decision = proposals(look, accepted)
         found = {i: look.leave_one_out(i) for i in look.standing if self.times.get(i, 0) < self.per_position}
         doubtful = sorted((i for i, value in found.items() if value < self.take_back), key=found.get)

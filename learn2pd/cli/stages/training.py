@@ -24,6 +24,7 @@ from learn2pd.errors import UserError, suggest
 from learn2pd.files import read_json, write_json
 from learn2pd.models.loading import Model
 from learn2pd.predictors.filter import FilterPolicy
+from learn2pd.predictors.keep import PART as KEEP_FOLDER
 from learn2pd.predictors.keep import KeepPolicy
 from learn2pd.predictors.kinds import BESIDE_THE_FILTER, QUESTIONS
 from learn2pd.predictors.lora import add_adapter
@@ -226,6 +227,9 @@ def start_of(config: RunConfig, kind: str, manifest: dict[str, Any]) -> Start:
         UserError: `policy` is missing or is not a filter, or it was trained for another geometry or vocabulary than
             that of the recording.
     """
+    if kind == "keep" and config.train.start != "scratch" and (Path(str(config.policy)) / KEEP_FOLDER).is_dir():
+        keeper = load_predictor(str(config.policy), "keep", KEEP_FOLDER)
+        return Start(copy.deepcopy(keeper.network), keeper)
     if kind != "filter" or config.train.start == "scratch":
         return Start(network_of(config, kind))
     base = base_of(config)
