@@ -218,6 +218,12 @@ class CalibrateConfig:
         least=0,
         most=1,
     )
+    one_more: float = option(
+        1.0,
+        "probability above which the policy keep commits one more position in every step; 1 commits none",
+        least=0,
+        most=1,
+    )
     false_stops: float = option(
         0.05,
         "share of the answers that the end-of-text predictor may cut short; its bound has the same confidence",

@@ -9,6 +9,14 @@ position. The paper's network (`mlp`) sees the confidences of a block, those of 
 every step also commits the most confident position, as in the paper. The networks `conv` and `transformer` see the
 channels of predictors/features.py, and work with any block length, window or scheduler.
 
+With `one_more` below 1, a step also commits the most probable eligible position below the threshold that was never
+taken back, if
+
+    sigmoid(logit) > one_more.
+
+Positions that are committed together are proposed without knowing of each other, so that one doubtful commit costs less
+than several. It often decides how the answer is worded, and so makes other positions certain.
+
 The filter can also take back, which is this project's own addition. With `take_back` above 0, a step takes back the
 committed tokens of the window, whose steps lie before this one, with
 
@@ -113,7 +121,8 @@ class FilterPolicy(Policy, OnHub):
         take_back: The leave-one-out probability below which a committed token is taken back, 0 to 1; 0 takes none back,
             and needs no shadow columns.
         per_position: How often a position may be taken back, at least 0.
-        one_more: True also commits, in every step, the most confident position that the filter does not accept.
+        one_more: The probability above which every step also commits the most probable position of those that are not
+            above the threshold, 0 to 1; 1 commits none.
 
     Raises:
         ValueError: A number is out of range.
@@ -124,14 +133,14 @@ class FilterPolicy(Policy, OnHub):
     built_by = "learn2pd.predictors.filter:load_policy"
 
     def __init__(
-        self, predictor: Predictor, take_back: float = 0.0, per_position: int = 3, one_more: bool = False
+        self, predictor: Predictor, take_back: float = 0.0, per_position: int = 3, one_more: float = 1.0
     ) -> None:
         if not 0 <= predictor.threshold <= 1:
             raise ValueError(f"filter threshold={predictor.threshold}: expected a probability from 0 to 1")
         self.predictor = predictor
         self.take_back = check_probability("take_back", take_back)
         self.per_position = check_at_least(0, "per_position", per_position)
-        self.one_more = one_more
+        self.one_more = check_probability("one_more", one_more)
         self.needs = needs_of(predictor)
         if self.take_back:
             self.needs |= {LEAVE_ONE_OUT}
@@ -150,7 +159,7 @@ class FilterPolicy(Policy, OnHub):
         aggressiveness: float | None = None,
         take_back: float = 0.0,
         per_position: int = 3,
-        one_more: bool = False,
+        one_more: float = 1.0,
     ) -> FilterPolicy:
         """Load a trained filter from a folder or from the hub.
 
@@ -171,7 +180,12 @@ class FilterPolicy(Policy, OnHub):
         Raises:
             UserError: As for `load_policy`.
         """
-        given = {"threshold": threshold, "aggressiveness": aggressiveness, "take_back": take_back}
+        given = {
+            "threshold": threshold,
+            "aggressiveness": aggressiveness,
+            "take_back": take_back,
+            "one_more": one_more,
+        }
         for name, value in given.items():
             if not matches(value, float | None):
                 raise UserError(f"{name}={value!r}: expected a number from 0 to 1, got {type(value).__name__}")
@@ -196,8 +210,8 @@ class FilterPolicy(Policy, OnHub):
         described = saved_folder(self.predictor) | {"threshold": self.threshold}
         if self.take_back:
             described |= {"take_back": self.take_back, "per_position": self.per_position}
-        if self.one_more:
-            described |= {"one_more": True}
+        if self.one_more < 1:
+            described |= {"one_more": self.one_more}
         return described
 
     @property
@@ -220,8 +234,11 @@ class FilterPolicy(Policy, OnHub):
         if self.take_back:
             surer = 1 - final < (1 - self.threshold) / SURER**memory.taken_back
             accepted = accepted & (surer | (memory.taken_back == 0))
-        surest = most_confident(prediction.confidence, eligible & ~accepted if self.one_more else eligible)
-        if not network.adds_surest and not self.one_more:
+        if self.one_more < 1:
+            left = eligible & ~accepted & (memory.taken_back == 0)
+            accepted = accepted | most_confident(final, left & (final > self.one_more))
+        surest = most_confident(prediction.confidence, eligible)
+        if not network.adds_surest:
             surest = surest & ~accepted.any(1, keepdim=True)
         commit = Commit(accepted | surest, forced=surest & ~accepted)
         return self._with_doubts(commit, prediction, state, memory) if self.take_back else commit
@@ -261,7 +278,7 @@ def load_policy(
     revision: str | None = None,
     take_back: float = 0.0,
     per_position: int = 3,
-    one_more: bool = False,
+    one_more: float = 1.0,
 ) -> FilterPolicy:
     """Load a trained filter.
 
@@ -275,7 +292,8 @@ def load_policy(
         revision: The revision of the hub repository.
         take_back: The leave-one-out probability below which a committed token is taken back, 0 to 1; 0 takes none back.
         per_position: How often a position may be taken back, at least 0.
-        one_more: True also commits, in every step, the most confident position that the filter does not accept.
+        one_more: The probability above which every step also commits the most probable position of those that are not
+            above the threshold, 0 to 1; 1 commits none.
 
     Returns:
         The policy.

@@ -98,9 +98,7 @@ class KeepPolicy(FilterPolicy):
     name = "keep"
     built_by = "learn2pd.predictors.keep:load_keep"
 
-    def __init__(
-        self, predictor: Predictor, keeper: Predictor, per_position: int = 3, one_more: bool = False
-    ) -> None:
+    def __init__(self, predictor: Predictor, keeper: Predictor, per_position: int = 3, one_more: float = 1.0) -> None:
         super().__init__(predictor, keeper.threshold, per_position, one_more)
         self.keeper = keeper
         self.needs = needs_of(predictor) | needs_of(keeper) | frozenset(STANDING)
@@ -131,7 +129,7 @@ def load_keep(
     take_back: float | None = None,
     aggressiveness: float | None = None,
     per_position: int = 3,
-    one_more: bool = False,
+    one_more: float | None = None,
     revision: str | None = None,
 ) -> KeepPolicy:
     """Load a trained filter together with the predictor `keep` that lies beside it.
@@ -143,7 +141,8 @@ def load_keep(
         aggressiveness: A place on the calibrated curve, 0 (strictest) to 1 (boldest), whose threshold replaces the
             calibrated one.
         per_position: How often a position may be taken back, at least 0.
-        one_more: True also commits, in every step, the most confident position that the filter does not accept.
+        one_more: The probability above which every step also commits the most probable position of those that are not
+            above the threshold, 0 to 1; 1 commits none. It replaces the calibrated one.
         revision: The revision of the hub repository.
 
     Returns:
@@ -153,7 +152,8 @@ def load_keep(
         UserError: The predictors are missing or damaged, both a threshold and an aggressiveness are given, or one of
             the numbers is out of range.
     """
-    for name, value in (("threshold", threshold), ("take_back", take_back), ("aggressiveness", aggressiveness)):
+    given = {"threshold": threshold, "take_back": take_back, "aggressiveness": aggressiveness, "one_more": one_more}
+    for name, value in given.items():
         if not matches(value, float | None):
             raise UserError(f"{name}={value!r}: expected a number from 0 to 1, got {type(value).__name__}")
     if threshold is not None and aggressiveness is not None:
@@ -172,6 +172,6 @@ def load_keep(
     if take_back is not None:
         keeper = replace(keeper, threshold=take_back)
     try:
-        return KeepPolicy(predictor, keeper, per_position, one_more)
+        return KeepPolicy(predictor, keeper, per_position, keeper.one_more if one_more is None else one_more)
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -135,6 +135,7 @@ class Predictor:
         metrics: The measurements of training and calibration, for information.
         filter_threshold: The threshold of the filter that was calibrated together with this predictor's own; only the
             kind `keep` has one.
+        one_more: The filter's option of this name in that calibration.
         source: The folder or hub name from which the predictor was loaded; empty where it was not loaded.
         revision: The revision of the hub repository, where the caller named one.
     """
@@ -146,6 +147,7 @@ class Predictor:
     curve: tuple[Setting, ...] = ()
     metrics: dict[str, Any] = field(default_factory=dict)
     filter_threshold: float | None = None
+    one_more: float = 1.0
     source: str = field(default="", compare=False)
     revision: str | None = field(default=None, compare=False)
 
@@ -289,7 +291,7 @@ def save_predictor(predictor: Predictor, folder: str | Path) -> Path:
         "metrics": predictor.metrics,
     }
     if predictor.filter_threshold is not None:
-        described["filter_threshold"] = predictor.filter_threshold
+        described |= {"filter_threshold": predictor.filter_threshold, "one_more": predictor.one_more}
     (folder / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     return folder
 
@@ -336,6 +338,7 @@ def load_predictor(folder: str | os.PathLike[str], kind: str, part: str = "", re
                 contract=_contract(described["contract"]),
                 curve=read_curve(described["curve"]),
                 filter_threshold=None if beside is None else read_threshold(beside),
+                one_more=read_threshold(described.get("one_more", 1.0)),
                 metrics=check_kind("metrics", described["metrics"], dict),
                 source=source,
                 revision=revision,

@@ -28,14 +28,16 @@ SMALL = [
     "decode.gen_length=48",
     "record.shard_prompts=5",
     "train.max_epochs=3",
+    "train.keep_threshold=0.6",
     "calibrate.target_agreement=0.5",
+    "calibrate.max_accuracy_drop=null",
     "calibrate.thresholds=[0.6,0.9]",
     "compare.bootstrap_samples=50",
     "compare.stops=[none]",
     "model.device=cpu",
     "threads=1",
 ]
-STOPS, METHODS, TASKS = 1, 11, 4  # methods: two of them in curves of four and five settings; tasks: three and `all`
+STOPS, METHODS, TASKS = 1, 18, 4  # methods: four of them in curves of four settings; tasks: three and `all`
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +69,8 @@ def test_the_run_leaves_everything_it_promises(finished):
         "compare.md",
         "policy/policy.json",
         "policy/model.safetensors",
+        "policy/keep/policy.json",
+        "policy/keep/model.safetensors",
         "plots/tradeoff.png",
         "plots/reliability.png",
         "plots/commit_steps.png",
@@ -128,7 +132,14 @@ def test_a_filter_is_fine_tuned_for_a_domain_and_its_adapter_fits_the_base_alone
 
 def test_a_fine_tuned_policy_learns_from_the_states_that_its_base_leads_into(arguments, finished, tmp_path):
     output, base = tmp_path / "tuned", finished / "policy"
-    tuning = ["data.domain=json", "train.start=lora", f"policy={base}", "train.rounds=1", "stages=[record,train]"]
+    tuning = [
+        "data.domain=json",
+        "train.start=lora",
+        f"policy={base}",
+        "train.rounds=1",
+        "stages=[record,train]",
+        "train.predictors=[]",
+    ]
     assert cli.run([*arguments, f"output_dir={output}", *tuning]) == 0
     assert (
         Recording.load(output / "rounds" / "1").manifest["policy_fingerprint"]

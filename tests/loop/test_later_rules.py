@@ -119,7 +119,7 @@ PAIRS = {
         threshold=st.sampled_from([0.3, 0.45]),
         take_back=st.sampled_from([0.9, 1.0]),
         per_position=small,
-        one_more=st.sampled_from([True, False]),
+        one_more=st.sampled_from([0.1, 0.25, 1.0]),
     ),
     "edit": pair(
         lambda threshold, most_checks, edit: EditPolicy(threshold, edit, most_checks),

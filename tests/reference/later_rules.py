@@ -278,8 +278,9 @@ class TakingBack:
     def __call__(self, look):
         bars = {i: 1 - (1 - self.threshold) / 5 ** self.times.get(i, 0) for i in look.masks}
         accepted = [i for i in look.masks if look.conf[i] > bars[i]]
-        if self.one_more or not accepted:
-            accepted += [i for i in look.ranked if i not in accepted][:1]
+        new = [i for i in look.ranked if i not in accepted and not self.times.get(i)]
+        accepted += [i for i in new if look.conf[i] > self.one_more][:1]
+        accepted = accepted or look.ranked[:1]
         decision = proposals(look, accepted)
         found = {i: look.leave_one_out(i) for i in look.standing if self.times.get(i, 0) < self.per_position}
         doubtful = sorted((i for i, value in found.items() if value < self.take_back), key=found.get)

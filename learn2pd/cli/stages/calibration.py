@@ -172,7 +172,11 @@ def _calibrate_keep(config: RunConfig, output: Path, recording: Recording, promp
     measure = measure_on(config, model_of(config), prompts, recording)
     pair = calibrate_pair(
         lambda threshold, take_back: measure(
-            KeepPolicy(replace(predictor, threshold=threshold), replace(keeper, threshold=take_back))
+            KeepPolicy(
+                replace(predictor, threshold=threshold),
+                replace(keeper, threshold=take_back),
+                one_more=options.one_more,
+            )
         ),
         options.thresholds,
         options.take_back,
@@ -194,9 +198,15 @@ def _calibrate_keep(config: RunConfig, output: Path, recording: Recording, promp
         "prompts": len(prompts),
         "threshold": pair.threshold,
         "take_back": pair.take_back,
+        "one_more": options.one_more,
     }
     keeper = replace(
-        keeper, threshold=pair.take_back, filter_threshold=pair.threshold, curve=pair.curve, metrics=figures
+        keeper,
+        threshold=pair.take_back,
+        filter_threshold=pair.threshold,
+        one_more=options.one_more,
+        curve=pair.curve,
+        metrics=figures,
     )
     save_predictor(keeper, output / "policy" / "keep")
     curves = {str(take_back): [vars(setting) for setting in curve] for take_back, curve in pair.curves.items()}
