@@ -226,8 +226,8 @@ FASTEST = (
     }
 )
 EQUAL_NOTE = (
-    "Tokens per forward of a trained setting, divided by those of a rule's curve at the same accuracy. Every curve begins "
-    "with one token a step; a rule that is less accurate everywhere is taken at its most accurate point."
+    "Tokens per forward of a trained setting, divided by those of a rule's curve at the same accuracy. Every curve "
+    "begins with one token a step; a rule that is less accurate everywhere is taken at its most accurate point."
 )
 EQUAL = PLACE | {
     "family": _family,
