@@ -27,7 +27,7 @@ from learn2pd.files import shipped_folder
 from learn2pd.kinds import option, shown
 
 log = logging.getLogger(__name__)
-Stage = Literal["record", "train", "calibrate", "compare"]
+Stage = Literal["record", "train", "calibrate", "reinforce", "compare"]
 SCHEMAS = {
     "policy": "learn2pd.cli.config:RunConfig",
     "embedded": "learn2pd.embedded.config:EmbeddedConfig",
@@ -233,6 +233,29 @@ class CalibrateConfig:
 
 
 @dataclass
+class ReinforceConfig:
+    """The stage reinforce."""
+
+    iterations: int = option(40, "how often the filter decodes and learns", least=1, most=BILLION)
+    prompts: int = option(16, "training prompts of an iteration", least=1, most=BILLION)
+    answers: int = option(8, "answers that are decoded for each of them", least=2, most=10**6)
+    alpha: float = option(1.0, "weight of speed in the reward; 0 rewards right answers alone", least=0, most=1000)
+    spread: float = option(
+        0.5, "divisor of the log-odds above the threshold, from which commits are drawn", least=1e-3, most=1000
+    )
+    clip: float = option(
+        0.2, "how far the probability of a step's commits may move before the step no longer counts", least=1e-3, most=1
+    )
+    passes: int = option(1, "how often the states of an iteration are learnt from", least=1, most=1000)
+    batch_rows: int = option(512, "states in each optimizer step", least=1, most=BILLION)
+    learning_rate: float = option(3e-4, "learning rate of AdamW", least=1e-9, most=10)
+    validate_every: int = option(5, "iterations between validations", least=1, most=BILLION)
+    threshold: float | None = option(
+        None, "threshold whose commits have an even chance; null takes that of the filter", least=1e-6, most=1 - 1e-6
+    )
+
+
+@dataclass
 class MethodConfig:
     """One method of a comparison (an entry of the key `compare.methods`)."""
 
@@ -268,7 +291,11 @@ class CompareConfig:
         least=0,
         most=1,
     )
-    policy: str | None = option(None, "folder of the trained filter; null takes the filter of this run", path=True)
+    policy: str | None = option(
+        None,
+        "folder of the trained filter; null takes the filter of this run, after the stage reinforce where it is listed",
+        path=True,
+    )
 
 
 @dataclass
@@ -292,10 +319,14 @@ class RunConfig:
     )
     filter_options: dict[str, Any] = option({}, "options of the filter's network: channels, hidden, layers, ...")
     policy: str | None = option(
-        None, "folder of the trained filter that train.start=lora or full begins with", path=True
+        None,
+        "folder of the trained filter that train.start=lora or full begins with, and the stage reinforce too; null "
+        "lets the stage reinforce begin with the filter of this run",
+        path=True,
     )
     train: TrainConfig = field(default_factory=TrainConfig)
     calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
+    reinforce: ReinforceConfig = field(default_factory=ReinforceConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
 
 

@@ -60,6 +60,11 @@ COMMANDS = {
         "Run the stage calibrate: thresholds that keep to a target, and the export of the policy.",
         "learn2pd calibrate config=tiny_filter calibrate.target_agreement=0.9",
     ),
+    "reinforce": Command(
+        STAGE,
+        "Run the stage reinforce: the filter decodes, and learns from which answers were right and fast.",
+        "learn2pd reinforce config=tiny_reinforce",
+    ),
     "compare": Command(
         STAGE,
         "Run the stage compare: every method and stop rule on the test prompts, with tables and plots.",

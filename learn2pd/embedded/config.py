@@ -32,7 +32,8 @@ def check_least(name: str, value: float, least: float) -> None:
 class ExamplesConfig:
     """Where the examples come from: built-in tasks, or a file of requests."""
 
-    # built-in tasks whose problems are learnt, in equal shares; a task named twice has two. [] stands for requests from files
+    # built-in tasks whose problems are learnt, in equal shares; a task that is named twice has two shares, and an empty
+    # list stands for requests from files
     tasks: list[str] = field(default_factory=list)
     path: str | None = option(None, "file of training requests, fields prompt and answer", path=True)
     validation_path: str | None = option(None, "the same for validation", path=True)

@@ -226,11 +226,23 @@ class FilterPolicy(Policy, OnHub):
     def start(self, state: DecodeState, spec: ModelSpec) -> FilterMemory:
         return FilterMemory(on_device(self.predictor, state).network, torch.zeros_like(state.committed_at))
 
+    def accepts(self, final: Tensor, state: DecodeState) -> Tensor:
+        """Say at which positions the network accepts the proposal.
+
+        Args:
+            final: [B, G] float32, the probability that the proposal is final.
+            state: The state before the commit.
+
+        Returns:
+            [B, G] bool.
+        """
+        return final > self.threshold
+
     def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: FilterMemory) -> Commit:
         network = memory.network
         width = network.width or int((state.window.stop - state.window.start).max())  # this waits for the device
         final = probability(network, self.predictor.contract, state, prediction, state.window, width)
-        accepted = (final > self.threshold) & eligible
+        accepted = self.accepts(final, state) & eligible
         if self.take_back:
             surer = 1 - final < (1 - self.threshold) / SURER**memory.taken_back
             accepted = accepted & (surer | (memory.taken_back == 0))

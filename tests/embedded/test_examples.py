@@ -175,3 +175,13 @@ def test_the_corpus_is_that_of_the_training_requests_and_always_the_same():
     assert texts == list(source(0.1, 0.1).corpus())
     assert texts[::2] == [prompt for prompt, _ in TRAIN]
     assert [parse_record(text) for text in texts[1::2]] == [record for _, record in TRAIN]
+
+
+def test_a_task_that_is_named_twice_has_two_shares_and_one_part_of_the_tokenizers_text():
+    math, code = build_task("math"), build_task("code")
+    once = ProblemExamples([math, code])
+    twice = ProblemExamples([math, code, code])
+    drawn = twice.draw("train", 30, random.Random(0))
+    assert len({example.prompt for example in drawn}) > 25  # the two shares are not the same problems
+    assert sum("def " in example.answer for example in drawn) == 20
+    assert list(twice.corpus()) == list(once.corpus())

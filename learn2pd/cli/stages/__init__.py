@@ -19,6 +19,7 @@ from learn2pd.cli.stages.calibration import check_target, stage_calibrate
 from learn2pd.cli.stages.comparison import check_comparison, stage_compare
 from learn2pd.cli.stages.components import check_decoding, checkers_of, model_of, prompts_of, usable_prompts
 from learn2pd.cli.stages.recording import check_recording, dry_run, processes_of, stage_record
+from learn2pd.cli.stages.reinforcing import check_reinforcing, stage_reinforce
 from learn2pd.cli.stages.run_folder import claim_output, open_output, write_metrics
 from learn2pd.cli.stages.training import check_base, check_training, stage_train
 
@@ -28,6 +29,7 @@ STAGE_FUNCTIONS = {
     "record": stage_record,
     "train": stage_train,
     "calibrate": stage_calibrate,
+    "reinforce": stage_reinforce,
     "compare": stage_compare,
 }
 
@@ -65,10 +67,12 @@ def run_stages(config: RunConfig, only: str | None = None) -> None:
         checkers_of(config, prompts)
     if "train" in stages:
         check_base(config, model)
+    if "reinforce" in stages:
+        check_reinforcing(config, stages, prompts)
     if "compare" in stages:
-        check_comparison(config, model, Path(config.output_dir), trains="calibrate" in stages)
+        check_comparison(config, model, Path(config.output_dir), trains=bool({"calibrate", "reinforce"} & set(stages)))
     with claim_output(config) as output:
-        if set(stages) - {"compare"} and not config.overwrite:
+        if set(stages) - {"reinforce", "compare"} and not config.overwrite:
             check_recording(config, output)
         open_output(config, output, stages)
         for stage in stages:

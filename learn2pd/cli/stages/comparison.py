@@ -140,7 +140,9 @@ def policy_folder(config: RunConfig, output: Path) -> Path:
         config: the configuration.
         output: the output_dir of the run.
     """
-    return Path(config.compare.policy) if config.compare.policy else output / "policy"
+    if config.compare.policy:
+        return Path(config.compare.policy)
+    return output / ("reinforced" if "reinforce" in config.stages else "policy")
 
 
 def expand_sweeps(methods: list[MethodConfig]) -> list[tuple[str, MethodConfig]]:

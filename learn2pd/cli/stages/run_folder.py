@@ -27,6 +27,7 @@ STAGE_OUTPUTS = {  # names in the folder by the stage that makes them, the stage
     "record": ("records",),
     "train": ("train", "rounds"),
     "calibrate": ("policy", "adapter", "plots/reliability.png"),
+    "reinforce": ("reinforce", "reinforced"),
     "compare": (
         *("compare.json", "compare.md", "plots/tradeoff.png", "plots/tradeoff_tasks.png"),
         *("plots/fastest.png", "plots/commit_steps.png"),
@@ -43,6 +44,7 @@ OUTPUTS = (  # names in the folder that overwrite=true deletes
 # the recording depends on them is decided by the recording itself, which holds what it was made with.
 FIRST_STAGE = {
     "calibrate.": "calibrate",
+    "reinforce.": "reinforce",
     **dict.fromkeys(("name", "model.", "compare.", "data.test_", "record.shard_prompts"), "compare"),
     **dict.fromkeys(("decode.temperature", "decode.top_p", "decode.top_k"), "compare"),
 }
