@@ -173,9 +173,10 @@ class PredictorData(lightning.LightningDataModule):
                     f"the recording has no rows of the split {split!r}: record more prompts (data.{split}_prompts)"
                 )
             if not right or not wrong:
+                advice = "lower train.keep_threshold, or " if self.question.of_committed else ""
                 raise UserError(
                     f"every label of the split {split!r} is {'yes' if right else 'no'}: nothing to learn; "
-                    "record other or more prompts"
+                    f"{advice}record other or more prompts"
                 )
             if normalise and split == "train" and isinstance(self.network, LengthFree):
                 mean = sums / seen

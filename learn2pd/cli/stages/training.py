@@ -22,6 +22,7 @@ from learn2pd.cli.stages.run_folder import read_metrics
 from learn2pd.cli.stages.validation import measure_on
 from learn2pd.errors import UserError, suggest
 from learn2pd.files import read_json, write_json
+from learn2pd.models.files import path_text
 from learn2pd.models.loading import Model
 from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.predictors.keep import PART as KEEP_FOLDER
@@ -227,7 +228,7 @@ def start_of(config: RunConfig, kind: str, manifest: dict[str, Any]) -> Start:
         UserError: `policy` is missing or is not a filter, or it was trained for another geometry or vocabulary than
             that of the recording.
     """
-    if kind == "keep" and config.train.start != "scratch" and (Path(str(config.policy)) / KEEP_FOLDER).is_dir():
+    if kind == "keep" and config.train.start != "scratch" and _has_keep(config):
         keeper = load_predictor(str(config.policy), "keep", KEEP_FOLDER)
         return Start(copy.deepcopy(keeper.network), keeper)
     if kind != "filter" or config.train.start == "scratch":
@@ -237,6 +238,11 @@ def start_of(config: RunConfig, kind: str, manifest: dict[str, Any]) -> Start:
     network = copy.deepcopy(base.network)
     adapted = add_adapter(network, config.train.lora_rank) if config.train.start == "lora" else None
     return Start(network, base, adapted)
+
+
+def _has_keep(config: RunConfig) -> bool:
+    """Say whether a predictor `keep` lies beside the filter to fine-tune. One on the hub does not count."""
+    return config.policy is not None and (Path(path_text("policy", config.policy)) / KEEP_FOLDER).is_dir()
 
 
 def base_of(config: RunConfig) -> Predictor:
