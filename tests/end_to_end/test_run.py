@@ -37,7 +37,7 @@ SMALL = [
     "model.device=cpu",
     "threads=1",
 ]
-STOPS, METHODS, TASKS = 1, 18, 4  # methods: four of them in curves of four settings; tasks: three and `all`
+STOPS, METHODS, TASKS = 1, 19, 4  # methods: five of them in curves of two to four settings; tasks: three and `all`
 
 
 @pytest.fixture(scope="module")
