@@ -247,7 +247,7 @@ def test_stages_out_of_order_say_which_comes_first(arguments, tmp_path, capsys):
         (["filter=lstm"], ["lstm", "transformer"]),
         (["filter_options={depth: 2}"], ["depth", "layers"]),
         (["train.predictors=[end]"], ["end_of_text", "boundary"]),
-        (["train.start=lora"], ["policy=FOLDER"]),
+        (["train.start=lora", "policy=null"], ["policy=FOLDER"]),
         (["train.start=lora", "policy=nowhere"], ["nowhere", "policy.json"]),
         (["data.domain=poems"], ["poems", "json", ".jsonl"]),
         (["decode.top_p=0", "stages=[compare]", "compare.methods=[{name: v, policy: fixed}]"], ["decode.top_p=0"]),
@@ -338,6 +338,7 @@ def test_the_variables_of_a_launcher_do_not_disturb_a_training(arguments, tmp_pa
     kept = [argument for argument in arguments if not argument.startswith(("data.", "decode.", "train."))]
     small = ["data.tasks=[math]", "data.train_prompts=3", "data.validation_prompts=3", "decode.gen_length=32"]
     own = [*kept, *small, "train.rounds=0", "train.max_epochs=1", "filter=mlp", "stages=[record,train]"]
+    own += ["train.start=scratch", "train.predictors=[]"]
     assert cli.run([*own, f"output_dir={tmp_path / 'out'}"]) == 0
 
 
