@@ -10,6 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from learn2pd.autoregressive.generation import generate as generate
+    from learn2pd.autoregressive.methods import AutoregressiveMethod as AutoregressiveMethod
+    from learn2pd.autoregressive.methods import PearlMethod as PearlMethod
+    from learn2pd.autoregressive.methods import SpeculativeMethod as SpeculativeMethod
+    from learn2pd.autoregressive.model import CausalModel as CausalModel
+    from learn2pd.autoregressive.model import load_causal_model as load_causal_model
     from learn2pd.caches.causal_block import CausalBlockCache as CausalBlockCache
     from learn2pd.caches.dsb import DSBCache as DSBCache
     from learn2pd.caches.fast_dllm import DualCache as DualCache
@@ -20,6 +26,11 @@ if TYPE_CHECKING:
     from learn2pd.caches.sub_block import SubBlockCache as SubBlockCache
     from learn2pd.decoding import decode as decode
     from learn2pd.errors import UserError as UserError
+    from learn2pd.exporters.export import export_policy as export_policy
+    from learn2pd.exporters.transformers import register as register
+    from learn2pd.loop.block import BlockStep as BlockStep
+    from learn2pd.loop.block import block_step as block_step
+    from learn2pd.loop.block import start_block as start_block
     from learn2pd.loop.observing import Observer as Observer
     from learn2pd.method import Method as Method
     from learn2pd.models.loading import Model as Model
@@ -44,6 +55,7 @@ if TYPE_CHECKING:
     from learn2pd.policies.oracle import OraclePolicy as OraclePolicy
     from learn2pd.policies.prophet import ProphetPolicy as ProphetPolicy
     from learn2pd.policies.remask import RemaskPolicy as RemaskPolicy
+    from learn2pd.policies.search import SearchPolicy as SearchPolicy
     from learn2pd.policies.slowfast import SlowFastPolicy as SlowFastPolicy
     from learn2pd.policies.threshold import ThresholdPolicy as ThresholdPolicy
     from learn2pd.policies.verifier import Verifier as Verifier
@@ -57,6 +69,8 @@ if TYPE_CHECKING:
     from learn2pd.predictors.keep import KeepPolicy as KeepPolicy
     from learn2pd.predictors.keep import load_keep as load_keep
     from learn2pd.predictors.saving import Predictor as Predictor
+    from learn2pd.prompt_sets import pull_prompts as pull_prompts
+    from learn2pd.prompt_sets import push_prompts as push_prompts
     from learn2pd.roles import Cache as Cache
     from learn2pd.roles import Policy as Policy
     from learn2pd.roles import Scheduler as Scheduler
@@ -88,9 +102,12 @@ _MODULES = {
     "AdaBlockScheduler": "schedulers.adablock",
     "AnywhereStop": "stops.anywhere",
     "ApplePolicy": "policies.apple",
+    "AutoregressiveMethod": "autoregressive.methods",
+    "BlockStep": "loop.block",
     "BlocksScheduler": "schedulers.blocks",
     "Cache": "roles",
     "CausalBlockCache": "caches.causal_block",
+    "CausalModel": "autoregressive.model",
     "Commit": "types",
     "CreditPolicy": "policies.credit",
     "DParallelPolicy": "policies.dparallel",
@@ -128,6 +145,7 @@ _MODULES = {
     "NoStop": "stops.none",
     "Observer": "loop.observing",
     "OraclePolicy": "policies.oracle",
+    "PearlMethod": "autoregressive.methods",
     "Policy": "roles",
     "Prediction": "types",
     "Predictor": "predictors.saving",
@@ -137,7 +155,9 @@ _MODULES = {
     "RowMemory": "types",
     "Sampling": "types",
     "Scheduler": "roles",
+    "SearchPolicy": "policies.search",
     "SlowFastPolicy": "policies.slowfast",
+    "SpeculativeMethod": "autoregressive.methods",
     "Step": "types",
     "StopRule": "roles",
     "SubBlockCache": "caches.sub_block",
@@ -148,22 +168,33 @@ _MODULES = {
     "Verifier": "policies.verifier",
     "Window": "types",
     "WinoPolicy": "policies.wino",
+    "block_step": "loop.block",
     "decode": "decoding",
+    "export_policy": "exporters.export",
+    "generate": "autoregressive.generation",
     "load_apple": "policies.apple",
+    "load_causal_model": "autoregressive.model",
     "load_keep": "predictors.keep",
     "load_model": "models.loading",
     "load_policy": "predictors.filter",
     "load_verifier": "policies.verifier",
+    "pull_prompts": "prompt_sets",
+    "push_prompts": "prompt_sets",
+    "register": "exporters.transformers",
     "save_policy": "predictors.filter",
+    "start_block": "loop.block",
 }
 __all__ = [
     "APDPolicy",
     "AdaBlockScheduler",
     "AnywhereStop",
     "ApplePolicy",
+    "AutoregressiveMethod",
+    "BlockStep",
     "BlocksScheduler",
     "Cache",
     "CausalBlockCache",
+    "CausalModel",
     "Commit",
     "CreditPolicy",
     "DParallelPolicy",
@@ -201,6 +232,7 @@ __all__ = [
     "NoStop",
     "Observer",
     "OraclePolicy",
+    "PearlMethod",
     "Policy",
     "Prediction",
     "Predictor",
@@ -210,7 +242,9 @@ __all__ = [
     "RowMemory",
     "Sampling",
     "Scheduler",
+    "SearchPolicy",
     "SlowFastPolicy",
+    "SpeculativeMethod",
     "Step",
     "StopRule",
     "SubBlockCache",
@@ -221,13 +255,21 @@ __all__ = [
     "Verifier",
     "Window",
     "WinoPolicy",
+    "block_step",
     "decode",
+    "export_policy",
+    "generate",
     "load_apple",
+    "load_causal_model",
     "load_keep",
     "load_model",
     "load_policy",
     "load_verifier",
+    "pull_prompts",
+    "push_prompts",
+    "register",
     "save_policy",
+    "start_block",
 ]
 
 

@@ -27,7 +27,8 @@ from learn2pd.tensors import is_among
 from learn2pd.types import GREEDY, DecodeResult, DecodeState, Sampling, Step
 
 log = logging.getLogger(__name__)
-BLOCK_LENGTH = 32
+BLOCK_LENGTH = 32  # tokens of a block where neither the model nor the user says otherwise
+GEN_LENGTH = 256
 
 
 def decode(
@@ -40,7 +41,7 @@ def decode(
     cache: Cache | str | None = None,
     stop: StopRule | str | None = None,
     stop_strings: str | list[str] | None = None,
-    gen_length: int = 256,
+    gen_length: int | None = None,
     max_new_tokens: int | None = None,
     batch_size: int = 16,
     batch_invariant: bool = False,
@@ -73,7 +74,7 @@ def decode(
         stop: A component or a name. The default is `EotStop()`. `NoStop()` decodes the whole canvas.
         stop_strings: Texts at which an answer ends, such as `["\\n\\n"]`. The answer's text ends before the first of
             them. This is short for `stop=TextStop(stop_strings)`.
-        gen_length: The tokens of the canvas. The number need not be a multiple of the block length.
+        gen_length: The tokens of the canvas, 256 by default. The number need not be a multiple of the block length.
         max_new_tokens: The most tokens of an answer, in place of `gen_length`. The canvas then grows with the answer:
             nothing behind the open block is computed. This needs a cache that grows, and without `cache` it takes one:
             `causal_block` on a block-causal model, where the answers are those of a canvas of this length, and `grow`
@@ -102,6 +103,12 @@ def decode(
         UserError: A prompt is empty, prompt and canvas are longer than the model allows, components do not fit each
             other, a policy was trained for another geometry or model, or given tokens have another shape.
     """
+    if gen_length is not None and max_new_tokens is not None:
+        raise UserError(
+            f"gen_length={gen_length} and max_new_tokens={max_new_tokens} are given: give gen_length for a canvas of "
+            "that length, or max_new_tokens for one that grows up to it"
+        )
+    gen_length = GEN_LENGTH if gen_length is None else gen_length
     if gen_length < 1 or batch_size < 1:
         raise UserError(f"gen_length={gen_length}, batch_size={batch_size}: both must be at least 1")
     if observer is not None and on_step is not None:

@@ -48,6 +48,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "filter": "learn2pd.predictors.filter:load_policy",
         "keep": "learn2pd.predictors.keep:load_keep",
         "oracle": "learn2pd.policies.oracle:OraclePolicy",
+        "search": "learn2pd.policies.search:SearchPolicy",
     },
     "scheduler": {
         "blocks": "learn2pd.schedulers.blocks:BlocksScheduler",
@@ -77,6 +78,13 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "text": "learn2pd.stops.text:TextStop",
     },
 }
+# Methods of autoregressive models, which stand beside those of the dLLM in a comparison. A method takes the place of
+# all four roles, so that these names stand for the whole of it.
+RIVALS = {
+    "autoregressive": "learn2pd.autoregressive.methods:load_autoregressive",
+    "speculative": "learn2pd.autoregressive.methods:load_speculative",
+    "pearl": "learn2pd.autoregressive.methods:load_pearl",
+}
 LARGEST = 10**9  # largest whole number of an option; larger ones exceed every canvas and vocabulary and would overflow
 
 
@@ -101,7 +109,35 @@ def build(role: str, name: str, options: Mapping[str, Any], provided: Provided) 
     """
     from learn2pd.roles import ROLES  # with torch, which a look at the names does not need
 
-    factory, parameters = _checked(role, name, options)
+    component = _built(role, name, _factory(role, name), options, provided)
+    if not isinstance(component, ROLES[role]):
+        raise UserError(
+            f"{role}={name!r}: it is no {ROLES[role].__name__}; derive it from learn2pd.{ROLES[role].__name__}, "
+            "see docs/adding_a_policy.md"
+        )
+    return component
+
+
+def build_rival(name: str, options: Mapping[str, Any], provided: Provided) -> Any:
+    """Build a method of an autoregressive model by its name.
+
+    Args:
+        name: One of `RIVALS`.
+        options: The user's options. Each of them must be a parameter of the method.
+        provided: Values for the parameters that the user's options leave out.
+
+    Returns:
+        The method.
+
+    Raises:
+        UserError: As for `build`.
+    """
+    return _built("policy", name, _import("policy", RIVALS[name]), options, provided)
+
+
+def _built(role: str, name: str, factory: Callable[..., Any], options: Mapping[str, Any], provided: Provided) -> Any:
+    """Call a factory with the user's options, and with what is provided where the user gave no option."""
+    parameters = _parameters(role, name, factory, options)
     arguments = dict(options) | {
         key: give() for key, give in provided.items() if key in parameters and key not in options
     }
@@ -109,17 +145,11 @@ def build(role: str, name: str, options: Mapping[str, Any], provided: Provided) 
     if missing:
         raise UserError(f"{role} {name!r} needs {', '.join(missing)}")
     try:
-        component = factory(**arguments)
+        return factory(**arguments)
     except UserError:
         raise
     except (ValueError, TypeError) as error:
         raise UserError(f"{role} {name!r}: {error}") from error
-    if not isinstance(component, ROLES[role]):
-        raise UserError(
-            f"{role}={name!r}: it is no {ROLES[role].__name__}; derive it from learn2pd.{ROLES[role].__name__}, "
-            "see docs/adding_a_policy.md"
-        )
-    return component
 
 
 def lacking(role: str, name: str, options: Mapping[str, Any]) -> list[str]:
@@ -136,15 +166,14 @@ def lacking(role: str, name: str, options: Mapping[str, Any]) -> list[str]:
     Raises:
         UserError: The name or an option is unknown, or a value has another type than its parameter.
     """
-    _, parameters = _checked(role, name, options)
+    parameters = _parameters(role, name, _factory(role, name), options)
     return [key for key, value in parameters.items() if value.default is value.empty and key not in options]
 
 
-def _checked(
-    role: str, name: str, options: Mapping[str, Any]
-) -> tuple[Callable[..., Any], Mapping[str, inspect.Parameter]]:
-    """Return the factory of a component with its parameters, which take the options."""
-    factory = _factory(role, name)
+def _parameters(
+    role: str, name: str, factory: Callable[..., Any], options: Mapping[str, Any]
+) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a component's factory, which take the options."""
     try:
         parameters = inspect.signature(factory).parameters
     except (TypeError, ValueError) as error:
@@ -160,7 +189,7 @@ def _checked(
             )
         if isinstance(value, int) and abs(value) > LARGEST:
             raise UserError(f"{role} {name!r}: {option}={value}: expected at most {LARGEST}")
-    return factory, parameters
+    return parameters
 
 
 def name_of(role: str, component: Role) -> str:
@@ -257,6 +286,16 @@ def import_family(target: str) -> Any:
         UserError: The class cannot be imported.
     """
     return _import("family", target)
+
+
+# ---- Exporters by the name of the engine.
+
+EXPORTERS = {
+    "transformers": "learn2pd.exporters.transformers",
+    "diffusers": "learn2pd.exporters.diffusers",
+    "sglang": "learn2pd.exporters.sglang",
+    "file": "learn2pd.exporters.file",
+}
 
 
 # ---- Tasks by name. A task is imported when it is used, since data/ and embedded/ must not know the registry.

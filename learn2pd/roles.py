@@ -156,6 +156,9 @@ class Policy(Role):
         scores_committed: True asks the model for proposals at the committed positions of the window too.
         looks_ahead: True asks for proposals on the whole canvas, and not only in the window: at every masked position,
             and with `scores_committed` at every position. Such a policy may commit masked positions outside the window.
+        reads_canvas: True where the decisions depend on more than the window: on the length of the canvas, on the
+            tokens outside the window, or on the steps of the whole run. Engines that decode block by block refuse such
+            a policy.
         window_width: The only window length, in tokens, with which the policy works; None stands for any length.
         revisions: The number of steps, from the first one on, in which the policy may revoke or overwrite committed
             tokens. The number is finite, so that every run ends.
@@ -165,6 +168,7 @@ class Policy(Role):
 
     scores_committed: bool = False
     looks_ahead: bool = False
+    reads_canvas: bool = False
     window_width: int | None = None
     revisions: int = 0
     auxiliary: bool = False

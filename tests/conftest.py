@@ -145,6 +145,12 @@ def make_prompts() -> Callable[..., list[list[int]]]:
     return make
 
 
+@pytest.fixture
+def undrawn_plots(monkeypatch):
+    """Plots become empty files, for tests of runs to which only their names matter; tests/end_to_end draws them."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **options: Path(path).touch())
+
+
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 CAUSAL_BLOCK = 8  # tokens, of the tiny block-causal models
 # the module and class of each further family, and the fields of its tiny configuration

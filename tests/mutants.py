@@ -1,12 +1,15 @@
 """Wrong versions of rules and caches, each of which the tests must notice without any stored trace.
 
-    python tests/mutants.py [--list] [--check] [--only WORD ...] [--skip-unchanged]
+    python tests/mutants.py [--list] [--check] [--only WORD ...] [--last COUNT] [--everything] [--skip-unchanged]
 
-A mutant is one change of one file. For each one the script copies package and tests to a temporary folder, makes the
-change, and runs the test files that the mutant names. Where those pass, it runs all of the default tests of decoding,
-policies and contract. A mutant is *killed* when a test fails and has *survived* when none does. Before all mutants the
-named test files are run on an unchanged copy, since a failure says nothing of a mutant where the tests fail anyway;
-`--skip-unchanged` leaves that out.
+A mutant is one change of one file. The script copies package and tests to a temporary folder. For each mutant it makes
+the change there, runs the tests that the mutant names, and takes the change back. A mutant is *killed* when a test
+fails and has *survived* when none does. With `--everything`, all of the default tests of decoding, policies and
+contract are run where the named ones pass. Before all mutants the named tests are run on the unchanged copy, since a
+failure says nothing of a mutant where the tests fail anyway; `--skip-unchanged` leaves that out.
+
+Every run of pytest is a fork of the script's process, which has loaded torch, transformers and pytest, and nothing of
+the package. So a mutant costs little more than its tests.
 
 `--check` runs no test. It says of every mutant whether its text is still in its file exactly once and whether the
 changed file is still Python; `tests/test_mutants.py` asks the same in the suite.
@@ -16,25 +19,28 @@ the second net, and this script tests the first.
 
 The exit code is 0 when every mutant is killed. It is 1 when one survives, when the text that a mutant replaces is not
 in its file exactly once, when pytest cannot collect the changed copy, or when the unchanged copy fails. The script is
-not collected by pytest. All mutants take about eleven minutes of one core.
+not collected by pytest.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import compileall
+import importlib
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {  # the name of a file in the mutants below -> where it is; the only place to change when modules move
+    "accepting": "learn2pd/predictors/accepting.py",
     "adablock": "learn2pd/schedulers/adablock.py",
     "adapter": "learn2pd/models/adapter.py",
     "anywhere": "learn2pd/stops/anywhere.py",
@@ -94,6 +100,8 @@ ROW_MEMORY = "tests/contract/test_row_memory.py"
 EVERYTHING = ("tests/loop", "tests/policies", "tests/contract")
 COPIED = ("learn2pd", "tests", "pyproject.toml")
 LINKED = ("configs", "data", "checkpoints", "docs", "README.md", "train.py", "benchmarks")
+LOADED = ("torch", "transformers.models.llama", "tokenizers", "hypothesis", "pytest")  # before the first fork
+OPTIONS = ("-x", "-q", "--tb=line", "-p", "no:cacheprovider", "--ignore=tests/parity", "--hypothesis-profile=plain")
 FAILED = 1  # pytest's exit code when a test failed
 
 
@@ -106,8 +114,8 @@ class Mutant:
         file: A key of FILES.
         old: The text that is replaced; the file has it exactly once.
         new: The text that replaces it.
-        tests: The test files that are tried first.
-        only: What the ids of the tests that are tried first have, as for pytest's -k; nothing is all of them.
+        tests: The test files that are run.
+        only: What the ids of the tests that are run have, as for pytest's -k; nothing is all of them.
     """
 
     name: str
@@ -254,9 +262,9 @@ MUTANTS = (
     ),
     Mutant(
         "the paper's filter forgets the most confident position",
-        "filter",
-        "Commit(accepted | surest, forced=surest & ~accepted)",
-        "Commit(accepted)",
+        "accepting",
+        "return Commit(accepted | surest, forced=surest & ~accepted)",
+        "return Commit(accepted)",
         (LOOP,),
     ),
     Mutant(
@@ -270,8 +278,8 @@ MUTANTS = (
     Mutant(
         "the filter commits what it took back as easily as before",
         "filter",
-        "accepted = accepted & (surer | (memory.taken_back == 0))",
-        "accepted = accepted & (surer | (memory.taken_back >= 0))",
+        "surer | new)",
+        "surer | True)",
         (LATER_RULES,),
         "filter",
     ),
@@ -703,7 +711,7 @@ def check_applies(mutants: Sequence[Mutant]) -> bool:
 
 
 def make_copy(folder: Path) -> None:
-    """Package and tests as copies, without the stored traces; what they read as links."""
+    """Package and tests as copies, compiled and without the stored traces; what they read as links."""
     ignored = shutil.ignore_patterns("__pycache__", "golden")
     for name in COPIED:
         source = ROOT / name
@@ -714,16 +722,38 @@ def make_copy(folder: Path) -> None:
     for name in LINKED:
         if (ROOT / name).exists():
             (folder / name).symlink_to(ROOT / name)
+    compileall.compile_dir(folder / "learn2pd", quiet=1)
+    compileall.compile_dir(folder / "tests", quiet=1)
 
 
 def run_tests(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
     """The exit code of pytest in a copy, and the end of what it printed; a failing example is not made smaller."""
-    environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    environment.pop("LEARN2PD_GOLDEN", None)
-    options = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "--ignore=tests/parity", "--hypothesis-profile=plain"]
-    command = [sys.executable, "-m", "pytest", "-n", "0", *options, *tests]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout[-2000:] + done.stderr[-2000:]
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        child = os.fork()
+        if not child:
+            for stream in (1, 2):
+                os.dup2(output.fileno(), stream)
+            become_pytest(folder, tests)
+        _, status = os.waitpid(child, 0)
+        output.seek(0)
+        return os.waitstatus_to_exitcode(status), output.read()[-4000:]
+
+
+def become_pytest(folder: Path, tests: Sequence[str]) -> NoReturn:
+    """Run pytest in a copy, in a process that has imported nothing of the package, and end the process."""
+    os.chdir(folder)
+    os.environ["PYTHONPATH"] = str(folder)
+    os.environ.pop("LEARN2PD_GOLDEN", None)
+    sys.dont_write_bytecode = True
+    sys.path[:] = [str(folder), *(entry for entry in sys.path if not Path(entry).resolve().is_relative_to(ROOT))]
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("learn2pd", "tests")]:
+        del sys.modules[name]
+    code = 70  # where pytest itself fails
+    try:
+        code = int(importlib.import_module("pytest").main(["-n", "0", *OPTIONS, *tests]))
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def killer(output: str) -> str:
@@ -732,35 +762,41 @@ def killer(output: str) -> str:
     return named[0].split(" - ")[0] if named else "a test"
 
 
-def judge(mutant: Mutant) -> tuple[bool, str]:
-    """Whether a mutant is killed, and a line that says by what or why not."""
+def judge(mutant: Mutant, folder: Path, everything: bool) -> tuple[bool, str]:
+    """Whether a mutant is killed in a copy, and a line that says by what or why not."""
     fault = fault_of(mutant)
     if fault is not None:
         return False, f"does not apply: {fault}"
-    with tempfile.TemporaryDirectory(prefix="mutant-") as name:
-        folder = Path(name)
-        make_copy(folder)
-        path = path_of(mutant, folder)
-        path.write_text(path.read_text().replace(mutant.old, mutant.new))
-        for tests in ((*mutant.tests, "-k", mutant.only), EVERYTHING):
-            code, output = run_tests(folder, tests)
+    path = path_of(mutant, folder)
+    path.write_text(path.read_text(encoding="utf-8").replace(mutant.old, mutant.new), encoding="utf-8")
+    try:
+        for tests in ((*mutant.tests, "-k", mutant.only), EVERYTHING if everything else ()):
+            code, output = run_tests(folder, tests) if tests else (0, "")
             if code == FAILED:
                 return True, f"killed by {killer(output)}"
             if code != 0:
                 return False, f"pytest ends with code {code}:\n{output}"
+    finally:
+        shutil.copy2(path_of(mutant, ROOT), path)  # with its time, so that what was compiled is valid again
     return False, "SURVIVED"
 
 
-def check_unchanged(mutants: Sequence[Mutant]) -> bool:
-    """Whether the named test files pass on an unchanged copy."""
-    tests = sorted({test for mutant in mutants for test in mutant.tests})
-    with tempfile.TemporaryDirectory(prefix="unchanged-") as name:
-        folder = Path(name)
-        make_copy(folder)
-        code, output = run_tests(folder, tests)
-    if code != 0:
-        print(f"the unchanged copy fails:\n{output}")
-    return code == 0
+def check_unchanged(mutants: Sequence[Mutant], folder: Path) -> bool:
+    """Whether the tests that the mutants name pass on an unchanged copy. Each group of tests is run once."""
+    for tests, only in sorted({(mutant.tests, mutant.only) for mutant in mutants}):
+        code, output = run_tests(folder, (*tests, "-k", only))
+        if code != 0:
+            print(f"the unchanged copy fails:\n{output}")
+            return False
+    return True
+
+
+def report(mutant: Mutant, folder: Path, everything: bool) -> bool:
+    """Judge a mutant and print the line about it; whether it is killed."""
+    started = time.perf_counter()
+    killed, line = judge(mutant, folder, everything)
+    print(f"{mutant.name}: {line} ({time.perf_counter() - started:.0f} s)", flush=True)
+    return killed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -768,10 +804,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="print the names of the mutants and end")
     parser.add_argument("--only", nargs="+", metavar="WORD", default=[], help="run mutants whose name has one of these")
+    parser.add_argument("--last", type=int, metavar="COUNT", help="run the newest COUNT mutants")
+    parser.add_argument("--everything", action="store_true", help="run further tests where the named ones pass")
     parser.add_argument("--check", action="store_true", help="say whether all mutants still apply, run nothing and end")
     parser.add_argument("--skip-unchanged", action="store_true", help="do not run the tests on an unchanged copy first")
     options = parser.parse_args(arguments)
     mutants = [mutant for mutant in MUTANTS if not options.only or any(word in mutant.name for word in options.only)]
+    if options.last:
+        mutants = mutants[-options.last :]
     if options.list:
         print("\n".join(f"{mutant.name} ({FILES[mutant.file]})" for mutant in mutants))
         return 0
@@ -780,14 +820,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     if options.check:
         return 0 if check_applies(mutants) else 1
-    if not options.skip_unchanged and not check_unchanged(mutants):
-        return 1
-    killed = 0
-    for mutant in mutants:
-        started = time.perf_counter()
-        dead, line = judge(mutant)
-        killed += dead
-        print(f"{mutant.name}: {line} ({time.perf_counter() - started:.0f} s)", flush=True)
+    for name in LOADED:
+        importlib.import_module(name)
+    with tempfile.TemporaryDirectory(prefix="mutants-") as name:
+        folder = Path(name)
+        make_copy(folder)
+        if not options.skip_unchanged and not check_unchanged(mutants, folder):
+            return 1
+        killed = sum(report(mutant, folder, options.everything) for mutant in mutants)
     print(f"{killed} of {len(mutants)} mutants killed")
     return 0 if killed == len(mutants) else 1
 

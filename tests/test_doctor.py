@@ -13,7 +13,8 @@ from learn2pd.cli import doctor as room
 from learn2pd.cli.main import guarded, run_command
 from learn2pd.data.reading import hub_records
 from learn2pd.errors import UserError
-from learn2pd.models.loading import load_model, read_weights_size
+from learn2pd.models.loading import load_model, read_skeleton
+from learn2pd.models.sizes import sizes_of
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def test_a_run_of_the_small_model_can_start_without_a_network(capsys, no_network
         "cores",
         "GiB",
         no_network,
-        "10 MiB in float32",
+        "weights 10 MiB",
         "can start",
     ):
         assert word in out
@@ -85,7 +86,7 @@ def test_a_model_that_does_not_fit_is_told_from_its_config_alone(capsys, monkeyp
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_size_from_the_config_is_that_of_the_weights(tiny_model_folder, dtype):
     state = load_model(tiny_model_folder, dtype, device="cpu").adapter.network.state_dict()
-    assert read_weights_size(tiny_model_folder, dtype) == sum(
+    assert sizes_of(read_skeleton(tiny_model_folder, dtype), 1, 8).weights == sum(
         tensor.numel() * tensor.element_size() for tensor in state.values()
     )
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from learn2pd.cli import main as cli
 from learn2pd.cli.config import RunConfig, as_dict, load_config
 from learn2pd.cli.help import written
+from learn2pd.cli.options import own_options
 from learn2pd.cli.values import keys_of
 from learn2pd.errors import UserError
 from learn2pd.kinds import alternatives, choices, matches
@@ -154,7 +155,7 @@ def test_any_bytes_load_or_are_refused(content):
 def test_any_arguments_of_decode_are_sorted_out_or_refused(arguments, prompt):
     given_arguments = [*(f"{name}={text}" for name, text in arguments), f"prompt={prompt}"]
     try:
-        options = cli.decode_options(cli.read_arguments("decode", given_arguments).own)
+        options = own_options("decode", cli.read_arguments("decode", given_arguments).own)
     except UserError:
         return
     assert options.prompt == prompt

@@ -42,12 +42,25 @@ def test_every_package_is_listed():
     assert set(listed) - {f"learn2pd.shipped.{name}" for name in SHIPPED} == present
 
 
+def test_torch_and_transformers_have_no_upper_end():
+    """Engines pin both, and no engine could be installed beside a package that refuses its releases."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (torch,) = [line for line in project["dependencies"] if line.startswith("torch>")]
+    (transformers,) = [line for line in project["dependencies"] if line.startswith("transformers")]
+    assert (torch, transformers) == ("torch>=2.9", "transformers>=4.57")
+    tested = (ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.partition("==")[0] for line in tested if not line.startswith("#")] == ["torch"]
+
+
 DISTRIBUTIONS = {"yaml": "pyyaml"}  # names on the package index that differ from those of the modules
 
 
 def test_what_is_imported_is_declared_and_nothing_else():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    needed = [*project["dependencies"], *project["optional-dependencies"]["humaneval"]]
+    extras = project["optional-dependencies"]
+    needed = [*project["dependencies"]]
+    for extra in ("humaneval", "eval", "diffusers", "onnx"):
+        needed += extras[extra]
     declared = {re.split(r"[^A-Za-z0-9_.-]", line)[0].replace("-", "_") for line in needed}
     imported = set()
     for path in (ROOT / "learn2pd").rglob("*.py"):
@@ -56,7 +69,7 @@ def test_what_is_imported_is_declared_and_nothing_else():
                 imported |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 imported.add(str(node.module).partition(".")[0])
-    others = imported - set(sys.stdlib_module_names) - {"learn2pd"}
+    others = imported - set(sys.stdlib_module_names) - {"learn2pd", "sglang"}  # SGLang loads the plugin itself
     assert {DISTRIBUTIONS.get(name, name) for name in others} == declared
 
 

@@ -60,6 +60,7 @@ NEEDS = {
     "filter": "folder",
     "keep": "folder",
     "oracle": "reference",
+    "search": "still_right",
     "adablock": "delimiter_ids",
     "adablock_learned": "folder",
     "learned": "folder",

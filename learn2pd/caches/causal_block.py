@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from learn2pd.caches.none import NoCache
 from learn2pd.errors import UserError
 from learn2pd.loop.plans import partial_plan
 from learn2pd.roles import Cache
@@ -60,6 +61,15 @@ class CausalBlockCache(Cache):
 
     def plan(self, state: DecodeState, score: Tensor, memory: FinalBefore) -> tuple[list[ForwardPlan], FinalBefore]:
         return whole_blocks(state, state.open, score, memory)
+
+
+def exact_cache_for(spec: ModelSpec) -> Cache:
+    """Return the fastest cache that changes no answer of a model.
+
+    Args:
+        spec: The facts about the model.
+    """
+    return NoCache() if spec.causal_block is None else CausalBlockCache()
 
 
 def whole_blocks(

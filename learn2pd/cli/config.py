@@ -77,6 +77,7 @@ class DataConfig:
     )
     subset: str | None = option(None, "subset of a data set on the hub")
     hub_split: str = option("train", "split of a data set on the hub")
+    revision: str | None = option(None, "revision of a data set on the hub: a branch, tag or commit")
     prompt_field: str = option("question", "field that holds a text, or a list of messages with role and content")
     answer_field: str | None = option(None, "field that holds the right answer; without it no accuracy is reported")
     task: str = option(
@@ -100,7 +101,9 @@ class DecodeConfig:
     """The settings that all decodes share."""
 
     gen_length: int = option(256, "length of the canvas, tokens", least=1, most=10**6)
-    block_length: int = option(32, "tokens of a block", least=1, most=10**6)
+    block_length: int = option(
+        0, "tokens of a block; 0 takes the model's own blocks, or 32 where it has none", least=0, most=10**6
+    )
     batch_size: int = option(16, "prompts that are decoded together", least=1, most=10**6)
     batch_invariant: bool = option(
         False,
@@ -260,7 +263,11 @@ class MethodConfig:
     """One method of a comparison (an entry of the key `compare.methods`)."""
 
     name: str = option("???", "name in the tables")
-    policy: str = option("???", "registered name or package.module:Class; `scheduler` and `cache` take the same")
+    policy: str = option(
+        "???",
+        "registered name or package.module:Class; `scheduler` and `cache` take the same. The names autoregressive, "
+        "speculative and pearl decode with autoregressive models, which `options` names as target and draft",
+    )
     options: dict[str, Any] = option({}, "options of the policy")
     scheduler: str = option("blocks", "scheduler")
     scheduler_options: dict[str, Any] = option({}, "options of the scheduler")

@@ -7,7 +7,6 @@ libraries load, and gets two seconds to answer.
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import os
 import platform
 import re
@@ -26,7 +25,8 @@ from learn2pd.errors import UserError
 from learn2pd.files import here_or_shipped
 
 HUB_SECONDS = 2.0
-MEMORY_SHARE = 0.9  # of the free memory that weights may take; the rest is for one small batch
+MEMORY_SHARE = 0.9  # of the free memory that a run may take; the rest is for libraries and for what torch sets aside
+PROMPT_TOKENS = 512  # assumed for the size of a batch, since the prompts are not read here
 
 
 @dataclass(frozen=True)
@@ -142,14 +142,16 @@ def _plain(requirement: Requirement) -> str:
 def _devices() -> Iterator[Finding]:
     import torch
 
+    from learn2pd.models.sizes import bytes_text
+
     free = _cpu_memory()
-    memory = "memory unknown" if free is None else f"{_gib(free)} of memory free"
+    memory = "memory unknown" if free is None else f"{bytes_text(free)} of memory free"
     yield Finding("cpu", "ok", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {memory}")
     for number in range(torch.cuda.device_count()):
         left, whole = torch.cuda.mem_get_info(number)
         kinds = "float32, bfloat16, float16" if torch.cuda.is_bf16_supported() else "float32, float16, no bfloat16"
         name = torch.cuda.get_device_name(number)
-        yield Finding(f"cuda:{number}", "ok", f"{name}, {_gib(left)} of {_gib(whole)} free, {kinds}")
+        yield Finding(f"cuda:{number}", "ok", f"{name}, {bytes_text(left)} of {bytes_text(whole)} free, {kinds}")
     if not torch.cuda.is_available():
         yield Finding("gpu", "missing", "torch sees none; device=auto takes the CPU")
 
@@ -177,29 +179,37 @@ def _hub(unreachable: str | None, data: bool, local: bool) -> Finding:
 
 
 def _model(config: RunConfig, unreachable: str | None) -> Finding:
-    """Say whether the weights fit into the memory of the device, from config.json alone."""
+    """Say whether the weights and a batch fit into the memory of the device, from config.json alone."""
     import torch
     from huggingface_hub import constants
 
-    from learn2pd.models.loading import read_weights_size, resolve_device, resolve_dtype
+    from learn2pd.models.loading import read_skeleton, resolve_device, resolve_dtype
+    from learn2pd.models.sizes import bytes_text, sizes_of
 
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or unreachable is not None  # nobody asks the hub twice
     try:
         dtype = resolve_dtype(config.model.dtype)
         device = resolve_device(config.model.device)
-        needed = read_weights_size(config.model.path, dtype, config.model.revision, config.model.family)
+        network = read_skeleton(config.model.path, dtype, config.model.revision, config.model.family)
+        sizes = sizes_of(network, config.decode.rows, PROMPT_TOKENS + config.decode.gen_length)
     except UserError as error:
         # the flag was set here, so that its name in the message would mislead
         return Finding("model", "wrong", f"model.{error}".replace("HF_HUB_OFFLINE is set", unreachable or ""))
     finally:
         constants.HF_HUB_OFFLINE = before
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _cpu_memory()
-    told = f"{config.model.path} takes {_gib(needed)} in {config.model.dtype} on {device}"
-    if free is not None and needed > MEMORY_SHARE * free:
+    decode = config.decode
+    batch = f"for {decode.rows} rows of {PROMPT_TOKENS} tokens of prompt and {decode.gen_length} of canvas"
+    told = (
+        f"{config.model.path} takes at most {bytes_text(sizes.whole)} in {config.model.dtype} on {device} "
+        f"({sizes}; {batch})"
+    )
+    if free is not None and sizes.whole > MEMORY_SHARE * free:
         advice = "" if config.model.dtype != "float32" else ", or model.dtype=bfloat16"
-        return Finding("model", "wrong", f"{told}, {_gib(free)} are free: use another model.device{advice}")
-    return Finding("model", "ok", told if free is None else f"{told}, {_gib(free)} are free")
+        fewer = "use another model.device, fewer rows by decode.batch_size"
+        return Finding("model", "wrong", f"{told}, {bytes_text(free)} are free: {fewer}{advice}")
+    return Finding("model", "ok", told if free is None else f"{told}, {bytes_text(free)} are free")
 
 
 def _files(config: RunConfig) -> Iterator[Finding]:
@@ -221,7 +231,3 @@ def _output(folder: str) -> Finding:
     if place.is_dir() and os.access(place, os.W_OK):
         return Finding("output_dir", "ok", f"{folder} can be written")
     return Finding("output_dir", "wrong", f"{folder} cannot be written: {place} is no folder that you may write to")
-
-
-def _gib(count: int) -> str:
-    return f"{math.ceil(count / 2**20):,} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"

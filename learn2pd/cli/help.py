@@ -28,6 +28,7 @@ class Command:
     example: str
     dry_run: bool = False  # takes --dry-run
     configless: bool = False  # needs no config=NAME
+    configured: bool = True  # takes the keys of the configuration
 
 
 STAGE = f"config=NAME [{GRAMMAR} ...]"
@@ -36,6 +37,12 @@ COMMANDS = {
         f'"PROMPT" [config=NAME] [{GRAMMAR} ...]',
         "Answer one prompt. Without config=NAME the embedded model answers.",
         'learn2pd decode "What is 3 plus 4?" live=true',
+        configless=True,
+    ),
+    "serve": Command(
+        f"[config=NAME] [{GRAMMAR} ...]",
+        "Answer requests of OpenAI's interface over HTTP. Without config=NAME the embedded model answers.",
+        "learn2pd serve port=8000",
         configless=True,
     ),
     "run": Command(
@@ -69,6 +76,33 @@ COMMANDS = {
         STAGE,
         "Run the stage compare: every method and stop rule on the test prompts, with tables and plots.",
         "learn2pd compare config=tiny_compare",
+    ),
+    "eval": Command(
+        f"tasks=NAMES [config=NAME] [{GRAMMAR} ...]",
+        "Measure a model and a method with tasks of the lm-evaluation-harness. Without config=NAME the embedded model "
+        "answers.",
+        "learn2pd eval tasks=gsm8k model=GSAI-ML/LLaDA-8B-Instruct policy=outputs/llada_filter/policy limit=100",
+        configless=True,
+    ),
+    "check": Command(
+        f"[config=NAME] [{GRAMMAR} ...]",
+        "Check on this machine what is promised about a model and a method; exit code 1 where something does not hold.",
+        "learn2pd check model=checkpoints/tiny-llada policy=checkpoints/tiny-llada-filter",
+        configless=True,
+    ),
+    "zoo": Command(
+        "[owner=NAME]",
+        "List the models, policies and configurations that ship, and what an organisation of the hub holds.",
+        "learn2pd zoo owner=learn2pd",
+        configless=True,
+        configured=False,
+    ),
+    "export": Command(
+        "to=ENGINE policy=FOLDER output_dir=FOLDER",
+        "Write a trained policy as files that an engine reads, and say how they are used.",
+        "learn2pd export to=transformers policy=checkpoints/tiny-llada-filter output_dir=outputs/exported",
+        configless=True,
+        configured=False,
     ),
     "doctor": Command(
         f"[{STAGE}]",
@@ -118,11 +152,12 @@ def help_of(name: str, own: type | None, config: Any, described: str) -> str:
         hidden = {entry.name for entry in dataclasses.fields(own)}
     else:
         hidden = set()
-    lines += [
-        "",
-        f"keys of the configuration, with the values of {described}:",
-        *_options(type(config), config, hidden),
-    ]
+    if command.configured:
+        lines += [
+            "",
+            f"keys of the configuration, with the values of {described}:",
+            *_options(type(config), config, hidden),
+        ]
     return "\n".join([*lines, ""])
 
 

@@ -13,22 +13,18 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from learn2pd import __version__
 from learn2pd.cli.help import COMMANDS, DRY_RUN, help_of, overview
+from learn2pd.cli.options import OWN, DecodeOptions, ExportOptions, is_own, own_options
 from learn2pd.errors import UserError, suggest
-from learn2pd.files import here_or_shipped
-from learn2pd.kinds import option
-from learn2pd.registry import COMPONENTS
 
 log = logging.getLogger("learn2pd")
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # numbers of this process, by launcher
 CLOSED_PIPE = 141  # 128 and the number of the signal SIGPIPE, as a shell says
 HELP = ("-h", "--help")
-SHIPPED_FILTER = "checkpoints/tiny-llada-filter"  # trained for the embedded model
 DOCTORS_CONFIG = "tiny_filter"  # the main job, which `doctor` looks at where no configuration is named
 # Lightning sets the levels of its packages when it is imported, which happens after `quiet`. Its messages come from the
 # first two loggers, which are modules of these packages, and Lightning does not change their levels.
@@ -40,31 +36,6 @@ CHATTY_LOGGERS = (
     "transformers",
     "datasets",
 )
-
-
-def _names(role: str, *without: str) -> str:
-    """Word which components of a role there are."""
-    return f"{', '.join(name for name in COMPONENTS[role] if name not in without)}, or package.module:Class"
-
-
-@dataclass
-class DecodeOptions:
-    """The arguments that `learn2pd decode` takes in addition to those of the configuration."""
-
-    prompt: str = option("", "text to answer; it may also stand alone, without prompt=", verbatim=True)
-    policy: str | None = option(
-        None,
-        f"folder of a trained policy, or {_names('policy', 'oracle', 'filter')}; null takes the trained policy of the "
-        "configuration's run, else the shipped filter where it fits the model, else threshold",
-        path=True,
-    )
-    options: dict[str, Any] = option({}, "options of the policy, for example {threshold: 0.9}")
-    scheduler: str = option("blocks", _names("scheduler"))
-    scheduler_options: dict[str, Any] = option({}, "options of the scheduler")
-    cache: str = option("none", _names("cache"))
-    cache_options: dict[str, Any] = option({}, "options of the cache")
-    stop: str = option("eot", f"stop rule: {_names('stop')}")
-    live: bool = option(False, "show the canvas while it fills in")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -91,22 +62,22 @@ def main() -> int:
     return guarded(lambda: run_command(command, arguments))
 
 
-def guarded(action: Callable[[], None]) -> int:
+def guarded(action: Callable[[], int | None]) -> int:
     """Run an action, and turn mistakes that users can mend into one line and an exit code.
 
     Args:
-        action: the action.
+        action: the action. It may return an exit code of its own.
 
     Returns:
-        0 where the action succeeded, 2 after a mistake that the user can mend or with a full disk, 130 after an
-        interruption, and 141 where the reader of the output has gone.
+        The action's code, which is 0 where it returns none, 2 after a mistake that the user can mend or with a full
+        disk, 130 after an interruption, and 141 where the reader of the output has gone.
     """
     open_streams()
     quiet()
     try:
-        action()
+        code = action()
         sys.stdout.flush()
-        return 0
+        return code or 0
     except UserError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 2
@@ -145,12 +116,15 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", module=r"(lightning|torch|transformers|datasets)(\..*)?$")
 
 
-def run_command(command: str, arguments: Sequence[str]) -> None:
+def run_command(command: str, arguments: Sequence[str]) -> int:
     """Run one command of the command line.
 
     Args:
         command: the name of the command.
         arguments: the arguments after it.
+
+    Returns:
+        The exit code, which is 1 where a check of `learn2pd check` fails, and 0 otherwise.
 
     Raises:
         UserError: the user made a mistake that they can mend.
@@ -164,19 +138,28 @@ def run_command(command: str, arguments: Sequence[str]) -> None:
     given = read_arguments(command, arguments)
     if given.help:
         print_text(help_text(command, given))
-        return
-    own = decode_options(given.own)
+        return 0
+    own = own_options(command, given.own)
+    if command == "export":
+        export(own)
+        return 0
     if command == "doctor":
         from learn2pd.cli.doctor import doctor
 
         doctor(given.config or DOCTORS_CONFIG, given.overrides)
-        return
+        return 0
+    if command == "zoo":
+        from learn2pd.cli.zoo import zoo
+
+        print_text(zoo(own.owner))
+        return 0
     config = load_config(given.config, given.overrides)
     check_launcher()
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     from learn2pd.cli import stages
+    from learn2pd.cli.stages.components import with_blocks
 
     if config.job == "embedded":
         if command != "run" or given.dry_run:
@@ -186,12 +169,46 @@ def run_command(command: str, arguments: Sequence[str]) -> None:
         from learn2pd.cli.stages.pretraining import run_pretraining
 
         run_pretraining(config)
-    elif given.dry_run:
+        return 0
+    config = with_blocks(config)
+    if given.dry_run:
         print_text(stages.dry_run(config))
-    elif command == "decode":
-        decode_one(config, own, has_run=given.config is not None)
+    elif own is not None:
+        if own.model is not None:
+            config.model = replace(config.model, path=own.model)
+        return run_with_method(command, config, own, has_run=given.config is not None)
     else:
         stages.run_stages(config, None if command == "run" else command)
+    return 0
+
+
+def run_with_method(command: str, config: Any, own: Any, has_run: bool) -> int:
+    """Run a command that decodes with one method.
+
+    Args:
+        command: the name of the command.
+        config: the configuration.
+        own: the command's own options.
+        has_run: the configuration was named, so its output_dir may hold a trained policy.
+
+    Returns:
+        The exit code.
+    """
+    if command == "eval":
+        from learn2pd.cli.evaluate import evaluate
+
+        print_text(evaluate(config, own, has_run))
+    elif command == "check":
+        from learn2pd.cli.check import check
+
+        return check(config, own, has_run, print_text)
+    elif command == "serve":
+        from learn2pd.cli.serve import serve
+
+        serve(config, own, has_run)
+    else:
+        decode_one(config, own, has_run)
+    return 0
 
 
 @dataclass(frozen=True)
@@ -200,7 +217,7 @@ class Arguments:
 
     config: str | None  # NAME of config=NAME
     overrides: list[str]  # key=value of the configuration
-    own: list[str]  # key=value of DecodeOptions
+    own: list[str]  # key=value of the command's own options
     dry_run: bool
     help: bool
 
@@ -219,20 +236,22 @@ def read_arguments(command: str, arguments: Sequence[str]) -> Arguments:
     from learn2pd.cli.config import RunConfig, config_names
 
     configured = [entry.name for entry in fields(RunConfig)]
-    own_keys = [entry.name for entry in fields(DecodeOptions)] if command == "decode" else []
+    own_keys = [entry.name for entry in fields(OWN[command])] if command in OWN else []
     names: list[str] = []
     overrides: list[str] = []
     own: list[str] = []
     prompts: list[str] = []
     for argument in (argument for argument in arguments if argument not in (DRY_RUN, *HELP)):
         key, equals, value = argument.partition("=")
-        if equals and key == "config":
+        if equals and key == "config" and COMMANDS[command].configured:
             names.append(value)
-        elif equals and key.partition(".")[0] in own_keys:
+        elif equals and is_own(command, key):
             own.append(argument)
         elif equals and is_key(key):
-            if key not in configured and (near := suggest(key, own_keys)):
+            if key.partition(".")[0] not in configured and (near := suggest(key, own_keys)):
                 raise UserError(f"{key}: unknown key{near}")
+            if not COMMANDS[command].configured:
+                raise UserError(f"{key}: unknown key; learn2pd {command} takes {', '.join(own_keys)}")
             overrides.append(argument)
         elif command == "decode" and not argument.startswith("-"):
             prompts.append(argument)
@@ -269,28 +288,12 @@ def _misunderstood(argument: str) -> str:
     return f"argument {argument!r}: arguments are written key=value, for example {meant}"
 
 
-def decode_options(arguments: Sequence[str]) -> DecodeOptions:
-    """Return the options of `decode`.
-
-    Args:
-        arguments: its arguments, each key=value.
-
-    Raises:
-        UserError: a key is unknown, or a value has the wrong type.
-    """
-    from learn2pd.cli.config import apply_overrides
-
-    options: DecodeOptions = apply_overrides({}, DecodeOptions, arguments)
-    return options
-
-
 def help_text(command: str, given: Arguments) -> str:
     """Return the help of a command, with the values of the configuration that the arguments name, if any."""
     from learn2pd.cli.config import load_config
 
     described = f"config={given.config}" if given.config else "their defaults"
-    own = DecodeOptions if command == "decode" else None
-    return help_of(command, own, load_config(given.config, given.overrides), described)
+    return help_of(command, OWN.get(command), load_config(given.config, given.overrides), described)
 
 
 def check_launcher() -> None:
@@ -310,6 +313,23 @@ def print_text(text: str) -> None:
     sys.stdout.write(text.removesuffix("\n") + "\n")
 
 
+def export(own: ExportOptions) -> None:
+    """Export a trained policy for an engine, and print how the result is used.
+
+    Args:
+        own: the options of `export`.
+
+    Raises:
+        UserError: an option is missing or wrong, or the engine cannot run the policy.
+    """
+    if own.to is None or own.policy is None or own.output_dir is None:
+        missing = next(name for name in ("to", "policy", "output_dir") if getattr(own, name) is None)
+        raise UserError(f"{missing} is not given: learn2pd export to=ENGINE policy=FOLDER output_dir=FOLDER")
+    from learn2pd.exporters.export import export_policy
+
+    print_text(export_policy(own.to, own.policy, own.output_dir, **own.options))
+
+
 def decode_one(config: Any, own: DecodeOptions, has_run: bool) -> None:
     """Decode one prompt and print the answer; its figures are logged to standard error.
 
@@ -321,34 +341,20 @@ def decode_one(config: Any, own: DecodeOptions, has_run: bool) -> None:
     Raises:
         UserError: the prompt is empty, or the method cannot be built.
     """
-    from learn2pd.cli.config import MethodConfig
     from learn2pd.cli.live import LiveCanvas
-    from learn2pd.cli.stages.components import check_decoding, given_of, method_of, model_of, sampling_of
+    from learn2pd.cli.methods import chosen_method
+    from learn2pd.cli.stages.components import given_of, model_of, sampling_of
     from learn2pd.decoding import decode
 
     if not own.prompt.strip():
         raise UserError('prompt is empty: give learn2pd decode "some text"')
-    if own.policy == "oracle":
-        raise UserError("policy='oracle' needs the answer beforehand: it is for recording and comparison")
     model = model_of(config)
-    policy, folder = policy_of(config, own, has_run)
-    method = MethodConfig(
-        name="decode",
-        policy=policy,
-        options=own.options,
-        scheduler=own.scheduler,
-        scheduler_options=own.scheduler_options,
-        cache=own.cache,
-        cache_options=own.cache_options,
-    )
-    stop = "text" if config.decode.stop_strings and own.stop == DecodeOptions.stop else own.stop
-    check_decoding(config, model, [stop])
-    built = method_of(config, model, folder, method, stop)
+    method = chosen_method(config, own, model, has_run)
     with LiveCanvas(model, shown=own.live) as canvas:
         result = decode(
             model,
             [own.prompt],
-            built,
+            method,
             gen_length=config.decode.gen_length,
             sampling=sampling_of(config),
             seed=config.seed,
@@ -365,44 +371,3 @@ def decode_one(config: Any, own: DecodeOptions, has_run: bool) -> None:
         tokens / max(forwards, 1),
         result.wall_s,
     )
-
-
-def policy_of(config: Any, own: DecodeOptions, has_run: bool) -> tuple[str, Path]:
-    """Return the name of the policy that `decode` uses, and the folder of the trained filter.
-
-    Without `policy`, the trained policy of the run is used where there is one; else the shipped filter, if the
-    model is the embedded one that it was trained for; else the rule `threshold`.
-
-    Args:
-        config: the configuration.
-        own: the options of `decode`.
-        has_run: the configuration was named, so its output_dir may hold a trained policy.
-
-    Raises:
-        UserError: the policy is neither a registered name nor a folder.
-    """
-    from learn2pd.cli.config import ModelConfig
-    from learn2pd.registry import is_known
-
-    run = Path(config.output_dir) / "policy"
-    if own.policy == "filter":
-        return "filter", run
-    if own.policy is not None and is_known("policy", own.policy):
-        return own.policy, run
-    if own.policy is not None:
-        near = suggest(own.policy, COMPONENTS["policy"])
-        if near and not Path(own.policy).is_dir():
-            known = ", ".join(COMPONENTS["policy"])
-            raise UserError(
-                f"policy={own.policy!r}: no such folder or name{near}; expected a folder, or one of {known}"
-            )
-        return "filter", Path(own.policy)
-    if has_run and run.is_dir():
-        log.info("policy: the trained filter in %s", run)
-        return "filter", run
-    shipped = Path(here_or_shipped(SHIPPED_FILTER))
-    if shipped.is_dir() and config.model == ModelConfig(dtype=config.model.dtype, device=config.model.device):
-        log.info("policy: the shipped filter in %s", shipped)
-        return "filter", shipped
-    log.info("policy: threshold, since no trained filter belongs to this model; give policy=FOLDER for one of yours")
-    return "threshold", run

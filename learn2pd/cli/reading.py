@@ -64,11 +64,11 @@ def parse(text: str) -> Node | None:
         if root is not None:
             _Survey().check(root)
         return root
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}: " if mark is not None else ""
-        problem = getattr(error, "problem", None) or first_line(error)
-        raise UserError(f"{place}not YAML ({problem})") from error
+    except yaml.MarkedYAMLError as error:
+        place = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UserError(f"{place}not YAML ({error.problem or first_line(error)})") from error
+    except yaml.YAMLError as error:  # characters that YAML does not allow
+        raise UserError(f"not YAML ({first_line(error)})") from error
     except RecursionError as error:  # an anchor within itself
         raise UserError("not YAML that can be read: a value contains itself") from error
 
@@ -79,7 +79,8 @@ def _check_events(text: str) -> None:
     event: Any  # the stubs do not know the attributes of its kinds
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         line = event.start_mark.line + 1
-        if getattr(event, "tag", None):  # written by hand, since the parser gives no tags of its own
+        # a tag was written by hand, since the parser gives no tags of its own
+        if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag:
             raise UserError(f"line {line}: the tag {event.tag!r} is not allowed: write the value alone")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MOST_DEPTH:

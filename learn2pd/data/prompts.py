@@ -40,6 +40,8 @@ class Prompt:
         messages: The turns of a conversation; empty for plain text.
         origin: The place from which the prompt comes, such as "questions.jsonl, line 12". It does not count when two
             prompts are compared.
+        ids: The token ids of the prompt, once a model has encoded it; empty before. They do not count when two prompts
+            are compared.
     """
 
     id: str
@@ -50,6 +52,7 @@ class Prompt:
     held_out: bool = False
     messages: Messages = ()
     origin: str = field(default="", compare=False)
+    ids: tuple[int, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def content(self) -> Any:
@@ -341,14 +344,14 @@ class Encoder(Protocol):
         """Return the token ids of a text, or of a conversation as dictionaries with role and content."""
 
 
-def encoded(model: Encoder, prompts: Sequence[Prompt]) -> list[Any]:
-    """Return the prompts as `decode` takes them: plain prompts as texts, conversations as token ids.
+def encoded(model: Encoder, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Return the token ids of prompts. The model encodes only those prompts that do not carry theirs.
 
     Args:
-        model: The model that encodes the conversations.
+        model: The model that encodes the prompts.
         prompts: The prompts.
     """
-    return [model.encode(prompt.content) if prompt.messages else prompt.text for prompt in prompts]
+    return [list(prompt.ids) or model.encode(prompt.content) for prompt in prompts]
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:

@@ -273,7 +273,9 @@ def _read_parquet(raw: bytes, records: Records) -> None:
 # ---- the hub
 
 
-def hub_records(name: str, subset: str | None, split: str, unreachable: str | None = None) -> Records:
+def hub_records(
+    name: str, subset: str | None, split: str, unreachable: str | None = None, revision: str | None = None
+) -> Records:
     """Load the rows of a data set of the hub.
 
     Args:
@@ -282,6 +284,7 @@ def hub_records(name: str, subset: str | None, split: str, unreachable: str | No
         split: The name of its split.
         unreachable: The reason why the hub does not answer, in which case only the local cache is read; None where it
             answers.
+        revision: The revision of its repository: a branch, tag or commit.
 
     Returns:
         The rows.
@@ -296,7 +299,7 @@ def hub_records(name: str, subset: str | None, split: str, unreachable: str | No
     if unreachable is not None:  # otherwise every request is tried again for minutes
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
-        rows = datasets.load_dataset(name, subset, split=split)
+        rows = datasets.load_dataset(name, subset, split=split, revision=revision)
     except Exception as error:  # datasets, fsspec and the HTTP client raise almost every kind
         why = f"the hub data set could not be loaded ({first_line(error)})"
         if unreachable is not None:

@@ -32,14 +32,14 @@ def check_least(name: str, value: float, least: float) -> None:
 class ExamplesConfig:
     """Where the examples come from: built-in tasks, or a file of requests."""
 
-    # built-in tasks whose problems are learnt, in equal shares; a task that is named twice has two shares, and an empty
-    # list stands for requests from files
-    tasks: list[str] = field(default_factory=list)
+    tasks: list[str] = option(
+        [], "built-in tasks whose problems are learnt, in equal shares; a task named twice has two; [] takes the files"
+    )
     path: str | None = option(None, "file of training requests, fields prompt and answer", path=True)
     validation_path: str | None = option(None, "the same for validation", path=True)
-    digest: str | None = None  # first 16 hex digits of the sha256 of the file at `path`; null: any file
-    swap_share: float = 0.5  # probability that training replaces the value of a slot by another request's
-    invent_share: float = 0.2  # probability that the replacing value is made up of words of several values
+    digest: str | None = option(None, "first 16 hex digits of the sha256 of the file at `path`; null takes any file")
+    swap_share: float = option(0.5, "probability that training replaces the value of a slot by another request's")
+    invent_share: float = option(0.2, "probability that the replacing value is made up of words of several values")
 
     def __post_init__(self) -> None:
         for name in ("swap_share", "invent_share"):
@@ -51,15 +51,18 @@ class ExamplesConfig:
 class NetworkConfig:
     """Kind and sizes of the network."""
 
-    # llada (masked diffusion), sdar (block diffusion), or llama: the autoregressive model that APD checks drafts with
-    kind: str = "llada"
-    d_model: int = 192
-    n_layers: int = 5
-    n_heads: int = 4
-    mlp_hidden_size: int = 512
-    max_sequence_length: int = 512
-    rope_theta: float = ROPE_THETA  # of llada and sdar; llama has this one alone
-    block_size: int = 8  # tokens of a block, counted from the first token of the prompt; sdar alone has blocks
+    kind: str = option(
+        "llada",
+        "llada (masked diffusion), sdar (block diffusion), or llama, the autoregressive model that APD checks drafts "
+        "with",
+    )
+    d_model: int = option(192, "channels of a position")
+    n_layers: int = option(5, "blocks of attention and feed-forward network")
+    n_heads: int = option(4, "heads of the attention")
+    mlp_hidden_size: int = option(512, "hidden channels of the feed-forward network")
+    max_sequence_length: int = option(512, "tokens of the longest sequence, prompt and canvas together")
+    rope_theta: float = option(ROPE_THETA, "base of the rotary positions of llada and sdar; llama takes no other value")
+    block_size: int = option(8, "tokens of a block, counted from the first token of the prompt; only sdar has blocks")
 
     def __post_init__(self) -> None:
         for name in (
@@ -83,17 +86,19 @@ class NetworkConfig:
 class EmbeddedConfig:
     """The whole configuration of a training of an embedded model."""
 
-    job: str = "embedded"
-    name: str = "???"  # set from config=NAME
+    job: str = option("embedded", "kind of the configuration: policy, or embedded (the training of an embedded model)")
+    name: str = option("???", "is set from config=NAME")
     output_dir: str = option("outputs/${name}", "folder of the run", path=True)
     export_path: str = option("???", "folder of the finished checkpoint", path=True)
-    seed: int = 0
-    device: str = "auto"  # auto takes a GPU where there is one; the weights depend on it in their last digits
-    threads: int = 1  # CPU threads; the weights depend on it in their last digits
-    resume: bool = False  # refused: a training goes on by itself, and only with the configuration it began with
-    overwrite: bool = False  # delete what an earlier run left in output_dir
+    seed: int = option(0, "seed of everything that is random")
+    device: str = option("auto", "auto takes a GPU where there is one; the weights depend on it in their last digits")
+    threads: int = option(1, "number of CPU threads; the weights depend on it in their last digits")
+    resume: bool = option(
+        False, "is refused: a training goes on by itself, and only with the configuration it began with"
+    )
+    overwrite: bool = option(False, "delete the outputs of an earlier run in output_dir")
     examples: ExamplesConfig = field(default_factory=ExamplesConfig)
-    vocab_size: int = 1024  # of the tokenizer that is learnt from the training texts
+    vocab_size: int = option(1024, "tokens of the tokenizer that is learnt from the training texts")
     tokenizer_from: str | None = option(None, "folder of the model whose tokenizer is taken instead", path=True)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     shape: Shape = field(default_factory=Shape)

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -242,6 +243,7 @@ def tokenizer_of(config: EmbeddedConfig, source: ExampleSource, folder: Path) ->
 def _export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, export: Path) -> None:
     """Write weights, tokenizer, the plot of the loss and the losses that identify the training."""
     model.save_pretrained(export)
+    shutil.copymode(export / "config.json", export / "model.safetensors")  # which its owner alone can read otherwise
     save_tokenizer(tokenizer, export)
     logs = sorted((folder / "logs").glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
     train = read_losses(logs, "train_loss")

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from learn2pd.embedded.examples import ExampleSource
 from learn2pd.embedded.objectives import MicroBatch, Objective, Row
 from learn2pd.errors import UserError
+from learn2pd.kinds import option
 
 LARGEST_TAIL = 24  # end-of-text tokens after the first one, behind an answer that is not padded to the full length
 VALIDATION_BATCHES = 8
@@ -40,10 +41,12 @@ class Shape:
         ValueError: A number makes no sense; the message has its name.
     """
 
-    batch_examples: int = 64
-    length: int = 320
-    long_share: float = 0.03
-    prefix_share: float = 0.5
+    batch_examples: int = option(64, "examples of an optimizer step")
+    length: int = option(320, "tokens of the longest row, prompt and canvas together; longer examples are left out")
+    long_share: float = option(
+        0.03, "share of the examples that are padded to `length`; the others get a short tail of end-of-text"
+    )
+    prefix_share: float = option(0.5, "share of the examples whose answer is given up to a random place")
 
     def __post_init__(self) -> None:
         for name in ("batch_examples", "length"):

@@ -21,6 +21,7 @@ from torch.nn import functional
 from learn2pd.embedded.objectives import MicroBatch
 from learn2pd.embedded.stream import Batch, StreamData
 from learn2pd.errors import UserError
+from learn2pd.kinds import option
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
 from learn2pd.training.lightning_setup import fit, loggers, plugins
 
@@ -50,14 +51,14 @@ class Schedule:
         ValueError: A number makes no sense; the message has its name.
     """
 
-    total_steps: int = 8000
-    warmup_steps: int = 100
-    decay_share: float = 0.5
-    muon_lr: float = 0.008
-    adam_lr: float = 0.006
-    weight_decay: float = 0.1
-    checkpoint_every_steps: int = 100
-    validate_every_steps: int = 500
+    total_steps: int = option(8000, "optimizer steps")
+    warmup_steps: int = option(100, "steps over which the learning rates rise to their plateaus")
+    decay_share: float = option(0.5, "share of the steps, the last ones, over which the learning rates fall to zero")
+    muon_lr: float = option(0.008, "highest learning rate of the matrices of the blocks")
+    adam_lr: float = option(0.006, "highest learning rate of embeddings, head and norms")
+    weight_decay: float = option(0.1, "weight decay of the matrices of the blocks, those of queries and keys excepted")
+    checkpoint_every_steps: int = option(100, "steps between checkpoints")
+    validate_every_steps: int = option(500, "steps between validations")
 
     def __post_init__(self) -> None:
         for name in ("total_steps", "warmup_steps", "checkpoint_every_steps", "validate_every_steps"):

@@ -51,7 +51,7 @@ def first_marked(mark: str, field: Sequence[MethodStatistics]) -> MethodStatisti
     """Return the first method of a field that has a mark, or None where no method has it.
 
     Args:
-        mark: `reference`, `baseline` or `oracle`.
+        mark: `reference`, `baseline`, `oracle` or `target`.
         field: methods that are compared with each other.
     """
     return next((entry for entry in field if entry.labels.mark == mark), None)
@@ -93,9 +93,9 @@ def measure(outcomes: Sequence[Outcome], bootstrap: Bootstrap) -> list[list[Meth
 
 
 def _statistics(field: Sequence[Outcome], bootstrap: Bootstrap) -> list[MethodStatistics]:
-    reference = next((outcome for outcome in field if outcome.labels.mark == "reference"), None)
     columns = []
     for outcome in field:
+        reference = reference_of(outcome.labels, field)
         share = (
             np.zeros(len(outcome.lengths))
             if reference is None
@@ -114,10 +114,25 @@ def _statistics(field: Sequence[Outcome], bootstrap: Bootstrap) -> list[MethodSt
         correct, judged, agreed, tokens, forwards = sums[:, 5 * number : 5 * number + 5].T
         with np.errstate(invalid="ignore"):  # no prompt of a resample may have been judged
             accuracy = correct / judged if judged[0] else None
-        mean_agreement = None if reference is None else agreed / len(outcome.lengths)
+        mean_agreement = None if reference_of(outcome.labels, field) is None else agreed / len(outcome.lengths)
         mean_forwards = forwards / len(outcome.lengths)
         statistics.append(MethodStatistics(outcome, accuracy, mean_agreement, mean_forwards, tokens / forwards))
     return statistics
+
+
+def reference_of(labels: Labels, field: Sequence[Outcome]) -> Outcome | None:
+    """Return the outcome whose answers a method's answers are compared with; None where the field has none.
+
+    For a method of the dLLM it is one token a step, for a method of an autoregressive model plain decoding of the same
+    model.
+
+    Args:
+        labels: the labels of the method.
+        field: outcomes that are compared with each other.
+    """
+    mark = "target" if labels.model else "reference"
+    same = (other for other in field if (other.labels.mark, other.labels.model) == (mark, labels.model))
+    return next(same, None)
 
 
 def build_rows(fields: Sequence[Sequence[MethodStatistics]]) -> list[dict[str, Any]]:
@@ -127,7 +142,8 @@ def build_rows(fields: Sequence[Sequence[MethodStatistics]]) -> list[dict[str, A
     `_threshold` compare it with the first `threshold` method of its field. These columns are null where the field lacks
     that method; the ratio of tokens per forward is also null where that method's answers are empty. The column
     `cut_short` compares a method's answers with those that the same method gives under the stop rule `none`; it is null
-    where `none` is not in the comparison.
+    where `none` is not in the comparison. A method of an autoregressive model is compared with plain decoding of the
+    same model, and its columns with that suffix are null.
 
     Args:
         fields: the fields that `measure` returns.
@@ -142,11 +158,16 @@ def build_rows(fields: Sequence[Sequence[MethodStatistics]]) -> list[dict[str, A
         if entry.labels.stop == "none"
     }
     return [
-        _row(entry, first_marked("reference", field), first_marked("baseline", field))
+        _row(entry, _reference(entry, field), None if entry.labels.model else first_marked("baseline", field))
         | {"cut_short": _cut_short(entry, whole)}
         for field in fields
         for entry in field
     ]
+
+
+def _reference(entry: MethodStatistics, field: Sequence[MethodStatistics]) -> MethodStatistics | None:
+    outcome = reference_of(entry.labels, [other.outcome for other in field])
+    return next((other for other in field if other.outcome is outcome), None)
 
 
 def cut_short(

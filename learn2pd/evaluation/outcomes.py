@@ -6,9 +6,8 @@ Outcomes are kept on disk, so that an interrupted comparison can continue withou
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
+from learn2pd.autoregressive.timing import Drafting, joined
 from learn2pd.data.prompts import Prompt, encoded
 from learn2pd.data.tasks import Checker
 from learn2pd.decoding import decode
+from learn2pd.files import whole_file
 from learn2pd.method import Method
 from learn2pd.models.loading import Model
-from learn2pd.types import Sampling
+from learn2pd.types import DecodeResult, Sampling
 
 DECODED = {  # arrays that an outcome takes from a decode result, with a value or a canvas for each prompt
     "tokens": np.int32,
@@ -53,8 +54,13 @@ class Labels:
     cache: str
     stop: str
     task: str
-    mark: str  # `reference` (one token a step), `baseline` (speedups are also computed against it), `oracle`, or ""
-    kind: str  # `oracle` (it knows the answer beforehand), `learned` (a component was trained) or `training-free`
+    # `reference` (one token a step), `baseline` (speedups are also computed against it), `oracle`, `target` (plain
+    # decoding of an autoregressive model), or ""
+    mark: str
+    # `oracle` (it knows the answer beforehand), `learned` (a component was trained), `training-free`, or
+    # `autoregressive`
+    kind: str
+    model: str = ""  # the autoregressive model that decodes, "" for the dLLM of the comparison
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +84,7 @@ class Outcome:
     model_s: float
     # how near each answer comes to the right one, where the checker counts that
     counts: list[dict[str, int]] = field(default_factory=list)
+    drafting: Drafting | None = None  # what the draft of an autoregressive method did
 
 
 def group_by_task(prompts: Sequence[Prompt]) -> dict[str, list[Prompt]]:
@@ -133,6 +140,24 @@ def run_method(
         given=given,
         progress=progress.update if progress is not None else None,
     )
+    return judged(result, prompts, checkers, labels)
+
+
+def judged(
+    result: DecodeResult, prompts: Sequence[Prompt], checkers: Mapping[str, Checker], labels: Labels, **more: Any
+) -> Outcome:
+    """Judge the answers of a decode.
+
+    Args:
+        result: the answers, in the order of the prompts.
+        prompts: the prompts of the task.
+        checkers: the checkers by the names of their tasks.
+        labels: the labels of the outcome.
+        **more: further fields of the outcome.
+
+    Returns:
+        The outcome.
+    """
     verdicts = [
         checkers[prompt.task].check(prompt.facts, text) if prompt.task else None
         for prompt, text in zip(prompts, result.texts, strict=True)
@@ -146,6 +171,7 @@ def run_method(
         wall_s=result.wall_s,
         model_s=result.model_s,
         **arrays,
+        **more,
     )
 
 
@@ -168,19 +194,27 @@ def cached(path: Path, key: str, labels: Labels, produce: Callable[[], Outcome])
         with safe_open(path, "np") as stored:
             described = stored.metadata()
             if described["key"] == key:
+                plain = json.loads(described["plain"])
+                drafting = plain.pop("drafting")
                 return Outcome(
                     labels=labels,
-                    **json.loads(described["plain"]),
+                    drafting=None if drafting is None else Drafting(**drafting),
+                    **plain,
                     **{name: stored.get_tensor(name) for name in ARRAYS},
                 )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         pass  # the file is missing, half written or of another version, so the outcome is produced again
     outcome = produce()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    plain = {"reasons": outcome.reasons, "counts": outcome.counts, "wall_s": outcome.wall_s, "model_s": outcome.model_s}
-    save_file({name: getattr(outcome, name) for name in ARRAYS}, partial, {"key": key, "plain": json.dumps(plain)})
-    os.replace(partial, path)
+    plain: dict[str, Any] = {
+        "reasons": outcome.reasons,
+        "counts": outcome.counts,
+        "wall_s": outcome.wall_s,
+        "model_s": outcome.model_s,
+        "drafting": None if outcome.drafting is None else asdict(outcome.drafting),
+    }
+    with whole_file(path) as partial:
+        save_file({name: getattr(outcome, name) for name in ARRAYS}, partial, {"key": key, "plain": json.dumps(plain)})
     return outcome
 
 
@@ -193,5 +227,6 @@ def merge(outcomes: Sequence[Outcome]) -> Outcome:
         counts=[counts for outcome in outcomes for counts in outcome.counts],
         wall_s=sum(outcome.wall_s for outcome in outcomes),
         model_s=sum(outcome.model_s for outcome in outcomes),
+        drafting=joined([outcome.drafting for outcome in outcomes if outcome.drafting]),
         **arrays,
     )

@@ -39,7 +39,7 @@ def plot_tradeoff(comparison: dict[str, Any], path: Path, margin: float, by_task
         margin: accuracy that `fastest within` may lose, as a share of the prompts.
         by_task: draw a panel for each task under the first stop rule, not one for each stop rule over all tasks.
     """
-    rows = comparison["rows"]
+    rows = [row for row in comparison["rows"] if not row["model"]]  # forwards of another model have no place here
     first = rows[0]["stop"]
     if by_task:
         drawn = [row for row in rows if row["task"] != "all" and row["stop"] == first]

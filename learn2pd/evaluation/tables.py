@@ -41,6 +41,8 @@ def markdown(comparison: dict[str, Any], meta: dict[str, Any]) -> str:
     revised = revision_table(comparison["rows"])
     if revised:
         parts += ["## What was taken back", REVISION_NOTE, revised]
+    if comparison.get("autoregressive"):
+        parts += ["## Autoregressive models", RIVAL_NOTE, rivals_table(comparison["autoregressive"])]
     seeds = comparison["seeds"]
     if comparison["fastest"]:
         parts += [
@@ -95,6 +97,8 @@ def summary(comparison: dict[str, Any], meta: dict[str, Any]) -> str:
     parts += score_tables(comparison.get("scores", ()))
     revised = revision_table([row for row in comparison["rows"] if row["task"] == "all"])
     parts += ["what was taken back, for each answer:", revised] if revised else []
+    rivals = [row for row in comparison.get("autoregressive", ()) if row["task"] == "all"]
+    parts += ["autoregressive models:", rivals_table(rivals)] if rivals else []
     fastest = [line for line in comparison["fastest"] if line["task"] == "all"]
     if fastest:
         parts += [f"fastest setting within {_margin(meta)} of one token a step:", fastest_table(fastest)]
@@ -121,6 +125,11 @@ def revision_table(rows: Sequence[Line]) -> str:
     """Write the table of the methods that took back or overwrote a token; it is empty where none did."""
     revising = [row for row in rows if row["revoked_mean"] or row["edited_mean"]]
     return _table(REVISIONS, revising) if revising else ""
+
+
+def rivals_table(rows: Sequence[Line]) -> str:
+    """Write the table of the methods of autoregressive models."""
+    return _table(RIVALS, rows)
 
 
 def fastest_table(lines: Sequence[Line]) -> str:
@@ -202,6 +211,25 @@ REVISIONS = PLACE | {
     "revoked": _number("revoked_mean"),
     "edited": _number("edited_mean"),
     "flip-flops": _number("flip_flops_mean"),
+}
+RIVAL_NOTE = (
+    "In the table of all methods, forwards are those of the target, and agreement and speedup compare with plain "
+    "decoding of the same model. Accepted: tokens of the draft that stand, in the mean run of it; a run ends where the "
+    "draft begins anew. Measured: seconds of the whole run. Modelled: one prompt at a time, with draft and target on "
+    "two devices where they overlap; first with the measured cost of a forward, then where the target's costs as much "
+    "as 5 of the draft's. Nothing modelled was measured."
+)
+RIVALS = PLACE | {
+    "method": _text("method"),
+    "draft length": lambda line: "n/a" if line["draft_length"] is None else str(line["draft_length"]),
+    "tokens/target forward": _number("tokens_per_target_forward"),
+    "accepted": _number("accepted_mean"),
+    "tokens/s": _number("tokens_per_second", "{:.1f}"),
+    "target ms": _number("target_ms"),
+    "draft ms": _number("draft_ms"),
+    "speedup, measured": _number("speedup_wall", "{:.2f}x"),
+    "modelled": _number("speedup_modelled", "{:.2f}x"),
+    "modelled at 1:5": _number("speedup_stated", "{:.2f}x"),
 }
 SCORED = PLACE | {"method": _text("method"), "prompts": _text("prompts")}
 WITHIN = {

@@ -7,26 +7,184 @@ of rows and G the number of canvas positions.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from learn2pd.errors import UserError
+from learn2pd.loop.commits import at_least_one, outside, refusal, stays
 from learn2pd.loop.observing import Observer
 from learn2pd.loop.step import ForwardStep
 from learn2pd.loop.stopwatch import Stopwatch
 from learn2pd.models.adapter import ModelAdapter
-from learn2pd.roles import Policy
-from learn2pd.tensors import most_confident, revisable
-from learn2pd.types import GREEDY, NOT_PROPOSED, Commit, DecodeState, Prediction, Sampling, Step, Window
+from learn2pd.models.kv import KVStore
+from learn2pd.types import GREEDY, NOT_PROPOSED, DecodeState, RowMemory, Sampling, Step, Window
 
 if TYPE_CHECKING:
     from learn2pd.method import Method
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Run(RowMemory):
+    """A batch on its way: its state, and what the components of the method remember of it.
+
+    Rows of several runs of one method can be put together, if their canvases have one length.
+
+    Attributes:
+        state: The state after the last step.
+        policy: The memory of the policy, as the next ones of the other roles.
+        cache: The plan memory.
+        scheduler: The memory of the windows.
+        stop: The memory of the endings.
+        last_given: [B] long, the position behind the last token that the caller gave.
+        illegal: [B] bool, the rows in which the policy did in the last step what it may not.
+        store: The kept keys and values; None where the cache keeps nothing.
+    """
+
+    state: DecodeState
+    policy: Any
+    cache: Any
+    scheduler: Any
+    stop: Any
+    last_given: Tensor
+    illegal: Tensor
+    store: KVStore | None
+
+    @classmethod
+    def stack(cls, runs: Sequence[Run]) -> Run:
+        """Put the rows of several runs into one run. Prompts of different lengths are padded anew.
+
+        Args:
+            runs: The runs.
+        """
+        width = max(run.state.longest_prompt for run in runs)
+        return super().stack([run._at_width(width) for run in runs])
+
+    def _at_width(self, width: int) -> Run:
+        """Return the run with another number of columns before the canvas."""
+        added = width - self.state.prompt_width
+        store = None if self.store is None else self.store.moved(added)
+        return replace(self, state=self.state.moved(added), store=store)
+
+
+class Loop:
+    """Runs one method, a step at a time.
+
+    Args:
+        model: The adapter of a loaded model.
+        method: Policy, scheduler, cache and stop rule, for which `Method.check` passed.
+        sampling: How tokens are drawn. Every row has its own seed in the state.
+        observer: It receives every step.
+        watch: It counts the seconds of the parts of a step.
+    """
+
+    def __init__(
+        self,
+        model: ModelAdapter,
+        method: Method,
+        *,
+        sampling: Sampling = GREEDY,
+        observer: Observer | None = None,
+        watch: Stopwatch | None = None,
+    ) -> None:
+        self.model = model
+        self.method = method
+        self.observer = observer or Observer()
+        self.watch = watch or Stopwatch(model.device)
+        self.forward = ForwardStep(model, method.needs | self.observer.needs, sampling, self.watch)
+        self.scores_committed = method.policy.scores_committed or self.observer.scores_committed
+        self.looks_ahead = method.stop.looks_ahead or self.observer.looks_ahead or method.policy.looks_ahead
+
+    def start(self, state: DecodeState) -> Run:
+        """Begin a run.
+
+        Args:
+            state: The state that `DecodeState.start` made.
+        """
+        memories = {role: part.start(state, self.model.spec) for role, part in self.method.parts.items()}
+        position = torch.arange(1, state.gen_length + 1, device=state.given.device)
+        return Run(
+            state=state,
+            last_given=torch.where(state.given, position, 0).amax(1),
+            illegal=torch.zeros_like(state.failed),
+            store=self.model.new_store(*state.tokens.shape) if self.method.cache.keeps else None,
+            **memories,
+        )
+
+    def goes_on(self, run: Run) -> bool:
+        """Say whether a row is open, and raise the error of the last step, so that a step waits once for the device.
+
+        Args:
+            run: The run.
+
+        Raises:
+            UserError: The policy commits or revokes a position that it may not, or cache and scheduler leave no
+                position.
+        """
+        policy = self.method.policy
+        stuck = run.state.step > run.state.gen_length + policy.revisions  # every step commits in every open row
+        goes_on, wrong, endless = torch.stack((run.state.open, run.illegal, stuck)).any(1).tolist()
+        if wrong:
+            raise refusal(policy)
+        if endless:
+            raise UserError(
+                f"scheduler {self.method.scheduler.name!r} and cache {self.method.cache.name!r} leave no position to "
+                "commit: one opens what the other hides"
+            )
+        return bool(goes_on)
+
+    @torch.no_grad()
+    def step(self, run: Run) -> Run:
+        """Take one step in every open row.
+
+        Args:
+            run: A run that goes on.
+
+        Returns:
+            The run after the step.
+        """
+        spec = self.model.spec
+        policy, scheduler, cache, stop = self.method.policy, self.method.scheduler, self.method.cache, self.method.stop
+        state = run.state
+        opened = state.open
+        window = scheduler.propose(state, run.scheduler)
+        state = replace(state, window=_kept(state, window) if policy.revisions else window)
+        inside = state.window.mask(state.gen_length)
+        score = inside & (opened[:, None] if self.scores_committed else state.masked)
+        score = score | state.masked if self.looks_ahead else score
+        score = score | opened[:, None] if policy.looks_ahead and policy.scores_committed else score
+        plans, plan_memory = cache.plan(state, score, run.cache)
+        state, prediction, broken = self.forward(state, plans, run.store)
+        window = scheduler.resolve(state, state.window, prediction, run.scheduler)
+        if window is not state.window:
+            state = replace(state, window=window)
+            inside = window.mask(state.gen_length)
+        candidates = state.masked & prediction.valid
+        eligible = inside & candidates
+        with self.watch("policy"):
+            commit = policy.select(prediction, eligible, state, run.policy)
+            own = run.policy if commit.memory is None else commit.memory
+            illegal = outside(commit, candidates if policy.looks_ahead else eligible, state, policy)
+            commit = at_least_one(commit, prediction, eligible)
+        fails = broken & state.masked.any(1)
+        end = torch.where(fails, state.leftmost_mask, stop.ends(state, prediction, commit, run.stop))
+        end = torch.maximum(end, run.last_given)  # no row ends before a token that the caller gave
+        after = state.commit(commit, prediction.tokens, spec.mask_id).close(end, spec.eot_ids[0], stop.cuts)
+        after = replace(
+            after,
+            step=state.step + opened,
+            failed=state.failed | broken,
+            committed_with=torch.where(commit.mask, prediction.confidence, state.committed_with),
+            previous=torch.where(inside & prediction.valid, prediction.tokens, NOT_PROPOSED),
+            stays=stays(commit, state, end, policy) & ~broken,
+        )
+        self.observer.observe(Step(state, prediction, commit, after))
+        return replace(run, state=after, policy=own, cache=plan_memory, illegal=illegal)
+
+
 def decode_batch(
     model: ModelAdapter,
     state: DecodeState,
@@ -41,8 +199,8 @@ def decode_batch(
     Args:
         model: The adapter of a loaded model.
         state: The state that `DecodeState.start` made.
-        method: Policy, scheduler, cache and stop rule, for which `Method.check` passed.
-        sampling: How tokens are drawn. Every row has its own seed in the state.
+        method: As for `Loop`, like the next ones.
+        sampling: How tokens are drawn.
         observer: It receives every step.
         watch: It counts the seconds of the parts of a step.
 
@@ -50,61 +208,13 @@ def decode_batch(
         The final state.
 
     Raises:
-        UserError: The policy commits or revokes a position that it may not, or cache and scheduler leave no position.
+        UserError: As for `Loop.goes_on`.
     """
-    spec = model.spec
-    policy = method.policy
-    watch = watch or Stopwatch(model.device)
-    observer = observer or Observer()
-    store = model.new_store(*state.tokens.shape) if method.cache.keeps else None
-    forward = ForwardStep(model, store, method.needs | observer.needs, sampling, watch)
-    scores_committed = policy.scores_committed or observer.scores_committed
-    looks_ahead = method.stop.looks_ahead or observer.looks_ahead or policy.looks_ahead
-    roles = (policy, method.cache, method.scheduler, method.stop)
-    own, plan_memory, windows, endings = (role.start(state, spec) for role in roles)  # the memory of each role
-    last_given = torch.where(state.given, torch.arange(1, state.gen_length + 1, device=state.given.device), 0).amax(1)
-    illegal = torch.zeros_like(state.failed)
-    for _ in range(state.gen_length + policy.revisions + 1):  # every step commits a position in every open row
-        opened = state.open
-        if not _goes_on(opened, illegal, policy):
-            return state
-        window = method.scheduler.propose(state, windows)
-        state = replace(state, window=_kept(state, window) if policy.revisions else window)
-        inside = state.window.mask(state.gen_length)
-        score = inside & (opened[:, None] if scores_committed else state.masked)
-        score = score | state.masked if looks_ahead else score
-        score = score | opened[:, None] if policy.looks_ahead and policy.scores_committed else score
-        plans, plan_memory = method.cache.plan(state, score, plan_memory)
-        state, prediction, broken = forward(state, plans)
-        window = method.scheduler.resolve(state, state.window, prediction, windows)
-        if window is not state.window:
-            state = replace(state, window=window)
-            inside = window.mask(state.gen_length)
-        candidates = state.masked & prediction.valid
-        eligible = inside & candidates
-        with watch("policy"):
-            commit = policy.select(prediction, eligible, state, own)
-            own = own if commit.memory is None else commit.memory
-            illegal = _outside(commit, candidates if policy.looks_ahead else eligible, state, policy)
-            commit = at_least_one(commit, prediction, eligible)
-        fails = broken & state.masked.any(1)
-        end = torch.where(fails, state.leftmost_mask, method.stop.ends(state, prediction, commit, endings))
-        end = torch.maximum(end, last_given)  # no row ends before a token that the caller gave
-        after = state.commit(commit, prediction.tokens, spec.mask_id).close(end, spec.eot_ids[0], method.stop.cuts)
-        after = replace(
-            after,
-            step=state.step + opened,
-            failed=state.failed | broken,
-            committed_with=torch.where(commit.mask, prediction.confidence, state.committed_with),
-            previous=torch.where(inside & prediction.valid, prediction.tokens, NOT_PROPOSED),
-            stays=_stays(commit, state, end, policy) & ~broken,
-        )
-        observer.observe(Step(state, prediction, commit, after))
-        state = after
-    raise UserError(
-        f"scheduler {method.scheduler.name!r} and cache {method.cache.name!r} leave no position to commit: "
-        "one opens what the other hides"
-    )
+    loop = Loop(model, method, sampling=sampling, observer=observer, watch=watch)
+    run = loop.start(state)
+    while loop.goes_on(run):
+        run = loop.step(run)
+    return run.state
 
 
 def _kept(state: DecodeState, proposed: Window) -> Window:
@@ -113,41 +223,3 @@ def _kept(state: DecodeState, proposed: Window) -> Window:
     return Window(
         torch.where(state.stays, state.window.start, proposed.start), torch.where(state.stays, stop, proposed.stop)
     )
-
-
-def _stays(commit: Commit, state: DecodeState, end: Tensor, policy: Policy) -> Tensor:
-    """Mark the rows [B] bool whose policy looks at the same window once more, which its `revisions` must allow."""
-    if commit.stay is None:
-        return torch.zeros_like(state.failed)
-    return commit.stay & state.open & (state.step + 1 < policy.revisions) & (state.window.start < end)
-
-
-def _goes_on(opened: Tensor, illegal: Tensor, policy: Policy) -> bool:
-    """Say whether a row is open, and raise the error of the last step, so that a step waits once for the device."""
-    goes_on, wrong = torch.stack((opened, illegal)).any(1).tolist()
-    if wrong:
-        raise UserError(
-            f"policy {policy.name!r}: it commits positions that are not eligible, or revokes what it may not; a "
-            "policy commits eligible positions, and while its `revisions` last it revokes or overwrites committed "
-            "positions of the window"
-        )
-    return bool(goes_on)
-
-
-def _outside(commit: Commit, eligible: Tensor, state: DecodeState, policy: Policy) -> Tensor:
-    """Mark the rows [B] bool in which the policy commits or revokes a position that it may not."""
-    outside = commit.mask & ~eligible
-    if policy.revisions or commit.revoke is not None:
-        may_change = revisable(state, policy.revisions)
-        outside = outside & ~may_change
-        if commit.revoke is not None:
-            outside = outside | (commit.revoke & (~may_change | commit.mask))
-    return outside.any(1)
-
-
-def at_least_one(commit: Commit, prediction: Prediction, eligible: Tensor) -> Commit:
-    """Add the most confident position in rows where the policy commits no eligible [B, G] one, so that a run ends."""
-    missing = ~(commit.mask & eligible).any(1, keepdim=True)
-    added = most_confident(prediction.confidence, eligible) & missing
-    forced = added if commit.forced is None else commit.forced | added
-    return replace(commit, mask=commit.mask | added, forced=forced)

@@ -19,6 +19,7 @@ from torch import Tensor
 from learn2pd.types import UNRESTRICTED, DecodeState, Draw
 
 EXTRAS = ("margin", "entropy", "logit_margin")
+SCORE_VALUES = 2**23  # logits that are held at one time: 66 positions of LLaDA's vocabulary, 32 MiB in float32
 STREAM = 2**61 - 1  # keeps the draws of a policy apart from those of the tokens
 SEED_FACTOR = 1_000_003  # keeps the draws of one seed's steps apart from the draws of the next seed's steps
 
@@ -116,7 +117,7 @@ def propose(logits: Tensor, draw: Draw, needs: frozenset[str]) -> tuple[Tensor, 
         is in nats.
     """
     extras = {}
-    top = logits.topk(2).values if needs & {"margin", "logit_margin"} else logits.max(-1, keepdim=True).values
+    top = logits.topk(2).values if needs & {"margin", "logit_margin"} else logits.amax(-1, keepdim=True)
     best = top[:, :1]
     tokens = draw(logits)
     below = logits - best  # the difference best - logsumexp would lose digits for confidences near 1

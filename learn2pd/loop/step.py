@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from learn2pd.loop.attention import AttentionMaps, spread
-from learn2pd.loop.proposals import EXTRAS, propose, restrict_ids, row_generators, row_noise, standing
+from learn2pd.loop.proposals import EXTRAS, SCORE_VALUES, propose, restrict_ids, row_generators, row_noise, standing
 from learn2pd.loop.stopwatch import Stopwatch
 from learn2pd.models.adapter import ModelAdapter
 from learn2pd.models.kv import KVStore
 from learn2pd.tensors import widened
 from learn2pd.types import DecodeState, Draw, ForwardPlan, Prediction, Sampling
 
-SCORE_VALUES = 2**23  # logits that are held at one time: 66 positions of LLaDA's vocabulary, 32 MiB in float32
 LEAVE_ONE_OUT = ("leave_one_out", "leave_one_out_rank", "leave_one_out_entropy")
 ATTENTION = "attention"
 
@@ -43,28 +42,27 @@ class ForwardStep:
 
     Args:
         model: The model.
-        store: The buffers for keys and values; None where the cache keeps nothing.
         needs: The extras that the components of the method and the observer read.
         sampling: The rule by which tokens are drawn.
         watch: The stopwatch that counts the seconds of the parts.
     """
 
-    def __init__(
-        self, model: ModelAdapter, store: KVStore | None, needs: frozenset[str], sampling: Sampling, watch: Stopwatch
-    ) -> None:
+    def __init__(self, model: ModelAdapter, needs: frozenset[str], sampling: Sampling, watch: Stopwatch) -> None:
         self.model = model
-        self.store = store
         self.needs = needs
         self.sampling = sampling
         self.watch = watch
         self.positions_at_a_time = max(1, SCORE_VALUES // model.spec.vocab_size)
 
-    def __call__(self, state: DecodeState, plans: Sequence[ForwardPlan]) -> tuple[DecodeState, Prediction, Tensor]:
+    def __call__(
+        self, state: DecodeState, plans: Sequence[ForwardPlan], store: KVStore | None
+    ) -> tuple[DecodeState, Prediction, Tensor]:
         """Run the plans of one step.
 
         Args:
             state: The state before the forward, with the window that the scheduler opened.
             plans: The plans that the cache made.
+            store: The buffers for keys and values; None where the cache keeps nothing.
 
         Returns:
             The state with the forwards and columns counted, the proposals, and [B] bool, the rows whose logits were not
@@ -89,7 +87,7 @@ class ForwardStep:
                 plan = with_shadows(plan, state)
             maps = AttentionMaps(self.model.network.config.num_hidden_layers) if ATTENTION in self.needs else None
             with maps or nullcontext():
-                self._run(state, plan, gathered, generators)
+                self._run(state, plan, store, gathered, generators)
             if maps is not None:
                 attention = spread(maps, plan, state)
             forwards = forwards.index_add(0, plan.rows, torch.ones_like(plan.rows))
@@ -107,7 +105,12 @@ class ForwardStep:
 
     @torch.inference_mode()
     def _run(
-        self, state: DecodeState, plan: ForwardPlan, gathered: _Gathered, generators: Sequence[torch.Generator]
+        self,
+        state: DecodeState,
+        plan: ForwardPlan,
+        store: KVStore | None,
+        gathered: _Gathered,
+        generators: Sequence[torch.Generator],
     ) -> None:
         """Run a plan and write its proposals into `gathered`.
 
@@ -115,7 +118,7 @@ class ForwardStep:
         what a policy or an observer receives can be used in training.
         """
         with self.watch("forward"):
-            hidden = self.model.forward(state.tokens, plan, self.store)  # [R, Q + S, D]
+            hidden = self.model.forward(state.tokens, plan, store)  # [R, Q + S, D]
         self._score(state, plan, hidden, gathered, generators)
         if plan.shadow is not None:
             self._score_shadows(state, plan, plan.shadow, hidden[:, plan.query.shape[1] :], gathered)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
+
+from learn2pd.files import whole_file
 
 SCHEME = "1"  # of the digest of weights; another scheme does not read the digests that this one kept
 DIGITS = 16
@@ -127,14 +128,14 @@ class KeptDigest:
 
     def __init__(self, files: Sequence[Path], dtype: torch.dtype) -> None:
         self._files = list(files)
-        self._before = _state(self._files)
+        self._before = file_states(self._files)
         key = f"{SCHEME}\n{dtype}\n{json.dumps(self._before)}"
         self._name = hashlib.sha256(key.encode()).hexdigest()
 
     @property
     def unchanged(self) -> bool:
         """Whether the files are still as they were."""
-        return self._before is not None and _state(self._files) == self._before
+        return self._before is not None and file_states(self._files) == self._before
 
     def read(self) -> str | None:
         """The kept digest; None where these files were not digested before."""
@@ -159,7 +160,9 @@ class KeptDigest:
             return
         try:
             if max(file.stat().st_mtime for file in self._files) < time.time() - SETTLED_SECONDS:
-                _write(cache_folder() / self._name, digest)
+                cache_folder().mkdir(parents=True, exist_ok=True)
+                with whole_file(cache_folder() / self._name) as partial:
+                    partial.write_text(digest, encoding="ascii")
         except (OSError, ValueError, RuntimeError):
             return
 
@@ -172,8 +175,16 @@ def cache_folder() -> Path:
     return Path.home() / ".cache" / "learn2pd" / "weights"
 
 
-def _state(files: Sequence[Path]) -> list[list[Any]] | None:
-    """Real path, size, times of the last change (of the content and of the inode) and inode of every file."""
+def file_states(files: Sequence[Path]) -> list[list[Any]] | None:
+    """Describe how files are at the moment, so that a change of one of them shows without being read.
+
+    Args:
+        files: The files.
+
+    Returns:
+        Real path, size, times of the last change (of the content and of the inode) and inode of every file; None where
+        one of them is missing.
+    """
     states = []
     try:
         for file in files:
@@ -185,16 +196,3 @@ def _state(files: Sequence[Path]) -> list[list[Any]] | None:
     except OSError:
         return None
     return sorted(states)
-
-
-def _write(entry: Path, text: str) -> None:
-    """The whole file or nothing, whoever else writes it."""
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=entry.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(text)
-        os.replace(partial, entry)
-    except OSError:
-        Path(partial).unlink(missing_ok=True)
-        raise

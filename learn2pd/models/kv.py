@@ -10,40 +10,52 @@ its span.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from learn2pd.types import ForwardPlan
+from learn2pd.types import ForwardPlan, RowMemory
 
 
-class KVStore:
-    """Buffers of one run.
+class KVStore(RowMemory):
+    """Buffers of one run, [layers, B, columns so far, heads, head_width].
+
+    A forward writes into them; `rows`, `stack` and `moved` make new ones.
 
     Args:
-        layers: The number of layers.
-        rows: The rows of the batch.
+        keys: The keys.
+        values: The values.
         columns: The columns of the batch, which no buffer exceeds.
-        heads: The heads of keys and values.
-        head_width: The features of a head.
-        dtype: The type of the numbers.
-        device: The device of the buffers.
     """
 
-    def __init__(
-        self,
-        layers: int,
-        rows: int,
-        columns: int,
-        heads: int,
-        head_width: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self.rows = rows
+    def __init__(self, keys: Tensor, values: Tensor, columns: int) -> None:
+        self.keys = keys
+        self.values = values
         self.columns = columns
-        self.keys = torch.zeros(layers, rows, 0, heads, head_width, dtype=dtype, device=device)
-        self.values = torch.zeros_like(self.keys)
+
+    def rows(self, index: Tensor) -> KVStore:
+        return KVStore(self.keys[:, index], self.values[:, index], self.columns)
+
+    @classmethod
+    def stack(cls, memories: Sequence[KVStore]) -> KVStore:
+        for store in memories:
+            store._reach(max(other.keys.shape[2] for other in memories))
+        keys = torch.cat([store.keys for store in memories], dim=1)
+        return cls(keys, torch.cat([store.values for store in memories], dim=1), memories[0].columns)
+
+    def moved(self, added: int) -> KVStore:
+        """Return buffers with more columns of left padding, or with fewer of them.
+
+        Args:
+            added: As for `DecodeState.moved`.
+        """
+
+        def of(buffer: Tensor) -> Tensor:
+            return buffer[:, :, -added:] if added < 0 else functional.pad(buffer, (0, 0, 0, 0, added, 0))
+
+        return KVStore(of(self.keys), of(self.values), self.columns + added)
 
     def view(self, plan: ForwardPlan) -> KVView | None:
         """Return the store as the forward of one plan uses it, or None where the plan keeps nothing."""
@@ -77,7 +89,7 @@ class KVView:
         self.rows = plan.rows[:, None]
         self.query = plan.query
         self.span = slice(*plan.span)
-        self.all_rows = len(plan.rows) == store.rows
+        self.all_rows = len(plan.rows) == store.keys.shape[1]
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keep the new keys and values of a layer, and return those to which the query attends.

@@ -12,6 +12,9 @@ from torch.nn import functional
 from learn2pd.models.kv import KVView
 from learn2pd.tensors import widened
 
+EXCHANGED = range(4, 9)  # rows of a product with a large weight that are faster as columns
+LARGE_VOCABULARY = 32_768
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm.
@@ -114,6 +117,23 @@ def attend_by_head(
         k, v = kept.update(layer, k, v)
     mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=k.shape[1] != q.shape[1])
     return mixed.transpose(1, 2).flatten(2)
+
+
+def project(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply hidden states with the weight of the vocabulary, as a linear layer without bias does.
+
+    Args:
+        x: [N, D], or [..., D].
+        weight: [V, D].
+
+    Returns:
+        [N, V], or [..., V].
+    """
+    # For these numbers of rows, the library behind torch repacks the whole weight in each call on a CPU, which takes up
+    # to five times as long as the product with both sides exchanged.
+    if x.ndim == 2 and len(x) in EXCHANGED and x.device.type == "cpu" and len(weight) >= LARGE_VOCABULARY:
+        return (weight @ x.t()).t().contiguous()
+    return functional.linear(x, weight)
 
 
 class SwiGLU(nn.Module):

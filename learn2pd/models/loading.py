@@ -200,6 +200,7 @@ def load_model(
         # the fingerprint is made of base and adapter, and not of their sum, which every device rounds differently
         both = hashlib.sha256(f"{spec.fingerprint}{of_adapter}".encode()).hexdigest()[: identity.DIGITS]
         spec = replace(spec, name=f"{spec.name}+{shown_name(adapter)}", fingerprint=both)
+    network.join_experts()
     return Model(ModelAdapter(network, spec, compile), tokenizer)
 
 
@@ -238,10 +239,10 @@ def _network_and_config(
         return network_class, network_class.config_class.from_dict(described)
 
 
-def read_weights_size(
+def read_skeleton(
     path: str | os.PathLike[str], dtype: torch.dtype, revision: str | None = None, family: str | None = None
-) -> int:
-    """Return the bytes that the weights of a checkpoint take, from its config.json alone.
+) -> DiffusionNetwork:
+    """Build the network of a checkpoint without values, on the device `meta`, from its config.json alone.
 
     Args:
         path: A folder or a hub name.
@@ -255,8 +256,7 @@ def read_weights_size(
     path = path_text("path", path)
     network_class, config = _network_and_config(path, revision, family)
     with told_in_one_line(f"path={path!r}"), torch.device("meta"):
-        network = network_class(config)
-    return sum(tensor.numel() for tensor in network.state_dict().values()) * dtype.itemsize
+        return network_class(config).to(dtype).eval()
 
 
 def read_config(path: str | os.PathLike[str], revision: str | None = None, family: str | None = None) -> dict[str, Any]:

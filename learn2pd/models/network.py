@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
+from learn2pd.errors import UserError
+from learn2pd.models.experts import MixtureOfExperts
 from learn2pd.models.kv import KVStore, KVView
-from learn2pd.models.layers import RMSNorm, rotary_tables
+from learn2pd.models.layers import RMSNorm, project, rotary_tables
+from learn2pd.registry import EXPORTERS
 
 
 class Parts(NamedTuple):
@@ -84,6 +87,12 @@ class DiffusionNetwork(PreTrainedModel):
         """
         return None
 
+    def join_experts(self) -> None:
+        """Lay the weights of the experts of every layer side by side, where torch has grouped products for them."""
+        for module in self.modules():
+            if isinstance(module, MixtureOfExperts):
+                module.join()
+
     def new_store(self, rows: int, columns: int) -> KVStore:
         """Make the buffers for the keys and values of a run.
 
@@ -92,15 +101,9 @@ class DiffusionNetwork(PreTrainedModel):
             columns: The columns of the batch.
         """
         config = self.config
-        return KVStore(
-            config.num_hidden_layers,
-            rows,
-            columns,
-            config.num_key_value_heads,
-            self.head_width,
-            self.dtype,
-            self.device,
-        )
+        shape = (config.num_hidden_layers, rows, 0, config.num_key_value_heads, self.head_width)
+        keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        return KVStore(keys, torch.zeros_like(keys), columns)
 
     def hidden(
         self,
@@ -136,8 +139,8 @@ class DiffusionNetwork(PreTrainedModel):
     def score(self, hidden: Tensor) -> Tensor:
         """Project hidden states [..., D] to the logits [..., V] of the vocabulary."""
         head = self.get_output_embeddings()
-        embedding = self.get_input_embeddings()
-        return functional.linear(hidden, cast(Tensor, embedding.weight)) if head is embedding else head(hidden)
+        plain = head is self.get_input_embeddings() or (type(head) is nn.Linear and head.bias is None)
+        return project(hidden, cast(Tensor, head.weight)) if plain else head(hidden)
 
     def forward(
         self,
@@ -163,3 +166,26 @@ class DiffusionNetwork(PreTrainedModel):
             seen = block[:, None, :] <= block[:, :, None]  # [1 or R, Q, Q]
             attention_mask = seen if attention_mask is None else seen & attention_mask.bool()[:, None]
         return MaskedLMOutput(logits=self.score(self.hidden(input_ids, position_ids, attention_mask)))
+
+    def generate(self, inputs: Tensor | None = None, **options: Any) -> Tensor:
+        """Decode prompts with a policy, as `learn2pd.exporters.transformers.generate` does.
+
+        Args:
+            inputs: [R, P] long, the prompts, padded on the left; a tokenizer names them `input_ids`.
+            options: The options of that function: `policy`, `attention_mask`, `max_new_tokens` and so on.
+
+        Returns:
+            [R, P + max_new_tokens] long.
+
+        Raises:
+            UserError: An option is missing or does not fit; or `custom_generate` is given, which is for the classes of
+                other packages.
+        """
+        if options.pop("custom_generate", None) is not None:
+            raise UserError(
+                f"custom_generate is given: {type(self).__name__} has learn2pd's generate itself, leave it out"
+            )
+        options.pop("trust_remote_code", None)
+        # the exporters know the loop, and the loop knows the networks
+        exporter = importlib.import_module(EXPORTERS["transformers"])
+        return cast(Tensor, exporter.generate(self, inputs, **options))

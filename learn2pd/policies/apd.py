@@ -22,13 +22,17 @@ The file also holds `LeftToRightPolicy`, the baseline of the paper.
 
 from __future__ import annotations
 
+import functools
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from learn2pd.errors import check_at_least
+from learn2pd.models.identity import file_states
 from learn2pd.policies.verifier import Verifier, VerifierMemory, load_verifier
 from learn2pd.roles import Policy
 from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction
@@ -95,8 +99,14 @@ class APDPolicy(Policy):
         return Commit(eligible & (differs.cumsum(1) == 0), auxiliary=eligible.any(1).long(), memory=memory)
 
 
+@functools.lru_cache(maxsize=1)
+def _verifier(path: str, dtype: str, device: str, states: str) -> Verifier:
+    """Load a verifier once. A run builds its methods twice, to check them and to use them."""
+    return load_verifier(path, dtype, device)
+
+
 def load_apd(verifier: str, mixture_weight: float = 0.7, dtype: str = "float32", device: str = "auto") -> APDPolicy:
-    """Build the policy with a verifier from a folder or from the hub.
+    """Build the policy with a verifier from a folder or from the hub. It is loaded again where its files have changed.
 
     Args:
         verifier: A folder or a hub name.
@@ -111,7 +121,8 @@ def load_apd(verifier: str, mixture_weight: float = 0.7, dtype: str = "float32",
         UserError: The verifier cannot be loaded.
         ValueError: The weight is out of range.
     """
-    return APDPolicy(load_verifier(verifier, dtype, device), mixture_weight)
+    states = json.dumps(file_states(sorted(Path(verifier).glob("*"))))
+    return APDPolicy(_verifier(verifier, dtype, device, states), mixture_weight)
 
 
 class LeftToRightPolicy(Policy):

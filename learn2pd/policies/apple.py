@@ -207,6 +207,7 @@ class ApplePolicy(Policy):
     """
 
     name = "apple"
+    reads_canvas = True
     learned = True
     scores_committed = True
     built_by = "learn2pd.policies.apple:load_apple"

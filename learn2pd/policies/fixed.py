@@ -72,6 +72,7 @@ class FixedPolicy(Policy):
             raise ValueError(f"rank={rank!r}: expected {', '.join(RANKS)}")
         self.steps = None if steps is None else check_at_least(1, "steps", steps)
         self.rank = rank
+        self.reads_canvas = self.steps is not None
         self.needs = frozenset({rank} - {"confidence"})
 
     def start(self, state: DecodeState, spec: ModelSpec) -> Quota:

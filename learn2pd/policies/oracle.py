@@ -82,6 +82,7 @@ class GuidedPolicy(Policy):
         self.needs = policy.needs
         self.scores_committed = policy.scores_committed
         self.looks_ahead = policy.looks_ahead
+        self.reads_canvas = policy.reads_canvas
         self.window_width = policy.window_width
         self.revisions = policy.revisions
         self.auxiliary = policy.auxiliary

@@ -7,17 +7,17 @@ V of tokens of the vocabulary.
 from __future__ import annotations
 
 import hashlib
+import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from learn2pd.errors import UserError, first_line
-from learn2pd.models.files import UNREADABLE, check_folder, refuse_adapter
-from learn2pd.models.loading import load_tokenizer, resolve_device, resolve_dtype
+from learn2pd.errors import UserError
+from learn2pd.models.causal import load_causal_network, vocabulary_difference
 from learn2pd.types import DecodeState, ModelSpec, RowMemory
 
 
@@ -32,6 +32,11 @@ class VerifierMemory(RowMemory):
 
     keys: Tensor
     values: Tensor
+
+    @classmethod
+    def stack(cls, memories: Sequence[VerifierMemory]) -> VerifierMemory:
+        """Return a memory of no columns, which the next step computes anew: the columns of several runs differ."""
+        return super().stack([cls(memory.keys[:, :, :, :0], memory.values[:, :, :, :0]) for memory in memories])
 
 
 class Verifier:
@@ -50,6 +55,8 @@ class Verifier:
         self.tokenizer = tokenizer
         self.source = source
         self.vocab_size = int(network.config.vocab_size)
+        # transformers 5.24 renamed the parameter
+        self.cache_name = "cache" if "cache" in inspect.signature(network.forward).parameters else "past_key_values"
 
     @property
     def fingerprint(self) -> str:
@@ -78,16 +85,15 @@ class Verifier:
                     "APD needs one vocabulary"
                 )
             return
-        ours = spec.vocabulary
         theirs = self.tokenizer.get_vocab()
-        own = set(spec.special_tokens)  # a dLLM adds its mask token to the vocabulary from which it was adapted
-        differing = [token for token, number in ours.items() if theirs.get(token) != number and token not in own]
-        differing += [token for token in theirs if token not in ours]
-        if differing:
+        # a dLLM adds its mask token to the vocabulary from which it was adapted
+        difference = vocabulary_difference(spec.vocabulary, theirs, set(spec.special_tokens))
+        if difference:
+            token, more = difference
             raise UserError(
-                f"verifier {self.source} has another vocabulary than {spec.name}: {differing[0]!r} is "
-                f"{theirs.get(differing[0])} in the one and {ours.get(differing[0])} in the other, "
-                f"and {len(differing) - 1} more differ; APD needs the same tokenizer"
+                f"verifier {self.source} has another vocabulary than {spec.name}: {token!r} is "
+                f"{theirs.get(token)} in the one and {spec.vocabulary.get(token)} in the other, "
+                f"and {more} more differ; APD needs the same tokenizer"
             )
 
     def start(self, state: DecodeState) -> VerifierMemory:
@@ -153,8 +159,8 @@ class Verifier:
             input_ids=tokens[:, start:high],
             attention_mask=mask,
             position_ids=(column - pad[:, None]).clamp_min(0),
-            past_key_values=past,
             use_cache=True,
+            **{self.cache_name: past},
         )
         return output.logits.float(), start + 1, _kept(memory, past, rows, low)
 
@@ -186,20 +192,5 @@ def load_verifier(path: str, dtype: str = "float32", device: str = "auto") -> Ve
     Raises:
         UserError: The model or its tokenizer cannot be read.
     """
-    try:
-        values = resolve_dtype(dtype)
-    except UserError as error:
-        raise UserError(f"verifier {error}") from error
-    check_folder("verifier", path, "config.json, *.safetensors and tokenizer.json of a causal language model")
-    refuse_adapter("verifier", path)
-    try:
-        # with the default of trust_remote_code, transformers asks on the terminal whether to run a checkpoint's code
-        network = AutoModelForCausalLM.from_pretrained(
-            path, dtype=values, use_safetensors=True, trust_remote_code=False
-        )
-    except (SafetensorError, ValueError, KeyError, RuntimeError, *UNREADABLE) as error:
-        raise UserError(
-            f"verifier {path!r} could not be loaded ({first_line(error)}); "
-            "expected a causal language model of transformers"
-        ) from error
-    return Verifier(network.to(resolve_device(device)), load_tokenizer(path, network.config, key="verifier"), str(path))
+    network, tokenizer = load_causal_network(path, dtype, device, "verifier")
+    return Verifier(network, tokenizer, str(path))

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from learn2pd.errors import check_at_least
 from learn2pd.predictors.apply import NetworkMemory, check_contract, needs_of, on_device, probability
+from learn2pd.predictors.loading import load_predictor
 from learn2pd.predictors.networks import Conv, PredictorNetwork
 from learn2pd.predictors.questions import Columns, positions
-from learn2pd.predictors.saving import Predictor, load_predictor, saved_folder
+from learn2pd.predictors.saving import Predictor, saved_folder
 from learn2pd.schedulers.adablock import SEARCH_SHARE, SemanticBlocks
 from learn2pd.types import DecodeState, ModelSpec, Prediction, Window
 

@@ -177,13 +177,19 @@ def cut(columns: Mapping[str, Tensor], window: Window, width: int, committed: bo
     position, valid = window_positions(window, width)
     position = position.clamp_max(columns["masked"].shape[1] - 1)
     names = (*OBSERVED, *COMMITTED, "token")
-    parts = {name: columns[name].gather(1, position).masked_fill(~valid, 0) for name in names if name in columns}
+    parts = {name: _only(columns[name].gather(1, position), valid) for name in names if name in columns}
     if not committed:
-        parts |= {name: parts[name].masked_fill(~parts["masked"], 0) for name in OF_PROPOSALS if name in parts}
+        parts |= {name: _only(parts[name], parts["masked"]) for name in OF_PROPOSALS if name in parts}
     shown = valid if "token" in parts else parts["masked"]
     parts["proposal"] = parts.pop("token", parts["proposal"]).long().masked_fill(~shown, DECIDED)
     absent = {name: None for name in ("margin", "entropy") if name not in parts}
     return View(valid=valid, **parts, **absent)  # type: ignore[arg-type]
+
+
+def _only(values: Tensor, where: Tensor) -> Tensor:
+    """Set the values at all other positions to zero."""
+    # ONNX runtimes have no `masked_fill` of truth values
+    return values & where if values.dtype == torch.bool else values.masked_fill(~where, 0)
 
 
 def stack(view: View, names: Sequence[str]) -> Tensor:

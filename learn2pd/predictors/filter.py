@@ -1,13 +1,4 @@
-"""The filter (Learn2PD, arXiv 2509.25188): a tiny network says at each position whether the proposal is final.
-
-The rule: the policy commits every eligible position with
-
-    sigmoid(logit) > threshold,
-
-where the logit is the network's output at the position. Where it commits none, the loop adds the most confident
-position. The paper's network (`mlp`) sees the confidences of a block, those of committed positions included. With it,
-every step also commits the most confident position, as in the paper. The networks `conv` and `transformer` see the
-channels of predictors/features.py, and work with any block length, window or scheduler.
+"""The filter as it is trained, saved and loaded, and what it can do beside its rule, which accepting.py holds.
 
 With `one_more` below 1, a step also commits the most probable eligible position below the threshold that was never
 taken back, if
@@ -30,9 +21,6 @@ to be committed again:
     1 - sigmoid(logit) < (1 - threshold) / 5 ** n.
 
 A step commits more tokens than it takes back, so that a run never takes more forwards than one token a step.
-
-Deviations from the authors' code: none in the rule. As in their code, a block that is shorter than the MLP's is padded
-with zeros on the right.
 """
 
 from __future__ import annotations
@@ -40,24 +28,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from learn2pd.errors import UserError, check_at_least, check_probability
 from learn2pd.kinds import matches
-from learn2pd.predictors.apply import NetworkMemory, check_contract, needs_of, on_device, probability
+from learn2pd.predictors.accepting import Acceptance
+from learn2pd.predictors.apply import NetworkMemory
 from learn2pd.predictors.hub import OnHub
+from learn2pd.predictors.loading import load_predictor
 from learn2pd.predictors.lora import with_adapter
 from learn2pd.predictors.questions import Columns, positions
-from learn2pd.predictors.saving import Predictor, load_predictor, saved_folder
-from learn2pd.roles import REVISIONS, Policy
+from learn2pd.predictors.saving import Predictor, saved_folder
+from learn2pd.roles import REVISIONS
 from learn2pd.tensors import most_confident, revisable
 from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction, Window
-
-if TYPE_CHECKING:
-    from learn2pd.method import Method
 
 SURER = 5.0  # the odds against a proposal are smaller by this factor for every time that its position was taken back
 LEAVE_ONE_OUT = "leave_one_out"
@@ -112,8 +99,8 @@ class FilterMemory(NetworkMemory):
     taken_back: Tensor
 
 
-class FilterPolicy(Policy, OnHub):
-    """The filter as a policy.
+class FilterPolicy(Acceptance, OnHub):
+    """The filter as a policy, which is kept in a folder or on the hub.
 
     Args:
         predictor: A predictor of the kind `filter`. It holds the network, the threshold on the network's probability,
@@ -128,25 +115,18 @@ class FilterPolicy(Policy, OnHub):
         ValueError: A number is out of range.
     """
 
-    name = "filter"
-    learned = True
     built_by = "learn2pd.predictors.filter:load_policy"
 
     def __init__(
         self, predictor: Predictor, take_back: float = 0.0, per_position: int = 3, one_more: float = 1.0
     ) -> None:
-        if not 0 <= predictor.threshold <= 1:
-            raise ValueError(f"filter threshold={predictor.threshold}: expected a probability from 0 to 1")
-        self.predictor = predictor
+        super().__init__(predictor)
         self.take_back = check_probability("take_back", take_back)
         self.per_position = check_at_least(0, "per_position", per_position)
         self.one_more = check_probability("one_more", one_more)
-        self.needs = needs_of(predictor)
         if self.take_back:
             self.needs |= {LEAVE_ONE_OUT}
             self.revisions = REVISIONS
-        self.scores_committed = predictor.network.sees_committed
-        self.window_width = predictor.network.width
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # how to download is said by huggingface_hub's own variables
@@ -214,43 +194,20 @@ class FilterPolicy(Policy, OnHub):
             described |= {"one_more": self.one_more}
         return described
 
-    @property
-    def threshold(self) -> float:
-        """The threshold on the network's probability."""
-        return self.predictor.threshold
-
-    def check(self, spec: ModelSpec, method: Method) -> None:
-        super().check(spec, method)
-        check_contract(self.predictor, spec, method)
-
     def start(self, state: DecodeState, spec: ModelSpec) -> FilterMemory:
-        return FilterMemory(on_device(self.predictor, state).network, torch.zeros_like(state.committed_at))
+        return FilterMemory(super().start(state, spec).network, torch.zeros_like(state.committed_at))
 
-    def accepts(self, final: Tensor, state: DecodeState) -> Tensor:
-        """Say at which positions the network accepts the proposal.
-
-        Args:
-            final: [B, G] float32, the probability that the proposal is final.
-            state: The state before the commit.
-
-        Returns:
-            [B, G] bool.
-        """
-        return final > self.threshold
-
-    def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: FilterMemory) -> Commit:
-        network = memory.network
-        width = network.width or int((state.window.stop - state.window.start).max())  # this waits for the device
-        final = probability(network, self.predictor.contract, state, prediction, state.window, width)
-        accepted = self.accepts(final, state) & eligible
-        if self.take_back:
-            surer = 1 - final < (1 - self.threshold) / SURER**memory.taken_back
-            accepted = accepted & (surer | (memory.taken_back == 0))
-        if self.one_more < 1:
-            left = eligible & ~accepted & (memory.taken_back == 0)
-            accepted = accepted | most_confident(final, left & (final > self.one_more))
+    def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: Any) -> Commit:
+        if not self.take_back and self.one_more == 1:
+            return super().select(prediction, eligible, state, memory)
+        final = self.probability(prediction, state, memory)
+        new = memory.taken_back == 0
+        surer = 1 - final < (1 - self.threshold) / SURER**memory.taken_back
+        accepted = self.accepts(final, state) & eligible & (surer | new)
+        left = eligible & ~accepted & new
+        accepted = accepted | most_confident(final, left & (final > self.one_more))
         surest = most_confident(prediction.confidence, eligible)
-        if not network.adds_surest:
+        if not memory.network.adds_surest:
             surest = surest & ~accepted.any(1, keepdim=True)
         commit = Commit(accepted | surest, forced=surest & ~accepted)
         return self._with_doubts(commit, prediction, state, memory) if self.take_back else commit

@@ -29,9 +29,10 @@ from learn2pd.kinds import matches
 from learn2pd.predictors.apply import check_contract, needs_of, on_device, probability
 from learn2pd.predictors.features import COMMITTED, STANDING
 from learn2pd.predictors.filter import FilterMemory, FilterPolicy
+from learn2pd.predictors.loading import load_predictor
 from learn2pd.predictors.networks import DEFAULT_CHANNELS, PredictorNetwork, Transformer
 from learn2pd.predictors.questions import Columns, positions
-from learn2pd.predictors.saving import Predictor, load_predictor, save_predictor
+from learn2pd.predictors.saving import Predictor, save_predictor
 from learn2pd.types import DecodeState, ModelSpec, Prediction, Window
 
 if TYPE_CHECKING:

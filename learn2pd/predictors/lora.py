@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from learn2pd.errors import UserError
+from learn2pd.files import write_json
 from learn2pd.kinds import check_kind
 from learn2pd.models.files import path_text
 from learn2pd.models.neighbours import told_in_one_line
@@ -68,6 +70,7 @@ def save_adapter(adapted: PeftModel, base: Predictor, tuned: Predictor, folder: 
         The folder.
     """
     adapted.save_pretrained(str(folder), safe_serialization=True)
+    shutil.copymode(folder / "adapter_config.json", folder / "adapter_model.safetensors")  # else its owner's alone
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
     described = {
         "base": base.weights_fingerprint,
@@ -75,7 +78,7 @@ def save_adapter(adapted: PeftModel, base: Predictor, tuned: Predictor, folder: 
         "curve": [asdict(setting) for setting in tuned.curve],
         "metrics": tuned.metrics,
     }
-    (folder / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / DESCRIPTION, described)
     return folder
 
 

@@ -12,7 +12,6 @@ import hashlib
 import inspect
 import json
 import math
-import os
 import typing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,9 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from learn2pd.errors import UserError, check_options, first_line
+from learn2pd.files import whole_file, write_json
 from learn2pd.kinds import check_kind, matches
-from learn2pd.models.files import check_folder, local_folder, path_text
-from learn2pd.models.neighbours import told_in_one_line
 from learn2pd.predictors.networks import NETWORKS, PredictorNetwork
 from learn2pd.types import CONFIDENCE, ModelSpec
 
@@ -34,7 +32,6 @@ LARGEST_SIZE = 4096  # of a network: a larger one is no small network, and build
 DESCRIPTION = "policy.json"
 WEIGHTS = "model.safetensors"
 EXPECTED = f"{DESCRIPTION} and {WEIGHTS}, as a run or save_pretrained writes them"
-FILES = (DESCRIPTION, WEIGHTS, f"*/{DESCRIPTION}", f"*/{WEIGHTS}")  # the predictors beside a filter lie in folders
 
 
 @dataclass(frozen=True)
@@ -280,7 +277,8 @@ def save_predictor(predictor: Predictor, folder: str | Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in predictor.network.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS)
+    with whole_file(folder / WEIGHTS) as partial:
+        save_file(tensors, partial)
     described = {
         "schema": SCHEMA_VERSION,
         "kind": predictor.kind,
@@ -292,59 +290,49 @@ def save_predictor(predictor: Predictor, folder: str | Path) -> Path:
     }
     if predictor.filter_threshold is not None:
         described |= {"filter_threshold": predictor.filter_threshold, "one_more": predictor.one_more}
-    (folder / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / DESCRIPTION, described)
     return folder
 
 
-def load_predictor(folder: str | os.PathLike[str], kind: str, part: str = "", revision: str | None = None) -> Predictor:
-    """Load a predictor that `save_predictor` wrote.
+def read_predictor(folder: Path, kind: str, source: str = "", revision: str | None = None) -> Predictor:
+    """Read a predictor that `save_predictor` wrote into a folder.
 
     Args:
-        folder: The folder with `policy.json` and `model.safetensors`, or the name of a repository of the hub.
+        folder: The folder with `policy.json` and `model.safetensors`.
         kind: The kind that the predictor must have.
-        part: The folder inside `folder` in which the files lie.
+        source: The folder or hub name by which the user named it.
         revision: The revision of the hub repository.
 
     Returns:
         The predictor.
 
     Raises:
-        UserError: The folder is missing or damaged, or holds a predictor of another kind or schema, or the hub cannot
-            be reached.
+        UserError: The files hold a predictor of another kind or schema.
+        Exception: A file is missing or damaged. Errors of many kinds are raised, and the caller words them.
     """
-    source = path_text("policy", folder)
-    file = str(Path(part, DESCRIPTION))
-    check_folder("policy", source, EXPECTED, file)
-    place = local_folder("policy", source, revision, FILES, inner_folders=True) / part
-    if not (place / DESCRIPTION).is_file():
-        raise UserError(f"policy={source!r}: the repository holds no {file}; expected {EXPECTED}")
-    subject = f"policy={source!r}: {file}"
-    with told_in_one_line(f"{subject} or {WEIGHTS} is damaged", "export it again"):
-        described = json.loads((place / DESCRIPTION).read_text(encoding="utf-8"))
-        check_kind("the file", described, dict)
-        if described["schema"] != SCHEMA_VERSION:
-            raise UserError(
-                f"{subject}: schema {described['schema']!r}, this version reads {SCHEMA_VERSION}: "
-                "train and export it again"
-            )
-        if described["kind"] != kind:
-            raise UserError(f"{subject}: it is a {described['kind']!r}, expected a {kind!r}")
-        try:
-            beside = described.get("filter_threshold")
-            return Predictor(
-                kind=kind,
-                network=_trained(described["network"], load_file(place / WEIGHTS)),
-                threshold=read_threshold(described["threshold"]),
-                contract=_contract(described["contract"]),
-                curve=read_curve(described["curve"]),
-                filter_threshold=None if beside is None else read_threshold(beside),
-                one_more=read_threshold(described.get("one_more", 1.0)),
-                metrics=check_kind("metrics", described["metrics"], dict),
-                source=source,
-                revision=revision,
-            )
-        except UserError as error:  # it is about a value of the file, and does not name the file
-            raise ValueError(str(error)) from error
+    described = check_kind("the file", json.loads((folder / DESCRIPTION).read_text(encoding="utf-8")), dict)
+    if described["schema"] != SCHEMA_VERSION:
+        raise UserError(
+            f"schema {described['schema']!r}, this version reads {SCHEMA_VERSION}: train and export it again"
+        )
+    if described["kind"] != kind:
+        raise UserError(f"it is a {described['kind']!r}, expected a {kind!r}")
+    beside = described.get("filter_threshold")
+    try:
+        return Predictor(
+            kind=kind,
+            network=_trained(described["network"], load_file(folder / WEIGHTS)),
+            threshold=read_threshold(described["threshold"]),
+            contract=_contract(described["contract"]),
+            curve=read_curve(described["curve"]),
+            metrics=check_kind("metrics", described["metrics"], dict),
+            filter_threshold=None if beside is None else read_threshold(beside),
+            one_more=read_threshold(described.get("one_more", 1.0)),
+            source=source,
+            revision=revision,
+        )
+    except UserError as error:  # it is about a value of the file, and does not name the file
+        raise ValueError(str(error)) from error
 
 
 def _trained(described: dict[str, Any], tensors: dict[str, Tensor]) -> PredictorNetwork:

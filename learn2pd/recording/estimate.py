@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from learn2pd.caches.causal_block import exact_cache_for
 from learn2pd.decoding import encode_checked
 from learn2pd.loop.loop import decode_batch
 from learn2pd.method import Method
@@ -88,7 +89,7 @@ def estimate(
 
 def _forward_s(model: Model, ids: Sequence[Sequence[int]], gen_length: int, block_length: int) -> float:
     seconds = 0.0
-    method = Method(FixedPolicy(), blocks_for(model.spec, block_length), stop=_OneStep())
+    method = Method(FixedPolicy(), blocks_for(model.spec, block_length), exact_cache_for(model.spec), _OneStep())
     for _ in range(2):
         state = DecodeState.start(ids, gen_length, model.spec, device=model.adapter.device)
         recorder = StateRecorder(torch.zeros(len(ids), gen_length, dtype=torch.long), model.spec.eot_ids, ())

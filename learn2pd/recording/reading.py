@@ -1,6 +1,7 @@
 """Reading of finished recordings.
 
-`Recording.load` checks that a recording is complete and that every checksum is right. The rows are read from the disk
+`Recording.load` checks that a recording is complete and that every checksum is right, which reads every file once in a
+process. The rows are read from the disk
 when they are asked for.
 """
 
@@ -38,7 +39,9 @@ class Recording:
 
     @classmethod
     def load(cls, folder: Path) -> Recording:
-        """Open a recording and read every file of it one time to check it.
+        """Open a recording and check every file of it.
+
+        A process reads a file once for this, unless the file changes.
 
         Args:
             folder: the folder of the recording.

@@ -24,6 +24,7 @@ from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from learn2pd.caches.causal_block import exact_cache_for
 from learn2pd.data.prompts import Prompt, encoded
 from learn2pd.decoding import decode
 from learn2pd.errors import UserError
@@ -142,9 +143,10 @@ def oracle_tables(
         given=None if given is None else [given] * len(prompts),
     )
     blocks = blocks_for(model.spec, block_length)
-    reference = run(Method(FixedPolicy(), blocks, stop=EotStop(0.0)))
+    cache = exact_cache_for(model.spec)
+    reference = run(Method(FixedPolicy(), blocks, cache, EotStop(0.0)))
     recorder = StateRecorder(reference.tokens, model.spec.eot_ids, delimiter_ids)
-    oracle = run(Method(OraclePolicy(reference.tokens), blocks, stop=NoStop()), observer=recorder)
+    oracle = run(Method(OraclePolicy(reference.tokens), blocks, cache, NoStop()), observer=recorder)
     return _tables(prompts, recorder, reference.tokens, reference.lengths, reference.forwards, oracle.forwards)
 
 

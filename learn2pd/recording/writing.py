@@ -15,7 +15,7 @@ from datasets import Features
 from torch import Tensor
 
 from learn2pd.errors import UserError
-from learn2pd.files import read_json, sha256, write_json
+from learn2pd.files import read_json, sha256, sha256_once, write_json
 from learn2pd.recording.schema import (
     MANIFEST,
     RECORDING,
@@ -125,7 +125,7 @@ def damage(folder: Path, number: int) -> str | None:
             size = path.stat().st_size
             if size != expected["bytes"]:
                 return f"{path.name} has {size} bytes, {expected['bytes']} were written"
-            if sha256(path) != expected["sha256"]:
+            if sha256_once(path) != expected["sha256"]:
                 return f"{path.name} has another sha256 than what was written"
     except OSError as error:
         return f"{Path(error.filename or '').name} cannot be read ({error.strerror})"

@@ -80,7 +80,9 @@ class TextStop(EotStop):
         after = _beginning(written, tokens, memory.eot_ids)
         described = torch.cat((before[:, None], after[:, None], tokens), dim=1).tolist()
         ends = [
-            self._completed(row[:length], memory.text_of, state.gen_length) if length > known else state.gen_length
+            tokens_until(row[:length], self.strings, memory.text_of)
+            if length > known and holds(memory.text_of(row[:length]), self.strings)
+            else state.gen_length
             for known, length, *row in described
         ]
         end = torch.tensor(ends, device=state.end.device)
@@ -90,21 +92,31 @@ class TextStop(EotStop):
         places = [place for place in map(text.find, self.strings) if place >= 0]
         return text[: min(places)] if places else text
 
-    def _completed(self, tokens: list[int], text_of: Callable[[Sequence[int]], str], gen_length: int) -> int:
-        """Return the least number of tokens whose text holds one of the texts; `gen_length` where none is held."""
-        if not self._holds(text_of(tokens)):
-            return gen_length
-        least, most = 1, len(tokens)
-        while least < most:
-            middle = (least + most) // 2
-            if self._holds(text_of(tokens[:middle])):
-                most = middle
-            else:
-                least = middle + 1
-        return least
 
-    def _holds(self, text: str) -> bool:
-        return any(string in text for string in self.strings)
+def tokens_until(tokens: list[int], strings: Sequence[str], text_of: Callable[[Sequence[int]], str]) -> int:
+    """Count the tokens up to the one that completes one of some texts.
+
+    Args:
+        tokens: The tokens of an answer.
+        strings: The texts.
+        text_of: The function that turns token ids into text.
+
+    Returns:
+        The least number of tokens whose text holds one of the texts; the number of all tokens where none is held.
+    """
+    least, most = 1, len(tokens)
+    while least < most:
+        middle = (least + most) // 2
+        if holds(text_of(tokens[:middle]), strings):
+            most = middle
+        else:
+            least = middle + 1
+    return most
+
+
+def holds(text: str, strings: Sequence[str]) -> bool:
+    """Say whether a text holds one of some texts."""
+    return any(string in text for string in strings)
 
 
 def _beginning(written: Tensor, tokens: Tensor, eot_ids: tuple[int, ...]) -> Tensor:

@@ -10,7 +10,6 @@ are tagged so that the tree that is read has the same types.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from learn2pd.errors import UserError, first_line
+from learn2pd.files import whole_file
 
 TAGS = ("__tensor__", "__items__", "__tuple__")
 
@@ -81,9 +81,8 @@ class SafetensorsCheckpointIO(CheckpointIO):
         tree = json.dumps(_flatten(checkpoint, tensors))
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(target.name + ".partial")
-        save_file(tensors or {"empty": torch.zeros(1)}, temporary, metadata={"tree": tree})
-        os.replace(temporary, target)
+        with whole_file(target) as partial:
+            save_file(tensors or {"empty": torch.zeros(1)}, partial, metadata={"tree": tree})
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint.

@@ -33,8 +33,6 @@ from tests.contract.helpers import BLOCK, GEN, STOPS, outcome, policies, random_
 from tests.reference.decoding import count_above, decode_blocks, even_quota
 
 LENGTHS = [2, 11, 30]
-REVISES = [name for name, policy in policies().items() if policy.revisions]
-BEYOND = [name for name, policy in policies().items() if policy.looks_ahead]  # these commit outside the window too
 
 
 class Watcher(Observer):
@@ -47,32 +45,8 @@ class Watcher(Observer):
         self.steps.append((step.state, step.prediction, step.commit))
 
 
-@pytest.mark.parametrize("stop", STOPS)
-@pytest.mark.parametrize("name", [name for name in policies() if name not in REVISES])
-def test_steps_commit_at_least_one_eligible_position_and_never_revise(name, stop, tiny_model, make_prompts):
-    watcher = Watcher()
-    run(tiny_model, make_prompts(LENGTHS), policies()[name], STOPS[stop], observer=watcher)
-    for (state, prediction, commit), (after, _, _) in zip(watcher.steps, watcher.steps[1:], strict=False):
-        eligible = state.masked & prediction.valid
-        assert not (commit.mask & ~(eligible if name in BEYOND else eligible & state.window.mask(GEN))).any()
-        assert (commit.mask.any(1) == state.open).all()
-        assert (state.window.stop - state.window.start <= BLOCK)[state.open].all()
-        decided = ~state.masked & (torch.arange(GEN) < after.end[:, None])
-        assert (after.canvas == state.canvas)[decided].all()
-
-
-@pytest.mark.parametrize("stop", STOPS)
-@pytest.mark.parametrize("name", policies())
-def test_closed_positions_hold_end_of_text_and_all_others_were_committed(name, stop, tiny_model, make_prompts):
-    state = run(tiny_model, make_prompts(LENGTHS), policies()[name], STOPS[stop])
-    closed = torch.arange(GEN) >= state.end[:, None]
-    assert (state.canvas == tiny_model.spec.eot_ids[0])[closed].all()
-    assert (state.committed_at >= 0)[~closed].all()
-    assert (state.committed_at.max(1).values < state.forwards).all()
-
-
 def test_stop_rules_are_exercised_by_the_tiny_models(tiny_model, tiny_model_grouped, make_prompts):
-    """Without rows that end early the tests above would say nothing of the stop rules."""
+    """Without rows that end early the contract tests would say nothing of the stop rules."""
     prompts = make_prompts([1, 5, 9, 14, 20, 26, 33, 40])
     for name, stop in STOPS.items():
         for model in (tiny_model, tiny_model_grouped):
@@ -177,20 +151,11 @@ def test_a_fixed_quota_does_not_grow_when_a_row_ends_inside_its_block(tiny_model
 
 
 @pytest.mark.parametrize("name", policies())
-def test_greedy_runs_repeat_exactly(name, tiny_model, make_prompts):
-    prompts = make_prompts(LENGTHS)
-    assert outcome(run(tiny_model, prompts, policies()[name]), tiny_model) == outcome(
-        run(tiny_model, prompts, policies()[name]), tiny_model
+def test_samples_differ_between_seeds(name, tiny_model, make_prompts):
+    first, other = (
+        run(tiny_model, make_prompts(LENGTHS), policies()[name], temperature=1.0, seed=seed, gen_length=BLOCK).canvas
+        for seed in (1, 2)
     )
-
-
-@pytest.mark.parametrize("name", policies())
-def test_sampling_repeats_by_seed_and_differs_between_seeds(name, tiny_model, make_prompts):
-    first, again, other = (
-        run(tiny_model, make_prompts(LENGTHS), policies()[name], temperature=1.0, seed=seed).canvas
-        for seed in (1, 1, 2)
-    )
-    assert first.equal(again)
     assert (first != other).any(1).all()
 
 

@@ -1,4 +1,7 @@
-"""Every policy with every scheduler, cache and model: a row ends, fills its canvas, and equals itself alone."""
+"""Every policy with every scheduler and cache: every step keeps the loop's promises, and a row equals itself alone.
+
+The models take turns. The tests marked `thorough` decode the whole product with the other models too.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ import itertools
 from dataclasses import dataclass
 
 import pytest
+import torch
 
-from learn2pd import UserError, decode
-from learn2pd.loop import step as predictor
+from learn2pd import Observer, UserError, decode
+from learn2pd.loop import step
 from tests.contract.helpers import (
     BLOCK,
     CACHES,
@@ -24,10 +28,12 @@ from tests.contract.helpers import (
 )
 
 CANVAS = 13  # not a multiple of the block
-OTHER_CANVASES = (1, 5, 8, 21)  # one token, less than a block, one block, several blocks
+OTHER_CANVASES = (1, 5, 8, 16, 21)  # one token, less than a block, one block, several blocks
 BATCHES = ((3, 17, 9), (1, 40, 22), (12, 5, 30, 2), (8, 8, 1), (25, 2))  # lengths of the prompts
-TEMPERATURES = (0.0, 0.0, 0.7)
+TEMPERATURES = (0.0, 0.7)
 NAMES = [*policies(), "oracle"]
+REVISING = {name for name, policy in policies().items() if policy.revisions}
+BEYOND = {name for name, policy in policies().items() if policy.looks_ahead}  # these commit outside the window too
 
 
 @dataclass(frozen=True)
@@ -50,20 +56,23 @@ class Case:
         return "-".join(map(str, parts))
 
 
-def combinations_of(policy: str) -> list[tuple[str, str, str, int]]:
+def combinations_of(policy: str, turn: int) -> list[tuple[str, str, str, int]]:
     """Scheduler, cache, model and canvas of each run of a policy; canvases of other lengths are decoded in blocks."""
     pairs = [(scheduler, cache) for name, scheduler, cache in COMBINATIONS if name == policy] or [("blocks", "none")]
-    whole = [(*pair, family, CANVAS) for pair in pairs for family in MODELS]
-    families = itertools.cycle(MODELS)
+    families = itertools.islice(itertools.cycle(MODELS), NAMES.index(policy) % len(MODELS) + turn, None)
+    whole = [(*pair, next(families), CANVAS) for pair in pairs]
     return whole + [("blocks", "none", next(families), gen_length) for gen_length in OTHER_CANVASES]
 
 
-def product_cases() -> list[Case]:
-    """The runs of all policies; stop rules, temperatures, batches and the row that is decoded alone take turns."""
+def product_cases(turn: int) -> list[Case]:
+    """The runs of all policies; stop rules, temperatures, batches and the row that is decoded alone take turns.
+
+    A turn decodes every policy with every scheduler and cache once. From turn to turn the model changes.
+    """
     cases: list[Case] = []
     for policy in NAMES:
         settings = itertools.cycle(itertools.product(TEMPERATURES, STOPS))
-        for combination in combinations_of(policy):
+        for combination in combinations_of(policy, turn):
             temperature, stop = next(settings)
             number = len(cases)
             lengths = BATCHES[number % len(BATCHES)]
@@ -72,17 +81,64 @@ def product_cases() -> list[Case]:
     return cases
 
 
-CASES = product_cases()
+CASES = product_cases(0)
+OTHER_MODELS = [
+    pytest.param(case, marks=pytest.mark.thorough) for turn in range(1, len(MODELS)) for case in product_cases(turn)
+]
 
 
-def test_the_cases_hold_every_combination_and_every_policy_with_every_stop_rule_and_temperature():
-    whole = {(case.policy, case.scheduler, case.cache, case.family) for case in CASES if case.gen_length == CANVAS}
-    assert {(*combination, family) for combination in COMBINATIONS for family in MODELS} <= whole
+def test_the_cases_hold_every_combination_and_every_policy_with_every_stop_rule_temperature_and_model():
+    whole = [case for case in CASES if case.gen_length == CANVAS]
+    assert set(COMBINATIONS) <= {(case.policy, case.scheduler, case.cache) for case in whole}
+    pairs = {(scheduler, cache) for _, scheduler, cache in COMBINATIONS}
+    assert {(*pair, family) for pair in pairs for family in MODELS} <= {
+        (case.scheduler, case.cache, case.family) for case in whole
+    }
+    assert {(name, family) for name in NAMES for family in MODELS} == {(case.policy, case.family) for case in CASES}
     settings = {(case.policy, case.stop, case.temperature) for case in CASES if case.policy != "filter_conv"}
     named = [name for name in NAMES if name != "filter_conv"]
     assert settings == set(itertools.product(named, STOPS, TEMPERATURES))
     for name in NAMES:
         assert {*OTHER_CANVASES, CANVAS} <= {case.gen_length for case in CASES if case.policy == name}
+
+
+class Watcher(Observer):
+    """Keeps every step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def observe(self, step):
+        self.steps.append(step)
+
+
+def check_steps(case, steps):
+    """Every open row commits in every step, and only what is eligible; nothing is revised without having been asked."""
+    for each in steps:
+        state = each.state
+        window = state.window.mask(case.gen_length)
+        eligible = state.masked & each.prediction.valid
+        if case.policy not in REVISING:
+            allowed = eligible if case.policy in BEYOND else eligible & window
+            assert not (each.commit.mask & ~allowed).any()
+            assert (each.commit.mask.any(1) == state.open).all()
+            decided = ~state.masked & (torch.arange(case.gen_length) < each.after.end[:, None])
+            assert (each.after.canvas == state.canvas)[decided].all()
+        if case.scheduler == "blocks":
+            assert (state.window.stop - state.window.start <= BLOCK)[state.open].all()
+
+
+def check_end(case, state, spec):
+    """Behind its end a row holds end-of-text, and all other positions were committed, in a bounded number of steps."""
+    assert not state.masked.any()
+    assert (state.canvas != spec.mask_id).all()
+    closed = torch.arange(case.gen_length) >= state.end[:, None]
+    assert (state.canvas == spec.eot_ids[0])[closed].all()
+    assert (state.committed_at >= 0)[~closed].all()
+    assert (state.committed_at.max(1).values < state.forwards).all()
+    # a block that is checked stays open for a few steps without a mask
+    bound = case.gen_length if case.policy not in ("edit", "remask") else 6 * case.gen_length
+    assert ((state.forwards >= 1) & (state.forwards <= bound)).all()
 
 
 def policy_of(case, model, prompts):
@@ -92,8 +148,8 @@ def policy_of(case, model, prompts):
     return policies(max(case.gen_length, 2))[case.policy]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_row_ends_within_the_bound_fills_its_canvas_and_equals_itself_alone(case, make_prompts, request):
+@pytest.mark.parametrize("case", [*CASES, *OTHER_MODELS], ids=str)
+def test_a_row_keeps_the_promises_of_the_loop_and_equals_itself_alone(case, make_prompts, request):
     """Rows of one batch are in different phases: one refreshes its cache while another reuses it or has long ended."""
     model = request.getfixturevalue(case.family)
     prompts = make_prompts(list(case.lengths), seed=case.seed)
@@ -105,12 +161,10 @@ def test_a_row_ends_within_the_bound_fills_its_canvas_and_equals_itself_alone(ca
         "temperature": case.temperature,
         "gen_length": case.gen_length,
     }
-    state = run(model, prompts, policy, **parts)
-    assert not state.masked.any()
-    assert (state.canvas != model.spec.mask_id).all()
-    # a block that is checked stays open for a few steps without a mask
-    bound = case.gen_length if policy.name not in ("edit", "remask") else 6 * case.gen_length
-    assert ((state.forwards >= 1) & (state.forwards <= bound)).all()
+    watcher = Watcher()
+    state = run(model, prompts, policy, observer=watcher, **parts)
+    check_steps(case, watcher.steps)
+    check_end(case, state, model.spec)
     alone = outcome(run(model, [prompts[case.row]], policy, index=[case.row], **parts), model)
     assert {key: [rows[case.row]] for key, rows in outcome(state, model).items()} == alone
 
@@ -137,7 +191,7 @@ def test_samples_depend_neither_on_plans_nor_on_how_many_positions_are_scored_at
         outcome(run(tiny_model, [prompt], policies()[policy], index=[number], **parts), tiny_model)
         for number, prompt in enumerate(prompts)
     ]
-    monkeypatch.setattr(predictor, "SCORE_VALUES", 3 * tiny_model.spec.vocab_size)
+    monkeypatch.setattr(step, "SCORE_VALUES", 3 * tiny_model.spec.vocab_size)
     together = outcome(run(tiny_model, prompts, policies()[policy], **parts), tiny_model)
     assert [{key: [rows[number]] for key, rows in together.items()} for number in range(len(prompts))] == alone
 

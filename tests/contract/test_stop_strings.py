@@ -14,7 +14,7 @@ from tests.contract.helpers import CACHES, COMBINATIONS, GEN, MODELS, SCHEDULERS
 LENGTHS = [3, 17, 9]
 # A policy that takes back may change a text behind which an answer ended; `apple` draws by the number of the prompt.
 KEEPING = [name for name, policy in policies().items() if not policy.revisions and name not in ("oracle", "apple")]
-CASES = [case for number, case in enumerate(COMBINATIONS) if case[0] in KEEPING and number % 4 == 1]
+CASES = [case for number, case in enumerate(COMBINATIONS) if case[0] in KEEPING and number % 6 == 1]
 
 
 def before(text: str, strings: list[str]) -> str:
@@ -38,9 +38,9 @@ def test_the_answer_is_that_without_the_rule_up_to_the_text(policy, scheduler, c
     stopped = decode(model, prompts, policy=policies()[policy], stop=TextStop(strings), gen_length=GEN, **parts)
     assert stopped.texts == [before(text, strings) for text in whole.texts]
     assert (stopped.forwards <= whole.forwards).all()
-    for row, prompt in enumerate(prompts):
-        alone = decode(model, [prompt], policy=policies()[policy], stop=TextStop(strings), gen_length=GEN, **parts)
-        assert (alone.texts[0], int(alone.forwards[0])) == (stopped.texts[row], int(stopped.forwards[row]))
+    row = number % len(LENGTHS)
+    alone = decode(model, [prompts[row]], policy=policies()[policy], stop=TextStop(strings), gen_length=GEN, **parts)
+    assert (alone.texts[0], int(alone.forwards[0])) == (stopped.texts[row], int(stopped.forwards[row]))
 
 
 def test_a_stopped_row_saves_forwards_and_ends_with_the_token_of_the_text(tiny_model, make_prompts):

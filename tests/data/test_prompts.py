@@ -306,15 +306,13 @@ def test_what_is_no_conversation_is_counted(tmp_path, caplog, messages):
     assert "line 11: " in caplog.text
 
 
-def test_a_model_gets_texts_as_they_are_and_conversations_as_ids():
-    class Lengths:
-        """Encodes every turn as its length."""
-
-        def encode(self, prompt):
-            return [len(message["content"]) for message in prompt]
-
-    conversation = Prompt("a", "x", "test", messages=(("system", "four"), ("user", "fives")))
-    assert encoded(Lengths(), [conversation, Prompt("b", "text", "test")]) == [[4, 5], "text"]
+def test_a_prompt_is_encoded_once(tiny_model):
+    """A stage gets the token ids that the check has made, and encodes no prompt that carries them."""
+    conversation = Prompt("a", "x", "train", messages=(("system", "four"), ("user", "fives")))
+    prompts = [conversation, Prompt("b", "text", "validation"), Prompt("c", "pears", "test")]
+    expected = [tiny_model.encode(prompt.content) for prompt in prompts]
+    assert encoded(tiny_model, prompts) == expected
+    assert encoded(None, check_prompts(tiny_model, prompts, 16)) == expected
 
 
 # ---- what a model takes

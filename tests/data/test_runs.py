@@ -11,6 +11,7 @@ from learn2pd.cli import main as cli
 from learn2pd.recording.reading import Recording
 from tests.data.helpers import RECORDS, questions, write
 
+pytestmark = pytest.mark.usefixtures("undrawn_plots")
 METHODS = (
     "compare.methods=[{name: vanilla, policy: fixed}, {name: quick, policy: threshold, options: {threshold: 0.3}}]"
 )

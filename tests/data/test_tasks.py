@@ -43,14 +43,14 @@ def test_every_drawn_answer_is_accepted(name, split):
 def test_every_drawn_function_is_accepted():
     """Also where the templates and the meanings, written apart, might differ."""
     task = build_task("code", run_generated_code=True)
-    for problem in drawn("code"):
+    for problem in drawn("code", count=80):
         verdict = task.check(problem.facts, problem.answer)
         assert verdict.correct, (problem, verdict)
 
 
 def test_a_wrong_function_is_rejected():
     task = build_task("code", run_generated_code=True)
-    for problem in drawn("code", count=25):
+    for problem in drawn("code", count=10):
         parameter = problem.answer[problem.answer.index("(") + 1 : problem.answer.index(")")]
         assert not task.check(problem.facts, f"def f({parameter}):\n    return [{parameter}, 'else']").correct
         assert not task.check(problem.facts, problem.answer.replace("return ", "return 7 if ") + " else 8").correct

@@ -11,6 +11,7 @@ from learn2pd.recording.reading import Recording
 from tests.conftest import save_tiny_family
 from tests.end_to_end.test_run import SMALL, failing
 
+pytestmark = pytest.mark.usefixtures("undrawn_plots")
 FILTERS = [("sdar", 4, "mlp"), ("sdar", 8, "transformer"), ("fast_dllm_v2", 8, "mlp")]
 
 
@@ -25,7 +26,14 @@ def arguments(tokenizer, tmp_path, request):
         for cache in ("none", "causal_block")
     )
     return [
-        *SMALL,
+        *(entry for entry in SMALL if not entry.startswith(("data.", "decode.", "train.", "compare.methods"))),
+        "data.tasks=[math]",
+        "data.train_prompts=4",
+        "data.validation_prompts=6",
+        "data.test_prompts=2",
+        "decode.gen_length=24",
+        "train.max_epochs=1",
+        "train.rounds=0",
         f"model.path={folder}",
         f"decode.block_length={block}",
         f"filter={network}",
@@ -52,3 +60,15 @@ def test_the_main_job_runs_on_the_models_own_blocks(arguments, tmp_path):
 def test_blocks_that_are_not_the_models_are_refused_before_anything_is_recorded(arguments, capsys, tmp_path):
     assert "reads blocks of 4 tokens" in failing(capsys, [*arguments, "decode.block_length=8"])
     assert not list((tmp_path / "out").glob("records/*.arrow"))
+
+
+@pytest.mark.parametrize("arguments", [("sdar", 4, "mlp"), ("fast_dllm_v2", 8, "mlp")], indirect=True, ids=str)
+def test_decode_takes_the_models_own_blocks(arguments, capsys):
+    path = next(argument for argument in arguments if argument.startswith("model.path="))
+    plain = [path, "model.device=cpu", "policy=fixed", "decode.gen_length=12", "2 + 2 ="]
+    answers = []
+    for more in ([], ["cache=causal_block"]):
+        assert cli.guarded(lambda more=more: cli.run_command("decode", [*plain, *more])) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
+    assert "reads blocks of" in failing(capsys, [*plain, "decode.block_length=32"], "decode")

@@ -22,6 +22,7 @@ from learn2pd.registry import GENERATED_TASKS, build_task
 ROOT = Path(__file__).parents[2]
 MODEL, POLICY = ROOT / "checkpoints" / "tiny-llada", ROOT / "checkpoints" / "tiny-llada-filter"
 VERIFIER = ROOT / "checkpoints" / "tiny-ar"
+GEN = 64
 
 
 @pytest.fixture(scope="module")
@@ -35,38 +36,45 @@ def test_the_files_are_the_hubs_and_small():
     assert sum(path.stat().st_size for path in MODEL.iterdir()) < 16 * 2**20
 
 
-def test_the_model_knows_answers(embedded):
+@pytest.fixture(scope="module")
+def drawn():
+    """Problems of all tasks that the model has not seen."""
+    return [
+        problem
+        for name in GENERATED_TASKS
+        for problem in itertools.islice(problems(build_task(name), "validation", 5), 3)
+    ]
+
+
+@pytest.fixture(scope="module")
+def prompts(drawn):
+    return [problem.prompt for problem in drawn]
+
+
+@pytest.fixture(scope="module")
+def one_by_one(embedded, prompts):
+    """The answers with one token a step."""
+    return decode(embedded, prompts, policy=FixedPolicy(), gen_length=GEN)
+
+
+def test_the_model_knows_answers(drawn, one_by_one):
     """Far below the model card's figures, far above chance: catches a checkpoint that does not belong to this code."""
-    tasks = {name: build_task(name, run_generated_code=True) for name in GENERATED_TASKS}
-    drawn = [problem for task in tasks.values() for problem in itertools.islice(problems(task, "validation", 5), 4)]
-    result = decode(embedded, [problem.prompt for problem in drawn], policy=FixedPolicy(), gen_length=96)
     right = [
-        tasks[problem.task].check(problem.facts, text).correct
-        for problem, text in zip(drawn, result.texts, strict=True)
+        build_task(problem.task, run_generated_code=True).check(problem.facts, text).correct
+        for problem, text in zip(drawn, one_by_one.texts, strict=True)
     ]
     assert sum(right) >= 4
 
 
-@pytest.fixture(scope="module")
-def prompts():
-    return [
-        problem.prompt
-        for name in GENERATED_TASKS
-        for problem in itertools.islice(problems(build_task(name), "validation", 5), 2)
-    ]
-
-
-def test_the_shipped_filter_fits_the_shipped_model_and_is_faster(embedded, prompts):
-    quick, slow = (
-        decode(embedded, prompts, policy=policy, gen_length=96) for policy in (load_policy(POLICY), FixedPolicy())
-    )
-    assert quick.forwards.sum() < slow.forwards.sum()
+def test_the_shipped_filter_fits_the_shipped_model_and_is_faster(embedded, prompts, one_by_one):
+    quick = decode(embedded, prompts, policy=load_policy(POLICY), gen_length=GEN)
+    assert quick.forwards.sum() < one_by_one.forwards.sum()
 
 
 def test_the_shipped_verifier_fits_the_shipped_model_and_accepts_drafts(embedded, prompts):
     policy = APDPolicy(load_verifier(str(VERIFIER), device="cpu"), 0.7)
     result = decode(
-        embedded, prompts, policy=policy, scheduler=LookaheadScheduler(), cache=LookaheadCache(16), gen_length=96
+        embedded, prompts, policy=policy, scheduler=LookaheadScheduler(), cache=LookaheadCache(16), gen_length=GEN
     )
     assert result.forwards.equal(result.auxiliary_forwards)
     assert result.forwards.sum() < 0.9 * result.lengths.sum()

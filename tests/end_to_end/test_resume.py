@@ -16,6 +16,7 @@ from learn2pd.cli.stages.run_folder import LOCK_FILE, OUTPUTS
 from learn2pd.predictors.networks import MLP
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
 
+pytestmark = pytest.mark.usefixtures("undrawn_plots")
 SMALL = [
     "config=tiny_filter",
     "train.start=scratch",

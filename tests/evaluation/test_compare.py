@@ -12,6 +12,7 @@ from learn2pd.evaluation import plots as report
 from learn2pd.evaluation.compare import agreement, build_rows, measure
 from learn2pd.evaluation.curves import compare_families
 from learn2pd.evaluation.outcomes import cached, merge
+from learn2pd.evaluation.tables import markdown, revision_table, summary
 from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.statistics.bootstrap import Bootstrap, better, interval, point
 from tests.contract.helpers import tiny_verifier
@@ -104,6 +105,39 @@ def test_empty_answers_leave_numbers_that_json_has():
         json.loads(json.dumps([rows, compare_families(fields, 0.005)], allow_nan=False))
         assert (rows[2]["tokens_per_forward_ratio_threshold"] is None) == (rival is empty)
         assert rows[2]["tokens_per_forward_ratio_threshold_interval"] is None
+
+
+def test_what_was_taken_back_has_a_table_of_the_methods_that_took_something_back():
+    """Each figure stands below its own heading, and lines about all tasks come first."""
+    rows = rows_of(
+        [
+            outcome("vanilla", "fixed"),
+            outcome("wino", "wino", revoked=(3, 4), flip_flops=(1, 0), forwards=(8, 12)),
+            outcome("edit", "edit", edited=(0, 5)),
+            outcome("threshold", "threshold", flip_flops=0),
+        ]
+    )
+    columns, _, *lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in revision_table(rows).splitlines()
+    ]
+    assert [dict(zip(columns, line, strict=True)) for line in lines] == [
+        {"task": "math", "stop": "eot", "method": "wino", "forwards": "10.0", "columns/forward": "30.0"}
+        | {"revoked": "3.50", "edited": "0.00", "flip-flops": "0.50"},
+        {"task": "math", "stop": "eot", "method": "edit", "forwards": "15.0", "columns/forward": "30.0"}
+        | {"revoked": "0.00", "edited": "2.50", "flip-flops": "0.00"},
+    ]
+
+
+@pytest.mark.parametrize("revising", [False, True])
+def test_both_texts_of_a_comparison_say_what_was_taken_back_where_something_was(revising):
+    tasks = [outcome("vanilla", "fixed", task=task, revoked=2 * revising) for task in ("math", "all")]
+    comparison = {"rows": rows_of(tasks), "fastest": [], "curves": [], "pairs": [], "seeds": {"settings": []}}
+    names = ("model", "prompts", "seed", "gen_length", "block_length", "batch_size", "device", "dtype")
+    meta = dict.fromkeys((*names, "bootstrap_samples"), 1)
+    assert ("## What was taken back" in markdown(comparison, meta)) == revising
+    assert ("what was taken back, for each answer:" in summary(comparison, meta)) == revising
+    revised = revision_table(comparison["rows"]).splitlines()
+    assert [line.split(" | ")[0] for line in revised[2:]] == (["| all", "| math"] if revising else [])
 
 
 @pytest.mark.parametrize("sweep", [{"threshold": []}, {"threshold": 0.5}, {"threshold": [0.5], "radius": [1]}])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from learn2pd.loop.proposals import propose as propose_drawn
 from learn2pd.loop.proposals import restrict_ids, row_noise
-from learn2pd.types import Draw, Sampling, restrict
+from learn2pd.types import SPAN, Draw, Sampling, best_tokens, restrict
 
 EVERYTHING = frozenset({"margin", "entropy"})
 
@@ -159,3 +159,16 @@ def test_a_position_holds_one_of_its_allowed_ids_and_any_where_none_is_named(see
         named = {token for token in ids if token >= 0} or set(range(20))
         assert {token for token in range(20) if restricted[row, token].isfinite()} == named
         assert all(restricted[row, token] == values[row, token] for token in named)
+
+
+@given(
+    seed=st.integers(0, 1000),
+    vocabulary=st.sampled_from([1, SPAN, 2 * SPAN - 1, 2 * SPAN, 2 * SPAN + 1, 5 * SPAN + 7]),
+    values=st.sampled_from([2, 1000]),
+)
+def test_the_most_probable_token_is_the_first_largest_logit(seed, vocabulary, values):
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(values, (4, vocabulary), generator=generator).float()  # with many equal logits
+    drawn[1] = -torch.inf
+    drawn[2, -1] = torch.nan
+    assert best_tokens(drawn).equal(drawn.argmax(-1))

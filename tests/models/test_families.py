@@ -14,9 +14,9 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from learn2pd import UserError, decode, load_model
 from learn2pd.embedded.tokenizer import MASK
-from learn2pd.models import fast_dllm_v2, llada2, llada_moe, sdar
-from learn2pd.models.experts import MixtureOfExperts
-from learn2pd.models.layers import SwiGLU
+from learn2pd.models import fast_dllm_v2, layers, llada2, llada_moe, sdar
+from learn2pd.models.experts import MixtureOfExperts, has_grouped_products
+from learn2pd.models.layers import EXCHANGED, SwiGLU
 from tests.conftest import CAUSAL_BLOCK, TINY_FAMILIES, save_tiny_family
 from tests.models.helpers import edit_json
 
@@ -209,6 +209,45 @@ def test_experts_run_only_on_the_tokens_that_chose_them():
     for number, expert in enumerate(mixture.experts[:2]):
         assert isinstance(expert, SwiGLU)
         assert torch.allclose(mixed[0, number::2], expert(x[0, number::2]), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("folder", MIXTURES, indirect=True)
+def test_grouped_products_equal_the_plain_loop_over_the_experts(folder, dtype):
+    if not has_grouped_products(torch.device("cpu"), dtype):
+        pytest.skip("this torch has no grouped products")
+    model = load_model(folder, dtype, device="cpu")
+    network = model.adapter.network
+    mixtures = [module for module in network.modules() if isinstance(module, MixtureOfExperts)]
+    assert mixtures
+    assert all(mixture.joined for mixture in mixtures)
+    state = network.state_dict()
+    epsilon = torch.finfo(dtype).eps
+    with torch.inference_mode():
+        for mixture in mixtures:
+            for tokens in (1, 2, 13):
+                x = torch.randn(tokens, network.config.hidden_size).to(dtype)
+                grouped = mixture(x)
+                joined, mixture.joined = mixture.joined, {}
+                alone = mixture(x)
+                assert torch.allclose(grouped, alone, rtol=4 * epsilon, atol=10 * epsilon)
+                mixture.joined = joined
+    network.save_pretrained(folder)  # views of one tensor are saved under the names of the experts
+    again = load_model(folder, dtype, device="cpu")
+    assert again.spec.fingerprint == model.spec.fingerprint
+    assert all(again.adapter.network.state_dict()[name].equal(value) for name, value in state.items())
+    wide = network.double()  # a network in another type runs the experts one by one
+    assert not any(mixture.joined for mixture in mixtures)
+    assert torch.isfinite(wide(torch.arange(10, 20)[None]).logits).all()
+
+
+@pytest.mark.parametrize("rows", [1, 3, *EXCHANGED, 9])
+def test_the_vocabulary_of_few_rows_is_projected_as_a_linear_layer_does(rows, monkeypatch):
+    monkeypatch.setattr(layers, "LARGE_VOCABULARY", 100)
+    x, weight = torch.randn(rows, 16), torch.randn(100, 16)
+    projected = layers.project(x, weight)
+    assert projected.is_contiguous()
+    assert torch.allclose(projected, torch.nn.functional.linear(x, weight), atol=1e-5)
 
 
 # a family of one's own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 
 import pytest
@@ -12,8 +13,25 @@ from learn2pd import DualCache, NoCache, PrefixCache, ThresholdPolicy, decode, l
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 
 
-@needs_compiler
-def test_a_compiled_model_decodes_the_same(tiny_model_folder, make_prompts):
+def test_every_forward_of_a_compiled_model_is_that_of_the_compiler(tiny_model_folder, make_prompts, monkeypatch):
+    """What the compiler makes of it takes half a minute to try; the thorough tests do."""
+    forwards = []
+
+    def compiler(function, dynamic):
+        assert dynamic
+        return lambda *arguments: forwards.append(1) or function(*arguments)
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    model = load_model(str(tiny_model_folder), device="cpu", compile=True)
+    result = decode(model, make_prompts([4]), policy=ThresholdPolicy(0.6), gen_length=4)
+    assert len(forwards) == int(result.forwards.sum()) > 0
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=needs_compiler)])
+def test_a_compiled_model_decodes_the_same(backend, tiny_model_folder, make_prompts, monkeypatch):
+    """The eager backend captures and guards the graph as the other one does, and does not wait for a C++ compiler."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     uncompiled, compiled = (
         load_model(str(tiny_model_folder), device="cpu", compile=compile) for compile in (False, True)
     )

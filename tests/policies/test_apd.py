@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from learn2pd import AnywhereStop, APDPolicy, LookaheadCache, LookaheadScheduler, UserError, decode
+from learn2pd.policies.apd import load_apd
 from learn2pd.policies.verifier import Verifier, load_verifier
 from tests.contract.helpers import GEN, MODELS, outcome, run, tiny_verifier
 
@@ -131,3 +132,13 @@ def test_a_verifier_that_is_not_there_is_refused_before_the_hub_is_asked(tmp_pat
 def test_a_mixture_weight_out_of_range_is_refused(weight):
     with pytest.raises(ValueError, match="mixture_weight"):
         APDPolicy(SimpleNamespace(), weight)
+
+
+def test_a_verifier_that_is_named_twice_is_loaded_once_and_again_when_its_files_change(tmp_path, tokenizer):
+    tiny_verifier().network.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    first, again = load_apd(str(tmp_path), 0.3), load_apd(str(tmp_path), 0.7)
+    assert first.verifier is again.verifier
+    assert (first.mixture_weight, again.mixture_weight) == (0.3, 0.7)
+    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text() + "\n")
+    assert load_apd(str(tmp_path)).verifier is not first.verifier

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learn2pd.loop.loop import at_least_one
+from learn2pd.loop.commits import at_least_one
 from learn2pd.policies.apd import LeftToRightPolicy
 from learn2pd.policies.entropy_sum import EntropySumPolicy
 from learn2pd.policies.factor import FactorPolicy

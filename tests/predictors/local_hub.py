@@ -11,7 +11,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote, urlparse
+
+import yaml
 
 Files = dict[str, bytes]
 
@@ -38,6 +40,18 @@ class LocalHub:
         self.branches[name][branch] = number
         return number
 
+    def listed(self, kind: str, query: dict[str, list[str]]) -> list[dict[str, object]]:
+        """The repositories of an author whose card has a tag."""
+        found = []
+        for name, branches in self.branches.items():
+            card = self.commits[name][branches["main"]].get("README.md", b"---\n{}\n---").decode()
+            tags = yaml.safe_load(card.split("---")[1]).get("tags", [])
+            name_alone = name.removeprefix("datasets/")
+            of_kind = name.startswith("datasets/") == (kind == "datasets")
+            if of_kind and name_alone.split("/")[0] == query["author"][0] and query["filter"][0] in tags:
+                found.append({"id": name_alone, "modelId": name_alone, "tags": tags})
+        return found
+
     def resolve(self, name: str, revision: str) -> str | None:
         number = self.branches.get(name, {}).get(revision, revision)
         return number if number in self.commits.get(name, {}) else None
@@ -54,8 +68,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.hub.asked.append(path)
         if path == "/":
             return self.answer(200, b"")
-        of_file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
-        of_api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path)
+        if path in ("/api/models", "/api/datasets"):
+            return self.tell(self.hub.listed(path.removeprefix("/api/"), parse_qs(urlparse(self.path).query)))
+        of_file = re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        path = path.replace("/api/datasets/", "/api/models/datasets/")
+        of_api = re.fullmatch(r"/api/models/((?:datasets/)?[^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path)
         match = of_file or of_api
         name = match[1] if match else ""
         if name not in self.hub.commits:
@@ -84,13 +101,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self.answer(401, b"{}")
         if path == "/api/repos/create":
             wanted = json.loads(body)
-            name = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
+            kind = "datasets/" if wanted.get("type") == "dataset" else ""
+            name = f"{kind}{wanted.get('organization') or 'me'}/{wanted['name']}"
             if name not in self.hub.commits:
                 self.hub.create(name)
             return self.tell({"url": f"{self.hub.address}/{name}", "id": name})
         if path == "/api/validate-yaml":
             return self.tell({"errors": [], "warnings": []})
-        name, action, branch = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/(.+)", path).groups()
+        path = path.replace("/api/datasets/", "/api/models/datasets/")
+        pattern = r"/api/models/((?:datasets/)?[^/]+/[^/]+)/(preupload|commit)/(.+)"
+        name, action, branch = re.fullmatch(pattern, path).groups()
         if action == "preupload":
             modes = [
                 {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}

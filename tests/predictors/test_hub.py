@@ -178,6 +178,7 @@ def test_a_folder_that_cannot_be_written_is_told(policy, tmp_path):
     assert "file" in refusal(policy.save_pretrained, tmp_path / "file")
 
 
+@pytest.mark.thorough  # huggingface_hub reads the variable; the other tests set what it becomes
 def test_the_endpoint_of_the_environment_is_used(hub: LocalHub, policy, tmp_path):
     policy.push_to_hub(NAME)
     code = f"from learn2pd import load_policy; print(load_policy({NAME!r}).threshold)"

@@ -13,9 +13,10 @@ import torch
 from learn2pd.decoding import decode
 from learn2pd.errors import UserError
 from learn2pd.predictors.filter import FilterPolicy, load_policy, save_policy
+from learn2pd.predictors.loading import load_predictor
 from learn2pd.predictors.lora import add_adapter, merged, save_adapter
 from learn2pd.predictors.networks import MLP, Conv, Transformer
-from learn2pd.predictors.saving import Contract, Predictor, Setting, load_predictor, save_predictor
+from learn2pd.predictors.saving import Contract, Predictor, Setting, save_predictor
 from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.schedulers.dsb import DSBScheduler
 

@@ -12,7 +12,7 @@ from learn2pd.recording.schema import describe_recording, open_recording
 from learn2pd.registry import GENERATED_TASKS, build_task
 from learn2pd.types import CONFIDENCE
 
-GEN, BLOCK, SHARD, BATCH = 40, 16, 3, 2  # the last block is shorter
+GEN, BLOCK, SHARD, BATCH = 24, 16, 3, 2  # the last block is shorter
 
 
 def some_prompts(train=5, validation=3):

@@ -30,7 +30,7 @@ def test_killed_at_random_moments_the_recording_is_that_of_one_process(tiny_mode
         "0",
         str(KILLS),
     ]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60 + 10 * KILLS)
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=200 + 60 * KILLS)
     assert done.returncode == 0, done.stderr
     assert f"{KILLS} kills" in done.stdout
 
@@ -63,7 +63,7 @@ def test_two_processes_by_fabric_lost_then_two_by_torchrun(arguments, tmp_path):
     first = subprocess.Popen(
         [sys.executable, *command, "record.devices=2"], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while (
         len(list((shared / "records").glob("shard-*.json"))) < 3
         and first.poll() is None
@@ -75,7 +75,7 @@ def test_two_processes_by_fabric_lost_then_two_by_torchrun(arguments, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
     further = "stages=[record,train]"  # by the first process alone
     done = subprocess.run(
-        [*torchrun, *command[3:], further], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+        [*torchrun, *command[3:], further], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     metrics = json.loads((shared / "metrics.json").read_text())

@@ -44,17 +44,18 @@ def by_prompt(recording):
 
 
 def test_references_are_the_one_token_a_step_decode(tiny_model, prompts, recording):
+    some = prompts[:3]
     alone = decode(
         tiny_model,
-        [prompt.text for prompt in prompts],
+        [prompt.text for prompt in some],
         policy=FixedPolicy(),
         stop=EotStop(0.0),
         gen_length=GEN,
         scheduler=BlocksScheduler(BLOCK),
         batch_size=1,
     )
-    references = recording.references
-    assert references["prompt_id"] == [prompt.id for prompt in prompts]
+    references = recording.references[: len(some)]
+    assert references["prompt_id"] == [prompt.id for prompt in some]
     assert torch.equal(torch.tensor(references["tokens"]), alone.tokens)
     assert references["forwards"] == alone.forwards.tolist()
     assert references["length"] == alone.lengths.tolist()
@@ -182,7 +183,8 @@ def test_confidence_margin_and_entropy_are_probabilities_of_the_right_order(by_p
 def test_batches_do_not_matter(tiny_model, prompts):
     """One recorder sees batches one after another; each begins anew."""
     options = {"gen_length": GEN, "block_length": BLOCK, "delimiter_ids": newline_ids(tiny_model.tokenizer)}
-    one, all_of_them = (oracle_tables(tiny_model, prompts, batch_size=size, **options) for size in (1, len(prompts)))
+    some = prompts[:3]
+    one, all_of_them = (oracle_tables(tiny_model, some, batch_size=size, **options) for size in (1, len(some)))
     for name in CANVAS:
         left, right = one.states[name], all_of_them.states[name]
         assert torch.equal(left, right) if not left.is_floating_point() else torch.allclose(left, right, atol=1e-5)

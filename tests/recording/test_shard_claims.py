@@ -120,7 +120,7 @@ def test_a_full_disk_is_one_line_and_keeps_earlier_shards(tiny_model, prompts, r
 
 def test_another_geometry_model_or_prompt_set_is_refused_and_named(tiny_model, tiny_model_grouped, prompts, recorded):
     for model, some, changes, named in (
-        (tiny_model, prompts, {"gen_length": 48}, "gen_length 40 there, 48 now"),
+        (tiny_model, prompts, {"gen_length": 48}, "gen_length 24 there, 48 now"),
         (tiny_model, prompts, {"block_length": 8}, "block_length 16 there, 8 now"),
         (tiny_model, prompts, {"shard_prompts": 4}, "shard_prompts 3 there, 4 now"),
         (tiny_model_grouped, prompts, {}, "model_fingerprint"),

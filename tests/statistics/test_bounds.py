@@ -19,7 +19,7 @@ from learn2pd.statistics.bounds import (
     upper_bound_of_share,
 )
 
-DRAWS = 600
+DRAWS = 200
 deltas = st.floats(0.001, 0.5)
 losses_to_one = st.lists(st.floats(0, 1), min_size=1, max_size=30).map(np.array)
 verdicts = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30).map(np.array)
@@ -109,6 +109,7 @@ def test_the_bound_fails_at_most_in_delta_of_the_samples_whatever_their_order(na
 # What the bound gives.
 
 
+@settings(max_examples=30)
 @given(st.integers(1, 400), deltas)
 def test_a_sample_without_a_loss_is_bounded_by_the_closed_form(count, delta):
     closed = 1 - delta ** (1 / count)
@@ -147,7 +148,7 @@ def test_more_confidence_costs_a_higher_bound_of_a_share(losses, delta, other):
 @pytest.mark.parametrize("name", ["rare", "mixed", "uniform", "drops and gains"])
 def test_the_bound_falls_on_average_with_delta_and_with_the_number_of_prompts(name):
     draw = np.random.default_rng(3)
-    samples = [DISTRIBUTIONS[name](draw, 160) for _ in range(40)]
+    samples = [DISTRIBUTIONS[name](draw, 160) for _ in range(15)]
     by_delta = [np.mean([upper_bound(losses, delta) for losses in samples]) for delta in (0.01, 0.03, 0.1, 0.3)]
     assert by_delta == sorted(by_delta, reverse=True)
     by_count = [np.mean([upper_bound(losses[:count], 0.1) for losses in samples]) for count in (20, 40, 80, 160)]
@@ -171,7 +172,7 @@ def test_the_bound_is_closer_to_the_mean_than_hoeffdings(name, share):
         entropy = mean * np.log(mean / candidates) + (1 - mean) * np.log((1 - mean) / (1 - candidates))
         return low + (1 - low) * candidates[np.flatnonzero(count * entropy >= -math.log(delta))[0]]
 
-    samples = [DISTRIBUTIONS[name](draw, count) for _ in range(40)]
+    samples = [DISTRIBUTIONS[name](draw, count) for _ in range(15)]
     ours, theirs = (
         np.mean([bound(losses) - losses.mean() for losses in samples])
         for bound in (lambda x: upper_bound(x, delta), hoeffding)

@@ -20,8 +20,9 @@ from learn2pd.errors import UserError
 from learn2pd.evaluation import plots as report
 from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.predictors.keep import KeepPolicy
+from learn2pd.predictors.loading import load_predictor
 from learn2pd.predictors.lora import merged, save_adapter
-from learn2pd.predictors.saving import Predictor, load_predictor, save_predictor
+from learn2pd.predictors.saving import Predictor, save_predictor
 from learn2pd.recording.reading import Recording
 from learn2pd.training.calibration import (
     CALIBRATIONS,

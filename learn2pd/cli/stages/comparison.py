@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,37 @@ import torch
 from tqdm.auto import tqdm
 
 from learn2pd import __version__
+from learn2pd.autoregressive.methods import AutoregressiveMethod
 from learn2pd.cli.config import MethodConfig, RunConfig, as_dict
-from learn2pd.cli.stages.components import checkers_of, given_of, method_of, model_of, sampling_of, usable_prompts
-from learn2pd.data.prompts import Prompt, prompts_digest
+from learn2pd.cli.stages.components import (
+    check_rival,
+    checkers_of,
+    given_of,
+    method_of,
+    model_of,
+    rival_of,
+    sampling_of,
+    usable_prompts,
+)
+from learn2pd.data.prompts import Prompt, encoded, prompts_digest
 from learn2pd.data.tasks import Checker
+from learn2pd.decoding import answer_lengths
 from learn2pd.errors import UserError
 from learn2pd.evaluation import plots as report
 from learn2pd.evaluation import tables
 from learn2pd.evaluation.compare import build_rows, measure, score_rows
 from learn2pd.evaluation.curves import compare_families
 from learn2pd.evaluation.outcomes import Labels, Outcome, cached, group_by_task, merge, run_method
+from learn2pd.evaluation.rivals import KIND, rival_rows, run_rival
+from learn2pd.evaluation.search import Continuation
 from learn2pd.files import write_json
 from learn2pd.method import Method
 from learn2pd.models.loading import Model
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import OraclePolicy
+from learn2pd.policies.search import SearchPolicy
 from learn2pd.policies.threshold import ThresholdPolicy
-from learn2pd.registry import lacking
+from learn2pd.registry import RIVALS, lacking
 from learn2pd.statistics.bootstrap import Bootstrap
 
 log = logging.getLogger(__name__)
@@ -62,6 +77,7 @@ def stage_compare(config: RunConfig, output: Path) -> dict[str, Any]:
     bootstrap = Bootstrap(config.compare.bootstrap_samples, config.seed)
     fields = measure(outcomes, bootstrap)
     comparison = {"rows": build_rows(fields), "scores": score_rows(outcomes, checkers, bootstrap)}
+    comparison["autoregressive"] = rival_rows(outcomes)
     comparison |= compare_families(fields, config.compare.accuracy_margin)
     meta: dict[str, Any] = {
         "model": model.spec.name,
@@ -114,14 +130,25 @@ def check_comparison(config: RunConfig, model: Model, output: Path, trains: bool
     if not config.compare.stops:
         raise UserError("compare.stops is empty: list at least one stop rule, such as eot")
     methods = expand_sweeps(config.compare.methods)
-    if any(method.policy == "oracle" for _, method in methods) and methods[0][1].policy != "fixed":
+    informed = [method.policy for _, method in methods if method.policy in ("oracle", "search")]
+    if informed and methods[0][1].policy != "fixed":
         raise UserError(
-            "compare.methods: 'oracle' needs a method with policy 'fixed' at the head of the list, "
+            f"compare.methods: {informed[0]!r} needs a method with policy 'fixed' at the head of the list, "
             "whose answers it knows"
         )
+    rivals = [method for _, method in methods if method.policy in RIVALS]
+    if len(rivals) == len(methods):
+        raise UserError(
+            "compare.methods lists methods of autoregressive models alone: list at least one method of the dLLM"
+        )
+    for method in rivals:
+        check_rival(config, method)
+        rival_of(model, method)
     waits = trains and config.compare.policy is None
     for stop in config.compare.stops:
         for _, method in methods:
+            if method.policy in RIVALS:
+                continue
             parts: tuple[tuple[str, str, dict[str, Any]], ...] = (
                 ("policy", method.policy, method.options),
                 ("scheduler", method.scheduler, method.scheduler_options),
@@ -205,7 +232,7 @@ def _compare_outcomes(
     methods = expand_sweeps(config.compare.methods)
     # All methods are built before the first one runs, so that a mistake in the last line does not cost an hour.
     runs = [
-        (stop, family, method, method_of(config, model, folder, method, stop))
+        (stop, family, method, _built(config, model, folder, method, stop))
         for stop in config.compare.stops
         for family, method in methods
     ]
@@ -216,32 +243,100 @@ def _compare_outcomes(
             parts = []
             for task, group in groups.items():
                 method = built
-                if isinstance(built.policy, OraclePolicy):
-                    method = dataclasses.replace(built, policy=OraclePolicy(references[stop, task]))
-                labels = _labels(described, family, method, task)
-                produce = functools.partial(
-                    run_method,
-                    model,
-                    group,
-                    checkers,
-                    labels,
-                    method,
-                    progress=bar,
-                    gen_length=decoding.gen_length,
-                    batch_size=decoding.rows,
-                    sampling=sampling_of(config),
-                    seed=config.seed,
-                    given=given_of(config, len(group)),
-                )
+                shared: dict[str, Any] = {
+                    "progress": bar,
+                    "gen_length": decoding.gen_length,
+                    "batch_size": decoding.rows,
+                    "sampling": sampling_of(config),
+                    "seed": config.seed,
+                }
+                if isinstance(method, AutoregressiveMethod):
+                    labels = _rival_labels(described, family, method, stop, task)
+                    produce = functools.partial(run_rival, group, checkers, labels, method, **shared)
+                else:
+                    if method.policy.knows_answer:
+                        method = _informed(config, model, method, group, checkers, references[stop, task])
+                    labels = _labels(described, family, method, task)
+                    given = given_of(config, len(group))
+                    produce = functools.partial(
+                        run_method, model, group, checkers, labels, method, given=given, **shared
+                    )
                 key = outcome_key(model, group, config, method)
                 before = bar.n
                 outcome = cached(output / "compare" / _file_name(described.name, stop, task), key, labels, produce)
                 bar.update(len(group) - (bar.n - before))
                 parts.append(outcome)
-                if isinstance(built.policy, FixedPolicy):
+                if labels.mark == "reference":
                     references.setdefault((stop, task), torch.from_numpy(outcome.tokens).long())
             outcomes += [*parts, merge(parts)]
     return outcomes
+
+
+def _built(
+    config: RunConfig, model: Model, folder: Path, described: MethodConfig, stop: str
+) -> Method | AutoregressiveMethod:
+    """Build a method of the dLLM, or one of an autoregressive model."""
+    if described.policy in RIVALS:
+        return rival_of(model, described)
+    return method_of(config, model, folder, described, stop)
+
+
+def _rival_labels(described: MethodConfig, family: str, method: AutoregressiveMethod, stop: str, task: str) -> Labels:
+    """Return the labels of an outcome of an autoregressive model."""
+    return Labels(
+        method=described.name,
+        family=family,
+        setting=described.name.removeprefix(family).strip(),
+        group=described.group,
+        scheduler="none",
+        policy=method.name,
+        cache="causal",
+        stop=stop,
+        task=task,
+        mark="" if method.draft else "target",
+        kind=KIND,
+        model=method.target.name,
+    )
+
+
+def _informed(
+    config: RunConfig,
+    model: Model,
+    built: Method,
+    prompts: Sequence[Prompt],
+    checkers: Mapping[str, Checker],
+    reference: torch.Tensor,
+) -> Method:
+    """Return the method of an oracle with what it must know about prompts of one task.
+
+    Args:
+        config: the configuration.
+        model: the model.
+        built: the method, whose policy is an oracle.
+        prompts: the prompts.
+        checkers: the checkers by the names of their tasks.
+        reference: [N, G] long, the answers with one token a step.
+    """
+    if not isinstance(built.policy, SearchPolicy):
+        return dataclasses.replace(built, policy=OraclePolicy(reference))
+    lengths = answer_lengths(reference, model.spec.eot_ids).tolist()
+    texts = [
+        model.tokenizer.decode(row[:length], skip_special_tokens=True)
+        for row, length in zip(reference, lengths, strict=True)
+    ]
+
+    def right(number: int, text: str) -> bool:
+        """An answer is right if the checker says so, or if it is that of one token a step."""
+        prompt = prompts[number]
+        return text == texts[number] or (
+            prompt.task is not None and checkers[prompt.task].check(prompt.facts, text).correct
+        )
+
+    one_a_step = dataclasses.replace(built, policy=FixedPolicy())
+    continuation = Continuation(
+        model, encoded(model, prompts), one_a_step, right, config.decode.gen_length, config.decode.rows
+    )
+    return dataclasses.replace(built, policy=SearchPolicy(continuation, built.policy.filter))
 
 
 def _labels(described: MethodConfig, family: str, method: Method, task: str) -> Labels:
@@ -270,7 +365,7 @@ def _file_name(*names: str) -> str:
     return f"{readable[:120]}-{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]}.safetensors"
 
 
-def outcome_key(model: Model, prompts: list[Prompt], config: RunConfig, method: Method) -> str:
+def outcome_key(model: Model, prompts: list[Prompt], config: RunConfig, method: Method | AutoregressiveMethod) -> str:
     """Return a digest of everything that an outcome depends on.
 
     The package's version is part of the digest; the names of a method are not.
@@ -303,7 +398,9 @@ def _plot_one_answer(model: Model, outcomes: list[Outcome], path: Path) -> None:
     shown = [
         outcome
         for outcome in outcomes
-        if outcome.labels.task == "all" and outcome.labels.stop == outcomes[0].labels.stop
+        if outcome.labels.task == "all"
+        and outcome.labels.stop == outcomes[0].labels.stop
+        and not outcome.labels.model  # its tokens may be those of another tokenizer
     ]
     prompt = int(shown[0].lengths.argsort(kind="stable")[len(shown[0].lengths) // 2])
     lines = []

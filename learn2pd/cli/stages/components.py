@@ -8,25 +8,26 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from learn2pd.autoregressive.methods import AutoregressiveMethod
 from learn2pd.cli.config import DataConfig, MethodConfig, RunConfig
 from learn2pd.data.humaneval import humaneval_prompts
 from learn2pd.data.prompts import Prompt, deal, record_prompts, task_prompts
 from learn2pd.data.reading import Records, hub_records, read_records
 from learn2pd.data.tasks import SPLITS, Checker, ProgramChecker, Task
-from learn2pd.decoding import encode_checked, provided_by
+from learn2pd.decoding import BLOCK_LENGTH, encode_checked, provided_by
 from learn2pd.errors import UserError, suggest
 from learn2pd.files import here_or_shipped
 from learn2pd.method import Method
 from learn2pd.models.files import why_unreachable
 from learn2pd.models.infilling import given_tokens
-from learn2pd.models.loading import Model, load_model
-from learn2pd.registry import GENERATED_TASKS, Provided, build_task
+from learn2pd.models.loading import Model, load_model, read_skeleton
+from learn2pd.registry import GENERATED_TASKS, Provided, build_rival, build_task
 from learn2pd.types import Sampling
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,26 @@ def _model(**options: Any) -> Model:
 def model_of(config: RunConfig) -> Model:
     """Return the diffusion language model, which is loaded once in each process."""
     return _model(**dataclasses.asdict(config.model))
+
+
+def with_blocks(config: RunConfig) -> RunConfig:
+    """Return the configuration with the length of the model's blocks, where it states none.
+
+    Args:
+        config: the configuration.
+
+    Raises:
+        UserError: the model's config.json cannot be read.
+    """
+    if config.decode.block_length:
+        return config
+    model = config.model
+    try:
+        network = read_skeleton(model.path, torch.float32, model.revision, model.family)
+    except UserError as error:
+        raise UserError(f"model.{error}") from error
+    decode = dataclasses.replace(config.decode, block_length=network.causal_block or BLOCK_LENGTH)
+    return dataclasses.replace(config, decode=decode)
 
 
 def prompts_of(config: RunConfig) -> list[Prompt]:
@@ -76,12 +97,8 @@ def _prompts(described: str, seed: int, stamps: tuple[tuple[int, ...], ...]) -> 
     data = DataConfig(**json.loads(described))
     counts = dict(zip(SPLITS, (data.train_prompts, data.validation_prompts, data.test_prompts), strict=True))
     if data.domain in GENERATED_TASKS or (data.domain is None and data.source == "tasks"):
-        for key in ("validation_path", "test_path"):
-            if getattr(data, key) is not None:
-                raise UserError(
-                    f"data.{key}={getattr(data, key)!r}: built-in tasks bring their own splits; "
-                    "set data.source=jsonl and data.path"
-                )
+        own_splits = "built-in tasks bring their own splits; set data.source=jsonl and data.path"
+        _refuse_files({"validation_path": data.validation_path, "test_path": data.test_path}, own_splits)
         domain = [data.domain] if data.domain else data.tasks
         learnt = task_prompts(_generators(domain, "data.domain" if data.domain else "data.tasks"), counts, seed)
         if data.domain is None:
@@ -89,12 +106,8 @@ def _prompts(described: str, seed: int, stamps: tuple[tuple[int, ...], ...]) -> 
         learnt = [prompt for prompt in learnt if prompt.split != "test"]
         return learnt + task_prompts(_generators(data.tasks, "data.tasks"), {"test": counts["test"]}, seed)
     if data.source == "humaneval" and data.domain is None:
-        for key in ("path", "validation_path", "test_path"):
-            if getattr(data, key) is not None:
-                raise UserError(
-                    f"data.{key}={getattr(data, key)!r}: data.source=humaneval brings its own problems; "
-                    "set data.source=jsonl"
-                )
+        files = {"path": data.path, "validation_path": data.validation_path, "test_path": data.test_path}
+        _refuse_files(files, "data.source=humaneval brings its own problems; set data.source=jsonl")
         return deal(humaneval_prompts(data.run_generated_code), {}, counts, seed)
     checker = build_task(data.task, data.run_generated_code, "data.task")
     read = functools.partial(
@@ -106,6 +119,21 @@ def _prompts(described: str, seed: int, stamps: tuple[tuple[int, ...], ...]) -> 
         if path is not None
     }
     return deal(read(_main_records(data)), own, counts, seed)
+
+
+def _refuse_files(files: Mapping[str, str | None], reason: str) -> None:
+    """Refuse files of prompts where the prompts come from somewhere else.
+
+    Args:
+        files: paths by the names of their keys in the section `data`.
+        reason: where the prompts come from, for the message.
+
+    Raises:
+        UserError: one of the keys is set.
+    """
+    for key, path in files.items():
+        if path is not None:
+            raise UserError(f"data.{key}={path!r}: {reason}")
 
 
 def _generators(names: Sequence[str], key: str) -> list[Task]:
@@ -143,7 +171,7 @@ def _main_records(data: DataConfig) -> Records:
     if data.source == "jsonl":
         return read_records(data.path)
     unreachable = None if Path(data.path).exists() else why_unreachable()
-    return hub_records(data.path, data.subset, data.hub_split, unreachable)
+    return hub_records(data.path, data.subset, data.hub_split, unreachable, data.revision)
 
 
 def given_of(config: RunConfig, prompts: int) -> list[list[Any]] | None:
@@ -211,7 +239,7 @@ def usable_prompts(config: RunConfig, model: Model) -> list[Prompt]:
 
 
 def check_prompts(model: Model, prompts: Sequence[Prompt], gen_length: int, skip_long: bool = False) -> list[Prompt]:
-    """Check the prompts, and leave out those that cannot be used.
+    """Encode and check the prompts, and leave out those that cannot be used.
 
     No two of the remaining prompts that belong to different splits have the same tokens. Among prompts with the same
     tokens, those of the test split are kept, else those of the validation split. The prompts that are left out are
@@ -224,7 +252,7 @@ def check_prompts(model: Model, prompts: Sequence[Prompt], gen_length: int, skip
         skip_long: leave out prompts that are too long; with False they are refused.
 
     Returns:
-        The prompts that are left, in their order.
+        The prompts that are left, in their order. They carry their token ids, so that no stage encodes them again.
 
     Raises:
         UserError: a prompt has no tokens, is too long, or cannot be encoded (the message says where the prompt stands),
@@ -255,7 +283,11 @@ def check_prompts(model: Model, prompts: Sequence[Prompt], gen_length: int, skip
     keepers: dict[tuple[int, ...], str] = {}
     for split in reversed(SPLITS):
         keepers |= {ids: split for place, ids in tokens.items() if prompts[place].split == split and ids not in keepers}
-    usable = [prompts[place] for place, ids in tokens.items() if keepers[ids] == prompts[place].split]
+    usable = [
+        dataclasses.replace(prompts[place], ids=ids)
+        for place, ids in tokens.items()
+        if keepers[ids] == prompts[place].split
+    ]
     if len(usable) < len(tokens):
         log.warning(
             "%d prompts skipped: to the model they are the same tokens as prompts of another split",
@@ -351,7 +383,49 @@ def method_of(config: RunConfig, model: Model, folder: Path, method: MethodConfi
         options=method.options,
         scheduler_options=method.scheduler_options,
         cache_options=method.cache_options,
-        provided={**provided_to(config, model, folder), "reference": lambda: unanswered},
+        provided={
+            **provided_to(config, model, folder),
+            "reference": lambda: unanswered,
+            "still_right": lambda: None,
+        },
     )
     built.check(model.spec)
     return built
+
+
+def check_rival(config: RunConfig, method: MethodConfig) -> None:
+    """Check that a comparison asks nothing of an autoregressive method that only a dLLM can do.
+
+    Args:
+        config: the configuration.
+        method: the method's description.
+
+    Raises:
+        UserError: the method has a scheduler or a cache, an answer has given parts, or a text ends answers.
+    """
+    plain = MethodConfig(name=method.name, policy=method.policy)
+    for key in ("scheduler", "scheduler_options", "cache", "cache_options"):
+        if getattr(method, key) != getattr(plain, key):
+            raise UserError(
+                f"compare.methods: {method.name!r} has {key}={getattr(method, key)!r}: "
+                f"policy {method.policy!r} decodes from left to right with its own cache; leave {key} out"
+            )
+    if config.decode.given:
+        raise UserError(f"decode.given is set: policy {method.policy!r} decodes from left to right and fills no gaps")
+    if "text" in config.compare.stops:
+        raise UserError(f"compare.stops: policy {method.policy!r} does not know the stop rule 'text'")
+
+
+def rival_of(model: Model, method: MethodConfig) -> AutoregressiveMethod:
+    """Build the method of an autoregressive model that a configuration describes.
+
+    Args:
+        model: the dLLM, on whose device the other model runs where the method's options name none.
+        method: the method's description.
+
+    Raises:
+        UserError: a model cannot be loaded, or two models do not fit each other.
+    """
+    provided = {"device": lambda: str(model.adapter.device)}
+    rival: AutoregressiveMethod = build_rival(method.policy, method.options, provided)
+    return rival

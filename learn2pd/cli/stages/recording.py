@@ -14,13 +14,15 @@ from typing import Any
 
 import torch
 
+from learn2pd.caches.causal_block import exact_cache_for
 from learn2pd.cli.config import RunConfig, identity
 from learn2pd.cli.stages.components import checkers_of, model_of, usable_prompts
 from learn2pd.cli.stages.run_folder import read_metrics
 from learn2pd.data.prompts import Prompt
 from learn2pd.method import Method
 from learn2pd.models.delimiters import newline_ids
-from learn2pd.models.loading import Model
+from learn2pd.models.loading import Model, read_skeleton
+from learn2pd.models.sizes import bytes_text, sizes_of
 from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.recording.estimate import estimate
 from learn2pd.recording.processes import Processes
@@ -142,7 +144,7 @@ def record_round(config: RunConfig, output: Path, number: int, policy: FilterPol
     recording = Recording.load(output / "records")
     prompts = recorded_prompts(config, model)
     folder = output / "rounds" / str(number)
-    method = Method(policy, blocks_for(model.spec, config.decode.block_length))
+    method = Method(policy, blocks_for(model.spec, config.decode.block_length), exact_cache_for(model.spec))
 
     def produce(model: Model, prompts: Sequence[Prompt]) -> Tables:
         references = recording.references_of([prompt.id for prompt in prompts])
@@ -235,7 +237,10 @@ def dry_run(config: RunConfig) -> str:
     """
     model = model_of(config)
     prompts = recorded_prompts(config, model)
-    return estimate(
+    longest = max(len(model.encode(prompt.content)) for prompt in prompts)
+    network = read_skeleton(config.model.path, model.adapter.network.dtype, config.model.revision, config.model.family)
+    sizes = sizes_of(network, config.decode.rows, longest + config.decode.gen_length)
+    return f"memory:   at most {bytes_text(sizes.whole)}: {sizes}\n" + estimate(
         model,
         [prompt.text for prompt in prompts],
         gen_length=config.decode.gen_length,

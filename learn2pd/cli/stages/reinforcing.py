@@ -26,7 +26,8 @@ from learn2pd.method import Method
 from learn2pd.models.loading import Model
 from learn2pd.predictors.apply import check_contract
 from learn2pd.predictors.filter import FilterPolicy
-from learn2pd.predictors.saving import Predictor, load_predictor, save_predictor
+from learn2pd.predictors.loading import load_predictor
+from learn2pd.predictors.saving import Predictor, save_predictor
 from learn2pd.schedulers.blocks import blocks_for
 from learn2pd.stops.eot import EotStop
 from learn2pd.training.reinforce import Decoded, Reinforcement, ReinforceRecipe, Rollouts, reinforce

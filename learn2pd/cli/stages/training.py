@@ -28,10 +28,12 @@ from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.predictors.keep import PART as KEEP_FOLDER
 from learn2pd.predictors.keep import KeepPolicy
 from learn2pd.predictors.kinds import BESIDE_THE_FILTER, QUESTIONS
+from learn2pd.predictors.loading import load_predictor
 from learn2pd.predictors.lora import add_adapter
 from learn2pd.predictors.networks import PredictorNetwork
-from learn2pd.predictors.saving import Contract, Predictor, build_network, load_predictor, network_json
+from learn2pd.predictors.saving import Contract, Predictor, build_network, network_json
 from learn2pd.recording.reading import Recording
+from learn2pd.schedulers.blocks import alignment_of
 from learn2pd.training.calibration import DecodedValidation
 from learn2pd.training.fit import PredictorData, Recipe, load_weights, train_predictor
 from learn2pd.types import CONFIDENCE
@@ -181,7 +183,11 @@ def check_base(config: RunConfig, model: Model) -> None:
     if config.train.start != "scratch":
         spec = model.spec
         facts = {"mask_id": spec.mask_id, "vocab_size": spec.vocab_size, "eot_ids": spec.eot_ids}
-        geometry = {"block_length": config.decode.block_length, "alignment": "prompt", "confidence": CONFIDENCE}
+        geometry = {
+            "block_length": config.decode.block_length,
+            "alignment": alignment_of(spec),
+            "confidence": CONFIDENCE,
+        }
         check_same(base_of(config), facts | geometry)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from learn2pd.caches.causal_block import exact_cache_for
 from learn2pd.cli.config import RunConfig
 from learn2pd.cli.stages.components import checkers_of, given_of
 from learn2pd.data.prompts import Prompt, encoded
@@ -57,7 +58,8 @@ def measure_on(
             Method(
                 policy,
                 blocks_for(model.spec, config.decode.block_length),
-                stop=EotStop(config.decode.stop_floor),
+                exact_cache_for(model.spec),
+                EotStop(config.decode.stop_floor),
             ),
             gen_length=config.decode.gen_length,
             batch_size=config.decode.rows,

@@ -1,0 +1,71 @@
+"""benchmarks/peers.py on a checkout that is none, and on a made-up one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import peers
+from learn2pd import NoCache, ThresholdPolicy
+
+
+@pytest.mark.parametrize("made", ["", "no/such/folder", "empty", "file", "other"])
+def test_a_folder_that_is_no_checkout_is_refused_in_one_line(made, tmp_path, capsys):
+    path = Path(made) if made in ("", "no/such/folder") else tmp_path / made
+    if made == "file":
+        path.write_text("llada/generate.py")
+    elif made in ("empty", "other"):
+        path.mkdir()
+    if made == "other":
+        (path / "llada").mkdir()
+        (path / "llada" / "generate.py").write_text("def generate(model): ...")
+    assert peers.main([f"peer={'' if not made else path}"]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "is no checkout of a known peer" in message
+    assert all(peer.name in message for peer in peers.PEERS)
+
+
+@pytest.mark.parametrize("peer", peers.PEERS, ids=lambda peer: peer.name)
+def test_a_checkout_is_known_by_its_files(peer, tmp_path):
+    path = tmp_path / peer.file
+    path.parent.mkdir(parents=True)
+    path.write_text(f"{peer.mark}model):\n    ...\ndef generate_with_dual_cache(model):\n    ...\n")
+    assert peers.peer_of(str(tmp_path)) == (peer, tmp_path.resolve())
+
+
+def test_answers_that_differ_end_the_comparison(tiny_model, make_prompts):
+    ours = {"policy": ThresholdPolicy(0.9), "cache": NoCache()}
+    prompts = make_prompts([5, 5])
+
+    def same(prompt):
+        answer = peers.decode(tiny_model, prompt.tolist(), stop=peers.NoStop(), gen_length=8, **ours).tokens
+        return torch.cat((prompt, answer), dim=1)
+
+    pairs = peers.measure(peers.Setting(ours, same), tiny_model, prompts, 8)
+    assert len(pairs) == 2
+    assert all(seconds > 0 for pair in pairs for seconds in pair)
+    with pytest.raises(peers.Unequal, match="8 of 8 tokens differ"):
+        peers.measure(peers.Setting(ours, lambda prompt: same(prompt) + 1), tiny_model, prompts, 8)
+
+
+@pytest.mark.parametrize("wrong", ["settings=x", "gen_length=20"])
+def test_an_option_that_cannot_be_used_is_named(wrong, tmp_path, monkeypatch, capsys):
+    (tmp_path / "llada").mkdir()
+    (tmp_path / "llada" / "generate.py").write_text("def generate_dsb(model): ...")
+    monkeypatch.setattr(peers, "PEERS", (peers.Peer("DSB", "llada/generate.py", "def generate_dsb(", lambda *_: {}),))
+    assert peers.main([f"peer={tmp_path}", "model=checkpoints/tiny-llada", wrong]) == 2
+    assert wrong in capsys.readouterr().err
+
+
+def test_a_library_that_the_peer_lacks_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "llada").mkdir()
+    (tmp_path / "llada" / "generate.py").write_text("def generate_dsb(model): ...")
+    assert peers.main([f"peer={tmp_path}", "model=checkpoints/tiny-llada"]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "No module named" in message
