@@ -288,6 +288,18 @@ def import_family(target: str) -> Any:
     return _import("family", target)
 
 
+def import_logger(target: str) -> Any:
+    """Import a user's own logger.
+
+    Args:
+        target: The class, as `module:Class`.
+
+    Raises:
+        UserError: The class cannot be imported.
+    """
+    return _import("train.loggers", target)
+
+
 # ---- Exporters by the name of the engine.
 
 EXPORTERS = {

@@ -182,11 +182,10 @@ class SlotCache(DynamicCache):
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
         """Write the keys and values of a layer, [R, heads, Q, width] each, and return those that the forward sees."""
         if layer_idx not in self._kept:
-            rows, slots = self._shape
-            _, heads, _, width = key_states.shape
+            heads = key_states.shape[1]
             self._kept[layer_idx] = (
-                key_states.new_zeros(rows, slots, heads, width),
-                value_states.new_zeros(rows, slots, heads, value_states.shape[3]),
+                key_states.new_zeros(*self._shape, heads, key_states.shape[3]),
+                value_states.new_zeros(*self._shape, heads, value_states.shape[3]),
             )
         return tuple(
             self._written(kept, new)

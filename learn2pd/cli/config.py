@@ -189,6 +189,11 @@ class TrainConfig:
     keep_threshold: float = option(
         0.9, "threshold of the filter in those decodes; a bold one makes mistakes to learn from", least=0, most=1
     )
+    loggers: list[str] = option(
+        ["csv"],
+        "where the losses and figures of every epoch go: csv, tensorboard, wandb, or package.module:Class; every round "
+        "is a run of its own",
+    )
 
 
 @dataclass
@@ -303,6 +308,10 @@ class CompareConfig:
         "folder of the trained filter; null takes the filter of this run, after the stage reinforce where it is listed",
         path=True,
     )
+    likelihood: bool = option(
+        False,
+        "add the exact likelihood of every answer by the policy's own order, which costs a forward for each token",
+    )
 
 
 @dataclass
@@ -317,6 +326,7 @@ class RunConfig:
     threads: int = option(0, "number of CPU threads; 0 leaves the number to torch", least=0, most=4096)
     resume: bool = option(False, "continue in an output_dir that belongs to another configuration")
     overwrite: bool = option(False, "delete the outputs of an earlier run in output_dir")
+    quiet: bool = option(False, "show results, warnings and errors alone, and no progress bar")
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
@@ -473,9 +483,10 @@ def identity(config: Any) -> dict[str, Any]:
         Nested dicts without the keys that only say where, when or how a run is carried out.
     """
     described = as_dict(config)
-    for key in ("job", "resume", "overwrite", "stages", "output_dir", "threads"):
+    for key in ("job", "resume", "overwrite", "stages", "output_dir", "threads", "quiet"):
         described.pop(key, None)
-    for section, keys in {"model": ("device", "compile"), "record": ("devices", "num_nodes", "strategy")}.items():
+    elsewhere = {"model": ("device", "compile"), "record": ("devices", "num_nodes", "strategy"), "train": ("loggers",)}
+    for section, keys in elsewhere.items():
         for key in keys:
             described.get(section, {}).pop(key, None)
     return described

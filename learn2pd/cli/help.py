@@ -16,6 +16,7 @@ from learn2pd.cli.values import keys_of
 from learn2pd.kinds import type_name
 
 DRY_RUN = "--dry-run"
+QUIET = "--quiet"  # the same as quiet=true
 GRAMMAR = "key=value"
 
 
@@ -104,6 +105,12 @@ COMMANDS = {
         configless=True,
         configured=False,
     ),
+    "report": Command(
+        f"config=NAME [{GRAMMAR} ...] or output_dir=FOLDER",
+        "Make report.html of a run again from its files. Nothing is decoded, and an interrupted run may be reported.",
+        "learn2pd report output_dir=outputs/tiny_compare",
+        configless=True,
+    ),
     "doctor": Command(
         f"[{STAGE}]",
         "Say whether this machine can start a run, and what it lacks. Without config=NAME it is config=tiny_filter.",
@@ -144,6 +151,7 @@ def help_of(name: str, own: type | None, config: Any, described: str) -> str:
         RULES,
     ]
     lines += ["", "flags:", "  --help       show this help"]
+    lines.append(f"  {QUIET}      show results, warnings and errors alone, and no progress bar; the same as quiet=true")
     if command.dry_run:
         lines.append(f"  {DRY_RUN}    say what recording would cost: prompts, forwards, disk, time; nothing is written")
     if own is not None:

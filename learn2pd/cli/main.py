@@ -14,10 +14,11 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from learn2pd import __version__
-from learn2pd.cli.help import COMMANDS, DRY_RUN, help_of, overview
+from learn2pd.cli.help import COMMANDS, DRY_RUN, QUIET, help_of, overview
 from learn2pd.cli.options import OWN, DecodeOptions, ExportOptions, is_own, own_options
 from learn2pd.errors import UserError, suggest
 
@@ -154,6 +155,8 @@ def run_command(command: str, arguments: Sequence[str]) -> int:
         print_text(zoo(own.owner))
         return 0
     config = load_config(given.config, given.overrides)
+    if config.quiet:
+        log.setLevel(logging.WARNING)
     check_launcher()
     from transformers.utils import logging as transformers_logging
 
@@ -173,6 +176,8 @@ def run_command(command: str, arguments: Sequence[str]) -> int:
     config = with_blocks(config)
     if given.dry_run:
         print_text(stages.dry_run(config))
+    elif command == "report":
+        print_text(str(stages.write_report(Path(config.output_dir))))
     elif own is not None:
         if own.model is not None:
             config.model = replace(config.model, path=own.model)
@@ -241,7 +246,7 @@ def read_arguments(command: str, arguments: Sequence[str]) -> Arguments:
     overrides: list[str] = []
     own: list[str] = []
     prompts: list[str] = []
-    for argument in (argument for argument in arguments if argument not in (DRY_RUN, *HELP)):
+    for argument in (argument for argument in arguments if argument not in (DRY_RUN, QUIET, *HELP)):
         key, equals, value = argument.partition("=")
         if equals and key == "config" and COMMANDS[command].configured:
             names.append(value)
@@ -258,6 +263,8 @@ def read_arguments(command: str, arguments: Sequence[str]) -> Arguments:
         else:
             raise UserError(_misunderstood(argument))
     helps = any(flag in arguments for flag in HELP)
+    if QUIET in arguments:
+        overrides.append("quiet=true")
     if DRY_RUN in arguments and not COMMANDS[command].dry_run:
         takers = " and ".join(name for name, taker in COMMANDS.items() if taker.dry_run)
         raise UserError(f"{DRY_RUN}: it says what recording would cost, for the commands {takers}, not {command}")
@@ -281,7 +288,7 @@ def _misunderstood(argument: str) -> str:
     """Word the message about an argument that is not of the form key=value."""
     key, _, value = argument.partition("=")
     if argument.startswith("-"):
-        flags = suggest(argument, (DRY_RUN, "--help"))
+        flags = suggest(argument, (DRY_RUN, QUIET, "--help"))
         if flags:
             return f"argument {argument!r}: unknown flag{flags}"
     meant = f"{key.lstrip('-').replace('-', '_')}={value or 'VALUE'}"

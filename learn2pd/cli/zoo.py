@@ -60,7 +60,7 @@ def _on_hub(owner: str) -> Iterator[tuple[str, str, str]]:
     for repository in models:
         is_policy = "decoding-policy" in (repository.tags or [])
         yield "hub policy" if is_policy else "hub model", repository.id, ""
-    for repository in prompts:
-        yield "hub prompts", repository.id, ""
+    for prompt_set in prompts:
+        yield "hub prompts", prompt_set.id, ""
     if not models and not prompts:
         yield "hub", owner, f"{constants.ENDPOINT} holds nothing of this owner with the tag {TAG}"

@@ -97,6 +97,7 @@ class EmbeddedConfig:
         False, "is refused: a training goes on by itself, and only with the configuration it began with"
     )
     overwrite: bool = option(False, "delete the outputs of an earlier run in output_dir")
+    quiet: bool = option(False, "show warnings and errors alone, and no progress bar")
     examples: ExamplesConfig = field(default_factory=ExamplesConfig)
     vocab_size: int = option(1024, "tokens of the tokenizer that is learnt from the training texts")
     tokenizer_from: str | None = option(None, "folder of the model whose tokenizer is taken instead", path=True)

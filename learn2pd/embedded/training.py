@@ -14,7 +14,8 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,7 +24,7 @@ from learn2pd.embedded.stream import Batch, StreamData
 from learn2pd.errors import UserError
 from learn2pd.kinds import option
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
-from learn2pd.training.lightning_setup import fit, loggers, plugins
+from learn2pd.training.lightning_setup import FitProgress, fit, plugins
 
 # Muon grows every singular value at the same rate. Without a norm on queries and keys (LLaDA has none) attention
 # saturates within a few hundred steps and never learns to copy from the prompt. Decay bounds the spectral norm of these
@@ -260,8 +261,9 @@ def train_language_model(
         accelerator="cpu" if on_cpu else "gpu",
         devices=1 if on_cpu else [device.index or 0],
         max_steps=schedule.total_steps,
-        logger=loggers(folder),
-        callbacks=[saver, TQDMProgressBar(refresh_rate=10)],
+        logger=CSVLogger(folder, name="logs"),
+        callbacks=[saver, FitProgress("train the model", schedule.total_steps, "step")],
+        enable_progress_bar=False,
         plugins=plugins(),
         val_check_interval=schedule.validate_every_steps,
         check_val_every_n_epoch=None,

@@ -1,7 +1,9 @@
 """The table of all methods and stop rules.
 
 Definitions (docs/glossary.md has all of them): A *forward* is one call of the model that a row took part in. *Tokens
-per forward* is the number of answer tokens before the first end-of-text, divided by the number of all forwards.
+per forward* is the number of answer tokens before the first end-of-text, divided by the number of all forwards; a token
+that was taken back and written again counts once. *Effective* tokens per forward also subtract every token that was
+taken back or overwritten.
 *Agreement* is the share of positions at which a method's answer holds the same token as the answer with one token a
 step under the same stop rule; the positions are those of the latter answer, with its end-of-text. Intervals are 95%
 percentile bootstraps over prompts (statistics/bootstrap.py).
@@ -20,6 +22,8 @@ from learn2pd.data.tasks import Checker, ScoringChecker
 from learn2pd.evaluation.outcomes import Labels, Outcome
 from learn2pd.statistics.bootstrap import Bootstrap, Values, interval, point
 
+COLUMNS = 9  # sums over the prompts that the statistics of a method are made of
+
 
 @dataclass(frozen=True, eq=False)
 class MethodStatistics:
@@ -30,6 +34,9 @@ class MethodStatistics:
     agreement: Values | None  # None where the field has no decode of one token a step
     forwards: Values  # mean over the prompts
     tokens_per_forward: Values
+    effective_tokens_per_forward: Values  # each token that was taken back or overwritten is subtracted
+    nats_per_token: Values | None  # None where the likelihood is not computed
+    joint_commit_nats_per_token: Values | None
 
     @property
     def labels(self) -> Labels:
@@ -107,16 +114,30 @@ def _statistics(field: Sequence[Outcome], bootstrap: Bootstrap) -> list[MethodSt
             share,
             outcome.lengths,
             outcome.forwards,
+            outcome.lengths - outcome.revoked - outcome.edited,
+            *_likelihood_columns(outcome),
         ]
-    sums = bootstrap.sums(np.stack(columns, axis=1))  # [1 + R, 5 for each method]
+    sums = bootstrap.sums(np.stack(columns, axis=1))  # [1 + R, COLUMNS for each method]
     statistics = []
     for number, outcome in enumerate(field):
-        correct, judged, agreed, tokens, forwards = sums[:, 5 * number : 5 * number + 5].T
+        of_method = sums[:, COLUMNS * number : COLUMNS * (number + 1)].T
+        correct, judged, agreed, tokens, forwards, effective, own_order, joint, counted = of_method
         with np.errstate(invalid="ignore"):  # no prompt of a resample may have been judged
             accuracy = correct / judged if judged[0] else None
         mean_agreement = None if reference_of(outcome.labels, field) is None else agreed / len(outcome.lengths)
         mean_forwards = forwards / len(outcome.lengths)
-        statistics.append(MethodStatistics(outcome, accuracy, mean_agreement, mean_forwards, tokens / forwards))
+        statistics.append(
+            MethodStatistics(
+                outcome,
+                accuracy,
+                mean_agreement,
+                mean_forwards,
+                tokens / forwards,
+                np.maximum(effective, 0) / forwards,
+                None if outcome.likelihood is None else -own_order / counted,
+                None if outcome.likelihood is None else (joint - own_order) / counted,
+            )
+        )
     return statistics
 
 
@@ -133,6 +154,13 @@ def reference_of(labels: Labels, field: Sequence[Outcome]) -> Outcome | None:
     mark = "target" if labels.model else "reference"
     same = (other for other in field if (other.labels.mark, other.labels.model) == (mark, labels.model))
     return next(same, None)
+
+
+def _likelihood_columns(outcome: Outcome) -> Sequence[NDArray[Any]]:
+    """Return the log-likelihoods by the policy's own order and by its joint commits, and the tokens that they count."""
+    if outcome.likelihood is None:
+        return [np.zeros(len(outcome.lengths))] * 3
+    return [outcome.likelihood.own_order, outcome.likelihood.joint, outcome.likelihood.counted]
 
 
 def build_rows(fields: Sequence[Sequence[MethodStatistics]]) -> list[dict[str, Any]]:
@@ -211,6 +239,9 @@ def _row(entry: MethodStatistics, fixed: MethodStatistics | None, threshold: Met
         "failed": int(outcome.failed.sum()),
         "answer_tokens_mean": float(outcome.lengths.mean()),
     }
+    row |= _described("effective_tokens_per_forward", entry.effective_tokens_per_forward)
+    row |= _described("nats_per_token", entry.nats_per_token)
+    row |= _described("joint_commit_nats_per_token", entry.joint_commit_nats_per_token)
     row |= _described("tokens_per_forward", entry.tokens_per_forward) | {
         "tokens_per_second": float(outcome.lengths.sum() / outcome.wall_s),
         "wall_seconds": outcome.wall_s,

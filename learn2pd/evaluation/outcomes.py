@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from tqdm.auto import tqdm
 
 from learn2pd.autoregressive.timing import Drafting, joined
 from learn2pd.data.prompts import Prompt, encoded
@@ -39,6 +38,7 @@ DECODED = {  # arrays that an outcome takes from a decode result, with a value o
     "failed": np.bool_,
 }
 ARRAYS = ("correct", *DECODED)
+LIKELIHOODS = ("own_order", "joint", "counted")
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,15 @@ class Labels:
 
 
 @dataclass(frozen=True, eq=False)
+class Likelihood:
+    """The log-likelihoods of N answers under the model, in nats (evaluation/likelihood.py)."""
+
+    own_order: NDArray[np.float64]  # [N] one position at a time, in the order of the commits
+    joint: NDArray[np.float64]  # [N] as the steps of the policy took them
+    counted: NDArray[np.int64]  # [N] tokens that count
+
+
+@dataclass(frozen=True, eq=False)
 class Outcome:
     """The results of one method and stop rule on one task, for N prompts on a canvas of G positions."""
 
@@ -85,6 +94,7 @@ class Outcome:
     # how near each answer comes to the right one, where the checker counts that
     counts: list[dict[str, int]] = field(default_factory=list)
     drafting: Drafting | None = None  # what the draft of an autoregressive method did
+    likelihood: Likelihood | None = None  # None where the comparison does not ask for it
 
 
 def group_by_task(prompts: Sequence[Prompt]) -> dict[str, list[Prompt]]:
@@ -107,7 +117,7 @@ def run_method(
     sampling: Sampling,
     seed: int,
     given: Sequence[Any] | None = None,
-    progress: tqdm[Any] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Outcome:
     """Decode the prompts of one task and judge the answers.
 
@@ -124,7 +134,7 @@ def run_method(
         sampling: temperature and filters of the proposals.
         seed: seed of the sampling.
         given: the parts of the answers that stand from the start, as for `decode`.
-        progress: a progress bar that counts prompts.
+        progress: a function that receives the number of prompts of each finished batch.
 
     Returns:
         The outcome.
@@ -138,7 +148,7 @@ def run_method(
         sampling=sampling,
         seed=seed,
         given=given,
-        progress=progress.update if progress is not None else None,
+        progress=progress,
     )
     return judged(result, prompts, checkers, labels)
 
@@ -190,22 +200,12 @@ def cached(path: Path, key: str, labels: Labels, produce: Callable[[], Outcome])
     Returns:
         The outcome.
     """
-    try:
-        with safe_open(path, "np") as stored:
-            described = stored.metadata()
-            if described["key"] == key:
-                plain = json.loads(described["plain"])
-                drafting = plain.pop("drafting")
-                return Outcome(
-                    labels=labels,
-                    drafting=None if drafting is None else Drafting(**drafting),
-                    **plain,
-                    **{name: stored.get_tensor(name) for name in ARRAYS},
-                )
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        pass  # the file is missing, half written or of another version, so the outcome is produced again
+    stored = _stored(path, key, ARRAYS)
+    if stored is not None:
+        values, arrays = stored
+        drafting = values.pop("drafting")
+        return Outcome(labels=labels, drafting=None if drafting is None else Drafting(**drafting), **values, **arrays)
     outcome = produce()
-    path.parent.mkdir(parents=True, exist_ok=True)
     plain: dict[str, Any] = {
         "reasons": outcome.reasons,
         "counts": outcome.counts,
@@ -213,14 +213,56 @@ def cached(path: Path, key: str, labels: Labels, produce: Callable[[], Outcome])
         "model_s": outcome.model_s,
         "drafting": None if outcome.drafting is None else asdict(outcome.drafting),
     }
-    with whole_file(path) as partial:
-        save_file({name: getattr(outcome, name) for name in ARRAYS}, partial, {"key": key, "plain": json.dumps(plain)})
+    _store(path, key, plain, {name: getattr(outcome, name) for name in ARRAYS})
     return outcome
+
+
+def cached_likelihood(path: Path, key: str, produce: Callable[[], Likelihood]) -> Likelihood:
+    """Return the likelihoods of an outcome from the disk where they are still valid, else new ones, which are saved.
+
+    Args:
+        path: the file of the likelihoods.
+        key: the key of their outcome.
+        produce: computes them.
+
+    Returns:
+        The likelihoods.
+    """
+    stored = _stored(path, key, LIKELIHOODS)
+    if stored is not None:
+        return Likelihood(**stored[1])
+    computed = produce()
+    _store(path, key, {}, {name: getattr(computed, name) for name in LIKELIHOODS})
+    return computed
+
+
+def _stored(path: Path, key: str, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Return the plain values and the arrays of a file that has this key; None where there is no such file."""
+    try:
+        with safe_open(path, "np") as stored:
+            described = stored.metadata()
+            if described["key"] == key:
+                return json.loads(described["plain"]), {name: stored.get_tensor(name) for name in names}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        pass  # the file is missing, half written or of another version, so it is made again
+    return None
+
+
+def _store(path: Path, key: str, plain: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial:
+        save_file(arrays, partial, {"key": key, "plain": json.dumps(plain)})
 
 
 def merge(outcomes: Sequence[Outcome]) -> Outcome:
     """Join the outcomes of one method and stop rule over all tasks into one outcome of the task `all`."""
     arrays: dict[str, Any] = {name: np.concatenate([getattr(outcome, name) for outcome in outcomes]) for name in ARRAYS}
+    parts = [outcome.likelihood for outcome in outcomes if outcome.likelihood is not None]
+    likelihood = (
+        Likelihood(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in LIKELIHOODS})
+        if len(parts) == len(outcomes)
+        else None
+    )
     return Outcome(
         labels=replace(outcomes[0].labels, task="all"),
         reasons=[reason for outcome in outcomes for reason in outcome.reasons],
@@ -228,5 +270,6 @@ def merge(outcomes: Sequence[Outcome]) -> Outcome:
         wall_s=sum(outcome.wall_s for outcome in outcomes),
         model_s=sum(outcome.model_s for outcome in outcomes),
         drafting=joined([outcome.drafting for outcome in outcomes if outcome.drafting]),
+        likelihood=likelihood,
         **arrays,
     )

@@ -6,10 +6,8 @@ with plain decoding of the same model alone, and with the dLLM's methods by accu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-from tqdm.auto import tqdm
 
 from learn2pd.autoregressive.generation import generate
 from learn2pd.autoregressive.methods import AutoregressiveMethod
@@ -32,7 +30,7 @@ def run_rival(
     batch_size: int,
     sampling: Sampling,
     seed: int,
-    progress: tqdm[Any] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Outcome:
     """Decode the prompts of one task with an autoregressive method, judge the answers, and measure its forwards.
 
@@ -45,7 +43,7 @@ def run_rival(
         batch_size: rows that are decoded together.
         sampling: temperature and filters.
         seed: seed of the sampling.
-        progress: a progress bar that counts prompts.
+        progress: a function that receives the number of prompts of each finished batch.
 
     Returns:
         The outcome.
@@ -58,7 +56,7 @@ def run_rival(
         sampling=sampling,
         seed=seed,
         stops=labels.stop != "none",
-        progress=progress.update if progress is not None else None,
+        progress=progress,
     )
     plain_s, target_s, draft_s = measure_costs(method)
     drafting = Drafting(

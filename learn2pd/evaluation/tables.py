@@ -38,6 +38,7 @@ def markdown(comparison: dict[str, Any], meta: dict[str, Any]) -> str:
             "Shares over the answers of a task, as its checker counts them.",
             *scores,
         ]
+    parts += ["## What each method costs", COST_NOTE, cost_table(comparison)]
     revised = revision_table(comparison["rows"])
     if revised:
         parts += ["## What was taken back", REVISION_NOTE, revised]
@@ -119,6 +120,17 @@ def score_tables(rows: Sequence[Line]) -> list[str]:
 def methods_table(rows: Sequence[Line]) -> str:
     """Write the table of all methods."""
     return _table(METHODS, rows)
+
+
+def cost_table(comparison: Line) -> str:
+    """Write the table of what each method costs, and of how likely its answers are."""
+    return _table(COSTS, cost_lines(comparison))
+
+
+def cost_lines(comparison: Line) -> list[Line]:
+    """Return the rows of a comparison, each with the area under the curve of its family where the family has one."""
+    areas = {(line["task"], line["stop"], line["family"]): line["area"] for line in comparison["curves"]}
+    return [row | {"area": areas.get((row["task"], row["stop"], row["family"]))} for row in comparison["rows"]]
 
 
 def revision_table(rows: Sequence[Line]) -> str:
@@ -204,6 +216,23 @@ REVISION_NOTE = (
     "Means over the answers. Columns: the positions that a forward computes, shadow columns included. Flip-flop: a "
     "token that was taken back and then committed again at the same position."
 )
+COST_NOTE = (
+    "Effective: each token that was taken back or overwritten is subtracted from the answer tokens. Columns: the "
+    "positions that a forward computes, shadow columns included. Area: the mean height of accuracy over tokens per "
+    "forward of the method's family. Nats: minus the exact log-likelihood of what was written, under the model by the "
+    "policy's own order, one token at a time. Joint commits: the nats that committing several tokens in one step cost "
+    "(evaluation/likelihood.py). n/a: the comparison did not ask for it (compare.likelihood)."
+)
+COSTS = PLACE | {
+    "method": _text("method"),
+    "effective tokens/forward": _number("effective_tokens_per_forward"),
+    "columns/forward": _number("columns_per_forward", "{:.1f}"),
+    "wall s": _number("wall_seconds", "{:.1f}"),
+    "wall speedup": _number("speedup_wall", "{:.2f}x"),
+    "area %": _number("area", **PERCENT),
+    "nats/token": _number("nats_per_token", "{:.3f}"),
+    "joint commits, nats/token": _number("joint_commit_nats_per_token", "{:.3f}"),
+}
 REVISIONS = PLACE | {
     "method": _text("method"),
     "forwards": lambda line: f"{line['forwards_mean']:.1f}",

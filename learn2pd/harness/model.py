@@ -19,7 +19,6 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook, TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from tqdm.auto import tqdm
 
 from learn2pd import __version__
 from learn2pd.decoding import decode, provided_by
@@ -29,6 +28,7 @@ from learn2pd.harness.likelihood import Pair, are_greedy, log_likelihoods
 from learn2pd.method import Method
 from learn2pd.models.loading import Model, load_model
 from learn2pd.models.neighbours import told_in_one_line
+from learn2pd.progress import progress_bar
 from learn2pd.registry import is_known
 from learn2pd.stops.eot import EotStop
 from learn2pd.stops.text import TextStop
@@ -224,7 +224,7 @@ class DiffusionLM(TemplateLM):
         groups: dict[Ask, list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(self._ask(request), []).append(number)
-        with tqdm(total=len(requests), desc="answers", disable=disable_tqdm or self.rank > 0) as bar:
+        with progress_bar(len(requests), "answers", "answer", shown=not disable_tqdm and self.rank == 0) as bar:
             for ask, numbers in groups.items():
                 for batch, prompts in self._batches(requests, numbers, ask):
                     for number, text in zip(batch, self._answers(requests, batch, prompts, ask), strict=True):
@@ -320,7 +320,7 @@ class DiffusionLM(TemplateLM):
         pairs = [self._fitting(prompt, answer) for _, prompt, answer in requests]
         order = sorted(range(len(pairs)), key=lambda number: -sum(map(len, pairs[number])))
         results: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
-        with tqdm(total=len(pairs), desc="likelihoods", disable=disable_tqdm or self.rank > 0) as bar:
+        with progress_bar(len(pairs), "likelihoods", "answer", shown=not disable_tqdm and self.rank == 0) as bar:
             for first in range(0, len(order), self.batch_size):
                 numbers = order[first : first + self.batch_size]
                 batch = [pairs[number] for number in numbers]
@@ -343,16 +343,18 @@ class DiffusionLM(TemplateLM):
             Log-probabilities.
         """
         scores = []
-        for request in tqdm(requests, desc="texts", disable=disable_tqdm or self.rank > 0):
-            windows = get_rolling_token_windows(
-                token_list=self.tok_encode(request.args[0], add_special_tokens=False),
-                prefix_token=self.prefix_token_id,
-                max_seq_len=self.max_length - 1,
-                context_len=1,
-            )
-            score = sum(self._scores([make_disjoint_window(window) for window in windows]))
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, score)
-            scores.append(score)
+        with progress_bar(len(requests), "texts", "text", shown=not disable_tqdm and self.rank == 0) as bar:
+            for request in requests:
+                windows = get_rolling_token_windows(
+                    token_list=self.tok_encode(request.args[0], add_special_tokens=False),
+                    prefix_token=self.prefix_token_id,
+                    max_seq_len=self.max_length - 1,
+                    context_len=1,
+                )
+                score = sum(self._scores([make_disjoint_window(window) for window in windows]))
+                self.cache_hook.add_partial("loglikelihood_rolling", request.args, score)
+                scores.append(score)
+                bar.update()
         return scores
 
     def _scores(self, pairs: Sequence[Pair]) -> list[float]:
@@ -461,7 +463,7 @@ def stopping_at(method: Method, texts: Sequence[str]) -> Method:
         The method with the stop rule `text`, or the method as it is.
     """
     stop = method.stop
-    if not texts or type(stop) not in (EotStop, TextStop):
+    if not texts or not isinstance(stop, EotStop) or type(stop) not in (EotStop, TextStop):
         return method
     own = stop.strings if isinstance(stop, TextStop) else []
     return Method(method.policy, method.scheduler, method.cache, TextStop([*own, *texts], stop.floor))

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from learn2pd.caches.causal_block import exact_cache_for
 from learn2pd.data.prompts import Prompt, encoded
@@ -35,6 +34,7 @@ from learn2pd.models.loading import Model
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import GuidedPolicy, OraclePolicy
 from learn2pd.predictors.features import STANDING, observe, observe_committed
+from learn2pd.progress import progress_bar
 from learn2pd.recording.schema import RECORDING, entry_path, read_recording
 from learn2pd.recording.shard_claims import share
 from learn2pd.recording.writing import Tables, write_manifest, write_shard
@@ -310,7 +310,7 @@ def record(
         shard = [prompts[place] for place in chunks[number]]
         write_shard(folder, number, produce(model, shard), gen_length, recording)
 
-    with tqdm(total=len(prompts), desc="record", unit="prompt", dynamic_ncols=True, disable=not leads) as bar:
+    with progress_bar(len(prompts), f"record {folder.name}", "prompt", shown=leads) as bar:
         for number in share(folder, len(chunks), make, frozenset(written) if leads else frozenset()):
             if number not in written:
                 missing += len(chunks[number])

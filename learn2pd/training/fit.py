@@ -15,7 +15,8 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
@@ -36,7 +37,8 @@ from learn2pd.predictors.networks import LengthFree, PredictorNetwork
 from learn2pd.predictors.questions import Batch, Columns, Question, make_batch
 from learn2pd.recording.reading import Recording
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
-from learn2pd.training.lightning_setup import check_checkpoint, fit, loggers, plugins
+from learn2pd.training.lightning_setup import FitProgress, check_checkpoint, fit, plugins
+from learn2pd.training.loggers import close_loggers
 
 SHARDS_AT_A_TIME = 8  # shards that are held in memory and whose rows are shuffled together
 BEST = "best.safetensors"  # checkpoint of the best epoch
@@ -300,7 +302,9 @@ def load_weights(network: PredictorNetwork, folder: Path) -> None:
     network.eval()
 
 
-def train_predictor(network: PredictorNetwork, data: PredictorData, folder: Path, recipe: Recipe) -> dict[str, float]:
+def train_predictor(
+    network: PredictorNetwork, data: PredictorData, folder: Path, recipe: Recipe, loggers: Sequence[Logger] = ()
+) -> dict[str, float]:
     """Train a network in place and give it the weights of the epoch with the least validation loss.
 
     An interrupted training continues from its last checkpoint in `folder`.
@@ -308,8 +312,9 @@ def train_predictor(network: PredictorNetwork, data: PredictorData, folder: Path
     Args:
         network: the network.
         data: the training and validation data.
-        folder: folder for checkpoints and logs.
+        folder: folder for checkpoints.
         recipe: the settings of the training.
+        loggers: where the losses and figures of every epoch go; they are closed at the end.
 
     Returns:
         The validation figures of the best epoch, and `epochs`, the number of epochs that were trained.
@@ -318,12 +323,14 @@ def train_predictor(network: PredictorNetwork, data: PredictorData, folder: Path
     best = ModelCheckpoint(folder, filename=Path(BEST).stem, monitor="val_loss", enable_version_counter=False)
     latest = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
     best.FILE_EXTENSION = latest.FILE_EXTENSION = ".safetensors"
+    bar = FitProgress(f"train {folder.name}", recipe.max_epochs, "epoch")
     trainer = lightning.Trainer(
         accelerator="cpu",  # a few thousand parameters: a GPU would only add latency
         devices=1,
         max_epochs=recipe.max_epochs,
-        callbacks=[best, latest, EarlyStopping("val_loss", patience=recipe.patience_epochs), TQDMProgressBar()],
-        logger=loggers(folder),
+        callbacks=[best, latest, EarlyStopping("val_loss", patience=recipe.patience_epochs), bar],
+        logger=list(loggers),
+        enable_progress_bar=False,
         plugins=plugins(),
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
@@ -336,4 +343,5 @@ def train_predictor(network: PredictorNetwork, data: PredictorData, folder: Path
     fit(trainer, module, data, last)
     load_weights(network, folder)
     figures = trainer.validate(module, data, verbose=False)[0]
+    close_loggers(loggers)
     return {name: float(value) for name, value in figures.items()} | {"epochs": float(trainer.current_epoch)}

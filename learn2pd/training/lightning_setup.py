@@ -1,17 +1,19 @@
-"""The parts around Lightning that every training needs: resuming, Ctrl-C and loggers."""
+"""The parts around Lightning that every training needs: resuming, Ctrl-C and the progress bar."""
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from tqdm import tqdm
 
 from learn2pd.errors import UserError
+from learn2pd.progress import progress_bar
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
 
 
@@ -41,7 +43,7 @@ def plugins() -> list[Any]:
     return [SafetensorsCheckpointIO(), OneProcess()]
 
 
-def check_checkpoint(path: Path, module: lightning.LightningModule) -> None:
+def check_checkpoint(path: Path, module: LightningModule) -> None:
     """Make sure that a training can go on from a checkpoint, or that a network can take its weights.
 
     Args:
@@ -62,9 +64,7 @@ def check_checkpoint(path: Path, module: lightning.LightningModule) -> None:
         raise UserError(f"checkpoint {path} is of another training: delete {path.parent} to train it again")
 
 
-def fit(
-    trainer: lightning.Trainer, module: lightning.LightningModule, data: lightning.LightningDataModule, last: Path
-) -> None:
+def fit(trainer: lightning.Trainer, module: LightningModule, data: lightning.LightningDataModule, last: Path) -> None:
     """Train, from the last checkpoint if it exists.
 
     Args:
@@ -85,13 +85,52 @@ def fit(
         raise
 
 
-def loggers(folder: Path) -> list[Logger]:
-    """Return a CSV logger, and a TensorBoard logger where TensorBoard is installed.
+class FitProgress(Callback):
+    """The progress bar of a training.
 
     Args:
-        folder: folder of the logs.
+        what: the training, in one or two words.
+        total: the most epochs or optimizer steps.
+        unit: what the bar counts.
+        shows: names of logged figures whose last values stand beside the bar.
     """
-    outputs: list[Logger] = [CSVLogger(folder, name="logs")]
-    with contextlib.suppress(ModuleNotFoundError):
-        outputs.append(TensorBoardLogger(folder, name="tensorboard"))
-    return outputs
+
+    def __init__(
+        self, what: str, total: int, unit: Literal["epoch", "step"], shows: Sequence[str] = ("val_loss",)
+    ) -> None:
+        self.what = what
+        self.total = total
+        self.unit = unit
+        self.shows = shows
+        self.bar: tqdm[Any] | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar, at the place where an interrupted training goes on."""
+        done = trainer.current_epoch if self.unit == "epoch" else trainer.global_step
+        self.bar = progress_bar(self.total, self.what, self.unit, done=done)
+
+    def on_train_batch_end(self, trainer: Trainer, *rest: Any) -> None:
+        """Count the optimizer steps."""
+        if self.unit == "step" and self.bar is not None:
+            self.bar.update(trainer.global_step - self.bar.n)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the epochs, and show the last figures."""
+        if self.bar is None:
+            return
+        logged = {
+            name: f"{trainer.callback_metrics[name]:.4f}" for name in self.shows if name in trainer.callback_metrics
+        }
+        if logged:
+            self.bar.set_postfix(logged, refresh=False)
+        if self.unit == "epoch":
+            self.bar.update(trainer.current_epoch + 1 - self.bar.n)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the bar after an interruption."""
+        self.on_train_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()

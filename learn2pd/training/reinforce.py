@@ -32,7 +32,8 @@ from typing import Any, NamedTuple
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -46,7 +47,8 @@ from learn2pd.predictors.networks import PredictorNetwork
 from learn2pd.predictors.saving import Predictor
 from learn2pd.tensors import window_view
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
-from learn2pd.training.lightning_setup import check_checkpoint, fit, loggers, plugins
+from learn2pd.training.lightning_setup import FitProgress, check_checkpoint, fit, plugins
+from learn2pd.training.loggers import close_loggers
 from learn2pd.types import DecodeResult, DecodeState, Step, Window
 
 log = logging.getLogger(__name__)
@@ -365,7 +367,7 @@ def _figures(result: DecodeResult, correct: NDArray[np.float64], earned: Tensor)
     }
 
 
-def reinforce(rollouts: Rollouts, folder: Path) -> dict[str, Any]:
+def reinforce(rollouts: Rollouts, folder: Path, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
     """Reinforce a filter in place and give it the weights of the iteration with the best validation reward.
 
     Where no iteration earns more than the start, the network is left as it began. An interrupted reinforcement
@@ -373,7 +375,8 @@ def reinforce(rollouts: Rollouts, folder: Path) -> dict[str, Any]:
 
     Args:
         rollouts: The rollouts, with the module that is trained.
-        folder: The folder for checkpoints and logs.
+        folder: The folder for checkpoints.
+        loggers: Where the figures of every iteration go; they are closed at the end.
 
     Returns:
         The validation figures `before` and `after`, and `iteration`, the number of the best one; 0 is the start.
@@ -387,13 +390,16 @@ def reinforce(rollouts: Rollouts, folder: Path) -> dict[str, Any]:
     )
     latest = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
     best.FILE_EXTENSION = latest.FILE_EXTENSION = ".safetensors"
+    shows = ("val_reward", "val_accuracy", "val_tokens_per_forward")
+    bar = FitProgress("reinforce", recipe.iterations, "epoch", shows)
     trainer = lightning.Trainer(
         accelerator="cpu",  # the network is small; the model that decodes is where the user put it
         devices=1,
         max_epochs=recipe.iterations,
         check_val_every_n_epoch=recipe.validate_every,
-        callbacks=[best, latest, TQDMProgressBar()],
-        logger=loggers(folder),
+        callbacks=[best, latest, bar],
+        logger=list(loggers),
+        enable_progress_bar=False,
         plugins=plugins(),
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
@@ -404,6 +410,7 @@ def reinforce(rollouts: Rollouts, folder: Path) -> dict[str, Any]:
     if last.exists():
         check_checkpoint(last, module)
     fit(trainer, module, rollouts, last)
+    close_loggers(loggers)
     reward = float(best.best_model_score) if best.best_model_score is not None else -np.inf
     iteration = 0
     if reward > before["reward"]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from filelock import FileLock
 
 from learn2pd import load_policy, save_policy
 from learn2pd.cli import main as cli
+from learn2pd.cli import stages
 from learn2pd.cli.stages.run_folder import LOCK_FILE
 from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.predictors.networks import MLP
@@ -43,6 +45,7 @@ SMALL = [
         {name: learn2pd keep, policy: keep},
         {name: oracle, policy: oracle},
     ]""",
+    "compare.likelihood=true",
     "model.device=cpu",
     "threads=1",
 ]
@@ -76,6 +79,8 @@ def test_the_run_leaves_everything_it_promises(finished):
         "metrics.json",
         "compare.json",
         "compare.md",
+        "report.html",
+        "replays.json",
         "policy/policy.json",
         "policy/model.safetensors",
         "policy/keep/policy.json",
@@ -91,6 +96,13 @@ def test_the_run_leaves_everything_it_promises(finished):
     vanilla = next(row for row in rows if row["method"] == "vanilla" and row["stop"] == "none" and row["task"] == "all")
     assert vanilla["agreement"] == 1
     assert vanilla["forwards_mean"] == 48
+    assert vanilla["joint_commit_nats_per_token"] == pytest.approx(0, abs=1e-9)
+    assert all(row["nats_per_token"] > 0 for row in rows)
+    replays = json.loads((finished / "replays.json").read_text())
+    assert replays["stage"] == "compare"
+    assert sorted(replay["task"] for replay in replays["replays"]) == ["code", "json", "math"]
+    assert {"vanilla", "oracle"} <= {run["method"] for run in replays["replays"][0]["runs"]}
+    assert "What is missing" not in (finished / "report.html").read_text()
     metrics = json.loads((finished / "metrics.json").read_text())
     calibrated = metrics["calibrate"]["filter"]
     assert load_policy(finished / "policy").threshold == calibrated["threshold"]
@@ -117,6 +129,32 @@ def test_a_finished_run_started_again_does_nothing_twice(arguments, finished):
     assert cli.run([*arguments, f"output_dir={finished}"]) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert json.loads((finished / "compare.json").read_text()) == comparison
+
+
+def test_quiet_writes_nothing_but_results(arguments, finished, capsys):
+    quiet = [*arguments, f"output_dir={finished}", "--quiet"]
+    assert cli.guarded(lambda: cli.run_command("compare", quiet)) == 0
+    assert cli.guarded(lambda: cli.run_command("report", quiet)) == 0
+    written = capsys.readouterr()
+    assert written.err == ""
+    assert written.out.strip() == str(finished / "report.html")
+
+
+@pytest.mark.parametrize(("stage", "second"), [("record", "oracle"), ("train", "filter of round 1 at 0.9")])
+def test_a_stage_alone_ends_in_a_report_with_a_replay(arguments, finished, tmp_path, stage, second):
+    output = Path(shutil.copytree(finished, tmp_path / "out"))
+    assert cli.guarded(lambda: cli.run_command(stage, [*arguments, f"output_dir={output}"])) == 0
+    replays = json.loads((output / "replays.json").read_text())["replays"]
+    assert [run["method"] for run in replays[0]["runs"]] == ["one token a step", second]
+
+
+def test_an_interrupted_run_leaves_a_report_of_what_there_is(arguments, tmp_path, monkeypatch):
+    def interrupted(config, output):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(stages.STAGE_FUNCTIONS, "train", interrupted)
+    assert cli.run([*arguments, f"output_dir={tmp_path}", "data.train_prompts=3"]) == 130
+    assert "The stage train is not finished" in (tmp_path / "report.html").read_text()
 
 
 def test_a_filter_is_fine_tuned_for_a_domain_and_its_adapter_fits_the_base_alone(arguments, finished, tmp_path, capsys):

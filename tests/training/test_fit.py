@@ -25,6 +25,7 @@ from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.training import fit as predictors
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
 from learn2pd.training.fit import PredictorData, PredictorTraining, Recipe, train_predictor
+from learn2pd.training.loggers import build_loggers
 from tests.contract.helpers import run
 
 GEN, BLOCK = 40, 16
@@ -89,9 +90,8 @@ def train(recording, folder, epochs, **changes):
     """Train a small network, and return it with its figures."""
     torch.manual_seed(0)
     network = Conv(hidden=8, layers=2)
-    figures = train_predictor(
-        network, data(recording, network), folder, Recipe(**(RECIPE | {"max_epochs": epochs} | changes))
-    )
+    recipe = Recipe(**(RECIPE | {"max_epochs": epochs} | changes))
+    figures = train_predictor(network, data(recording, network), folder, recipe, build_loggers(["csv"], folder, "run"))
     return network, figures
 
 

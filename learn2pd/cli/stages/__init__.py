@@ -20,10 +20,11 @@ from learn2pd.cli.stages.comparison import check_comparison, stage_compare
 from learn2pd.cli.stages.components import check_decoding, checkers_of, model_of, prompts_of, usable_prompts
 from learn2pd.cli.stages.recording import check_recording, dry_run, processes_of, stage_record
 from learn2pd.cli.stages.reinforcing import check_reinforcing, stage_reinforce
-from learn2pd.cli.stages.run_folder import claim_output, open_output, write_metrics
+from learn2pd.cli.stages.reporting import write_replays, write_report
+from learn2pd.cli.stages.run_folder import REPLAY_FILE, claim_output, open_output, write_metrics
 from learn2pd.cli.stages.training import check_base, check_training, stage_train
 
-__all__ = ["dry_run", "run_stages"]
+__all__ = ["dry_run", "run_stages", "write_report"]
 log = logging.getLogger(__name__)
 STAGE_FUNCTIONS = {
     "record": stage_record,
@@ -75,9 +76,16 @@ def run_stages(config: RunConfig, only: str | None = None) -> None:
         if set(stages) - {"reinforce", "compare"} and not config.overwrite:
             check_recording(config, output)
         open_output(config, output, stages)
-        for stage in stages:
-            started = time.perf_counter()
-            log.info("stage %s", stage)
-            figures = STAGE_FUNCTIONS[stage](config, output)
-            if figures is not None:
-                write_metrics(output, stage, figures | {"stage_seconds": round(time.perf_counter() - started, 2)})
+        (output / REPLAY_FILE).unlink(missing_ok=True)  # replays of an earlier command may show another policy
+        try:
+            for stage in stages:
+                started = time.perf_counter()
+                log.info("stage %s", stage)
+                figures = STAGE_FUNCTIONS[stage](config, output)
+                if figures is not None:
+                    write_metrics(output, stage, figures | {"stage_seconds": round(time.perf_counter() - started, 2)})
+            if stages:
+                write_replays(config, output, stages[-1])
+        finally:  # the page of an interrupted run says what is missing
+            page = write_report(output)
+        log.info("report: %s", page)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from learn2pd import __version__
 from learn2pd.autoregressive.methods import AutoregressiveMethod
@@ -39,16 +38,28 @@ from learn2pd.evaluation import plots as report
 from learn2pd.evaluation import tables
 from learn2pd.evaluation.compare import build_rows, measure, score_rows
 from learn2pd.evaluation.curves import compare_families
-from learn2pd.evaluation.outcomes import Labels, Outcome, cached, group_by_task, merge, run_method
+from learn2pd.evaluation.likelihood import likelihood
+from learn2pd.evaluation.outcomes import (
+    Labels,
+    Likelihood,
+    Outcome,
+    cached,
+    cached_likelihood,
+    group_by_task,
+    merge,
+    run_method,
+)
 from learn2pd.evaluation.rivals import KIND, rival_rows, run_rival
 from learn2pd.evaluation.search import Continuation
 from learn2pd.files import write_json
 from learn2pd.method import Method
+from learn2pd.models.infilling import given_tokens
 from learn2pd.models.loading import Model
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.search import SearchPolicy
 from learn2pd.policies.threshold import ThresholdPolicy
+from learn2pd.progress import progress_bar
 from learn2pd.registry import RIVALS, lacking
 from learn2pd.statistics.bootstrap import Bootstrap
 
@@ -238,13 +249,13 @@ def _compare_outcomes(
     ]
     references: dict[tuple[str, str], torch.Tensor] = {}  # answers with one token a step, by stop rule and task
     outcomes: list[Outcome] = []
-    with tqdm(total=len(runs) * len(prompts), desc="compare", unit="prompt", dynamic_ncols=True) as bar:
+    with progress_bar(len(runs) * len(prompts), "compare", "prompt") as bar:
         for stop, family, described, built in runs:
             parts = []
             for task, group in groups.items():
                 method = built
                 shared: dict[str, Any] = {
-                    "progress": bar,
+                    "progress": bar.update,
                     "gen_length": decoding.gen_length,
                     "batch_size": decoding.rows,
                     "sampling": sampling_of(config),
@@ -265,6 +276,8 @@ def _compare_outcomes(
                 before = bar.n
                 outcome = cached(output / "compare" / _file_name(described.name, stop, task), key, labels, produce)
                 bar.update(len(group) - (bar.n - before))
+                if config.compare.likelihood and isinstance(method, Method):
+                    outcome = _with_likelihood(config, model, group, outcome, output, key)
                 parts.append(outcome)
                 if labels.mark == "reference":
                     references.setdefault((stop, task), torch.from_numpy(outcome.tokens).long())
@@ -297,6 +310,28 @@ def _rival_labels(described: MethodConfig, family: str, method: AutoregressiveMe
         kind=KIND,
         model=method.target.name,
     )
+
+
+def _with_likelihood(
+    config: RunConfig, model: Model, prompts: list[Prompt], outcome: Outcome, output: Path, key: str
+) -> Outcome:
+    """Add the likelihood of its answers to an outcome."""
+    labels = outcome.labels
+    given = given_of(config, len(prompts))
+
+    def produce() -> Likelihood:
+        with progress_bar(len(prompts), f"likelihood of {labels.method}", "prompt") as bar:
+            return likelihood(
+                model,
+                [model.encode(prompt.content) for prompt in prompts],
+                outcome,
+                None if given is None else given_tokens(model, given, config.decode.gen_length),
+                config.decode.rows,
+                bar.update,
+            )
+
+    name = _file_name(labels.method, labels.stop, labels.task, "likelihood")
+    return dataclasses.replace(outcome, likelihood=cached_likelihood(output / "compare" / name, key, produce))
 
 
 def _informed(

@@ -30,6 +30,7 @@ from learn2pd.predictors.loading import load_predictor
 from learn2pd.predictors.saving import Predictor, save_predictor
 from learn2pd.schedulers.blocks import blocks_for
 from learn2pd.stops.eot import EotStop
+from learn2pd.training.loggers import build_loggers, check_loggers
 from learn2pd.training.reinforce import Decoded, Reinforcement, ReinforceRecipe, Rollouts, reinforce
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,9 @@ def stage_reinforce(config: RunConfig, output: Path) -> dict[str, Any] | None:
         config.decode.gen_length,
     )
     started = time.perf_counter()
-    figures = reinforce(rollouts, output / "reinforce")
+    folder = output / "reinforce"
+    loggers = build_loggers(config.train.loggers, folder, f"{config.name} reinforce")
+    figures = reinforce(rollouts, folder, loggers)
     figures |= {"threshold": predictor.threshold, "reinforce_seconds": round(time.perf_counter() - started, 2)}
     trained_on = {
         "start": start.fingerprint,
@@ -98,8 +101,10 @@ def check_reinforcing(config: RunConfig, stages: Sequence[str], prompts: Sequenc
         prompts: the usable prompts of all splits.
 
     Raises:
-        UserError: a prompt has no checker, a split has none, or there is no filter and none is going to be trained.
+        UserError: a logger cannot be built, a prompt has no checker, a split has none, or there is no filter and none
+            is going to be trained.
     """
+    check_loggers(config.train.loggers)
     output = Path(config.output_dir)
     if config.policy is not None or "calibrate" not in stages:
         _start(config, output)

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 RUN_FILE = "run.json"  # the description of the run
 METRICS_FILE = "metrics.json"  # the figures of its stages
 LOCK_FILE = ".lock"
+REPORT_FILE = "report.html"  # the page that shows the run
+REPLAY_FILE = "replays.json"  # every step of one prompt of each task, for that page
 STAGE_OUTPUTS = {  # names in the folder by the stage that makes them, the stages in their order
     "record": ("records",),
     "train": ("train", "rounds"),
@@ -36,7 +38,7 @@ STAGE_OUTPUTS = {  # names in the folder by the stage that makes them, the stage
 # decoded answers of a comparison; they are kept when a key changes, since each of them knows what it depends on
 CACHES = ("compare",)
 OUTPUTS = (  # names in the folder that overwrite=true deletes
-    *(RUN_FILE, METRICS_FILE, "plots", "pretrain"),
+    *(RUN_FILE, METRICS_FILE, REPORT_FILE, REPLAY_FILE, "plots", "pretrain"),
     *(name for names in STAGE_OUTPUTS.values() for name in names),
     *CACHES,
 )

@@ -36,6 +36,7 @@ from learn2pd.recording.reading import Recording
 from learn2pd.schedulers.blocks import alignment_of
 from learn2pd.training.calibration import DecodedValidation
 from learn2pd.training.fit import PredictorData, Recipe, load_weights, train_predictor
+from learn2pd.training.loggers import build_loggers, check_loggers
 from learn2pd.types import CONFIDENCE
 
 log = logging.getLogger(__name__)
@@ -152,8 +153,9 @@ def check_training(config: RunConfig) -> None:
         config: the configuration.
 
     Raises:
-        UserError: a predictor, an option of the network, or the filter to fine-tune does not exist.
+        UserError: a predictor, a logger, an option of the network, or the filter to fine-tune does not exist.
     """
+    check_loggers(config.train.loggers)
     width = network_of(config, "filter").width
     if width not in (None, config.decode.block_length):
         raise UserError(
@@ -366,7 +368,8 @@ def _train_or_load(
     started = time.perf_counter()
     data.prepare(normalise=start.base is None)
     recipe = Recipe(options.learning_rate, options.weight_decay, options.max_epochs, options.patience_epochs)
-    figures: dict[str, Any] = dict(train_predictor(network, data, folder, recipe))
+    loggers = build_loggers(options.loggers, folder, f"{config.name} {name}")
+    figures: dict[str, Any] = dict(train_predictor(network, data, folder, recipe, loggers))
     figures["train_seconds"] = round(time.perf_counter() - started, 2)
     figures["parameters"] = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     if start.base:

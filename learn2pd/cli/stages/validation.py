@@ -16,6 +16,7 @@ from learn2pd.evaluation.compare import agreement
 from learn2pd.method import Method
 from learn2pd.models.loading import Model
 from learn2pd.predictors.filter import FilterPolicy
+from learn2pd.progress import progress_bar
 from learn2pd.recording.reading import Recording
 from learn2pd.schedulers.blocks import blocks_for
 from learn2pd.stops.eot import EotStop
@@ -52,19 +53,21 @@ def measure_on(
     before = verdicts(answers)
 
     def measure(policy: FilterPolicy) -> DecodedValidation:
-        result = decode(
-            model,
-            encoded(model, prompts),
-            Method(
-                policy,
-                blocks_for(model.spec, config.decode.block_length),
-                exact_cache_for(model.spec),
-                EotStop(config.decode.stop_floor),
-            ),
-            gen_length=config.decode.gen_length,
-            batch_size=config.decode.rows,
-            given=given_of(config, len(prompts)),
-        )
+        with progress_bar(len(prompts), f"decode at {policy.threshold:g}", "prompt") as bar:
+            result = decode(
+                model,
+                encoded(model, prompts),
+                Method(
+                    policy,
+                    blocks_for(model.spec, config.decode.block_length),
+                    exact_cache_for(model.spec),
+                    EotStop(config.decode.stop_floor),
+                ),
+                gen_length=config.decode.gen_length,
+                batch_size=config.decode.rows,
+                given=given_of(config, len(prompts)),
+                progress=bar.update,
+            )
         drop = before - verdicts(result.texts) if len(before) else None
         return DecodedValidation(
             agreement(result.tokens.numpy(), reference, lengths), drop, result.lengths.numpy(), result.forwards.numpy()

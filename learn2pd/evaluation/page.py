@@ -1,0 +1,348 @@
+"""The report page: one HTML file that shows a run, holds all of its data and loads nothing.
+
+The functions take the plain data of a run's files and decode nothing. The page stays below `LIMIT_BYTES`: where it
+would grow above, replays are left out, the longest first, and then the lines about single tasks; the page says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from learn2pd.data.tasks import SPLITS
+from learn2pd.evaluation import tables
+from learn2pd.evaluation.plots import DEPTH
+
+LIMIT_BYTES = 1_000_000
+FILES = Path(__file__).parent / "page_files"
+Line = dict[str, Any]
+Columns = Mapping[str, Callable[[Line], str]]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a page shows, as the files of a run hold it. What the run has not made is empty."""
+
+    title: str
+    version: str
+    described: Line = field(default_factory=dict)  # run.json
+    metrics: Line = field(default_factory=dict)  # metrics.json
+    comparison: Line = field(default_factory=dict)  # compare.json
+    replays: Sequence[Line] = ()  # replays.json
+    missing: Sequence[str] = ()  # a sentence for each part that the run has not made
+
+
+def page(run: RunData) -> str:
+    """Write the page.
+
+    Args:
+        run: the data of the run.
+
+    Returns:
+        The HTML.
+    """
+    replays = list(run.replays)
+    left_out: list[str] = []
+    comparison = run.comparison
+    while True:
+        html = _render(run, comparison, replays, left_out)
+        if len(html.encode()) <= LIMIT_BYTES:
+            return html
+        if replays:
+            longest = max(range(len(replays)), key=lambda number: len(json.dumps(replays[number])))
+            left_out.append(replays.pop(longest)["task"])
+        elif any(row["task"] != "all" for row in comparison.get("rows", ())):
+            comparison = _of_all_tasks(comparison)
+        else:
+            return html
+
+
+def _of_all_tasks(comparison: Line) -> Line:
+    """Leave out the lines about single tasks."""
+    return {
+        name: [line for line in lines if line["task"] == "all"] if isinstance(lines, list) else lines
+        for name, lines in comparison.items()
+    }
+
+
+def _render(run: RunData, comparison: Line, replays: Sequence[Line], left_out: Sequence[str]) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(FILES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    calibrated = run.metrics.get("calibrate", {}).get("filter", {})
+    rounds = run.metrics.get("train", {}).get("rounds", [])
+    shown: Line = {
+        "comparison": bool(comparison.get("rows")),
+        "replays": replays,
+        "calibration": _calibration(calibrated),
+        "rounds": _rounds(rounds),
+    }
+    names = {
+        "curve": ("The curve", "comparison"),
+        "methods": ("Tables", "comparison"),
+        "replay": ("Replay", "replays"),
+        "reliability": ("Reliability", "calibration"),
+        "rounds": ("Rounds", "rounds"),
+    }
+    sections = [(anchor, name) for anchor, (name, needs) in names.items() if shown[needs]] + [("run", "What was run")]
+    rows = comparison.get("rows", [])
+    margin = comparison.get("meta", {}).get("accuracy_margin", 0.0)
+    data = {
+        "rows": [_point(number, row, comparison["curves"]) for number, row in enumerate(rows)],
+        "margin": margin,
+        "depth": DEPTH,
+        "replays": replays,
+        "reliability": {"bins": calibrated.get("reliability", []), "threshold": calibrated.get("threshold")},
+    }
+    note = ""
+    if left_out:
+        note = f"Replays of {', '.join(left_out)} are left out, because the page would be larger than 1 MB."
+    return environment.get_template("page.html.j2").render(
+        shown,
+        title=run.title,
+        version=run.version,
+        lead=_lead(run),
+        sections=sections,
+        missing=run.missing,
+        headline=_headline(comparison, margin),
+        measure_note=_measure_note(rows),
+        tasks=_all_first(row["task"] for row in rows),
+        stops=list(dict.fromkeys(row["stop"] for row in rows)),
+        tables=_tables(comparison) if rows else [],
+        left_out=note,
+        facts=_facts(run),
+        config=yaml.safe_dump(run.described, sort_keys=False, allow_unicode=True, width=110) if run.described else "",
+        css=Markup((FILES / "page.css").read_text(encoding="utf-8")),
+        script=Markup((FILES / "page.js").read_text(encoding="utf-8")),
+        data=Markup(_embedded(data)),
+    )
+
+
+def _embedded(data: Line) -> str:
+    """Write JSON that may stand within a script element: no text in it can end the element."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    for letter in "<>&\u2028\u2029":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return text.encode("utf-8", "replace").decode()  # half of a surrogate pair is no text
+
+
+def _all_first(names: Any) -> list[str]:
+    return sorted(dict.fromkeys(names), key=lambda name: name != "all")
+
+
+def _point(number: int, row: Line, curves: Sequence[Line]) -> Line:
+    """Return what the chart needs of a row."""
+    measure = "agreement" if row["accuracy"] is None else "accuracy"
+    settings: list[Line] = next(
+        (
+            line["points"]
+            for line in curves
+            if (line["family"], line["task"], line["stop"]) == (row["family"], row["task"], row["stop"])
+        ),
+        [],
+    )
+    return {
+        "number": number,
+        "recipe": row["group"] or row["family"],
+        "hull": next((point["on_hull"] for point in settings if point["method"] == row["method"]), True),
+        "measure": measure,
+        "quality": row[measure],
+        "quality_interval": row[f"{measure}_interval"],
+        "speed": row["tokens_per_forward"],
+        "speed_interval": row["tokens_per_forward_interval"],
+        "forwards": row["forwards_mean"],
+        "tokens_per_second": row["tokens_per_second"],
+        "speedup": row["speedup_forwards"],
+        "revoked": row["revoked_mean"],
+    } | {name: row[name] for name in ("method", "family", "kind", "mark", "task", "stop", "cache")}
+
+
+def _measure_note(rows: Sequence[Line]) -> str:
+    if any(row["accuracy"] is None for row in rows):
+        return "Agreement with one token a step stands where no checker judges the answers."
+    return "Accuracy of the answers over answer tokens per forward of the model."
+
+
+def _headline(comparison: Line, margin: float) -> list[Line]:
+    """Return the fastest setting within the margin of each kind, over all tasks under the first stop rule."""
+    lines = [line for line in comparison.get("fastest", ()) if line["task"] == "all"]
+    lines = [line for line in lines if line["stop"] == lines[0]["stop"] and line["method"] is not None]
+    words = {"learned": "best trained policy", "training-free": "best rule", "oracle": "oracle, which knows the answer"}
+    cards = []
+    for kind, what in words.items():
+        best = max(
+            (line for line in lines if line["kind"] == kind), key=lambda line: line["tokens_per_forward"], default=None
+        )
+        if best is None:
+            continue
+        detail = f"{100 * best['accuracy_difference']:+.1f} points of {best['measure']}"
+        if kind == "learned":
+            detail += f"; {best['ratio']:.2f} times the best rule"
+        if best.get("oracle_share") is not None and kind != "oracle":
+            detail += f"; {100 * best['oracle_share']:.0f}% of the oracle"
+        within = f" within {100 * margin:g} points of one token a step" if kind != "oracle" else ""
+        figure = f"{best['tokens_per_forward']:.2f}"
+        cards.append({"what": what + within, "figure": figure, "name": best["method"], "detail": detail, "kind": kind})
+    return cards
+
+
+def _tables(comparison: Line) -> list[Line]:
+    """Return the tables of a comparison as the page shows them. The rows of the first one have numbers."""
+    rows, seeds = comparison["rows"], comparison["seeds"]
+    parts: list[tuple[str, str, str, Columns, Sequence[Line]]] = [
+        ("methods-table", "All methods", "", tables.METHODS, rows),
+        ("costs", "What each method costs", tables.COST_NOTE, tables.COSTS, tables.cost_lines(comparison)),
+        ("fastest", "Fastest setting within the margin of one token a step", "", tables.FASTEST, comparison["fastest"]),
+        ("areas", "Area under the curve", "", tables.CURVES, comparison["curves"]),
+        ("pairs", "Trained against training-free families", "", tables.PAIRS, comparison["pairs"]),
+        (
+            "revisions",
+            "What was taken back",
+            tables.REVISION_NOTE,
+            tables.REVISIONS,
+            [row for row in rows if row["revoked_mean"] or row["edited_mean"]],
+        ),
+        ("seed-settings", "Seeds: settings", "", tables.SEED_SETTINGS, seeds["settings"]),
+        ("seed-fastest", "Seeds: fastest setting within the margin", "", tables.SEED_FASTEST, seeds["fastest"]),
+        ("seed-curves", "Seeds: area under the curve", "", tables.SEED_CURVES, seeds["curves"]),
+        ("seed-pairs", "Seeds: against training-free families", "", tables.SEED_PAIRS, seeds["pairs"]),
+    ]
+    return [
+        {
+            "anchor": anchor,
+            "title": title,
+            "note": note,
+            "open": anchor == "methods-table",
+            "columns": list(columns),
+            "lines": [
+                {
+                    "task": line["task"],
+                    "kind": line.get("kind", ""),
+                    "row": number if anchor == "methods-table" else None,
+                    "cells": [cell(line) for cell in columns.values()],
+                }
+                for number, line in enumerate(lines)
+            ],
+        }
+        for anchor, title, note, columns, lines in parts
+        if lines
+    ]
+
+
+def _share(value: float | None) -> str:
+    return "n/a" if value is None else f"{100 * value:.1f}"
+
+
+def _number(value: float | None, form: str = "{:.2f}") -> str:
+    return "n/a" if value is None else form.format(value)
+
+
+def _calibration(figures: Line) -> Line | None:
+    """Return the thresholds that were tried, or None where the filter is not calibrated."""
+    if not figures:
+        return None
+    lines = [
+        {
+            "selected": setting["threshold"] == figures["threshold"],
+            "cells": [
+                f"{setting['threshold']:g}",
+                _share(setting["agreement"]),
+                _share(setting["accuracy_drop"]),
+                _share(setting["loss_bound"]),
+                _number(setting["tokens_per_forward"]),
+            ],
+        }
+        for setting in figures["curve"]
+    ]
+    target = (
+        f"an agreement of at least {_share(figures['target_agreement'])}%"
+        if figures["target_agreement"] is not None
+        else f"an accuracy drop of at most {_share(figures['max_accuracy_drop'])} points"
+    )
+    met = "keeps to" if figures["target_met"] else "is the strictest that was tried, and no threshold keeps to"
+    return {
+        "note": f"The chosen threshold {figures['threshold']:g} {met} {target}, with a confidence of "
+        f"{_share(figures['confidence'])}%, on {figures['prompts']} validation prompts. The chart shows how often a "
+        "proposal of the validation prompts was final, over the probability that the filter gave it.",
+        "columns": ["threshold", "agreement %", "accuracy drop, points", "bound of the loss %", "tokens/forward"],
+        "lines": lines,
+    }
+
+
+def _rounds(rounds: Sequence[Line]) -> Line | None:
+    """Return the table of the rounds, or None where nothing is trained."""
+    columns: dict[str, Callable[[Line], str]] = {
+        "round": lambda line: str(line["round"]),
+        "epochs": lambda line: _number(line.get("epochs"), "{:.0f}"),
+        "validation loss": lambda line: _number(line.get("val_loss"), "{:.4f}"),
+        "AUROC": lambda line: _number(line.get("val_auroc"), "{:.4f}"),
+        "agreement %": lambda line: _share(line.get("agreement")),
+        "accuracy drop, points": lambda line: _share(line.get("accuracy_drop")),
+        "tokens/forward": lambda line: _number(line.get("tokens_per_forward")),
+        "states recorded by it": lambda line: _number(line.get("rows"), "{:,.0f}"),
+        "training s": lambda line: _number(line.get("train_seconds"), "{:.0f}"),
+    }
+    if not rounds:
+        return None
+    return {"columns": list(columns), "lines": [[cell(line) for cell in columns.values()] for line in rounds]}
+
+
+def _lead(run: RunData) -> str:
+    """Say in a sentence what the page shows."""
+    meta = run.comparison.get("meta")
+    if meta:
+        return (
+            f"{len({row['method'] for row in run.comparison['rows']})} methods on {meta['prompts']} held-out prompts, "
+            f"decoded by {meta['model']} on a canvas of {meta['gen_length']} tokens."
+        )
+    done = [stage for stage in ("record", "train", "calibrate") if stage in run.metrics]
+    return f"Stages that are done: {', '.join(done) or 'none'}."
+
+
+def _facts(run: RunData) -> list[tuple[str, str]]:
+    """Return the names and values of the section about the run."""
+    meta = run.comparison.get("meta", {})
+    described = run.described
+    facts: list[tuple[str, Any]] = [("command", f"learn2pd run config={described['name']}")] if described else []
+    if described:
+        data, decoding = described["data"], described["decode"]
+        source = data["path"] if data["source"] in ("jsonl", "hub") else ", ".join(data["tasks"])
+        facts += [
+            ("model", described["model"]["path"]),
+            ("prompts", data["domain"] or (source if data["source"] != "humaneval" else "humaneval")),
+            ("train, validation and test prompts", " / ".join(str(data[f"{s}_prompts"]) for s in SPLITS)),
+            ("canvas and block", f"{decoding['gen_length']} and {decoding['block_length']} tokens"),
+            ("batch", decoding["batch_size"]),
+            ("seed", described["seed"]),
+        ]
+    if meta:
+        facts += [
+            ("device", f"{meta['device']}, {meta['dtype']}, {meta['threads']} threads"),
+            ("model fingerprint", meta["model_fingerprint"]),
+            ("bootstrap resamples", meta["bootstrap_samples"]),
+        ]
+    recorded = run.metrics.get("record", {})
+    if recorded:
+        facts += [
+            ("recorded states", f"{recorded['rows']:,} of {recorded['prompts']:,} prompts"),
+            (
+                "forwards of a prompt in the recording",
+                f"{recorded['reference_forwards_mean']:.1f} for one token a step, "
+                f"{recorded['oracle_forwards_mean']:.1f} for the oracle",
+            ),
+        ]
+    seconds = {stage: figures["stage_seconds"] for stage, figures in run.metrics.items() if "stage_seconds" in figures}
+    if seconds:
+        facts.append(("time", ", ".join(f"{stage} {value:.0f} s" for stage, value in seconds.items())))
+    return [(name, str(value)) for name, value in facts]
