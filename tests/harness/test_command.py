@@ -10,7 +10,7 @@ pytest.importorskip("lm_eval")
 
 from lm_eval.tasks import TaskManager
 
-from learn2pd import UserError, decode
+from learn2pd import BlocksScheduler, UserError, decode
 from learn2pd.cli import main as cli
 from learn2pd.models.loading import load_model
 
@@ -48,7 +48,7 @@ def test_every_kind_of_task_runs_offline(arguments, tmp_path, tiny_model_folder,
     samples = sorted((json.loads(line) for line in lines), key=lambda sample: sample["doc_id"])
     questions = [sample["doc"]["question"] for sample in samples]
     expected = decode(
-        load_model(tiny_model_folder), questions, policy="threshold", scheduler="blocks", gen_length=96,
+        load_model(tiny_model_folder), questions, policy="threshold", scheduler=BlocksScheduler(16), gen_length=96,
         stop_strings=["\n\n", "Question:"],
     )  # fmt: skip
     assert [sample["resps"][0][0] for sample in samples] == expected.texts
