@@ -66,6 +66,8 @@ if TYPE_CHECKING:
     from learn2pd.predictors.filter import FilterPolicy as FilterPolicy
     from learn2pd.predictors.filter import load_policy as load_policy
     from learn2pd.predictors.filter import save_policy as save_policy
+    from learn2pd.predictors.keep import KeepPolicy as KeepPolicy
+    from learn2pd.predictors.keep import load_keep as load_keep
     from learn2pd.predictors.saving import Predictor as Predictor
     from learn2pd.prompt_sets import pull_prompts as pull_prompts
     from learn2pd.prompt_sets import push_prompts as push_prompts
@@ -126,6 +128,7 @@ _MODULES = {
     "FixedPolicy": "policies.fixed",
     "GrowCache": "caches.grow",
     "HierarchicalPolicy": "policies.hierarchical",
+    "KeepPolicy": "predictors.keep",
     "KlassPolicy": "policies.klass",
     "LearnedAdaBlockScheduler": "predictors.boundary",
     "LearnedStop": "predictors.end_of_text",
@@ -171,6 +174,7 @@ _MODULES = {
     "generate": "autoregressive.generation",
     "load_apple": "policies.apple",
     "load_causal_model": "autoregressive.model",
+    "load_keep": "predictors.keep",
     "load_model": "models.loading",
     "load_policy": "predictors.filter",
     "load_verifier": "policies.verifier",
@@ -211,6 +215,7 @@ __all__ = [
     "FixedPolicy",
     "GrowCache",
     "HierarchicalPolicy",
+    "KeepPolicy",
     "KlassPolicy",
     "LearnedAdaBlockScheduler",
     "LearnedStop",
@@ -256,6 +261,7 @@ __all__ = [
     "generate",
     "load_apple",
     "load_causal_model",
+    "load_keep",
     "load_model",
     "load_policy",
     "load_verifier",

@@ -46,6 +46,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "apd": "learn2pd.policies.apd:load_apd",
         "left_to_right": "learn2pd.policies.apd:LeftToRightPolicy",
         "filter": "learn2pd.predictors.filter:load_policy",
+        "keep": "learn2pd.predictors.keep:load_keep",
         "oracle": "learn2pd.policies.oracle:OraclePolicy",
         "search": "learn2pd.policies.search:SearchPolicy",
     },

@@ -136,6 +136,8 @@ class DecodeState(RowMemory):
         end: [B] long, the first position that is closed, G where none is.
         visible: [B] long, the first position that was cut from the sequence, G where none was.
         committed_at: [B, G] long, the step in which the position was committed, -1 where it was not.
+        committed_with: [B, G] float32, the confidence that the proposal of the position had in the step that committed
+            it, 0 where the position was not committed.
         previous: [B, G] long, the tokens that the last step proposed in its window, `NOT_PROPOSED` elsewhere.
         step: [B] long, the steps that the row has taken.
         forwards: [B] long, the forwards of the model in which the row took part.
@@ -160,6 +162,7 @@ class DecodeState(RowMemory):
     end: Tensor
     visible: Tensor
     committed_at: Tensor
+    committed_with: Tensor
     previous: Tensor
     step: Tensor
     forwards: Tensor
@@ -249,6 +252,7 @@ class DecodeState(RowMemory):
             end=full,
             visible=full,
             committed_at=nowhere,
+            committed_with=torch.zeros_like(masked, dtype=torch.float32),
             previous=nowhere,
             step=zeros,
             forwards=zeros,
@@ -411,8 +415,10 @@ class Prediction:
         tokens: [B, G] long, the proposed tokens.
         confidence: [B, G] float32, the probability of the proposed token before temperature.
         valid: [B, G] bool, the positions that the plans of this step scored. N of them are True.
-        extras: [B, G] float32 by name: `margin`, `logit_margin`, `entropy`, `leave_one_out`, as far as a component
-            needs them.
+        extras: [B, G] float32 by name, as far as a component needs them: `margin`, `logit_margin` and `entropy` of the
+            proposals; and of the committed tokens of the window, each given all tokens but itself, the probability
+            `leave_one_out`, the number of more probable tokens `leave_one_out_rank`, and the entropy in nats
+            `leave_one_out_entropy`.
         logits: [N, V] float32, the logits of the scored positions in row-major order, with the mask token at -inf. None
             where no component needs `logits`.
         draw: The draw that made the proposals; its noise is [N, V], in the order of `logits`. None without `logits`.

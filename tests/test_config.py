@@ -9,9 +9,11 @@ from learn2pd.files import shipped_folder
 
 SIZE_KEYS = {
     "model",
+    "policy",
     "data",
     "decode",
     "record",
+    "train",
 }  # what "model, data and size" means in the head comment of the filter configurations
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from learn2pd import (
     save_policy,
 )
 from learn2pd.decoding import provided_by
+from learn2pd.predictors.boundary import LearnedAdaBlockScheduler
+from learn2pd.predictors.end_of_text import LearnedStop
 from tests.contract.helpers import CACHES, SCHEDULERS, STOPS, policies, random_predictor
 
 NAMED = [
@@ -48,6 +51,14 @@ def test_every_part_and_every_option_changes_the_fingerprint():
     assert Method(ThresholdPolicy(0.9)).fingerprint == methods[1].fingerprint
 
 
+def test_the_threshold_of_every_trained_part_changes_the_fingerprint():
+    makers = (FilterPolicy, LearnedStop, LearnedAdaBlockScheduler)
+    for maker, kind in zip(makers, ("filter", "end_of_text", "boundary"), strict=True):
+        predictor = random_predictor(kind, "conv")
+        marks = {maker(replace(predictor, threshold=value)).fingerprint for value in (0.5, 0.9, 0.9)}
+        assert len(marks) == 2, maker
+
+
 def test_a_trained_policy_is_named_by_its_folder(tmp_path):
     policy = FilterPolicy(random_predictor(name="conv"))
     with pytest.raises(UserError, match="not on disk"):
@@ -56,12 +67,14 @@ def test_a_trained_policy_is_named_by_its_folder(tmp_path):
     described = Method(loaded).to_dict()
     assert Method.from_dict(described).fingerprint == Method(loaded).fingerprint
     assert described["policy"] == {"name": "filter", "options": {"folder": str(tmp_path / "mine"), "threshold": 0.5}}
+    taking_back = Method(load_policy(tmp_path / "mine", take_back=0.3, per_position=1))
+    assert Method.from_dict(taking_back.to_dict()).fingerprint == taking_back.fingerprint != Method(loaded).fingerprint
 
 
 def test_a_method_knows_what_was_trained_and_what_is_needed():
     for name, policy in policies().items():
         method = Method(policy)
-        assert method.learned == name.startswith(("filter", "apple"))
+        assert method.learned == name.startswith(("filter", "keep", "apple"))
         assert method.needs >= policy.needs
     assert Method(ThresholdPolicy(), SCHEDULERS["adablock_learned"]).learned
     assert Method(ThresholdPolicy(), stop=STOPS["learned"]).learned

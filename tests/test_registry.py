@@ -39,6 +39,7 @@ def test_the_command_of_the_page_runs(written_policy, tiny_model_folder, capsys)
     command = re.search(r"learn2pd decode .* policy=(\S+) options='(.*?)' prompt=\"(.*?)\"", PAGE.read_text())
     arguments = [
         "config=tiny_filter",
+        "train.start=scratch",
         f"model.path={tiny_model_folder}",
         f"policy={command[1]}",
         f"options={command[2]}",
@@ -57,6 +58,7 @@ NEEDS = {
     "apd": "verifier",
     "apple": "folder",
     "filter": "folder",
+    "keep": "folder",
     "oracle": "reference",
     "search": "still_right",
     "adablock": "delimiter_ids",

@@ -179,7 +179,16 @@ class TrainConfig:
         most=100,
     )
     rollout_threshold: float = option(0.9, "threshold of the filter in those decodes", least=0, most=1)
-    predictors: list[str] = option([], "predictors trained beside the filter: end_of_text, boundary")
+    predictors: list[str] = option([], "predictors trained beside the filter: end_of_text, boundary, keep")
+    keep_rounds: int = option(
+        2,
+        "how often the prompts are decoded to train the predictor keep, each time with the network of the round before",
+        least=1,
+        most=100,
+    )
+    keep_threshold: float = option(
+        0.9, "threshold of the filter in those decodes; a bold one makes mistakes to learn from", least=0, most=1
+    )
     loggers: list[str] = option(
         ["csv"],
         "where the losses and figures of every epoch go: csv, tensorboard, wandb, or package.module:Class; every round "
@@ -208,6 +217,18 @@ class CalibrateConfig:
     thresholds: list[float] = option(
         [0.99, 0.97, 0.95, 0.9, 0.8, 0.65, 0.5],
         "thresholds of the filter, which are tried from the strictest to the fastest",
+        least=0,
+        most=1,
+    )
+    take_back: list[float] = option(
+        [0.3],
+        "thresholds of the predictor keep, each of which is tried with all thresholds of the filter",
+        least=0,
+        most=1,
+    )
+    one_more: float = option(
+        1.0,
+        "probability above which the policy keep commits one more position in every step; 1 commits none",
         least=0,
         most=1,
     )

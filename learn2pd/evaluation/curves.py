@@ -128,10 +128,10 @@ def compare_families(fields: Sequence[Sequence[MethodStatistics]], margin: float
         margin: accuracy that may be lost against one token a step, as a share of the prompts.
 
     Returns:
-        The entries of compare.json about families: `curves`, `fastest`, `pairs`, and `seeds`, which holds the means
-        over the seeds of a recipe.
+        The entries of compare.json about families: `curves`, `fastest`, `equal`, `pairs`, and `seeds`, which holds the
+        means over the seeds of a recipe.
     """
-    tables: dict[str, list[Entry]] = {"settings": [], "curves": [], "fastest": [], "pairs": []}
+    tables: dict[str, list[Entry]] = {"settings": [], "curves": [], "fastest": [], "equal": [], "pairs": []}
     for methods in fields:
         # a forward of an autoregressive model is no forward of the dLLM
         compared = build_field([entry for entry in methods if not entry.labels.model])
@@ -146,10 +146,16 @@ def compare_families(fields: Sequence[Sequence[MethodStatistics]], margin: float
             _curve(family, compared, areas[family.name]) for family in compared.families if family.name in areas
         ]
         tables["fastest"] += [_fastest(entry, within, compared) for entry in within]
+        tables["equal"] += [
+            _equal(family, number, compared)
+            for family in compared.families
+            if family.kind == "learned"
+            for number in range(len(family.settings))
+        ]
         learned = [entry for entry in within if entry.family.kind == "learned"]
         rivals = [family for family in compared.families if family.kind == "training-free"]
         tables["pairs"] += [_pair(entry, rival, areas) for entry in learned for rival in rivals]
-    written = {name: [entry.written() for entry in tables[name]] for name in ("curves", "fastest", "pairs")}
+    written = {name: [entry.written() for entry in tables[name]] for name in ("curves", "fastest", "equal", "pairs")}
     return written | {"seeds": {name: over_seeds(entries) for name, entries in tables.items()}}
 
 
@@ -218,6 +224,32 @@ def curve(speed: Values, quality: Values, at: Values) -> Values:
             line = left_y + (right_y - left_y) * (at - left_x) / np.where(between, right_x - left_x, 1)
             height = np.where(between, np.maximum(height, line), height)
     return height
+
+
+def speed_at(speed: Values, quality: Values, wanted: Values) -> Values:
+    """Compute how fast curves still have a height, row by row.
+
+    Args:
+        speed: [B, S] tokens per forward of the settings.
+        quality: [B, S] accuracy of the settings.
+        wanted: [B] the height.
+
+    Returns:
+        [B] the most tokens per forward at which the curve is at least that high, -inf where it is nowhere.
+    """
+    order = speed.argsort(1)
+    x = np.take_along_axis(speed, order, 1)
+    y = np.take_along_axis(quality, order, 1)
+    enough = y >= wanted[:, None] - ROUNDING
+    best = np.where(enough, x, -np.inf).max(1)
+    for faster in range(x.shape[1]):
+        for slower in range(faster):
+            falls = enough[:, slower] & ~enough[:, faster]
+            height = np.where(falls, y[:, slower] - y[:, faster], 1)
+            along = (y[:, slower] - wanted) / height
+            crossing = x[:, slower] + np.clip(along, 0, 1) * (x[:, faster] - x[:, slower])
+            best = np.where(falls, np.maximum(best, crossing), best)
+    return best
 
 
 def area(family: Family, field: Field) -> Values:
@@ -330,6 +362,31 @@ def _fastest(entry: Within, within: Sequence[Within], field: Field) -> Entry:
         if field.oracle_speed is not None:
             values["oracle_share"] = entry.speed / field.oracle_speed
     return _entry(family, values, notes)
+
+
+def _equal(family: Family, number: int, field: Field) -> Entry:
+    """Compare a setting with the training-free families of one model at equal accuracy.
+
+    Every rival's curve begins with one token a step. Where a rival is less accurate than the setting everywhere, its
+    most accurate point is taken, which favours the rival.
+    """
+    accuracy = family.quality[:, number]
+    tokens_per_forward = family.speed[:, number]
+    rivals = [rival for rival in field.families if rival.kind == "training-free" and not rival.second_model]
+    speeds = []
+    for rival in rivals:
+        speed = np.column_stack((field.plain_speed, rival.speed))
+        quality = np.column_stack((field.plain_quality, rival.quality))
+        speeds.append(speed_at(speed, quality, np.minimum(accuracy, quality.max(1))))
+    with np.errstate(divide="ignore", invalid="ignore"):  # all answers may be empty
+        ratios = tokens_per_forward[:, None] / np.stack(speeds, 1)  # one token a step is always a rival
+    best = int(ratios[0].argmin())
+    values = {"accuracy": accuracy, "tokens_per_forward": tokens_per_forward, "ratio": ratios.min(1)}
+    baseline = [place for place, rival in enumerate(rivals) if rival.settings[0].labels.mark == "baseline"]
+    if baseline:
+        values["ratio_baseline"] = ratios[:, baseline[0]]
+    notes = {"measure": field.measure, "rival": rivals[best].name}
+    return _entry(family, values, notes, setting=family.settings[number].labels.setting)
 
 
 def _pair(entry: Within, rival: Family, areas: dict[str, Values]) -> Entry:

@@ -53,6 +53,8 @@ def markdown(comparison: dict[str, Any], meta: dict[str, Any]) -> str:
             "Met: share of the resamples with such a setting.",
             fastest_table(comparison["fastest"]),
         ]
+    if comparison["equal"]:
+        parts += ["## Trained settings at equal accuracy", EQUAL_NOTE, equal_table(comparison["equal"])]
     if comparison["curves"]:
         parts += [
             "## Area under the curve",
@@ -76,6 +78,7 @@ def markdown(comparison: dict[str, Any], meta: dict[str, Any]) -> str:
             _table(SEED_SETTINGS, seeds["settings"]),
             _table(SEED_FASTEST, seeds["fastest"]),
         ]
+        parts += [_table(SEED_EQUAL, seeds["equal"])] if seeds["equal"] else []
         parts += [_table(SEED_CURVES, seeds["curves"])] if seeds["curves"] else []
         parts += [_table(SEED_PAIRS, seeds["pairs"])] if seeds["pairs"] else []
     return "\n\n".join(parts) + "\n"
@@ -100,6 +103,8 @@ def summary(comparison: dict[str, Any], meta: dict[str, Any]) -> str:
     fastest = [line for line in comparison["fastest"] if line["task"] == "all"]
     if fastest:
         parts += [f"fastest setting within {_margin(meta)} of one token a step:", fastest_table(fastest)]
+    equal = [line for line in comparison["equal"] if line["task"] == "all"]
+    parts += ["tokens per forward against the rules at equal accuracy:", equal_table(equal)] if equal else []
     return "\n\n".join(parts)
 
 
@@ -142,6 +147,11 @@ def rivals_table(rows: Sequence[Line]) -> str:
 def fastest_table(lines: Sequence[Line]) -> str:
     """Write the table of the fastest settings within the margin."""
     return _table(FASTEST, lines)
+
+
+def equal_table(lines: Sequence[Line]) -> str:
+    """Write the table of trained settings at equal accuracy."""
+    return _table(EQUAL, lines)
 
 
 def _margin(meta: dict[str, Any]) -> str:
@@ -272,6 +282,19 @@ FASTEST = (
         "met %": _number("met", "{:.0f}", 100),
     }
 )
+EQUAL_NOTE = (
+    "Tokens per forward of a trained setting, divided by those of a rule's curve at the same accuracy. Every curve "
+    "begins with one token a step; a rule that is less accurate everywhere is taken at its most accurate point."
+)
+EQUAL = PLACE | {
+    "family": _family,
+    "setting": _text("setting"),
+    "accuracy %": _number("accuracy", **PERCENT),
+    "tokens/forward": _number("tokens_per_forward"),
+    "vs threshold's curve": _number("ratio_baseline", "{:.2f}x"),
+    "vs best rule": _number("ratio", "{:.2f}x"),
+    "best rule": _text("rival"),
+}
 CURVES = PLACE | {
     "family": _family,
     "kind": _text("kind"),
@@ -293,5 +316,11 @@ SEED_SETTINGS = RECIPE | {
     "tokens/forward": _number("tokens_per_forward"),
 }
 SEED_FASTEST = RECIPE | WITHIN
+SEED_EQUAL = RECIPE | {
+    "setting": _text("setting"),
+    "accuracy %": _number("accuracy", **PERCENT),
+    "vs threshold's curve": _number("ratio_baseline", "{:.2f}x"),
+    "vs best rule": _number("ratio", "{:.2f}x"),
+}
 SEED_CURVES = RECIPE | {"area %": _number("area", **PERCENT)}
 SEED_PAIRS = RECIPE | {"rival": _rival} | BESIDE

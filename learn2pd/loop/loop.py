@@ -177,6 +177,7 @@ class Loop:
             after,
             step=state.step + opened,
             failed=state.failed | broken,
+            committed_with=torch.where(commit.mask, prediction.confidence, state.committed_with),
             previous=torch.where(inside & prediction.valid, prediction.tokens, NOT_PROPOSED),
             stays=stays(commit, state, end, policy) & ~broken,
         )

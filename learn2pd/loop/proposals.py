@@ -81,6 +81,28 @@ def row_noise(rows: Tensor, generators: Sequence[torch.Generator], vocab_size: i
     return -(-torch.cat(uniform).clamp_min(1e-300).log()).log().to(rows.device)
 
 
+def standing(logits: Tensor, tokens: Tensor, needs: frozenset[str]) -> Mapping[str, Tensor]:
+    """Describe how N committed tokens stand, each by the distribution given all tokens but itself.
+
+    Args:
+        logits: [N, V] float32, with the mask token at -inf.
+        tokens: [N] long.
+        needs: The extras to compute; other names than those of the result are ignored.
+
+    Returns:
+        [N] float32 by name: the probability `leave_one_out`, the number of more probable tokens `leave_one_out_rank`,
+        the entropy in nats `leave_one_out_entropy`.
+    """
+    log_prob = logits.log_softmax(-1)
+    own = log_prob.gather(1, tokens[:, None])
+    described = {"leave_one_out": own[:, 0].exp()}
+    if "leave_one_out_rank" in needs:
+        described["leave_one_out_rank"] = (log_prob > own).sum(-1)
+    if "leave_one_out_entropy" in needs:
+        described["leave_one_out_entropy"] = -(log_prob.exp() * log_prob.masked_fill(log_prob == -torch.inf, 0)).sum(-1)
+    return {name: values for name, values in described.items() if name in needs}
+
+
 def propose(logits: Tensor, draw: Draw, needs: frozenset[str]) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
     """Propose a token for each of N positions.
 

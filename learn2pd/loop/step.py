@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from learn2pd.loop.attention import AttentionMaps, spread
-from learn2pd.loop.proposals import EXTRAS, SCORE_VALUES, propose, restrict_ids, row_generators, row_noise
+from learn2pd.loop.proposals import EXTRAS, SCORE_VALUES, propose, restrict_ids, row_generators, row_noise, standing
 from learn2pd.loop.stopwatch import Stopwatch
 from learn2pd.models.adapter import ModelAdapter
 from learn2pd.models.kv import KVStore
 from learn2pd.tensors import widened
 from learn2pd.types import DecodeState, Draw, ForwardPlan, Prediction, Sampling
 
-LEAVE_ONE_OUT = "leave_one_out"
+LEAVE_ONE_OUT = ("leave_one_out", "leave_one_out_rank", "leave_one_out_entropy")
 ATTENTION = "attention"
 
 
@@ -70,7 +70,7 @@ class ForwardStep:
         """
         shape = state.masked.shape
         device = state.masked.device
-        names = [name for name in (*EXTRAS, LEAVE_ONE_OUT) if name in self.needs]
+        names = [name for name in (*EXTRAS, *LEAVE_ONE_OUT) if name in self.needs]
         gathered = _Gathered(
             tokens=torch.zeros(shape, dtype=torch.long, device=device),
             confidence=torch.zeros(shape, device=device),
@@ -83,7 +83,7 @@ class ForwardStep:
         forwards = state.forwards
         columns = state.columns
         for plan in plans:
-            if LEAVE_ONE_OUT in self.needs:
+            if self.needs.intersection(LEAVE_ONE_OUT):
                 plan = with_shadows(plan, state)
             maps = AttentionMaps(self.model.network.config.num_hidden_layers) if ATTENTION in self.needs else None
             with maps or nullcontext():
@@ -151,14 +151,14 @@ class ForwardStep:
     def _score_shadows(
         self, state: DecodeState, plan: ForwardPlan, shadow: Tensor, hidden: Tensor, gathered: _Gathered
     ) -> None:
-        """Write the probability of each shadow column's token, given all tokens but itself, into `gathered`."""
+        """Write what is known of each shadow column's token, given all tokens but itself, into `gathered`."""
         with self.watch("score"):
             rows = plan.rows[:, None].expand_as(shadow).flatten()
             positions = shadow.flatten() - state.prompt_width
             for part, at in self._parts(hidden.flatten(0, 1), rows, positions):
                 logits = self._logits(part, state, at)
-                token = state.canvas[at][:, None]
-                gathered.extras[LEAVE_ONE_OUT][at] = logits.log_softmax(-1).gather(1, token)[:, 0].exp().float()
+                for name, values in standing(logits, state.canvas[at], self.needs).items():
+                    gathered.extras[name][at] = values.float()
 
     def _parts(self, hidden: Tensor, rows: Tensor, positions: Tensor) -> Iterable[tuple[Tensor, tuple[Tensor, Tensor]]]:
         """Split N positions into a few at a time, since the logits of all of them may not fit into memory.
@@ -207,7 +207,7 @@ def with_shadows(plan: ForwardPlan, state: DecodeState) -> ForwardPlan:
     Returns:
         The plan with shadow columns; the same plan where no position of a window is committed.
     """
-    committed = (state.window.mask(state.gen_length) & ~state.masked & ~state.given)[plan.rows]
+    committed = (state.window.mask(state.gen_length) & state.decided & ~state.given)[plan.rows]
     width = int(committed.sum(1).max())  # this waits for the device
     if not width:
         return plan

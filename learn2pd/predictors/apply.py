@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from learn2pd.predictors.features import EXTRAS, cut, observe
+from learn2pd.predictors.features import EXTRAS, cut, observe, observe_committed
 from learn2pd.predictors.networks import PredictorNetwork
 from learn2pd.predictors.saving import Contract, Predictor
 from learn2pd.tensors import canvas_view
@@ -71,6 +71,7 @@ def probability(
     prediction: Prediction,
     window: Window,
     width: int,
+    committed: bool = False,
 ) -> Tensor:
     """Ask the network about a window.
 
@@ -81,10 +82,13 @@ def probability(
         prediction: The proposals of this step.
         window: The window of each row.
         width: At least the length of the longest window, in tokens.
+        committed: True also describes the committed tokens to the network.
 
     Returns:
         [B, G] float32, the probability of "yes" inside each row's window, 0 elsewhere.
     """
     columns = observe(state, prediction, contract.eot_ids, contract.delimiter_ids)
+    if committed:
+        columns |= observe_committed(state, prediction)
     view = cut(columns, window, width, network.sees_committed)
     return canvas_view(network.probability(view), window, state.gen_length)

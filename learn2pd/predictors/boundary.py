@@ -47,6 +47,7 @@ class StepEnd:
     delimiter_ids: tuple[int, ...]
     reach: int
     kind: ClassVar[str] = "boundary"
+    of_committed: ClassVar[bool] = False
     columns: ClassVar[tuple[str, ...]] = ("reference", "length")
 
     def window(self, columns: Columns) -> Window:

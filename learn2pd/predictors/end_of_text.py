@@ -40,6 +40,7 @@ class Ended:
     """The question of the stop rule `learned`, over the whole canvas: has the answer ended before this position?"""
 
     kind: ClassVar[str] = "end_of_text"
+    of_committed: ClassVar[bool] = False
     columns: ClassVar[tuple[str, ...]] = ("length",)
 
     def window(self, columns: Columns) -> Window:

@@ -22,7 +22,9 @@ LOG_ODDS_LIMIT = 12.0  # float32 confidences near 1 cannot express larger log-od
 VALUES = ("confidence", "margin", "entropy")  # numbers that describe a proposal
 OF_PROPOSALS = (*VALUES, "unchanged")
 OBSERVED = ("proposal", *VALUES, "masked", "unchanged", "end_of_text", "delimiter")
-EXTRAS = ("margin", "entropy")  # the values for which a component must ask in its attribute `needs`
+STANDING = ("leave_one_out", "leave_one_out_rank", "leave_one_out_entropy")  # values of committed tokens
+COMMITTED = (*STANDING, "committed_with", "age")  # numbers that describe a committed token
+EXTRAS = ("margin", "entropy", *STANDING)  # the values for which a component must ask in its attribute `needs`
 DECIDED = -1  # stands in place of a proposal at positions that are not masked
 
 
@@ -31,7 +33,8 @@ class View:
     """The window of each row. Every tensor is [R, W]; behind the window's end all but `proposal` are zero.
 
     Attributes:
-        proposal: long, the proposed token, `DECIDED` where the position is not masked or not inside the window.
+        proposal: long, the proposed token, `DECIDED` where the position is not masked or not inside the window. Where
+            the committed tokens are described too, it is the token itself at a committed position.
         confidence: float32, of the proposal.
         margin: float32, of the proposal; None where the prediction has no margin.
         entropy: float32, in nats; None where the prediction has no entropy.
@@ -40,6 +43,12 @@ class View:
         end_of_text: bool, True where the proposal, or the token of a decided position, ends an answer.
         delimiter: bool, True where the proposal, or the token of a decided position, ends a step of an answer.
         valid: bool, the positions inside the window.
+        leave_one_out: float32, the probability of a committed token given all tokens but itself, 0 elsewhere; None, as
+            the next four, where the committed tokens are not described.
+        leave_one_out_rank: the number of tokens that are more probable than the committed one.
+        leave_one_out_entropy: float32, in nats, of the distribution given all tokens but the committed one.
+        committed_with: float32, the confidence with which the token was committed.
+        age: the number of steps since the token was committed, 0 at positions that no earlier step committed.
     """
 
     proposal: Tensor
@@ -51,6 +60,11 @@ class View:
     end_of_text: Tensor
     delimiter: Tensor
     valid: Tensor
+    leave_one_out: Tensor | None = None
+    leave_one_out_rank: Tensor | None = None
+    leave_one_out_entropy: Tensor | None = None
+    committed_with: Tensor | None = None
+    age: Tensor | None = None
 
 
 def features(
@@ -121,15 +135,37 @@ def observe(
         previous=state.previous,
         eot_ids=eot_ids,
         delimiter_ids=delimiter_ids,
-        **{name: prediction.extras[name] for name in EXTRAS if name in prediction.extras},
+        **{name: prediction.extras[name] for name in ("margin", "entropy") if name in prediction.extras},
     )
 
 
-def cut(columns: Mapping[str, Tensor], window: Window, width: int, committed: bool) -> View:
-    """Cut each row's window out of the columns `OBSERVED`.
+def observe_committed(state: DecodeState, prediction: Prediction) -> dict[str, Tensor]:
+    """Describe the committed tokens of a step of the loop.
 
     Args:
-        columns: The columns by name, [R, G] each.
+        state: The state before the commit.
+        prediction: The proposals of the step, with the extras `STANDING`.
+
+    Returns:
+        The columns `COMMITTED`, and `token`, which is the token of a committed position and the proposal of a masked
+        one, [B, G] each.
+    """
+    earlier = state.decided & (state.committed_at >= 0)
+    return {
+        **{name: prediction.extra(name) for name in STANDING},
+        "committed_with": state.committed_with * earlier,
+        "age": (state.step[:, None] - state.committed_at) * earlier,
+        "token": torch.where(state.masked, prediction.tokens, state.canvas).masked_fill(
+            state.masked & ~prediction.valid, DECIDED
+        ),
+    }
+
+
+def cut(columns: Mapping[str, Tensor], window: Window, width: int, committed: bool) -> View:
+    """Cut each row's window out of the columns `OBSERVED`, and out of those that `observe_committed` adds.
+
+    Args:
+        columns: The columns by name, [R, G] each. Without those of committed tokens, the windows do not describe them.
         window: The window of each row.
         width: W, at least the length of the longest window.
         committed: True keeps the values of proposals at committed positions. False sets them to zero, the same as for
@@ -140,11 +176,13 @@ def cut(columns: Mapping[str, Tensor], window: Window, width: int, committed: bo
     """
     position, valid = window_positions(window, width)
     position = position.clamp_max(columns["masked"].shape[1] - 1)
-    parts = {name: _only(columns[name].gather(1, position), valid) for name in OBSERVED if name in columns}
+    names = (*OBSERVED, *COMMITTED, "token")
+    parts = {name: _only(columns[name].gather(1, position), valid) for name in names if name in columns}
     if not committed:
         parts |= {name: _only(parts[name], parts["masked"]) for name in OF_PROPOSALS if name in parts}
-    parts["proposal"] = parts["proposal"].long().masked_fill(~parts["masked"], DECIDED)
-    absent = {name: None for name in EXTRAS if name not in parts}
+    shown = valid if "token" in parts else parts["masked"]
+    parts["proposal"] = parts.pop("token", parts["proposal"]).long().masked_fill(~shown, DECIDED)
+    absent = {name: None for name in ("margin", "entropy") if name not in parts}
     return View(valid=valid, **parts, **absent)  # type: ignore[arg-type]
 
 
@@ -186,8 +224,24 @@ def _channel(view: View, name: str) -> Tensor:
     return values.float()
 
 
-def _log_odds(view: View) -> Tensor:
-    return (view.confidence.logit(1e-7).clamp(-LOG_ODDS_LIMIT, LOG_ODDS_LIMIT)).masked_fill(view.confidence == 0, 0)
+def _log_odds(probability: Tensor | None) -> Tensor | None:
+    """Return the log-odds of a probability. They are 0 where it is 0, which stands for none."""
+    if probability is None:
+        return None
+    return probability.logit(1e-7).clamp(-LOG_ODDS_LIMIT, LOG_ODDS_LIMIT).masked_fill(probability == 0, 0)
+
+
+def _logarithm(count: Tensor | None) -> Tensor | None:
+    return None if count is None else count.float().log1p()
+
+
+def _newer(view: View) -> Tensor | None:
+    """Return the share of the window that was committed after each committed position."""
+    if view.age is None:
+        return None
+    age = view.age.float()
+    later = (age[:, None, :] < age[:, :, None]) & (age > 0)[:, None, :]  # [R, W, W]
+    return later.sum(2) / view.valid.sum(1, keepdim=True).clamp_min(1)
 
 
 def _position(view: View) -> Tensor:
@@ -202,7 +256,7 @@ def _decoded(view: View) -> Tensor:
 
 CHANNELS: dict[str, Callable[[View], Tensor | None]] = {
     "confidence": lambda view: view.confidence,
-    "log_odds": _log_odds,  # of the confidence, so that 0.99 and 0.9999 lie far apart
+    "log_odds": lambda view: _log_odds(view.confidence),  # of the confidence, so that 0.99 and 0.9999 lie far apart
     "margin": lambda view: view.margin,
     "entropy": lambda view: view.entropy,
     "masked": lambda view: view.masked,
@@ -212,4 +266,10 @@ CHANNELS: dict[str, Callable[[View], Tensor | None]] = {
     "unchanged": lambda view: view.unchanged,
     "end_of_text": lambda view: view.end_of_text,
     "delimiter": lambda view: view.delimiter,
+    "leave_one_out": lambda view: _log_odds(view.leave_one_out),
+    "leave_one_out_rank": lambda view: _logarithm(view.leave_one_out_rank),
+    "leave_one_out_entropy": lambda view: view.leave_one_out_entropy,
+    "committed_with": lambda view: _log_odds(view.committed_with),
+    "age": lambda view: _logarithm(view.age),
+    "newer": _newer,  # the share of the window that was committed since
 }

@@ -1,4 +1,27 @@
-"""The filter as it is trained, saved and loaded. accepting.py holds the rule."""
+"""The filter as it is trained, saved and loaded, and what it can do beside its rule, which accepting.py holds.
+
+With `one_more` below 1, a step also commits the most probable eligible position below the threshold that was never
+taken back, if
+
+    sigmoid(logit) > one_more.
+
+Positions that are committed together are proposed without knowing of each other, so that one doubtful commit costs less
+than several. It often decides how the answer is worded, and so makes other positions certain.
+
+The filter can also take back, which is this project's own addition. With `take_back` above 0, a step takes back the
+committed tokens of the window, whose steps lie before this one, with
+
+    leave-one-out probability < take_back,
+
+the least probable first, fewer of them than it commits, and each position at most `per_position` times. The
+leave-one-out probability of a token is its probability given all tokens but itself; as with the policy `wino`, it comes
+from shadow columns of the same forward, which the result counts. A position that was taken back n times must be surer
+to be committed again:
+
+    1 - sigmoid(logit) < (1 - threshold) / 5 ** n.
+
+A step commits more tokens than it takes back, so that a run never takes more forwards than one token a step.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +33,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from learn2pd.errors import UserError
+from learn2pd.errors import UserError, check_at_least, check_probability
 from learn2pd.kinds import matches
 from learn2pd.predictors.accepting import Acceptance
+from learn2pd.predictors.apply import NetworkMemory
 from learn2pd.predictors.hub import OnHub
 from learn2pd.predictors.loading import load_predictor
 from learn2pd.predictors.lora import with_adapter
 from learn2pd.predictors.questions import Columns, positions
 from learn2pd.predictors.saving import Predictor, saved_folder
-from learn2pd.types import Window
+from learn2pd.roles import REVISIONS
+from learn2pd.tensors import most_confident, revisable
+from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction, Window
+
+SURER = 5.0  # the odds against a proposal are smaller by this factor for every time that its position was taken back
+LEAVE_ONE_OUT = "leave_one_out"
 
 
 @dataclass(frozen=True)
@@ -34,6 +63,7 @@ class Final:
 
     loss_on: str = "masked"
     kind: ClassVar[str] = "filter"
+    of_committed: ClassVar[bool] = False
     columns: ClassVar[tuple[str, ...]] = ("start", "stop", "label", "length")
 
     def window(self, columns: Columns) -> Window:
@@ -58,21 +88,45 @@ class Final:
         return cls(loss_on)
 
 
+@dataclass(frozen=True)
+class FilterMemory(NetworkMemory):
+    """The memory of the filter.
+
+    Attributes:
+        taken_back: [B, G] long, how often each position was taken back.
+    """
+
+    taken_back: Tensor
+
+
 class FilterPolicy(Acceptance, OnHub):
     """The filter as a policy, which is kept in a folder or on the hub.
 
     Args:
         predictor: A predictor of the kind `filter`. It holds the network, the threshold on the network's probability,
             and the contract of its training.
+        take_back: The leave-one-out probability below which a committed token is taken back, 0 to 1; 0 takes none back,
+            and needs no shadow columns.
+        per_position: How often a position may be taken back, at least 0.
+        one_more: The probability above which every step also commits the most probable position of those that are not
+            above the threshold, 0 to 1; 1 commits none.
 
     Raises:
-        ValueError: The threshold is not a number from 0 to 1.
+        ValueError: A number is out of range.
     """
 
     built_by = "learn2pd.predictors.filter:load_policy"
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(
+        self, predictor: Predictor, take_back: float = 0.0, per_position: int = 3, one_more: float = 1.0
+    ) -> None:
         super().__init__(predictor)
+        self.take_back = check_probability("take_back", take_back)
+        self.per_position = check_at_least(0, "per_position", per_position)
+        self.one_more = check_probability("one_more", one_more)
+        if self.take_back:
+            self.needs |= {LEAVE_ONE_OUT}
+            self.revisions = REVISIONS
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # how to download is said by huggingface_hub's own variables
@@ -83,6 +137,9 @@ class FilterPolicy(Acceptance, OnHub):
         adapter: str | Path | None = None,
         threshold: float | None = None,
         aggressiveness: float | None = None,
+        take_back: float = 0.0,
+        per_position: int = 3,
+        one_more: float = 1.0,
     ) -> FilterPolicy:
         """Load a trained filter from a folder or from the hub.
 
@@ -93,6 +150,9 @@ class FilterPolicy(Acceptance, OnHub):
             adapter: As for `load_policy`.
             threshold: As for `load_policy`.
             aggressiveness: As for `load_policy`.
+            take_back: As for `load_policy`.
+            per_position: As for `load_policy`.
+            one_more: As for `load_policy`.
 
         Returns:
             The policy.
@@ -100,7 +160,13 @@ class FilterPolicy(Acceptance, OnHub):
         Raises:
             UserError: As for `load_policy`.
         """
-        for name, value in (("threshold", threshold), ("aggressiveness", aggressiveness)):
+        given = {
+            "threshold": threshold,
+            "aggressiveness": aggressiveness,
+            "take_back": take_back,
+            "one_more": one_more,
+        }
+        for name, value in given.items():
             if not matches(value, float | None):
                 raise UserError(f"{name}={value!r}: expected a number from 0 to 1, got {type(value).__name__}")
         if threshold is not None and aggressiveness is not None:
@@ -116,12 +182,47 @@ class FilterPolicy(Acceptance, OnHub):
         if threshold is not None:
             predictor = replace(predictor, threshold=threshold)
         try:
-            return cls(predictor)
+            return cls(predictor, take_back, per_position, one_more)
         except ValueError as error:
             raise UserError(str(error)) from error
 
     def describe(self) -> dict[str, Any]:
-        return saved_folder(self.predictor) | {"threshold": self.threshold}
+        described = saved_folder(self.predictor) | {"threshold": self.threshold}
+        if self.take_back:
+            described |= {"take_back": self.take_back, "per_position": self.per_position}
+        if self.one_more < 1:
+            described |= {"one_more": self.one_more}
+        return described
+
+    def start(self, state: DecodeState, spec: ModelSpec) -> FilterMemory:
+        return FilterMemory(super().start(state, spec).network, torch.zeros_like(state.committed_at))
+
+    def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: Any) -> Commit:
+        if not self.take_back and self.one_more == 1:
+            return super().select(prediction, eligible, state, memory)
+        final = self.probability(prediction, state, memory)
+        new = memory.taken_back == 0
+        surer = 1 - final < (1 - self.threshold) / SURER**memory.taken_back
+        accepted = self.accepts(final, state) & eligible & (surer | new)
+        left = eligible & ~accepted & new
+        accepted = accepted | most_confident(final, left & (final > self.one_more))
+        surest = most_confident(prediction.confidence, eligible)
+        if not memory.network.adds_surest:
+            surest = surest & ~accepted.any(1, keepdim=True)
+        commit = Commit(accepted | surest, forced=surest & ~accepted)
+        return self._with_doubts(commit, prediction, state, memory) if self.take_back else commit
+
+    def _with_doubts(self, commit: Commit, prediction: Prediction, state: DecodeState, memory: FilterMemory) -> Commit:
+        """Take back what does not hold, in addition to the commits of a step."""
+        holds = self._holds(prediction, state, memory)
+        doubtful = revisable(state, self.revisions) & (holds < self.take_back)
+        doubtful = doubtful & (memory.taken_back < self.per_position)
+        revoked = most_confident(-holds, doubtful, commit.mask.sum(1) - 1)
+        return replace(commit, revoke=revoked, memory=replace(memory, taken_back=memory.taken_back + revoked))
+
+    def _holds(self, prediction: Prediction, state: DecodeState, memory: Any) -> Tensor:
+        """Return how probable it is that each committed token of the window still holds, [B, G] float32."""
+        return prediction.extra(LEAVE_ONE_OUT)
 
 
 def save_policy(policy: FilterPolicy, folder: str | Path) -> Path:
@@ -144,6 +245,9 @@ def load_policy(
     threshold: float | None = None,
     aggressiveness: float | None = None,
     revision: str | None = None,
+    take_back: float = 0.0,
+    per_position: int = 3,
+    one_more: float = 1.0,
 ) -> FilterPolicy:
     """Load a trained filter.
 
@@ -155,6 +259,10 @@ def load_policy(
         aggressiveness: A place on the calibrated curve, 0 (strictest) to 1 (boldest), whose threshold replaces the
             calibrated one.
         revision: The revision of the hub repository.
+        take_back: The leave-one-out probability below which a committed token is taken back, 0 to 1; 0 takes none back.
+        per_position: How often a position may be taken back, at least 0.
+        one_more: The probability above which every step also commits the most probable position of those that are not
+            above the threshold, 0 to 1; 1 commits none.
 
     Returns:
         The policy.
@@ -164,5 +272,12 @@ def load_policy(
             to another base; both a threshold and an aggressiveness are given; or one of the numbers is out of range.
     """
     return FilterPolicy.from_pretrained(
-        folder, revision=revision, adapter=adapter, threshold=threshold, aggressiveness=aggressiveness
+        folder,
+        revision=revision,
+        adapter=adapter,
+        threshold=threshold,
+        aggressiveness=aggressiveness,
+        take_back=take_back,
+        per_position=per_position,
+        one_more=one_more,
     )

@@ -73,7 +73,7 @@ def save_adapter(adapted: PeftModel, base: Predictor, tuned: Predictor, folder: 
     shutil.copymode(folder / "adapter_config.json", folder / "adapter_model.safetensors")  # else its owner's alone
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
     described = {
-        "base": base.fingerprint,
+        "base": base.weights_fingerprint,
         "threshold": tuned.threshold,
         "curve": [asdict(setting) for setting in tuned.curve],
         "metrics": tuned.metrics,
@@ -104,10 +104,10 @@ def with_adapter(base: Predictor, folder: str | Path) -> Predictor:
     with told_in_one_line(f"adapter {str(folder)!r} is damaged", "train it again"):
         described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         check_kind("the file", described, dict)
-        if described["base"] != base.fingerprint:
+        if described["base"] != base.weights_fingerprint:
             raise UserError(
                 f"adapter {str(folder)!r} was trained on the policy {described['base']}, "
-                f"this one is {base.fingerprint}: give the base it belongs to"
+                f"this one is {base.weights_fingerprint}: give the base it belongs to"
             )
         adapted = PeftModel.from_pretrained(copy.deepcopy(base.network), str(folder))
         network: PredictorNetwork = adapted.merge_and_unload()

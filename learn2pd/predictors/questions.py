@@ -29,9 +29,11 @@ class Question(Protocol):
     Attributes:
         kind: The name of the kind of predictor.
         columns: The columns of recorded states that the question needs beside `features.OBSERVED`.
+        of_committed: True where the question is about committed positions. The other questions are about masked ones.
     """
 
     kind: ClassVar[str]
+    of_committed: ClassVar[bool]
     columns: ClassVar[tuple[str, ...]]
 
     @classmethod
@@ -71,7 +73,7 @@ class Batch(NamedTuple):
         label: [N, W] float32, 1 for "yes".
         counted: [N, W] bool, the positions that the training loss counts.
         judged: [N, W] bool, the positions that the metrics count.
-        masked: [N, W] bool, the positions that are still to decode.
+        asked: [N, W] bool, the positions about which a run asks: the masked ones, or the committed ones.
     """
 
     inputs: Tensor
@@ -80,7 +82,7 @@ class Batch(NamedTuple):
     label: Tensor
     counted: Tensor
     judged: Tensor
-    masked: Tensor
+    asked: Tensor
 
     @property
     def seen(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,5 +113,5 @@ def make_batch(columns: Columns, question: Question, network: PredictorNetwork) 
         label.float(),
         counted & view.valid,
         judged & view.valid,
-        view.masked,
+        view.masked ^ question.of_committed,
     )

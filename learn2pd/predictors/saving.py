@@ -123,12 +123,16 @@ class Predictor:
     """A trained network with its threshold.
 
     Attributes:
-        kind: `filter`, `end_of_text` or `boundary`.
+        kind: `filter`, `end_of_text`, `boundary` or `keep`.
         network: The network.
         threshold: The threshold on the network's probability.
         contract: The facts about the training that a run must share.
-        curve: The calibrated settings, from the strictest to the boldest.
+        curve: The calibrated settings, from the strictest to the boldest. Those of the kind `keep` are settings of the
+            filter beside it, with the predictor's own threshold.
         metrics: The measurements of training and calibration, for information.
+        filter_threshold: The threshold of the filter that was calibrated together with this predictor's own; only the
+            kind `keep` has one.
+        one_more: The filter's option of this name in that calibration.
         source: The folder or hub name from which the predictor was loaded; empty where it was not loaded.
         revision: The revision of the hub repository, where the caller named one.
     """
@@ -139,6 +143,8 @@ class Predictor:
     contract: Contract
     curve: tuple[Setting, ...] = ()
     metrics: dict[str, Any] = field(default_factory=dict)
+    filter_threshold: float | None = None
+    one_more: float = 1.0
     source: str = field(default="", compare=False)
     revision: str | None = field(default=None, compare=False)
 
@@ -178,6 +184,11 @@ class Predictor:
 
     @property
     def fingerprint(self) -> str:
+        """16 hex digits that identify the network, its weights and the threshold."""
+        return hashlib.sha256(f"{self.weights_fingerprint} {self.threshold!r}".encode()).hexdigest()[:16]
+
+    @property
+    def weights_fingerprint(self) -> str:
         """16 hex digits that identify the network and its weights."""
         digest = hashlib.sha256(json.dumps(network_json(self.network)).encode())
         for name, tensor in sorted(self.network.state_dict().items()):
@@ -277,6 +288,8 @@ def save_predictor(predictor: Predictor, folder: str | Path) -> Path:
         "contract": asdict(predictor.contract),
         "metrics": predictor.metrics,
     }
+    if predictor.filter_threshold is not None:
+        described |= {"filter_threshold": predictor.filter_threshold, "one_more": predictor.one_more}
     write_json(folder / DESCRIPTION, described)
     return folder
 
@@ -304,6 +317,7 @@ def read_predictor(folder: Path, kind: str, source: str = "", revision: str | No
         )
     if described["kind"] != kind:
         raise UserError(f"it is a {described['kind']!r}, expected a {kind!r}")
+    beside = described.get("filter_threshold")
     try:
         return Predictor(
             kind=kind,
@@ -312,6 +326,8 @@ def read_predictor(folder: Path, kind: str, source: str = "", revision: str | No
             contract=_contract(described["contract"]),
             curve=read_curve(described["curve"]),
             metrics=check_kind("metrics", described["metrics"], dict),
+            filter_threshold=None if beside is None else read_threshold(beside),
+            one_more=read_threshold(described.get("one_more", 1.0)),
             source=source,
             revision=revision,
         )

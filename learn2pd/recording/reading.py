@@ -101,7 +101,7 @@ class Recording:
         """
         path = table_path(self.folder, shard, name)
         table = Dataset.from_file(str(path))
-        if table.features != features_of(name, self.gen_length):
+        if table.features != features_of(name, self.gen_length, self.manifest.get("committed", False)):
             raise UserError(
                 f"{path}: its columns are not those of schema {self.manifest['schema']}: "
                 f"delete {self.folder} and {AGAIN}"

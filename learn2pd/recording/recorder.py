@@ -5,7 +5,8 @@ the rest of the reference's canvas is filled with end-of-text.
 
 `oracle_tables` returns the states of an oracle that knows the reference. They cover the whole canvas, so a policy that
 is trained on them has seen padded blocks too. `rollout_tables` returns the states that a policy leads into, with the
-same labels. `record` writes tables of either kind, one shard after another.
+same labels. `free_tables` returns the states of a policy that nobody corrects, in which mistakes stand; their labels
+come from the answer that is right for the prompt. `record` writes tables of any kind, one shard after another.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from learn2pd.method import Method
 from learn2pd.models.loading import Model
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import GuidedPolicy, OraclePolicy
-from learn2pd.predictors.features import observe
+from learn2pd.predictors.features import STANDING, observe, observe_committed
 from learn2pd.progress import progress_bar
 from learn2pd.recording.schema import RECORDING, entry_path, read_recording
 from learn2pd.recording.shard_claims import share
@@ -43,6 +44,7 @@ from learn2pd.stops.none import NoStop
 from learn2pd.types import Step
 
 Produce = Callable[[Model, Sequence[Prompt]], Tables]
+Judge = Callable[[Sequence[Prompt], Sequence[str]], Sequence[bool]]  # says which answers of prompts are right
 
 
 class StateRecorder(Observer):
@@ -68,10 +70,15 @@ class StateRecorder(Observer):
 
     def observe(self, step: Step) -> None:
         """Keep the state and the proposals of one step."""
+        rows = step.state.open
+        self.steps.append({name: values[rows].cpu() for name, values in self.described(step).items()})
+
+    def described(self, step: Step) -> dict[str, Tensor]:
+        """Return the columns of one step, a row for each row of the batch."""
         state = step.state
         prediction = step.prediction
         reference = self.reference[state.index.cpu()].to(state.tokens.device)
-        columns = observe(state, prediction, self.eot_ids, self.delimiter_ids) | {
+        return observe(state, prediction, self.eot_ids, self.delimiter_ids) | {
             "proposal": prediction.tokens.int(),
             "label": prediction.valid & (prediction.tokens == reference),
             "start": state.window.start.int(),
@@ -79,8 +86,6 @@ class StateRecorder(Observer):
             "step": state.forwards.int() - 1,
             "index": state.index,
         }
-        rows = state.open
-        self.steps.append({name: values[rows].cpu() for name, values in columns.items()})
 
     def columns(self) -> dict[str, Tensor]:
         """Return all rows by column and release them.
@@ -92,6 +97,17 @@ class StateRecorder(Observer):
         joined = {name: torch.cat([step.pop(name) for step in self.steps]) for name in list(self.steps[0])}
         order = (joined["index"] * (int(joined["step"].max()) + 1) + joined["step"]).argsort()
         return {name: values[order] for name, values in joined.items()}
+
+
+class CommittedRecorder(StateRecorder):
+    """Also keeps how the committed tokens of the window stand."""
+
+    needs = StateRecorder.needs | frozenset(STANDING)
+
+    def described(self, step: Step) -> dict[str, Tensor]:
+        columns = observe_committed(step.state, step.prediction)
+        whole = {name: columns[name].int() for name in ("token", "leave_one_out_rank", "age")}
+        return super().described(step) | columns | whole
 
 
 def oracle_tables(
@@ -174,6 +190,62 @@ def rollout_tables(
         observer=recorder,
     )
     return _tables(prompts, recorder, tokens, length, forwards, decoded.forwards)
+
+
+def free_tables(
+    model: Model,
+    prompts: Sequence[Prompt],
+    references: Dataset,
+    method: Method,
+    judge: Judge,
+    *,
+    batch_size: int,
+    delimiter_ids: Sequence[int],
+    given: Sequence[Any] | None = None,
+) -> Tables:
+    """Record the states that a policy leads into when nobody corrects it, and how its committed tokens stand there.
+
+    The labels come from the answer that is right for the prompt. This is the answer that the policy arrives at, where
+    it is right, and the recorded reference elsewhere. A wording that led to a right answer is therefore no mistake.
+
+    Args:
+        model: the model that decodes.
+        prompts: the prompts of one shard.
+        references: the rows of exactly these prompts (`Recording.references_of`). The tables repeat them with the
+            answers that the labels come from, and with the forwards of this decode as `oracle_forwards`.
+        method: the method whose policy meets the states.
+        judge: says which answers are right.
+        batch_size: rows that are decoded together.
+        delimiter_ids: tokens that end a line.
+        given: the parts of every answer that stand from the start, as for `decode`.
+
+    Returns:
+        The tables of the shard.
+    """
+    known = references.with_format("torch")
+    tokens, length, forwards = (torch.as_tensor(known[name][:]) for name in ("tokens", "length", "forwards"))
+    recorder = CommittedRecorder(tokens, model.spec.eot_ids, delimiter_ids)
+    decoded = decode(
+        model,
+        encoded(model, prompts),
+        method,
+        gen_length=tokens.shape[1],
+        batch_size=batch_size,
+        given=None if given is None else [given] * len(prompts),
+        observer=recorder,
+    )
+    right = torch.tensor(judge(prompts, decoded.texts), dtype=torch.bool)
+    accepted = torch.where(right[:, None], decoded.tokens.int(), tokens)
+    tables = _tables(
+        prompts, recorder, accepted, torch.where(right, decoded.lengths.int(), length), forwards, decoded.forwards
+    )
+    owner = {prompt.id: number for number, prompt in enumerate(prompts)}
+    answer = accepted[torch.tensor([owner[str(name)] for name in tables.states["prompt_id"]])]
+    confidence, proposal, token, age = (
+        torch.as_tensor(tables.states[name]) for name in ("confidence", "proposal", "token", "age")
+    )
+    labels = {"label": (confidence > 0) & (proposal == answer), "holds": (age > 0) & (token == answer)}
+    return Tables({**tables.states, **labels}, tables.references)
 
 
 def _tables(

@@ -35,7 +35,7 @@ TABLES = ("states", "references")
 COUNTS = ("prompts", "shard_prompts", "gen_length")  # whole numbers in recording.json
 
 
-def state_features(gen_length: int) -> Features:
+def state_features(gen_length: int, committed: bool = False) -> Features:
     """Return the columns of the states: a row for each prompt and step.
 
     A row describes the whole canvas of G positions before the commit of its step. Proposals are scored at every masked
@@ -43,11 +43,21 @@ def state_features(gen_length: int) -> Features:
 
     Args:
         gen_length: length of the canvas G, in tokens.
+        committed: the states are those of a policy that nobody corrected; the committed tokens are described too.
     """
 
     def canvas(kind: str) -> Any:
         return Sequence(Value(kind), length=gen_length)
 
+    of_committed = {
+        "token": canvas("int32"),  # of a committed position; at a masked position the proposal, -1 where it has none
+        "leave_one_out": canvas("float32"),  # probability of the committed token given all tokens but itself
+        "leave_one_out_rank": canvas("int32"),  # number of tokens that are more probable there
+        "leave_one_out_entropy": canvas("float32"),  # nats
+        "committed_with": canvas("float32"),  # confidence with which the token was committed
+        "age": canvas("int32"),  # steps since then; 0 where no earlier step committed a token
+        "holds": canvas("bool"),  # the committed token equals that of the answer that is right for this prompt
+    }
     return Features(
         {
             "prompt_id": Value("string"),
@@ -65,6 +75,7 @@ def state_features(gen_length: int) -> Features:
             "delimiter": canvas("bool"),  # the proposal (at a committed position: the token) ends a line
             "label": canvas("bool"),  # the proposal equals the reference's token
         }
+        | (of_committed if committed else {})
     )
 
 
@@ -87,14 +98,15 @@ def reference_features(gen_length: int) -> Features:
     )
 
 
-def features_of(table: str, gen_length: int) -> Features:
+def features_of(table: str, gen_length: int, committed: bool) -> Features:
     """Return the columns of a table.
 
     Args:
         table: `states` or `references`.
         gen_length: length of the canvas G, in tokens.
+        committed: the committed tokens of the states are described too.
     """
-    return {"states": state_features, "references": reference_features}[table](gen_length)
+    return state_features(gen_length, committed) if table == "states" else reference_features(gen_length)
 
 
 def describe_recording(

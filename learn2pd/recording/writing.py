@@ -61,7 +61,7 @@ def write_shard(folder: Path, number: int, tables: Tables, gen_length: int, reco
     partials = {name: path.with_name(path.name + ".partial") for name, path in paths.items()}
     try:
         for name, partial in partials.items():
-            _write_table(partial, getattr(tables, name), features_of(name, gen_length))
+            _write_table(partial, getattr(tables, name), features_of(name, gen_length, "holds" in tables.states))
         entry = {
             "recording": recording,
             "prompts": len(tables.references["prompt_id"]),

@@ -8,6 +8,7 @@ other two predictors are judged on the recorded states.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +21,7 @@ from learn2pd.errors import UserError
 from learn2pd.predictors.networks import PredictorNetwork
 from learn2pd.predictors.questions import make_batch
 from learn2pd.predictors.saving import Predictor, Setting
-from learn2pd.statistics.bounds import Trial, fastest_within, needed, upper_bound, upper_bound_of_share
+from learn2pd.statistics.bounds import fastest_within, needed, upper_bound, upper_bound_of_share
 from learn2pd.training.fit import PredictorData, StateStream, predictor_metrics
 
 # log-odds of the thresholds that are tried for the end of text
@@ -120,14 +121,121 @@ def calibrate_filter(
             target and the confidence.
     """
     target_loss = allowed_loss(target_agreement, max_accuracy_drop)
+    curve, fastest = _chain(
+        lambda threshold: measure(replace(predictor, threshold=threshold)),
+        thresholds,
+        max_accuracy_drop is not None,
+        target_loss,
+        1 - confidence,
+    )
+    return replace(predictor, threshold=curve[fastest or 0].threshold, curve=curve), fastest is not None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The thresholds of the filter and of the predictor `keep` that were calibrated together.
+
+    Attributes:
+        threshold: the filter's threshold.
+        take_back: the threshold of `keep`.
+        met: whether any pair keeps to the target.
+        curves: the measured settings of the filter's thresholds, by the threshold of `keep`.
+    """
+
+    threshold: float
+    take_back: float
+    met: bool
+    curves: dict[float, tuple[Setting, ...]]
+
+    @property
+    def curve(self) -> tuple[Setting, ...]:
+        """The settings with the selected threshold of `keep`."""
+        return self.curves[self.take_back]
+
+
+def calibrate_pair(
+    measure: Callable[[float, float], DecodedValidation],
+    thresholds: Sequence[float],
+    take_back: Sequence[float],
+    *,
+    target_agreement: float | None,
+    max_accuracy_drop: float | None,
+    confidence: float,
+) -> Pair:
+    """Select the fastest pair of thresholds that keeps to the target.
+
+    For each threshold of `keep`, the filter's thresholds are tried from the strictest to the fastest, up to the first
+    one that fails. The error probability is shared out equally among these sequences, so that with the stated
+    confidence no pair that passed loses more than the target, and any of them may be selected (Learn then Test,
+    arXiv 2110.01052). Where no pair passes, the strictest threshold of the filter is set with the first one of `keep`.
+
+    Args:
+        measure: decodes the held-out prompts with a threshold of the filter and one of `keep`.
+        thresholds: the filter's thresholds, in any order; all of them are measured.
+        take_back: the thresholds of `keep`, fixed before the prompts are decoded.
+        target_agreement: as for `calibrate_filter`.
+        max_accuracy_drop: as for `calibrate_filter`.
+        confidence: confidence of the bounds together, above 0 and below 1.
+
+    Returns:
+        The pair.
+
+    Raises:
+        UserError: as for `calibrate_filter`.
+    """
+    target_loss = allowed_loss(target_agreement, max_accuracy_drop)
+    curves: dict[float, tuple[Setting, ...]] = {}
+    passed: list[tuple[float, float, float]] = []  # tokens per forward, threshold of the filter, threshold of `keep`
+    for back in take_back:
+        curves[back], fastest = _chain(
+            functools.partial(_swapped, measure, back),
+            thresholds,
+            max_accuracy_drop is not None,
+            target_loss,
+            (1 - confidence) / len(take_back),
+        )
+        passing = curves[back][: 0 if fastest is None else fastest + 1]
+        passed += [(setting.tokens_per_forward or 0, setting.threshold, back) for setting in passing]
+    if passed:
+        _, threshold, back = max(passed)
+        return Pair(threshold, back, True, curves)
+    return Pair(max(thresholds), take_back[0], False, curves)
+
+
+def _swapped(measure: Callable[[float, float], DecodedValidation], back: float, threshold: float) -> DecodedValidation:
+    return measure(threshold, back)
+
+
+def _chain(
+    measure: Callable[[float], DecodedValidation],
+    thresholds: Sequence[float],
+    of_accuracy: bool,
+    target_loss: float,
+    delta: float,
+) -> tuple[tuple[Setting, ...], int | None]:
+    """Try thresholds from the strictest to the fastest, and measure those behind the first failure too.
+
+    Args:
+        measure: decodes the held-out prompts with a threshold.
+        thresholds: the thresholds, in any order.
+        of_accuracy: True limits the accuracy that is lost, False the agreement.
+        target_loss: the expected loss that is allowed.
+        delta: probability with which the selected threshold may lose more.
+
+    Returns:
+        The settings from the strictest to the fastest, and the number of the fastest one that keeps to the target.
+
+    Raises:
+        UserError: no checker judges the prompts, or they are too few.
+    """
     ordered = sorted(set(thresholds), reverse=True)
     decoded: dict[float, DecodedValidation] = {}
 
     def losses(threshold: float) -> np.ndarray[Any, Any]:
         if threshold not in decoded:
-            decoded[threshold] = measure(replace(predictor, threshold=threshold))
+            decoded[threshold] = measure(threshold)
         result = decoded[threshold]
-        if max_accuracy_drop is None:
+        if not of_accuracy:
             return 1 - result.agreement
         if result.drop is None:
             raise UserError(
@@ -135,14 +243,10 @@ def calibrate_filter(
             )
         return result.drop
 
-    choice = fastest_within(ordered, losses, target_loss, 1 - confidence)
-    tried = {trial.setting: trial for trial in choice.tried}
-    for threshold in ordered[len(choice.tried) :]:
-        tried[threshold] = Trial(
-            threshold, float(losses(threshold).mean()), upper_bound(losses(threshold), 1 - confidence)
-        )
-    curve = tuple(_setting(threshold, decoded[threshold], tried[threshold].bound) for threshold in ordered)
-    return replace(predictor, threshold=ordered[choice.fastest or 0], curve=curve), choice.fastest is not None
+    choice = fastest_within(ordered, losses, target_loss, delta)
+    bounds = {trial.setting: trial.bound for trial in choice.tried}
+    bounds |= {threshold: upper_bound(losses(threshold), delta) for threshold in ordered[len(choice.tried) :]}
+    return tuple(_setting(threshold, decoded[threshold], bounds[threshold]) for threshold in ordered), choice.fastest
 
 
 def _setting(threshold: float, measured: DecodedValidation, bound: float) -> Setting:

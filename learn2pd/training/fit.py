@@ -175,9 +175,10 @@ class PredictorData(lightning.LightningDataModule):
                     f"the recording has no rows of the split {split!r}: record more prompts (data.{split}_prompts)"
                 )
             if not right or not wrong:
+                advice = "lower train.keep_threshold, or " if self.question.of_committed else ""
                 raise UserError(
                     f"every label of the split {split!r} is {'yes' if right else 'no'}: nothing to learn; "
-                    "record other or more prompts"
+                    f"{advice}record other or more prompts"
                 )
             if normalise and split == "train" and isinstance(self.network, LengthFree):
                 mean = sums / seen
@@ -258,8 +259,8 @@ class PredictorTraining(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """Add a validation batch to the loss and to the metrics."""
-        # Committed positions are left out, so that the losses of `masked` and `all` can be compared.
-        counted = batch.counted & batch.masked
+        # Positions about which no run asks are left out, so that the losses of `masked` and `all` can be compared.
+        counted = batch.counted & batch.asked
         loss, logits = self.loss(batch, counted)
         self.log("val_loss", loss, batch_size=int(counted.sum()) or 1, prog_bar=True)
         self.metrics.update(logits[batch.judged].sigmoid(), batch.label[batch.judged].long())

@@ -38,6 +38,7 @@ from learn2pd.policies.wino import WinoPolicy
 from learn2pd.predictors.boundary import LearnedAdaBlockScheduler
 from learn2pd.predictors.end_of_text import LearnedStop
 from learn2pd.predictors.filter import FilterPolicy
+from learn2pd.predictors.keep import CHANNELS, KeepPolicy
 from learn2pd.predictors.networks import MLP, Conv, PredictorNetwork, Transformer
 from learn2pd.predictors.saving import Contract, Predictor
 from learn2pd.schedulers.adablock import AdaBlockScheduler
@@ -73,7 +74,9 @@ STOPS = {"none": NoStop(), "eot0": EotStop(0.0), "eot0.5": EotStop(0.5), "paper"
 def random_predictor(kind: str = "filter", name: str = "mlp") -> Predictor:
     """An untrained network, spread around one half, so that some positions are accepted and some are not."""
     torch.manual_seed(0)
+    name = "keep" if kind == "keep" else name
     networks: dict[str, PredictorNetwork] = {
+        "keep": Transformer(CHANNELS, hidden=8),
         "mlp": MLP(BLOCK, 16),
         "conv": Conv(hidden=8),
         "transformer": Transformer(hidden=8),
@@ -104,6 +107,8 @@ def policies(gen_length: int = GEN) -> dict:
         "filter": FilterPolicy(random_predictor()),
         "filter_conv": FilterPolicy(random_predictor(name="conv")),
         "filter_transformer": FilterPolicy(random_predictor(name="transformer")),
+        "keep": KeepPolicy(random_predictor(name="conv"), random_predictor("keep")),
+        "filter_back": FilterPolicy(random_predictor(name="conv"), take_back=0.5),
     }
 
 
@@ -185,7 +190,7 @@ def fits(policy: str, scheduler: str, cache: str) -> bool:
 
 def tried(policy: str, scheduler: str) -> bool:
     """Whether a pair is worth its time: to the loop all networks are alike, and learned blocks are like AdaBlock's."""
-    if policy in rules():
+    if policy in rules() or policy in ("filter_back", "keep"):
         return scheduler in ("blocks", "dsb_greedy") or (policy == "dawn" and scheduler != "adablock_learned")
     return policy != "filter_conv" and (
         scheduler != "adablock_learned" or policy in ("threshold0.6", "filter_transformer", "oracle")

@@ -19,6 +19,7 @@ from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
 pytestmark = pytest.mark.usefixtures("undrawn_plots")
 SMALL = [
     "config=tiny_filter",
+    "train.start=scratch",
     "data.tasks=[math]",
     "data.train_prompts=6",
     "data.validation_prompts=6",

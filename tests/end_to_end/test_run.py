@@ -24,13 +24,16 @@ from learn2pd.recording.reading import Recording
 
 SMALL = [
     "config=tiny_filter",
+    "train.start=scratch",
     "data.train_prompts=9",
     "data.validation_prompts=6",
     "data.test_prompts=3",
     "decode.gen_length=48",
     "record.shard_prompts=5",
     "train.max_epochs=2",
+    "train.keep_threshold=0.6",
     "calibrate.target_agreement=0.5",
+    "calibrate.max_accuracy_drop=null",
     "calibrate.thresholds=[0.6,0.9]",
     "compare.bootstrap_samples=20",
     "compare.stops=[none]",
@@ -38,13 +41,15 @@ SMALL = [
         {name: vanilla, policy: fixed},
         {name: threshold, policy: threshold, sweep: {threshold: [0.5, 0.9]}},
         {name: learn2pd filter, policy: filter, sweep: {threshold: [0.5, 0.9]}},
+        {name: learn2pd takes back, policy: filter, options: {take_back: 0.3, one_more: 0.8}},
+        {name: learn2pd keep, policy: keep},
         {name: oracle, policy: oracle},
     ]""",
     "compare.likelihood=true",
     "model.device=cpu",
     "threads=1",
 ]
-STOPS, METHODS, TASKS = 1, 6, 4  # methods: two of them in curves of two settings; tasks: three and `all`
+STOPS, METHODS, TASKS = 1, 8, 4  # methods: two of them in curves of two settings; tasks: three and `all`
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +83,8 @@ def test_the_run_leaves_everything_it_promises(finished):
         "replays.json",
         "policy/policy.json",
         "policy/model.safetensors",
+        "policy/keep/policy.json",
+        "policy/keep/model.safetensors",
         "plots/tradeoff.png",
         "plots/reliability.png",
         "plots/commit_steps.png",
@@ -172,11 +179,18 @@ def test_a_filter_is_fine_tuned_for_a_domain_and_its_adapter_fits_the_base_alone
 
 def test_a_fine_tuned_policy_learns_from_the_states_that_its_base_leads_into(arguments, finished, tmp_path):
     output, base = tmp_path / "tuned", finished / "policy"
-    tuning = ["data.domain=json", "train.start=lora", f"policy={base}", "train.rounds=1", "stages=[record,train]"]
+    tuning = [
+        "data.domain=json",
+        "train.start=lora",
+        f"policy={base}",
+        "train.rounds=1",
+        "stages=[record,train]",
+        "train.predictors=[]",
+    ]
     assert cli.run([*arguments, f"output_dir={output}", *tuning]) == 0
     assert (
         Recording.load(output / "rounds" / "1").manifest["policy_fingerprint"]
-        == load_policy(base).predictor.fingerprint
+        == load_policy(base).predictor.weights_fingerprint
     )
     assert [path.name for path in (output / "train").iterdir()] == ["round-1"]
 
@@ -280,7 +294,7 @@ def test_stages_out_of_order_say_which_comes_first(arguments, tmp_path, capsys):
         (["filter=lstm"], ["lstm", "transformer"]),
         (["filter_options={depth: 2}"], ["depth", "layers"]),
         (["train.predictors=[end]"], ["end_of_text", "boundary"]),
-        (["train.start=lora"], ["policy=FOLDER"]),
+        (["train.start=lora", "policy=null"], ["policy=FOLDER"]),
         (["train.start=lora", "policy=nowhere"], ["nowhere", "policy.json"]),
         (["data.domain=poems"], ["poems", "json", ".jsonl"]),
         (["decode.top_p=0", "stages=[compare]", "compare.methods=[{name: v, policy: fixed}]"], ["decode.top_p=0"]),
@@ -371,6 +385,7 @@ def test_the_variables_of_a_launcher_do_not_disturb_a_training(arguments, tmp_pa
     kept = [argument for argument in arguments if not argument.startswith(("data.", "decode.", "train."))]
     small = ["data.tasks=[math]", "data.train_prompts=3", "data.validation_prompts=3", "decode.gen_length=32"]
     own = [*kept, *small, "train.rounds=0", "train.max_epochs=1", "filter=mlp", "stages=[record,train]"]
+    own += ["train.start=scratch", "train.predictors=[]"]
     assert cli.run([*own, f"output_dir={tmp_path / 'out'}"]) == 0
 
 

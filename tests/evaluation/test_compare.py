@@ -131,7 +131,14 @@ def test_what_was_taken_back_has_a_table_of_the_methods_that_took_something_back
 @pytest.mark.parametrize("revising", [False, True])
 def test_both_texts_of_a_comparison_say_what_was_taken_back_where_something_was(revising):
     tasks = [outcome("vanilla", "fixed", task=task, revoked=2 * revising) for task in ("math", "all")]
-    comparison = {"rows": rows_of(tasks), "fastest": [], "curves": [], "pairs": [], "seeds": {"settings": []}}
+    comparison = {
+        "rows": rows_of(tasks),
+        "fastest": [],
+        "equal": [],
+        "curves": [],
+        "pairs": [],
+        "seeds": {"settings": []},
+    }
     names = ("model", "prompts", "seed", "gen_length", "block_length", "batch_size", "device", "dtype")
     meta = dict.fromkeys((*names, "bootstrap_samples"), 1)
     assert ("## What was taken back" in markdown(comparison, meta)) == revising

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from learn2pd.evaluation import plots as report
 from learn2pd.evaluation import tables
 from learn2pd.evaluation.compare import build_rows, measure
-from learn2pd.evaluation.curves import compare_families, curve
+from learn2pd.evaluation.curves import compare_families, curve, speed_at
 from learn2pd.statistics.bootstrap import Bootstrap
 from tests.evaluation.synthetic import exact, outcome
 
@@ -63,6 +63,33 @@ def test_a_curve_is_the_best_straight_line_between_settings(points):
             if left <= at <= right and left < right:
                 best = max(best, above + (below - above) * (at - left) / (right - left))
         assert height(points, [at])[0] == pytest.approx(best)
+
+
+@given(POINTS, st.integers(0, 100))
+def test_the_speed_at_a_height_is_where_the_curve_is_last_that_high(points, wanted):
+    """The slow, obvious way: the settings that are high enough, and the crossings of all lines that fall below."""
+    high = [x for x, y in points if y >= wanted]
+    for (left, above), (right, below) in itertools.product(points, points):
+        if left < right and above >= wanted > below:
+            high.append(left + (above - wanted) / (above - below) * (right - left))
+    x, y = np.array(points, float).T
+    found = speed_at(x[None], y[None], np.array([float(wanted)]))[0]
+    assert found == pytest.approx(max(high, default=-np.inf))
+
+
+def test_trained_settings_at_equal_accuracy():
+    outcomes = [
+        exact("vanilla", "fixed", 1, 0.8),
+        *swept("rule", "threshold", [(2, 0.8), (3, 0.6)]),
+        *swept("other", "factor", [(2.5, 0.7)]),
+        *swept("mine", "filter", [(3, 0.9), (5, 0.7), (6, 0.1)]),
+    ]
+    lines = {line["setting"]: line for line in families_of(outcomes)["equal"]}
+    assert {name: (line["ratio_baseline"], line["ratio"], line["rival"]) for name, line in lines.items()} == {
+        "3": (1.5, 1.5, "rule"),  # more accurate than the rule everywhere
+        "5": (2, 2, "rule"),  # the rule's curve has 0.7 at 2.5
+        "6": (2, 2, "rule"),
+    }
 
 
 def test_areas_of_straight_lines():
@@ -304,7 +331,7 @@ def test_every_line_of_the_comparison_is_in_its_table(comparison):
     assert sections["Area under the curve"] == len(comparison["curves"])
     assert sections["Trained against training-free families at equal tokens per forward"] == len(comparison["pairs"])
     seeds = [line for lines in comparison["seeds"].values() for line in lines]
-    assert sections["Seeds"] == len(seeds) + 2 * 3  # four tables, a heading and a rule each
+    assert sections["Seeds"] == len(seeds) + 2 * 4  # five tables, a heading and a rule each
     assert "json" not in tables.summary(comparison, META)
     for line in text.splitlines():
         assert not line.startswith("|") or line.endswith("|")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from learn2pd.policies.credit import CreditPolicy
 from learn2pd.policies.dawn import DawnPolicy
@@ -18,12 +20,32 @@ from learn2pd.policies.prophet import ProphetPolicy
 from learn2pd.policies.remask import RemaskPolicy
 from learn2pd.policies.slowfast import SlowFastPolicy
 from learn2pd.policies.wino import WinoPolicy
+from learn2pd.predictors.filter import FilterPolicy
+from learn2pd.predictors.networks import PredictorNetwork
+from learn2pd.predictors.saving import Contract, Predictor
 from tests.contract.helpers import run
 from tests.reference import later_rules as slow
 
 high = st.sampled_from([0.45, 0.6, 0.75])
 low = st.sampled_from([0.15, 0.25, 0.4])
 small = st.integers(1, 3)
+
+
+class Confident(PredictorNetwork):
+    """Its probability is the confidence of the proposal."""
+
+    channels = ("confidence",)
+
+    def __init__(self):
+        super().__init__()
+        self.place = nn.Parameter(torch.zeros(0))  # by which the policy sees on which device the network is
+
+    def forward(self, inputs, valid, proposal):
+        return inputs[..., 0].logit()
+
+
+def confident(threshold):
+    return Predictor("filter", Confident(), threshold, Contract(mask_id=1, vocab_size=400, eot_ids=(0,)))
 
 
 def pair(policy, rule, **options):
@@ -89,6 +111,16 @@ PAIRS = {
         threshold=low,
         back=st.sampled_from([0.2, 0.5, 0.9]),
     ),
+    "filter": pair(
+        lambda threshold, take_back, per_position, one_more: FilterPolicy(
+            confident(threshold), take_back, per_position, one_more
+        ),
+        slow.TakingBack,
+        threshold=st.sampled_from([0.3, 0.45]),
+        take_back=st.sampled_from([0.9, 1.0]),
+        per_position=small,
+        one_more=st.sampled_from([0.1, 0.25, 1.0]),
+    ),
     "edit": pair(
         lambda threshold, most_checks, edit: EditPolicy(threshold, edit, most_checks),
         slow.Checked,
@@ -137,8 +169,8 @@ def test_a_rule_equals_itself_written_down_row_by_row(name, make_prompts, tiny_m
                 changed[count] += getattr(wanted, count)
 
     check()
-    if name in ("wino", "remask", "hierarchical"):
+    if name in ("wino", "remask", "hierarchical", "filter"):
         assert changed["revoked"]
-        assert changed["flip_flops"]
+        assert changed["flip_flops"] or name == "filter"  # which commits a token again only if it is surer
     if name == "edit":
         assert changed["edited"]

@@ -219,6 +219,7 @@ def test_a_recording_is_made_and_labelled_with_the_adapter(tiny_model_folder, tm
     )
     arguments = [
         "config=tiny_filter",
+        "train.start=scratch",
         f"model.path={tiny_model_folder}",
         "model.device=cpu",
         "data.train_prompts=3",

@@ -9,7 +9,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learn2pd.predictors.features import CHANNELS, DECIDED, OBSERVED, VALUES, cut, observe, stack
+from learn2pd.predictors.features import (
+    CHANNELS,
+    DECIDED,
+    OBSERVED,
+    STANDING,
+    VALUES,
+    cut,
+    observe,
+    observe_committed,
+    stack,
+)
 from learn2pd.tensors import canvas_view, window_view
 from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction, Window
 
@@ -22,6 +32,16 @@ def columns(rows=3, seed=0):
     values = {name: torch.rand(rows, GEN, generator=generator) for name in OBSERVED}
     kinds = {name: values[name] if name in VALUES else values[name] < 0.5 for name in OBSERVED}
     return kinds | {"proposal": (9 * values["proposal"]).int()}
+
+
+def described(rows=3, seed=0):
+    """Random observations, with those of committed tokens."""
+    generator = torch.Generator().manual_seed(seed + 7)
+    known = columns(rows, seed)
+    shares = {name: torch.rand(rows, GEN, generator=generator) for name in (*STANDING, "committed_with")}
+    age = torch.randint(1, 6, (rows, GEN), generator=generator) * ~known["masked"]
+    token = torch.randint(0, 9, (rows, GEN), generator=generator)
+    return known | shares | {"age": age, "token": token}
 
 
 def windows():
@@ -45,7 +65,7 @@ def test_a_window_seen_and_put_back_is_the_canvas_inside_it_and_nothing_outside(
 
 @pytest.mark.parametrize("name", CHANNELS)
 def test_a_channel_is_zero_past_the_window_and_does_not_depend_on_how_far_it_is_padded(name):
-    narrow, wide = (stack(cut(columns(), windows(), width, committed=False), [name]) for width in (8, 20))
+    narrow, wide = (stack(cut(described(), windows(), width, committed=False), [name]) for width in (8, 20))
     assert torch.equal(narrow, wide[:, :8])
     assert not wide[:, 8:].any()
     inside = cut(columns(), windows(), 8, committed=False).valid
@@ -54,8 +74,8 @@ def test_a_channel_is_zero_past_the_window_and_does_not_depend_on_how_far_it_is_
 
 @pytest.mark.parametrize("name", CHANNELS)
 def test_a_channel_sees_nothing_outside_its_window(name):
-    here = columns()
-    other = columns(seed=1)
+    here = described()
+    other = described(seed=1)
     inside = windows().mask(GEN)
     mixed = {key: torch.where(inside, here[key], other[key]) for key in here}
     before, after = (stack(cut(values, windows(), 8, committed=True), [name]) for values in (here, mixed))
@@ -104,7 +124,42 @@ def test_a_step_is_observed_as_it_is():
     assert not observe(state, prediction, (9,), ())["unchanged"].any()
 
 
-@pytest.mark.parametrize("channel", ["margin", "entropy"])
+def test_a_window_with_described_tokens_shows_them_in_place_of_proposals():
+    values, window = described(), windows()
+    view = cut(values, window, 8, committed=False)
+    for row, (start, stop) in enumerate(zip(window.start.tolist(), window.stop.tolist(), strict=True)):
+        assert view.proposal[row].tolist() == values["token"][row, start:stop].tolist() + [DECIDED] * (8 - stop + start)
+
+
+def test_newer_is_the_share_of_the_window_that_was_committed_later():
+    values, window = described(), windows()
+    newer = stack(cut(values, window, 8, committed=False), ["newer"])[..., 0]
+    for row, (start, stop) in enumerate(zip(window.start.tolist(), window.stop.tolist(), strict=True)):
+        age = values["age"][row, start:stop].tolist()
+        expected = [sum(0 < other < own for other in age) / len(age) for own in age]
+        assert newer[row, : stop - start].tolist() == pytest.approx(expected)
+
+
+def test_committed_tokens_are_described_as_they_stand():
+    spec = ModelSpec("hand-made", 1, (9,), 0, 400, 512, False, "")
+    state = DecodeState.start([[5, 6]], 5, spec, given=torch.tensor([[8, -1, -1, -1, -1]]))
+    state = state.commit(
+        Commit(torch.tensor([[False, True, False, False, False]])), torch.tensor([[0, 7, 0, 0, 0]]), spec.mask_id
+    )
+    state = replace(state, step=state.step + 3, committed_with=torch.tensor([[0.0, 0.6, 0.0, 0.0, 0.0]]))
+    standing = {
+        name: torch.tensor([[0.0, value, 0.0, 0.0, 0.0]]) for name, value in zip(STANDING, (0.2, 2.0, 0.7), strict=True)
+    }
+    valid = torch.tensor([[False, False, True, True, False]])
+    prediction = Prediction(torch.tensor([[0, 0, 3, 4, 5]]), 0.5 * valid, valid, standing)
+    seen = observe_committed(state, prediction)
+    assert seen["age"].tolist() == [[0, 3, 0, 0, 0]]  # a given token was not committed
+    assert seen["committed_with"].tolist() == [[0.0, pytest.approx(0.6), 0.0, 0.0, 0.0]]
+    assert seen["token"].tolist() == [[8, 7, 3, 4, DECIDED]]
+    assert {name: seen[name] for name in STANDING} == standing
+
+
+@pytest.mark.parametrize("channel", ["margin", "entropy", "age", "newer", "committed_with", *STANDING])
 def test_a_channel_that_the_prediction_lacks_is_an_error_and_not_zeros(channel):
     shown = {name: values for name, values in columns().items() if name != channel}
     with pytest.raises(ValueError, match=f"'{channel}'.*needs"):

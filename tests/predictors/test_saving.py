@@ -77,6 +77,10 @@ def test_the_dial_moves_along_the_calibrated_curve(folder):
         ({"aggressiveness": 1.5}, "aggressiveness=1.5"),
         ({"aggressiveness": 0.5, "threshold": 0.5}, "one of them"),
         ({"threshold": 2.0}, "threshold=2.0"),
+        ({"take_back": 1.5}, "take_back=1.5"),
+        ({"one_more": -1.0}, "one_more=-1.0"),
+        ({"take_back": "much"}, "take_back='much'"),
+        ({"take_back": 0.3, "per_position": -1}, "per_position=-1"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_one_line(folder, choice, named):
@@ -187,7 +191,7 @@ def test_an_adapter_of_another_base_or_a_damaged_one_is_one_line(tiny_model, tmp
     folder = save_adapter(adapter, predictor, predictor, tmp_path / "adapter")
     torch.manual_seed(5)
     other = save_policy(FilterPolicy(made(tiny_model, Transformer(hidden=8))), tmp_path / "other")
-    with pytest.raises(UserError, match=predictor.fingerprint):
+    with pytest.raises(UserError, match=predictor.weights_fingerprint):
         load_policy(other, adapter=folder)
     base = save_policy(FilterPolicy(predictor), tmp_path / "base")
     with pytest.raises(UserError, match=r"adapter\.json"):

@@ -48,10 +48,19 @@ def oracle_producer(model, gen_length=GEN, block_length=BLOCK):
 
 
 def make(
-    model, prompts, folder: Path, *, produce=None, leads=True, shard_prompts=SHARD, gen_length=GEN, block_length=BLOCK
+    model,
+    prompts,
+    folder: Path,
+    *,
+    produce=None,
+    leads=True,
+    shard_prompts=SHARD,
+    gen_length=GEN,
+    block_length=BLOCK,
+    **more,
 ):
     """Record in this process, as one of several that may be at it."""
-    open_recording(folder, described(model, prompts, gen_length, block_length, shard_prompts))
+    open_recording(folder, described(model, prompts, gen_length, block_length, shard_prompts, **more))
     produce = produce or oracle_producer(model, gen_length, block_length)
     return record(model, prompts, folder, produce, shard_prompts=shard_prompts, leads=leads)
 

@@ -52,6 +52,7 @@ def test_processes_share_the_time(tiny_model):
 def test_a_dry_run_prints_and_writes_nothing(tiny_model_folder, tmp_path, capsys, command):
     arguments = [
         "config=tiny_filter",
+        "train.start=scratch",
         f"model.path={tiny_model_folder}",
         "model.device=cpu",
         "threads=1",

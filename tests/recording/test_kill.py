@@ -39,6 +39,7 @@ def test_killed_at_random_moments_the_recording_is_that_of_one_process(tiny_mode
 def arguments(tiny_model_folder):
     return [
         "config=tiny_filter",
+        "train.start=scratch",
         "data.train_prompts=9",
         "data.validation_prompts=6",
         "decode.gen_length=48",

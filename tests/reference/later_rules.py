@@ -267,6 +267,29 @@ class Wino:
         return decision
 
 
+class TakingBack:
+    """The filter that takes back, with a network whose probability is the confidence."""
+
+    def __init__(self, threshold, take_back, per_position, one_more):
+        self.threshold, self.take_back, self.per_position = threshold, take_back, per_position
+        self.one_more = one_more
+        self.times: dict[int, int] = {}
+
+    def __call__(self, look):
+        bars = {i: 1 - (1 - self.threshold) / 5 ** self.times.get(i, 0) for i in look.masks}
+        accepted = [i for i in look.masks if look.conf[i] > bars[i]]
+        new = [i for i in look.ranked if i not in accepted and not self.times.get(i)]
+        accepted += [i for i in new if look.conf[i] > self.one_more][:1]
+        accepted = accepted or look.ranked[:1]
+        decision = proposals(look, accepted)
+        found = {i: look.leave_one_out(i) for i in look.standing if self.times.get(i, 0) < self.per_position}
+        doubtful = sorted((i for i, value in found.items() if value < self.take_back), key=found.get)
+        decision.revoke = set(doubtful[: len(accepted) - 1])
+        for i in decision.revoke:
+            self.times[i] = self.times.get(i, 0) + 1
+        return decision
+
+
 class Checked:
     """Editing where `edit` is given, targeted remasking where `remask` is."""
 

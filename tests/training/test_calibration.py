@@ -18,6 +18,7 @@ from learn2pd.training.calibration import (
     calibrate_boundary,
     calibrate_end,
     calibrate_filter,
+    calibrate_pair,
     check_enough,
     metrics_at,
     surest_false_stops,
@@ -71,6 +72,39 @@ def test_accuracy_can_be_the_target():
     assert setting.threshold == 0.7
     with pytest.raises(UserError, match="no checker"):
         calibrate_filter(PREDICTOR, lambda predictor: measure(predictor, judged=False), THRESHOLDS, **options)
+
+
+def of_pair(threshold: float, take_back: float) -> DecodedValidation:
+    """A policy that loses less and is slower the more it takes back."""
+    measured = measure(replace(PREDICTOR, threshold=threshold))
+    return replace(measured, agreement=measured.agreement ** (1 - take_back), forwards=measured.forwards + take_back)
+
+
+def test_a_pair_is_the_fastest_that_passes_and_the_sequences_share_the_error_probability():
+    backs = (0.2, 0.6)
+    pair = calibrate_pair(of_pair, THRESHOLDS, backs, **TARGET)
+    assert pair.met
+    passed = []
+    for back in backs:
+        settings = pair.curves[back]
+        assert [setting.threshold for setting in settings] == [0.9, 0.7, 0.5, 0.3]
+        for setting in settings:
+            losses = 1 - of_pair(setting.threshold, back).agreement
+            assert setting.loss_bound == pytest.approx(upper_bound(losses, 0.1 / len(backs)))
+        keeping = [setting.loss_bound <= 0.1 for setting in settings]
+        count = keeping.index(False) if False in keeping else len(keeping)
+        passed += [(setting.tokens_per_forward, setting.threshold, back) for setting in settings[:count]]
+    assert (pair.threshold, pair.take_back) == max(passed)[1:]
+    assert pair.curve == pair.curves[pair.take_back]
+
+
+def test_no_pair_is_selected_behind_a_failure_of_its_sequence():
+    def failing_first(threshold, take_back):
+        measured = of_pair(threshold, take_back)
+        return replace(measured, agreement=np.full(60, 0.5)) if threshold == 0.9 else measured
+
+    pair = calibrate_pair(failing_first, THRESHOLDS, (0.2, 0.6), **TARGET)
+    assert (pair.met, pair.threshold, pair.take_back) == (False, 0.9, 0.2)
 
 
 @pytest.mark.parametrize("options", [{"max_accuracy_drop": 0.1}, {"target_agreement": None}])

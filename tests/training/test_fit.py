@@ -200,7 +200,7 @@ def test_the_filter_is_asked_about_the_window_that_was_decoded(recording):
 def test_what_a_loss_does_not_count_cannot_move_it(recording, loss_on, where, moves):
     network = Conv(CHANNELS, 4)
     batch = make_batch(states(recording), Final(loss_on), network)
-    uncounted = batch.valid & (batch.masked & ~batch.judged if where == "padding" else ~batch.masked)
+    uncounted = batch.valid & (batch.asked & ~batch.judged if where == "padding" else ~batch.asked)
     assert uncounted.any()
     flipped = batch._replace(label=torch.where(uncounted, 1 - batch.label, batch.label))
     module = PredictorTraining(network, 1e-2, 0.0)

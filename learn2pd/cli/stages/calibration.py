@@ -18,10 +18,20 @@ from learn2pd.cli.stages.validation import measure_on
 from learn2pd.data.prompts import Prompt
 from learn2pd.errors import UserError
 from learn2pd.evaluation import plots as report
+from learn2pd.predictors.filter import FilterPolicy
+from learn2pd.predictors.keep import KeepPolicy
+from learn2pd.predictors.loading import load_predictor
 from learn2pd.predictors.lora import merged, save_adapter
 from learn2pd.predictors.saving import Predictor, save_predictor
 from learn2pd.recording.reading import Recording
-from learn2pd.training.calibration import CALIBRATIONS, calibrate_filter, check_enough, metrics_at, probabilities
+from learn2pd.training.calibration import (
+    CALIBRATIONS,
+    calibrate_filter,
+    calibrate_pair,
+    check_enough,
+    metrics_at,
+    probabilities,
+)
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +58,9 @@ def stage_calibrate(config: RunConfig, output: Path) -> dict[str, Any]:
     prompts = [prompt for prompt in usable_prompts(config, model_of(config)) if prompt.split == "validation"]
     figures: dict[str, Any] = {"filter": _calibrate_filter(config, output, recordings, prompts)}
     for kind in config.train.predictors:
+        if kind == "keep":
+            figures[kind] = _calibrate_keep(config, output, recordings[0], prompts)
+            continue
         network = load_trained(config, output, kind, recordings[0].manifest).network
         predictor = Predictor(kind, network, 0.5, contract_of(recordings[0].manifest, network))
         data = data_of(config, recordings, kind, network)
@@ -71,8 +84,9 @@ def check_target(config: RunConfig, prompts: Sequence[Prompt]) -> None:
         UserError: the validation prompts are too few, or no checker judges them although the target is one of accuracy.
     """
     options = config.calibrate
-    if not options.thresholds:
-        raise UserError("calibrate.thresholds is empty: list at least one threshold, such as 0.9")
+    for key, listed in (("thresholds", options.thresholds), ("take_back", options.take_back)):
+        if not listed:
+            raise UserError(f"calibrate.{key} is empty: list at least one threshold, such as 0.9")
     usable = [
         prompt
         for prompt in prompts
@@ -82,7 +96,9 @@ def check_target(config: RunConfig, prompts: Sequence[Prompt]) -> None:
         raise UserError(
             "calibrate.max_accuracy_drop: no checker judges these prompts; set calibrate.target_agreement instead"
         )
-    check_enough(len(usable), options.target_agreement, options.max_accuracy_drop, options.confidence)
+    sequences = len(options.take_back) if "keep" in config.train.predictors else 1
+    confidence = 1 - (1 - options.confidence) / sequences
+    check_enough(len(usable), options.target_agreement, options.max_accuracy_drop, confidence)
 
 
 def _trained_on(config: RunConfig) -> dict[str, Any]:
@@ -109,7 +125,7 @@ def _calibrate_filter(
     measure = measure_on(config, model_of(config), prompts, recordings[0])
     predictor, met = calibrate_filter(
         predictor,
-        measure,
+        lambda predictor: measure(FilterPolicy(predictor)),
         options.thresholds,
         target_agreement=options.target_agreement,
         max_accuracy_drop=options.max_accuracy_drop,
@@ -146,3 +162,53 @@ def _calibrate_filter(
     bins = report.reliability(probability.numpy(), label.numpy())
     report.plot_reliability(bins, predictor.threshold, output / "plots" / "reliability.png")
     return figures | {"reliability": bins, "curve": [vars(setting) for setting in predictor.curve]}
+
+
+def _calibrate_keep(config: RunConfig, output: Path, recording: Recording, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """Set the thresholds of the filter and of the predictor `keep` together, and export the predictor."""
+    options = config.calibrate
+    network = load_trained(config, output, "keep", recording.manifest).network
+    keeper = Predictor("keep", network, 0.5, contract_of(recording.manifest, network))
+    predictor = load_predictor(output / "policy", "filter")
+    measure = measure_on(config, model_of(config), prompts, recording)
+    pair = calibrate_pair(
+        lambda threshold, take_back: measure(
+            KeepPolicy(
+                replace(predictor, threshold=threshold),
+                replace(keeper, threshold=take_back),
+                one_more=options.one_more,
+            )
+        ),
+        options.thresholds,
+        options.take_back,
+        target_agreement=options.target_agreement,
+        max_accuracy_drop=options.max_accuracy_drop,
+        confidence=options.confidence,
+    )
+    if not pair.met:
+        log.warning(
+            "no pair of calibrate.thresholds and calibrate.take_back keeps to the target on %d validation prompts; "
+            "the strictest threshold is exported",
+            len(prompts),
+        )
+    figures = {
+        "target_agreement": options.target_agreement,
+        "max_accuracy_drop": options.max_accuracy_drop,
+        "confidence": options.confidence,
+        "target_met": pair.met,
+        "prompts": len(prompts),
+        "threshold": pair.threshold,
+        "take_back": pair.take_back,
+        "one_more": options.one_more,
+    }
+    keeper = replace(
+        keeper,
+        threshold=pair.take_back,
+        filter_threshold=pair.threshold,
+        one_more=options.one_more,
+        curve=pair.curve,
+        metrics=figures,
+    )
+    save_predictor(keeper, output / "policy" / "keep")
+    curves = {str(take_back): [vars(setting) for setting in curve] for take_back, curve in pair.curves.items()}
+    return figures | {"curves": curves}

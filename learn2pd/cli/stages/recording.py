@@ -16,7 +16,7 @@ import torch
 
 from learn2pd.caches.causal_block import exact_cache_for
 from learn2pd.cli.config import RunConfig, identity
-from learn2pd.cli.stages.components import model_of, usable_prompts
+from learn2pd.cli.stages.components import checkers_of, model_of, usable_prompts
 from learn2pd.cli.stages.run_folder import read_metrics
 from learn2pd.data.prompts import Prompt
 from learn2pd.method import Method
@@ -27,10 +27,11 @@ from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.recording.estimate import estimate
 from learn2pd.recording.processes import Processes
 from learn2pd.recording.reading import Recording
-from learn2pd.recording.recorder import oracle_tables, record, rollout_tables
+from learn2pd.recording.recorder import free_tables, oracle_tables, record, rollout_tables
 from learn2pd.recording.schema import RECORDING, describe_recording, open_recording
 from learn2pd.recording.writing import Tables
 from learn2pd.schedulers.blocks import alignment_of, blocks_for
+from learn2pd.stops.eot import EotStop
 from learn2pd.types import CONFIDENCE
 
 
@@ -159,7 +160,57 @@ def record_round(config: RunConfig, output: Path, number: int, policy: FilterPol
 
     decoded_by = {
         "round": number,
-        "policy_fingerprint": policy.predictor.fingerprint,
+        "policy_fingerprint": policy.predictor.weights_fingerprint,
+        "threshold": policy.threshold,
+    }
+    open_recording(folder, _described(config, model, prompts, **decoded_by))
+    figures = record(model, prompts, folder, produce, shard_prompts=config.record.shard_prompts)
+    return {"record_seconds": figures["seconds"]} | summary(Recording.load(folder))
+
+
+def record_free(config: RunConfig, output: Path, number: int, policy: FilterPolicy) -> dict[str, Any]:
+    """Record the states that a policy leads into when it decodes the recorded prompts and nobody corrects it.
+
+    The output is output_dir/rounds/keep-NUMBER.
+
+    Args:
+        config: the configuration.
+        output: the output_dir of the run.
+        number: number of the round, from 1.
+        policy: the policy, which takes back.
+
+    Returns:
+        The figures of the recording.
+    """
+    model = model_of(config)
+    recording = Recording.load(output / "records")
+    prompts = recorded_prompts(config, model)
+    checkers = checkers_of(config, prompts)
+    folder = output / "rounds" / f"keep-{number}"
+    method = Method(policy, blocks_for(model.spec, config.decode.block_length), stop=EotStop(config.decode.stop_floor))
+
+    def judge(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[bool]:
+        return [
+            prompt.task is not None and bool(checkers[prompt.task].check(prompt.facts, text).correct)
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+
+    def produce(model: Model, prompts: Sequence[Prompt]) -> Tables:
+        return free_tables(
+            model,
+            prompts,
+            recording.references_of([prompt.id for prompt in prompts]),
+            method,
+            judge,
+            batch_size=config.decode.rows,
+            delimiter_ids=recording.manifest["delimiter_ids"],
+            given=config.decode.given or None,
+        )
+
+    decoded_by = {
+        "committed": True,
+        "round": number,
+        "policy_fingerprint": policy.fingerprint,
         "threshold": policy.threshold,
     }
     open_recording(folder, _described(config, model, prompts, **decoded_by))

@@ -9,7 +9,7 @@ import copy
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,16 @@ from peft import PeftModel
 
 from learn2pd.cli.config import RunConfig
 from learn2pd.cli.stages.components import model_of, usable_prompts
-from learn2pd.cli.stages.recording import record_round
+from learn2pd.cli.stages.recording import record_free, record_round
 from learn2pd.cli.stages.run_folder import read_metrics
 from learn2pd.cli.stages.validation import measure_on
 from learn2pd.errors import UserError, suggest
 from learn2pd.files import read_json, write_json
+from learn2pd.models.files import path_text
 from learn2pd.models.loading import Model
 from learn2pd.predictors.filter import FilterPolicy
+from learn2pd.predictors.keep import PART as KEEP_FOLDER
+from learn2pd.predictors.keep import KeepPolicy
 from learn2pd.predictors.kinds import BESIDE_THE_FILTER, QUESTIONS
 from learn2pd.predictors.loading import load_predictor
 from learn2pd.predictors.lora import add_adapter
@@ -38,6 +41,7 @@ from learn2pd.types import CONFIDENCE
 
 log = logging.getLogger(__name__)
 DONE = "done.json"  # the figures of a finished training, in its folder
+TAKE_BACK = 0.3  # below it a committed token is taken back in the decodes that `keep` is trained on
 
 
 @dataclass(frozen=True)
@@ -90,14 +94,44 @@ def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
         else:
             network, figures = _train_or_load(config, visited or [oracle], output, "filter", f"round-{number}")
         predictor = Predictor("filter", network, config.train.rollout_threshold, contract_of(oracle.manifest, network))
-        rounds.append({"round": number, **figures, **_alone(measure(predictor))})
+        rounds.append({"round": number, **figures, **_alone(measure(FilterPolicy(predictor)))})
         if number < config.train.rounds:
             rounds[-1] |= record_round(config, output, number + 1, FilterPolicy(predictor))
             visited.append(Recording.load(output / "rounds" / str(number + 1)))
     extra = {
-        name: _train_or_load(config, [oracle, *visited], output, name, name)[1] for name in config.train.predictors
+        name: _train_keep(config, output, predictor)
+        if name == "keep"
+        else _train_or_load(config, [oracle, *visited], output, name, name)[1]
+        for name in config.train.predictors
     }
     return {"filter": network_json(network)["name"], "rounds": rounds, **extra}
+
+
+def _train_keep(config: RunConfig, output: Path, predictor: Predictor) -> dict[str, Any]:
+    """Train the predictor `keep` in rounds.
+
+    In the first round, the filter takes back by the leave-one-out probability; in the next ones, the network of the
+    round before takes back. Each network is trained on the states of all rounds so far.
+
+    Args:
+        config: the configuration.
+        output: the output_dir of the run.
+        predictor: the trained filter.
+
+    Returns:
+        The figures of the rounds.
+    """
+    predictor = replace(predictor, threshold=config.train.keep_threshold)
+    policy = FilterPolicy(predictor, TAKE_BACK)
+    visited: list[Recording] = []
+    rounds: list[dict[str, Any]] = []
+    for number in range(1, config.train.keep_rounds + 1):
+        figures = record_free(config, output, number, policy)
+        visited.append(Recording.load(output / "rounds" / f"keep-{number}"))
+        network, trained = _train_or_load(config, visited, output, "keep", f"keep-{number}")
+        rounds.append({"round": number, **figures, **trained})
+        policy = KeepPolicy(predictor, Predictor("keep", network, TAKE_BACK, contract_of(visited[0].manifest, network)))
+    return {"rounds": rounds}
 
 
 def _alone(measured: DecodedValidation) -> dict[str, float | None]:
@@ -202,6 +236,9 @@ def start_of(config: RunConfig, kind: str, manifest: dict[str, Any]) -> Start:
         UserError: `policy` is missing or is not a filter, or it was trained for another geometry or vocabulary than
             that of the recording.
     """
+    if kind == "keep" and config.train.start != "scratch" and _has_keep(config):
+        keeper = load_predictor(str(config.policy), "keep", KEEP_FOLDER)
+        return Start(copy.deepcopy(keeper.network), keeper)
     if kind != "filter" or config.train.start == "scratch":
         return Start(network_of(config, kind))
     base = base_of(config)
@@ -209,6 +246,11 @@ def start_of(config: RunConfig, kind: str, manifest: dict[str, Any]) -> Start:
     network = copy.deepcopy(base.network)
     adapted = add_adapter(network, config.train.lora_rank) if config.train.start == "lora" else None
     return Start(network, base, adapted)
+
+
+def _has_keep(config: RunConfig) -> bool:
+    """Say whether a predictor `keep` lies beside the filter to fine-tune. One on the hub does not count."""
+    return config.policy is not None and (Path(path_text("policy", config.policy)) / KEEP_FOLDER).is_dir()
 
 
 def base_of(config: RunConfig) -> Predictor:
@@ -300,7 +342,8 @@ def load_trained(config: RunConfig, output: Path, kind: str, manifest: dict[str,
     Raises:
         UserError: the stage has not finished training this predictor.
     """
-    folder = output / "train" / (f"round-{config.train.rounds}" if kind == "filter" else kind)
+    last = {"filter": f"round-{config.train.rounds}", "keep": f"keep-{config.train.keep_rounds}"}
+    folder = output / "train" / last.get(kind, kind)
     if not (folder / DONE).exists():
         raise UserError(f"{folder}: no finished training; run the stage 'train' first")
     start = start_of(config, kind, manifest)
@@ -330,7 +373,7 @@ def _train_or_load(
     figures["train_seconds"] = round(time.perf_counter() - started, 2)
     figures["parameters"] = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     if start.base:
-        figures["base"] = start.base.fingerprint
+        figures["base"] = start.base.weights_fingerprint
     write_json(done, figures)
     return network, figures
 
@@ -340,7 +383,7 @@ def _figures(path: Path, start: Start) -> dict[str, Any]:
     figures = read_json(path)
     if figures is None:
         raise UserError(f"{path} is damaged: delete {path.parent} to train it again")
-    base = start.base.fingerprint if start.base else None
+    base = start.base.weights_fingerprint if start.base else None
     if figures.get("base", base) != base:
         raise UserError(
             f"{path.parent} was trained on the filter {figures['base']}, and policy is now {base}: "

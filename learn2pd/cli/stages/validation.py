@@ -16,7 +16,6 @@ from learn2pd.evaluation.compare import agreement
 from learn2pd.method import Method
 from learn2pd.models.loading import Model
 from learn2pd.predictors.filter import FilterPolicy
-from learn2pd.predictors.saving import Predictor
 from learn2pd.progress import progress_bar
 from learn2pd.recording.reading import Recording
 from learn2pd.schedulers.blocks import blocks_for
@@ -26,8 +25,8 @@ from learn2pd.training.calibration import DecodedValidation
 
 def measure_on(
     config: RunConfig, model: Model, prompts: Sequence[Prompt], recording: Recording
-) -> Callable[[Predictor], DecodedValidation]:
-    """Return a function that decodes prompts with a filter and compares the answers with the recorded references.
+) -> Callable[[FilterPolicy], DecodedValidation]:
+    """Return a function that decodes prompts with a policy and compares the answers with the recorded references.
 
     Args:
         config: the configuration.
@@ -53,13 +52,13 @@ def measure_on(
     ]
     before = verdicts(answers)
 
-    def measure(predictor: Predictor) -> DecodedValidation:
-        with progress_bar(len(prompts), f"decode at {predictor.threshold:g}", "prompt") as bar:
+    def measure(policy: FilterPolicy) -> DecodedValidation:
+        with progress_bar(len(prompts), f"decode at {policy.threshold:g}", "prompt") as bar:
             result = decode(
                 model,
                 encoded(model, prompts),
                 Method(
-                    FilterPolicy(predictor),
+                    policy,
                     blocks_for(model.spec, config.decode.block_length),
                     exact_cache_for(model.spec),
                     EotStop(config.decode.stop_floor),

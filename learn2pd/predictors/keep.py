@@ -1,0 +1,178 @@
+"""The policy `keep`: the filter, with a trained network that says which committed tokens still hold.
+
+The rule: the policy commits as the filter does (filter.py). A step also takes back the committed tokens of the window,
+whose steps lie before this one, with
+
+    probability of the network < take_back,
+
+in the order and within the bounds in which the filter takes back by the leave-one-out probability. The network answers
+at every committed position of the window whether its token still holds. Beside the channels of the filter it sees how
+the token stands given all tokens but itself (its probability, its rank, and the entropy), the confidence with which it
+was committed, how many steps ago, and how much of the window was committed since. It comes from shadow columns, as the
+leave-one-out probability does.
+
+The thresholds of the two networks are calibrated together, and lie with the network of this file. The rule is this
+project's own; it comes from no paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+
+from learn2pd.errors import UserError
+from learn2pd.kinds import matches
+from learn2pd.predictors.apply import check_contract, needs_of, on_device, probability
+from learn2pd.predictors.features import COMMITTED, STANDING
+from learn2pd.predictors.filter import FilterMemory, FilterPolicy
+from learn2pd.predictors.loading import load_predictor
+from learn2pd.predictors.networks import DEFAULT_CHANNELS, PredictorNetwork, Transformer
+from learn2pd.predictors.questions import Columns, positions
+from learn2pd.predictors.saving import Predictor, save_predictor
+from learn2pd.types import DecodeState, ModelSpec, Prediction, Window
+
+if TYPE_CHECKING:
+    from learn2pd.method import Method
+
+CHANNELS = (*DEFAULT_CHANNELS, *COMMITTED, "newer")
+PART = "keep"  # the folder inside that of the filter
+
+
+@dataclass(frozen=True)
+class Holds:
+    """The question of the policy `keep`, over the window that was open: does this committed token still hold?"""
+
+    kind: ClassVar[str] = "keep"
+    of_committed: ClassVar[bool] = True
+    columns: ClassVar[tuple[str, ...]] = ("start", "stop", "holds", "length", "token", *COMMITTED)
+
+    def window(self, columns: Columns) -> Window:
+        return Window(columns["start"].long(), columns["stop"].long())
+
+    def label(self, columns: Columns) -> Tensor:
+        return columns["holds"]
+
+    def counted(self, columns: Columns) -> Tensor:
+        return columns["age"] > 0
+
+    def judged(self, columns: Columns) -> Tensor:
+        return self.counted(columns) & (positions(columns) <= columns["length"][:, None])
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any], loss_on: str) -> Holds:
+        return cls()
+
+    @staticmethod
+    def network() -> PredictorNetwork:
+        """Make an untrained network for this question."""
+        return Transformer(CHANNELS)
+
+
+@dataclass(frozen=True)
+class KeepMemory(FilterMemory):
+    """The memory of the policy.
+
+    Attributes:
+        keeper: The network of this file on the device of the run. It is the same for all rows.
+    """
+
+    keeper: PredictorNetwork
+
+
+class KeepPolicy(FilterPolicy):
+    """The filter with a trained network that takes back.
+
+    Args:
+        predictor: A predictor of the kind `filter`, with the threshold above which a position is committed.
+        keeper: A predictor of the kind `keep`, with the threshold below which a committed token is taken back.
+        per_position: How often a position may be taken back, at least 0.
+        one_more: As for the filter.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    name = "keep"
+    built_by = "learn2pd.predictors.keep:load_keep"
+
+    def __init__(self, predictor: Predictor, keeper: Predictor, per_position: int = 3, one_more: float = 1.0) -> None:
+        super().__init__(predictor, keeper.threshold, per_position, one_more)
+        self.keeper = keeper
+        self.needs = needs_of(predictor) | needs_of(keeper) | frozenset(STANDING)
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"take_back": self.take_back, "per_position": self.per_position}
+
+    def check(self, spec: ModelSpec, method: Method) -> None:
+        super().check(spec, method)
+        check_contract(self.keeper, spec, method)
+
+    def start(self, state: DecodeState, spec: ModelSpec) -> KeepMemory:
+        return KeepMemory(**vars(super().start(state, spec)), keeper=on_device(self.keeper, state).network)
+
+    def _holds(self, prediction: Prediction, state: DecodeState, memory: KeepMemory) -> Tensor:
+        width = int((state.window.stop - state.window.start).max())  # this waits for the device
+        contract = self.keeper.contract
+        return probability(memory.keeper, contract, state, prediction, state.window, width, committed=True)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        super()._save_pretrained(save_directory)
+        save_predictor(self.keeper, save_directory / PART)
+
+
+def load_keep(
+    folder: str | Path,
+    threshold: float | None = None,
+    take_back: float | None = None,
+    aggressiveness: float | None = None,
+    per_position: int = 3,
+    one_more: float | None = None,
+    revision: str | None = None,
+) -> KeepPolicy:
+    """Load a trained filter together with the predictor `keep` that lies beside it.
+
+    Args:
+        folder: The folder of the filter, with a folder `keep` in it, or the name of its repository of the hub.
+        threshold: A threshold above which a position is committed; it replaces the calibrated one.
+        take_back: A threshold below which a committed token is taken back; it replaces the calibrated one.
+        aggressiveness: A place on the calibrated curve, 0 (strictest) to 1 (boldest), whose threshold replaces the
+            calibrated one.
+        per_position: How often a position may be taken back, at least 0.
+        one_more: The probability above which every step also commits the most probable position of those that are not
+            above the threshold, 0 to 1; 1 commits none. It replaces the calibrated one.
+        revision: The revision of the hub repository.
+
+    Returns:
+        The policy.
+
+    Raises:
+        UserError: The predictors are missing or damaged, both a threshold and an aggressiveness are given, or one of
+            the numbers is out of range.
+    """
+    given = {"threshold": threshold, "take_back": take_back, "aggressiveness": aggressiveness, "one_more": one_more}
+    for name, value in given.items():
+        if not matches(value, float | None):
+            raise UserError(f"{name}={value!r}: expected a number from 0 to 1, got {type(value).__name__}")
+    if threshold is not None and aggressiveness is not None:
+        raise UserError(
+            f"threshold={threshold} and aggressiveness={aggressiveness} both choose the filter's threshold: "
+            "give one of them"
+        )
+    predictor = load_predictor(folder, "filter", revision=revision)
+    keeper = load_predictor(folder, "keep", PART, revision)
+    if keeper.filter_threshold is not None:
+        predictor = replace(predictor, threshold=keeper.filter_threshold, curve=keeper.curve)
+    if aggressiveness is not None:
+        predictor = predictor.at(aggressiveness)
+    if threshold is not None:
+        predictor = replace(predictor, threshold=threshold)
+    if take_back is not None:
+        keeper = replace(keeper, threshold=take_back)
+    try:
+        return KeepPolicy(predictor, keeper, per_position, keeper.one_more if one_more is None else one_more)
+    except ValueError as error:
+        raise UserError(str(error)) from error

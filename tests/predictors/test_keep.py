@@ -1,0 +1,91 @@
+"""The policy `keep`: it takes back as its network says, is saved and loaded, and has two thresholds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from learn2pd import FilterPolicy, KeepPolicy, Method, UserError, load_keep
+from learn2pd.predictors.keep import PART
+from learn2pd.predictors.networks import PredictorNetwork
+from learn2pd.predictors.saving import Contract, Predictor, Setting, save_predictor
+from tests.contract.helpers import outcome, random_predictor, run
+
+CONTRACT = Contract(mask_id=1, vocab_size=400, eot_ids=(0,))
+
+
+class LeaveOneOut(PredictorNetwork):
+    """Its probability is the leave-one-out probability of the token."""
+
+    channels = ("leave_one_out",)
+
+    def __init__(self):
+        super().__init__()
+        self.place = nn.Parameter(torch.zeros(0))  # by which the policy sees on which device the network is
+
+    def forward(self, inputs, valid, proposal):
+        return inputs[..., 0]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    curve = tuple(Setting(value, tokens_per_forward=2.0) for value in (0.9, 0.5, 0.2))
+    keeper = replace(random_predictor("keep"), threshold=0.4, filter_threshold=0.7, one_more=0.3, curve=curve)
+    save_predictor(random_predictor(name="conv"), tmp_path)
+    save_predictor(keeper, tmp_path / PART)
+    return tmp_path
+
+
+@pytest.mark.parametrize("back", [0.2, 0.5, 0.8])
+def test_a_network_that_repeats_the_leave_one_out_probability_takes_back_as_the_filter_does(
+    back, tiny_model, make_prompts
+):
+    prompts = make_prompts([3, 17, 9, 5])
+    predictor = random_predictor(name="conv")
+    keeper = Predictor("keep", LeaveOneOut(), back, CONTRACT)
+    kept = run(tiny_model, prompts, KeepPolicy(predictor, keeper))
+    assert outcome(kept, tiny_model) == outcome(run(tiny_model, prompts, FilterPolicy(predictor, back)), tiny_model)
+    assert int(kept.revoked.sum()) > 0
+
+
+def test_it_is_loaded_with_the_thresholds_that_were_calibrated_together(folder, tmp_path):
+    policy = load_keep(folder)
+    assert (policy.threshold, policy.take_back, policy.one_more) == (0.7, 0.4, 0.3)
+    assert load_keep(folder, threshold=0.6, take_back=0.1).take_back == 0.1
+    assert [load_keep(folder, aggressiveness=place).threshold for place in (0, 1)] == pytest.approx([0.9, 0.2])
+    again = Method.from_dict(Method(policy).to_dict())
+    assert again.fingerprint == Method(policy).fingerprint
+    marks = {
+        load_keep(folder, **choice).fingerprint
+        for choice in ({}, {"threshold": 0.6}, {"take_back": 0.1}, {"one_more": 0.9})
+    }
+    assert len(marks) == 4
+    policy.save_pretrained(tmp_path / "copy")
+    copied = load_keep(tmp_path / "copy")
+    assert (copied.threshold, copied.take_back, copied.one_more) == (0.7, 0.4, 0.3)
+    assert copied.fingerprint == policy.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("choice", "named"),
+    [
+        ({"threshold": 2.0}, "threshold=2.0"),
+        ({"take_back": -0.1}, "take_back=-0.1"),
+        ({"take_back": "much"}, "take_back='much'"),
+        ({"aggressiveness": 0.5, "threshold": 0.5}, "one of them"),
+        ({"aggressiveness": 3}, "aggressiveness=3"),
+        ({"per_position": -1}, "per_position=-1"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_one_line(folder, choice, named):
+    with pytest.raises(UserError, match=named):
+        load_keep(folder, **choice)
+
+
+def test_a_filter_without_the_predictor_beside_it_says_what_is_missing(tmp_path):
+    save_predictor(random_predictor(name="conv"), tmp_path)
+    with pytest.raises(UserError, match=r"keep/policy\.json"):
+        load_keep(tmp_path)
