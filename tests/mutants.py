@@ -69,7 +69,6 @@ FILES = {  # the name of a file in the mutants below -> where it is; the only pl
     "localleap": "learn2pd/policies/localleap.py",
     "lookahead": "learn2pd/schedulers/lookahead.py",
     "lookahead_cache": "learn2pd/caches/lookahead.py",
-    "loop": "learn2pd/loop/loop.py",
     "mean_field": "learn2pd/policies/mean_field.py",
     "oracle": "learn2pd/policies/oracle.py",
     "plans": "learn2pd/loop/plans.py",

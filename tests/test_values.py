@@ -223,7 +223,7 @@ def test_an_unknown_home_folder_is_one_line():
 @pytest.mark.parametrize(
     ("key", "text", "wanted"),
     [
-        ("decode.gen_length", "${decode.block_length}", 32),
+        ("decode.gen_length", "${decode.batch_size}", 16),
         ("seed", "${oc.env:LEARN2PD_TEST}", 7),
         ("decode.stop_floor", "${oc.env:LEARN2PD_FLOAT}", 0.001),
         ("train.learning_rate", "${seed}", 0),
@@ -295,7 +295,7 @@ def test_an_entry_of_a_list_and_an_option_of_it_can_be_overridden():
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("compare.methods[9].name=x", "4 entries"),
+        ("compare.methods[9].name=x", "7 entries"),
         ("compare.methods[0].nmae=x", "did you mean 'name'"),
         ("compare.methods.name=x", "unknown key"),
         ("compare.methods[0]=x", "must hold keys and values"),

@@ -55,6 +55,7 @@ class SearchPolicy(Policy):
     name = "search"
     knows_answer = True
     auxiliary = True
+    reads_canvas = True
 
     def __init__(self, still_right: StillRight | None, filter: str | None = None) -> None:
         self.still_right = still_right

@@ -317,6 +317,7 @@ def record(
             bar.update(len(chunks[number]))
     if leads:
         write_manifest(folder, len(chunks))
-        for partial in folder.glob("*.partial"):  # files that lost processes left half written
-            partial.unlink(missing_ok=True)
+        # lost processes left files half written, and locks of shards that are done
+        for left in (*folder.glob("*.partial"), *folder.glob("shard-*.lock")):
+            left.unlink(missing_ok=True)
     return {"prompts_recorded_now": float(missing), "seconds": time.perf_counter() - started}

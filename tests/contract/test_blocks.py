@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from learn2pd.errors import UserError
 from learn2pd.loop.block import BlockMemory, block_step, start_block
+from learn2pd.policies.search import SearchPolicy
 from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.registry import COMPONENTS
 from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.types import GREEDY, Sampling, Window
 from tests.contract.helpers import BLOCK, GEN, Reviser, oracle, policies, run
 
-READ_MORE = {"klass", "prophet", "dawn", "apple", "apple_window", "apd", "oracle", "wino"}
+READ_MORE = {"klass", "prophet", "dawn", "apple", "apple_window", "apd", "oracle", "wino", "filter_back", "keep"}
 QUOTA = {"fixed_half", "entropy", "margin"}  # their quota is a share of the canvas
 REVISERS = {"revoking": Reviser(0.5, 6, edits=False), "editing": Reviser(0.5, 6, edits=True)}
 
@@ -160,7 +161,12 @@ def test_a_policy_that_reads_more_than_the_block_is_refused_in_one_line(name, ti
 
 def test_every_registered_policy_is_tried():
     tried = {policy.name for policy in policies().values()} | {"oracle"}
-    assert set(COMPONENTS["policy"]) - tried <= {"low_confidence", "entropy_sum"}
+    assert set(COMPONENTS["policy"]) - tried <= {"low_confidence", "entropy_sum", "search"}
+
+
+def test_an_oracle_that_continues_the_answer_is_refused_in_one_line(tiny_model):
+    with pytest.raises(UserError, match=r"policy 'search' needs .+; one step over a block gives it the logits"):
+        Request(tiny_model, [5, 6], SearchPolicy(None))
 
 
 def test_a_step_commits_at_least_as_many_as_the_engine_asks_for(tiny_model):

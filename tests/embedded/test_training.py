@@ -286,7 +286,7 @@ def test_an_interrupted_training_ends_as_the_uninterrupted_one(name, uninterrupt
 def test_a_killed_training_ends_as_the_uninterrupted_one(uninterrupted, tmp_path):
     """A process that is killed soon after its first checkpoint, at a moment that nobody chooses.
 
-    What it wrote until then is its progress bar and nothing of its libraries.
+    It writes nothing of its libraries, and a progress bar only to a terminal.
     """
     config = write_config(tmp_path, tiny(tmp_path))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -301,9 +301,7 @@ def test_a_killed_training_ends_as_the_uninterrupted_one(uninterrupted, tmp_path
     time.sleep(random.SystemRandom().uniform(0, 0.1))
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert "Epoch 0" in shown.read_text()
-    lines = shown.read_text().replace("\r", "\n").replace("\x1b[A", "").splitlines()
-    assert all(line.strip().startswith(("Epoch 0", "Training", "Validation")) for line in lines if line.strip())
+    assert shown.read_text() == ""
     assert not (tmp_path / "export" / "model.safetensors").exists()
     run(tiny_config(tmp_path))
     assert exported(tmp_path) == exported(uninterrupted["diffusion"])

@@ -32,6 +32,8 @@ SMALL = [
     "train.rounds=0",
     "train.max_epochs=1",
     "calibrate.target_agreement=0.3",
+    "calibrate.max_accuracy_drop=null",
+    "train.predictors=[]",
     "calibrate.thresholds=[0.5]",
     "compare.methods=[{name: v, policy: fixed}, {name: f, policy: filter}]",
     "compare.stops=[eot]",
@@ -165,7 +167,8 @@ def test_overwrite_leaves_nothing_of_the_old_run(arguments, output, tmp_path, li
         (output / "records").symlink_to(tmp_path / "elsewhere")
     old = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file() and path.name != LOCK_FILE}
     assert cli.run([*arguments, f"output_dir={output}", "stages=[record]", "overwrite=true", "seed=1"]) == 0
-    assert {path.name for path in output.iterdir()} == {LOCK_FILE, "metrics.json", "records", "run.json"}
+    described = {"metrics.json", "run.json", "report.html", "replays.json"}
+    assert {path.name for path in output.iterdir()} == {LOCK_FILE, "records", *described}
     assert not [path for path, changed in old.items() if path.exists() and path.stat().st_mtime_ns == changed]
     assert claims(output, "seed") == 1
 

@@ -39,8 +39,8 @@ def test_the_command_writes_a_folder_and_says_how_it_is_used(capsys, tmp_path):
         (["policy=nowhere/at/all"], "policy='nowhere/at/all': the folder does not exist"),
         (["policy=configs"], "the folder holds no policy.json"),
         (["options={block: 3}"], "to=sglang: unknown option 'block'; it takes none"),
-        (["train.max_epochs=3"], "train.max_epochs: export takes no key of a configuration; it takes to, policy"),
-        (["config=tiny_filter"], "config: export takes no key of a configuration"),
+        (["train.max_epochs=3"], "train.max_epochs: unknown key; learn2pd export takes to, policy"),
+        (["config=tiny_filter"], "config: unknown key; learn2pd export takes to, policy"),
         (["outptu_dir=x"], "outptu_dir: unknown key; did you mean 'output_dir'"),
     ],
 )

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
@@ -541,6 +541,7 @@ def plain(tokenizer):
 )
 def test_the_ids_of_other_texts_are_the_tokenizers_own(name, text):
     tokenizer = TOKENIZERS[name]
+    assume(not any(token in text for token in tokenizer.get_added_vocab()))
     expected = template_ids(tokenizer, [{"role": "user", "content": text}])
     assert prompt_ids(tokenizer, text) == expected
     assert prompt_ids(

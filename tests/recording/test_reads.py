@@ -33,7 +33,7 @@ def test_the_stages_of_a_process_read_every_table_once(tiny_model, prompts, tmp_
     for _ in range(3):
         make(tiny_model, prompts, tmp_path)
         Recording.load(tmp_path)
-    assert set(reads.values()) == {0, 1}
+    assert set(reads.values()) <= {0, 1}
     assert sum(reads.values()) == 2 * len(Recording.load(tmp_path))
 
 

@@ -63,6 +63,7 @@ def test_what_lost_processes_left_does_not_matter(tiny_model, prompts, recorded,
     open_recording(tmp_path, described(tiny_model, prompts))
     for name in (
         "shard-00001.lock",
+        "shard-00000.lock",
         "shard-00001.states.arrow.partial",
         "shard-00002.references.arrow",
         "shard-00000.json.999999.partial",
