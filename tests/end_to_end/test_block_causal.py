@@ -32,6 +32,8 @@ def arguments(tokenizer, tmp_path, request):
         "data.validation_prompts=6",
         "data.test_prompts=2",
         "decode.gen_length=24",
+        "train.start=scratch",
+        "train.predictors=[]",
         "train.max_epochs=1",
         "train.rounds=0",
         f"model.path={folder}",
