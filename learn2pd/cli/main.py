@@ -173,14 +173,14 @@ def run_command(command: str, arguments: Sequence[str]) -> int:
 
         run_pretraining(config)
         return 0
+    if own is not None and own.model is not None:
+        config.model = replace(config.model, path=own.model)
     config = with_blocks(config)
     if given.dry_run:
         print_text(stages.dry_run(config))
     elif command == "report":
         print_text(str(stages.write_report(Path(config.output_dir))))
     elif own is not None:
-        if own.model is not None:
-            config.model = replace(config.model, path=own.model)
         return run_with_method(command, config, own, has_run=given.config is not None)
     else:
         stages.run_stages(config, None if command == "run" else command)
