@@ -37,6 +37,7 @@ def test_a_rule_on_a_model_with_full_attention(tiny_model_folder, capsys):
     assert code == 0
     assert shown["row alone = row in batch"] == ("ok", "4 of 4 prompts have the same tokens and forwards")
     assert shown["cache = no cache"][0] == "left out"
+    assert shown["block step = loop"] == ("ok", "4 of 4 prompts have the same tokens and forwards")
     assert shown["float32 on the CPU"][0] == "ok"
     assert shown["calibrated loss"] == ("left out", "policy 'threshold' is not calibrated")
 
@@ -48,6 +49,7 @@ def test_the_cache_of_a_block_causal_model_is_exact(causal_folder, capsys):
         "ok",
         "5 of 5 prompts have the same tokens and forwards with causal_block and none",
     )
+    assert shown["block step = loop"] == ("ok", "4 of 4 prompts have the same tokens and forwards")
     assert CAUSAL_BLOCK == 8
 
 
@@ -84,9 +86,18 @@ def test_the_loss_of_a_calibrated_policy(tmp_path, capsys):
     assert f"promised {calibrated.loss_bound:.2%}" in shown["calibrated loss"][1]
     assert shown["calibrated loss"][0] == "ok"
     setting = replace(shipped.curve[0], threshold=0.0, loss_bound=0.01)
-    save_predictor(replace(shipped, threshold=0.0, curve=(setting,)), tmp_path)
-    code, shown = run(capsys, f"policy={tmp_path}", "prompts=math", "decode.block_length=32")
+    reckless = replace(shipped, threshold=0.0, curve=(setting,))
+    given = [f"policy={tmp_path}", "prompts=math", "decode.block_length=32"]
+    save_predictor(reckless, tmp_path)
+    code, shown = run(capsys, *given, "decode.gen_length=96")
+    assert re.search("[1-9][0-9.]*% of accuracy is lost against one token a step", shown["calibrated loss"][1])
+    metrics = shipped.metrics | {"target_agreement": 0.9, "max_accuracy_drop": None}
+    save_predictor(replace(reckless, metrics=metrics), tmp_path)
+    code, shown = run(capsys, *given)
     assert (code, shown["calibrated loss"][0]) == (1, "wrong")
+    code, shown = run(capsys, "policy=checkpoints/tiny-llada-filter", "prompts=code", "decode.block_length=32")
+    assert shown["calibrated loss"][0] == "left out"
+    assert "run_generated_code" in shown["calibrated loss"][1]
     code, shown = run(capsys, f"policy={tmp_path}", "options.threshold=0.5", "prompts=math", "decode.block_length=32")
     assert shown["calibrated loss"] == ("left out", "threshold 0.5 is not on the calibrated curve")
 

@@ -13,22 +13,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from learn2pd.caches.none import NoCache
 from learn2pd.cli.config import RunConfig
 from learn2pd.cli.methods import chosen_method
 from learn2pd.cli.options import CheckOptions
-from learn2pd.cli.stages.components import model_of, prompts_of, sampling_of
-from learn2pd.data.prompts import encoded
+from learn2pd.cli.stages.components import checkers_of, model_of, prompts_of, sampling_of
+from learn2pd.data.prompts import Prompt, encoded
 from learn2pd.decoding import decode
 from learn2pd.errors import UserError
 from learn2pd.evaluation.compare import agreement
+from learn2pd.loop.block import block_step, check_block_policy, start_block
 from learn2pd.method import Method
 from learn2pd.models.loading import Model, load_model
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.registry import GENERATED_TASKS, build
+from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.statistics.bounds import upper_bound
-from learn2pd.types import GREEDY, DecodeResult
+from learn2pd.stops.none import NoStop
+from learn2pd.types import GREEDY, DecodeResult, Window
 
 ALONE = 4  # prompts that are decoded once more, each alone
 SEED_OF_FRESH = 1_000_003  # is added to the seed, so that built-in tasks give other prompts than those of a run
@@ -57,7 +62,8 @@ class Case:
     Attributes:
         model: The model.
         method: The method.
-        prompts: The prompts as `decode` takes them.
+        prompts: The token ids of the prompts.
+        asked: The same prompts with what their checkers need.
         gen_length: The tokens of the canvas.
         batch_size: The prompts that are decoded together.
     """
@@ -65,6 +71,7 @@ class Case:
     model: Model
     method: Method
     prompts: Sequence[Any]
+    asked: Sequence[Prompt]
     gen_length: int
     batch_size: int
 
@@ -104,7 +111,7 @@ def check(config: RunConfig, own: CheckOptions, has_run: bool, show: Callable[[s
     model = model_of(config)
     method = chosen_method(config, own, model, has_run)
     prompts = fresh_prompts(config, own, model)
-    case = Case(model, method, prompts, config.decode.gen_length, config.decode.batch_size)
+    case = Case(model, method, encoded(model, prompts), prompts, config.decode.gen_length, config.decode.batch_size)
     failed = False
     for certificate in certificates(case, config, own):
         show(f"{certificate.state:9} {certificate.subject:24} {certificate.text}")
@@ -112,8 +119,8 @@ def check(config: RunConfig, own: CheckOptions, has_run: bool, show: Callable[[s
     return int(failed)
 
 
-def fresh_prompts(config: RunConfig, own: CheckOptions, model: Model) -> list[Any]:
-    """Return prompts on which nothing was trained, as `decode` takes them; those that are too long are left out.
+def fresh_prompts(config: RunConfig, own: CheckOptions, model: Model) -> list[Prompt]:
+    """Return prompts on which nothing was trained; those that are too long are left out.
 
     Args:
         config: the configuration.
@@ -137,13 +144,15 @@ def fresh_prompts(config: RunConfig, own: CheckOptions, model: Model) -> list[An
     seed = (config.seed + SEED_OF_FRESH) % 2**32
     prompts = [prompt for prompt in prompts_of(replace(config, data=data, seed=seed)) if prompt.split == "test"]
     room = model.spec.max_length - config.decode.gen_length
-    ids = [prompt for prompt in encoded(model, prompts) if len(model.encode(prompt)) <= room]
-    if len(ids) < 2:
+    fitting = [
+        prompt for prompt, ids in zip(prompts, encoded(model, prompts), strict=True) if len(model.encode(ids)) <= room
+    ]
+    if len(fitting) < 2:
         raise UserError(
-            f"prompts: {len(ids)} of {len(prompts)} fit into {model.spec.max_length} tokens with "
+            f"prompts: {len(fitting)} of {len(prompts)} fit into {model.spec.max_length} tokens with "
             f"decode.gen_length={config.decode.gen_length}; expected at least 2"
         )
-    return ids[: own.count]
+    return fitting[: own.count]
 
 
 def certificates(case: Case, config: RunConfig, own: CheckOptions) -> Iterator[Certificate]:
@@ -160,8 +169,9 @@ def certificates(case: Case, config: RunConfig, own: CheckOptions) -> Iterator[C
     together = case.decode()
     yield _alone(case, together)
     yield _cache(case, together)
+    yield _block_step(case)
     yield _reference(case, config, own, together)
-    yield _calibrated(case, together)
+    yield _calibrated(case, config, together)
 
 
 def _alone(case: Case, together: DecodeResult) -> Certificate:
@@ -205,6 +215,57 @@ def _cache(case: Case, together: DecodeResult) -> Certificate:
     return _verdict(case, subject, all(equal), text, "use float32 for equality")
 
 
+def _block_step(case: Case) -> Certificate:
+    """One step over a block, as engines call it, equals the loop, tokens and forwards."""
+    subject = "block step = loop"
+    scheduler = case.method.scheduler
+    if type(scheduler) is not BlocksScheduler:
+        return Certificate(subject, "left out", f"scheduler {scheduler.name!r} opens other windows than engines do")
+    try:
+        check_block_policy(case.method.policy)
+    except UserError as error:
+        return Certificate(subject, "left out", str(error))
+    prompts = case.prompts[:ALONE]
+    whole = case.decode(dataclasses.replace(case.method, cache=NoCache(), stop=NoStop()), prompts=prompts)
+    equal = 0
+    for number, prompt in enumerate(prompts):
+        tokens, forwards = _outside_the_loop(case, case.model.encode(prompt))
+        equal += bool(torch.equal(tokens, whole.tokens[number]) and forwards == int(whole.forwards[number]))
+    text = f"{equal} of {len(prompts)} prompts have the same tokens and forwards"
+    return _verdict(case, subject, equal == len(prompts), text, "use float32 for equality")
+
+
+@torch.no_grad()
+def _outside_the_loop(case: Case, prompt: Sequence[int]) -> tuple[torch.Tensor, int]:
+    """Decode a prompt block by block with `block_step`, and return its tokens [G] and the number of forwards."""
+    spec = case.model.spec
+    network = case.model.adapter.network
+    length = case.method.scheduler.block_length
+    offset = len(prompt) if case.method.scheduler.alignment == "grid" else 0
+    before = torch.tensor([list(prompt)], device=network.device)
+    canvas = torch.full((1, case.gen_length), spec.mask_id, device=network.device)
+    masked = torch.ones_like(canvas, dtype=torch.bool)
+    first_logits = len(prompt) - int(spec.shifted_logits)
+    forwards = 0
+    while masked.any():
+        first = int(masked.int().argmax())
+        start = first - (first + offset) % length
+        at = slice(max(start, 0), min(start + length, case.gen_length))
+        step = torch.tensor([forwards], device=network.device)
+        memory = start_block(case.method.policy, canvas[:, at], masked[:, at], spec.mask_id, spec.vocab_size, step=step)
+        window = Window(torch.zeros_like(step), torch.full_like(step, at.stop - at.start))
+        still_open = True
+        while still_open:
+            logits = network(torch.cat((before, canvas), dim=1)).logits[:, first_logits:][:, at]
+            taken = block_step(
+                case.method.policy, logits, canvas[:, at], masked[:, at], window, memory, mask_id=spec.mask_id
+            )
+            canvas[:, at], masked[:, at], memory = taken.tokens, taken.masked, taken.memory
+            still_open = bool(taken.open)
+            forwards += 1
+    return canvas[0].cpu(), forwards
+
+
 def _verdict(case: Case, subject: str, equal: bool, text: str, advice: str) -> Certificate:
     """Word the verdict of an equality, which is promised in float32 alone."""
     if equal:
@@ -232,7 +293,7 @@ def _reference(case: Case, config: RunConfig, own: CheckOptions, together: Decod
     return Certificate(subject, "ok" if passed else "wrong", f"{text} (at least {own.least_agreement:.0%} must agree)")
 
 
-def _calibrated(case: Case, together: DecodeResult) -> Certificate:
+def _calibrated(case: Case, config: RunConfig, together: DecodeResult) -> Certificate:
     """The loss on fresh prompts does not contradict the bound of the policy's calibration."""
     subject = "calibrated loss"
     policy = case.method.policy
@@ -242,16 +303,36 @@ def _calibrated(case: Case, together: DecodeResult) -> Certificate:
     setting = next((known for known in predictor.curve if known.threshold == policy.threshold), None)
     if setting is None or setting.loss_bound is None:
         return Certificate(subject, "left out", f"threshold {policy.threshold:.4g} is not on the calibrated curve")
-    if predictor.metrics.get("target_agreement") is None:
-        return Certificate(
-            subject, "left out", "the policy was calibrated to the accuracy of answers, not to agreement"
-        )
     confidence = float(predictor.metrics.get("confidence", CONFIDENCE))
     reference = case.decode(Method(FixedPolicy(), case.method.scheduler, stop=case.method.stop))
-    losses = 1 - agreement(together.tokens.numpy(), reference.tokens.numpy(), reference.lengths.numpy())
-    least = 1 - upper_bound(np.asarray(1 - losses), 1 - confidence)
-    text = (
-        f"{losses.mean():.2%} of the tokens differ from one token a step on {len(losses)} fresh prompts, "
-        f"promised {setting.loss_bound:.2%}; with confidence {confidence:.0%} at least {least:.2%}"
-    )
+    count = len(case.prompts)
+    by_tokens = predictor.metrics.get("target_agreement") is not None
+    if by_tokens:
+        agreed = agreement(together.tokens.numpy(), reference.tokens.numpy(), reference.lengths.numpy())
+        lost = 1 - agreed
+        what = f"of the tokens differ from one token a step on {count} fresh prompts"
+    else:
+        try:
+            verdicts = [_verdicts(case, config, result) for result in (reference, together)]
+        except UserError as error:
+            return Certificate(subject, "left out", f"the policy was calibrated to the accuracy of answers: {error}")
+        lost = verdicts[0] - verdicts[1]
+        what = f"of accuracy is lost against one token a step on {count} fresh prompts"
+    span = 1 if by_tokens else 2  # what is lost lies between 0 and 1, or between -1 and 1
+    least = 1 - span * upper_bound((1 - lost) / span, 1 - confidence)
+    figures = f"promised {setting.loss_bound:.2%}; with confidence {confidence:.0%} at least {least:.2%}"
+    text = f"{lost.mean():.2%} {what}, {figures}"
     return Certificate(subject, "wrong" if least > setting.loss_bound else "ok", text)
+
+
+def _verdicts(case: Case, config: RunConfig, result: DecodeResult) -> NDArray[np.float64]:
+    """Return 1 for every right answer and 0 for every wrong one.
+
+    Raises:
+        UserError: A prompt has no checker, or its checker runs generated code and the configuration does not allow it.
+    """
+    checkers = checkers_of(config, case.asked)
+    if not all(prompt.task for prompt in case.asked):
+        raise UserError("these prompts have no checker; give data.answer_field and data.task")
+    judged = zip(case.asked, result.texts, strict=True)
+    return np.array([checkers[str(prompt.task)].check(prompt.facts, text).correct for prompt, text in judged], float)
