@@ -76,10 +76,10 @@ def random_predictor(kind: str = "filter", name: str = "mlp") -> Predictor:
     torch.manual_seed(0)
     name = "keep" if kind == "keep" else name
     networks: dict[str, PredictorNetwork] = {
-        "keep": Transformer(CHANNELS, hidden=8),
         "mlp": MLP(BLOCK, 16),
         "conv": Conv(hidden=8),
         "transformer": Transformer(hidden=8),
+        "keep": Transformer(CHANNELS, hidden=8),  # the last one, so that the weights of the others stay
     }
     network = networks[name]
     with torch.no_grad():

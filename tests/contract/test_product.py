@@ -59,9 +59,17 @@ class Case:
 def combinations_of(policy: str, turn: int) -> list[tuple[str, str, str, int]]:
     """Scheduler, cache, model and canvas of each run of a policy; canvases of other lengths are decoded in blocks."""
     pairs = [(scheduler, cache) for name, scheduler, cache in COMBINATIONS if name == policy] or [("blocks", "none")]
-    families = itertools.islice(itertools.cycle(MODELS), NAMES.index(policy) % len(MODELS) + turn, None)
-    whole = [(*pair, next(families), CANVAS) for pair in pairs]
-    return whole + [("blocks", "none", next(families), gen_length) for gen_length in OTHER_CANVASES]
+    families = list(MODELS)
+
+    def family(pair: tuple[str, str], number: int) -> str:
+        """The models take turns among the policies that have a pair, and among the pairs of a policy."""
+        before = [name for name, *other in COMBINATIONS if tuple(other) == pair]
+        place = before.index(policy) if policy in before else NAMES.index(policy)
+        return families[(place + number + turn) % len(families)]
+
+    whole = [(*pair, family(pair, number), CANVAS) for number, pair in enumerate(pairs)]
+    others = enumerate(OTHER_CANVASES, NAMES.index(policy) + turn)
+    return whole + [("blocks", "none", families[number % len(families)], length) for number, length in others]
 
 
 def product_cases(turn: int) -> list[Case]:

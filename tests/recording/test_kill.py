@@ -47,6 +47,7 @@ def arguments(tiny_model_folder):
         "threads=1",
         "train.max_epochs=1",
         "train.rounds=0",
+        "train.predictors=[]",
         "model.device=cpu",
         f"model.path={tiny_model_folder}",
     ]
