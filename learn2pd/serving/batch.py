@@ -10,7 +10,8 @@ from torch import Tensor
 
 from learn2pd.decoding import answer_lengths
 from learn2pd.errors import UserError
-from learn2pd.loop.loop import Loop, Run
+from learn2pd.loop.loop import Loop
+from learn2pd.loop.run import Run
 from learn2pd.method import Method
 from learn2pd.models.loading import Model
 from learn2pd.serving.transcript import Transcript

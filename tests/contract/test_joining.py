@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from learn2pd import Method, Sampling
-from learn2pd.loop.loop import Loop, Run, decode_batch
+from learn2pd.loop.loop import Loop, decode_batch
+from learn2pd.loop.run import Run
 from learn2pd.types import DecodeState
 from tests.contract.helpers import CACHES, GEN, SCHEDULERS, STOPS, policies
 
