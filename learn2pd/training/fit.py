@@ -15,7 +15,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from torch.nn import functional
@@ -37,11 +37,10 @@ from learn2pd.predictors.networks import LengthFree, PredictorNetwork
 from learn2pd.predictors.questions import Batch, Columns, Question, make_batch
 from learn2pd.recording.reading import Recording
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
-from learn2pd.training.lightning_setup import FitProgress, check_checkpoint, fit, plugins
+from learn2pd.training.lightning_setup import BEST, FitProgress, check_checkpoint, fit_by_epochs
 from learn2pd.training.loggers import close_loggers
 
 SHARDS_AT_A_TIME = 8  # shards that are held in memory and whose rows are shuffled together
-BEST = "best.safetensors"  # checkpoint of the best epoch
 VALIDATION_ROWS = 4096  # states in a batch of validation
 
 
@@ -320,27 +319,17 @@ def train_predictor(
         The validation figures of the best epoch, and `epochs`, the number of epochs that were trained.
     """
     module = PredictorTraining(network, recipe.learning_rate, recipe.weight_decay)
-    best = ModelCheckpoint(folder, filename=Path(BEST).stem, monitor="val_loss", enable_version_counter=False)
-    latest = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-    best.FILE_EXTENSION = latest.FILE_EXTENSION = ".safetensors"
+    stopping = EarlyStopping("val_loss", patience=recipe.patience_epochs)
     bar = FitProgress(f"train {folder.name}", recipe.max_epochs, "epoch")
-    trainer = lightning.Trainer(
-        accelerator="cpu",  # a few thousand parameters: a GPU would only add latency
-        devices=1,
-        max_epochs=recipe.max_epochs,
-        callbacks=[best, latest, EarlyStopping("val_loss", patience=recipe.patience_epochs), bar],
-        logger=list(loggers),
-        enable_progress_bar=False,
-        plugins=plugins(),
-        reload_dataloaders_every_n_epochs=1,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        log_every_n_steps=1,
+    trainer, _ = fit_by_epochs(
+        module,
+        data,
+        folder,
+        epochs=recipe.max_epochs,
+        monitor="val_loss",
+        callbacks=[stopping, bar],
+        loggers=loggers,
     )
-    last = folder / "last.safetensors"
-    if last.exists():
-        check_checkpoint(last, module)
-    fit(trainer, module, data, last)
     load_weights(network, folder)
     figures = trainer.validate(module, data, verbose=False)[0]
     close_loggers(loggers)

@@ -9,12 +9,17 @@ from typing import Any, Literal
 import lightning
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from tqdm import tqdm
 
 from learn2pd.errors import UserError
 from learn2pd.progress import progress_bar
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
+
+BEST = "best.safetensors"  # checkpoint of the best epoch
+LAST = "last.safetensors"  # checkpoint of the last one
 
 
 class OneProcess(LightningEnvironment):
@@ -134,3 +139,61 @@ class FitProgress(Callback):
         """Close the bar."""
         if self.bar is not None:
             self.bar.close()
+
+
+def fit_by_epochs(
+    module: LightningModule,
+    data: lightning.LightningDataModule,
+    folder: Path,
+    *,
+    epochs: int,
+    monitor: str,
+    mode: Literal["min", "max"] = "min",
+    callbacks: Sequence[Callback],
+    loggers: Sequence[Logger],
+    validate_every: int = 1,
+) -> tuple[Trainer, ModelCheckpoint]:
+    """Train a small network on the CPU, from the last checkpoint in a folder if there is one.
+
+    Args:
+        module: the module that is trained.
+        data: its data, which are loaded anew in every epoch.
+        folder: folder for the checkpoints of the best and of the last epoch.
+        epochs: the most epochs.
+        monitor: the logged figure that decides which epoch is the best.
+        mode: whether the best figure is the least or the largest.
+        callbacks: further callbacks, such as the progress bar.
+        loggers: where the figures go.
+        validate_every: the number of epochs between validations.
+
+    Returns:
+        The trainer, and the callback that knows the best epoch.
+
+    Raises:
+        UserError: the last checkpoint is damaged or of another training.
+        KeyboardInterrupt: the user pressed Ctrl-C.
+    """
+    best = ModelCheckpoint(folder, filename=Path(BEST).stem, monitor=monitor, mode=mode, enable_version_counter=False)
+    latest = ModelCheckpoint(
+        folder, filename=Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    best.FILE_EXTENSION = latest.FILE_EXTENSION = Path(BEST).suffix
+    trainer = Trainer(
+        accelerator="cpu",  # a few thousand parameters: a GPU would only add latency
+        devices=1,
+        max_epochs=epochs,
+        check_val_every_n_epoch=validate_every,
+        callbacks=[best, latest, *callbacks],
+        logger=list(loggers),
+        enable_progress_bar=False,
+        plugins=plugins(),
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    last = folder / LAST
+    if last.exists():
+        check_checkpoint(last, module)
+    fit(trainer, module, data, last)
+    return trainer, best

@@ -32,7 +32,6 @@ from typing import Any, NamedTuple
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from numpy.typing import NDArray
 from torch import Tensor
@@ -47,14 +46,13 @@ from learn2pd.predictors.networks import PredictorNetwork
 from learn2pd.predictors.saving import Predictor
 from learn2pd.tensors import window_view
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
-from learn2pd.training.lightning_setup import FitProgress, check_checkpoint, fit, plugins
+from learn2pd.training.lightning_setup import BEST, FitProgress, fit_by_epochs
 from learn2pd.training.loggers import close_loggers
 from learn2pd.types import DecodeResult, DecodeState, Step, Window
 
 log = logging.getLogger(__name__)
 DRAWS = 1  # the stream of random numbers of the commits, apart from that of the tokens
 LIMIT = 1e-7  # probabilities nearer to 0 or 1 have no log-odds in float32
-BEST = "best.safetensors"  # checkpoint of the iteration with the best validation reward
 
 
 @dataclass(frozen=True)
@@ -385,31 +383,18 @@ def reinforce(rollouts: Rollouts, folder: Path, loggers: Sequence[Logger] = ()) 
     recipe = module.recipe
     started = {name: values.clone() for name, values in module.network.state_dict().items()}
     before = rollouts.measure()
-    best = ModelCheckpoint(
-        folder, filename=Path(BEST).stem, monitor="val_reward", mode="max", enable_version_counter=False
-    )
-    latest = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-    best.FILE_EXTENSION = latest.FILE_EXTENSION = ".safetensors"
     shows = ("val_reward", "val_accuracy", "val_tokens_per_forward")
-    bar = FitProgress("reinforce", recipe.iterations, "epoch", shows)
-    trainer = lightning.Trainer(
-        accelerator="cpu",  # the network is small; the model that decodes is where the user put it
-        devices=1,
-        max_epochs=recipe.iterations,
-        check_val_every_n_epoch=recipe.validate_every,
-        callbacks=[best, latest, bar],
-        logger=list(loggers),
-        enable_progress_bar=False,
-        plugins=plugins(),
-        reload_dataloaders_every_n_epochs=1,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        log_every_n_steps=1,
+    _, best = fit_by_epochs(
+        module,
+        rollouts,
+        folder,
+        epochs=recipe.iterations,
+        monitor="val_reward",
+        mode="max",
+        callbacks=[FitProgress("reinforce", recipe.iterations, "epoch", shows)],
+        loggers=loggers,
+        validate_every=recipe.validate_every,
     )
-    last = folder / "last.safetensors"
-    if last.exists():
-        check_checkpoint(last, module)
-    fit(trainer, module, rollouts, last)
     close_loggers(loggers)
     reward = float(best.best_model_score) if best.best_model_score is not None else -np.inf
     iteration = 0
