@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from learn2pd.caches.causal_block import CausalBlockCache
 from learn2pd.caches.none import NoCache
 from learn2pd.cli.config import RunConfig
 from learn2pd.cli.methods import chosen_method
@@ -29,7 +30,7 @@ from learn2pd.method import Method
 from learn2pd.models.loading import Model, load_model
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.predictors.filter import FilterPolicy
-from learn2pd.registry import GENERATED_TASKS, build
+from learn2pd.registry import GENERATED_TASKS
 from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.statistics.bounds import upper_bound
 from learn2pd.stops.none import NoStop
@@ -199,14 +200,14 @@ def _cache(case: Case, together: DecodeResult) -> Certificate:
         what = case.method.cache.name
         why = "without a cache there is nothing to compare" if what == "none" else f"cache {what!r} is an approximation"
         return Certificate(subject, "left out", f"every token of this model sees every other; {why}")
-    method = dataclasses.replace(case.method, cache=build("cache", "causal_block", {}, {}))
-    bare = dataclasses.replace(case.method, cache=build("cache", "none", {}, {}))
+    method = dataclasses.replace(case.method, cache=CausalBlockCache())
+    bare = dataclasses.replace(case.method, cache=NoCache())
     try:
         method.check(case.model.spec)
     except UserError as error:
         return Certificate(subject, "left out", str(error))
-    kept = together if case.method.cache.name == "causal_block" else case.decode(method)
-    plain = together if case.method.cache.name == "none" else case.decode(bare)
+    kept = together if isinstance(case.method.cache, CausalBlockCache) else case.decode(method)
+    plain = together if isinstance(case.method.cache, NoCache) else case.decode(bare)
     equal = [
         torch.equal(first, second) and one == other
         for first, second, one, other in zip(kept.tokens, plain.tokens, kept.forwards, plain.forwards, strict=True)

@@ -160,20 +160,7 @@ class FilterPolicy(Acceptance, OnHub):
         Raises:
             UserError: As for `load_policy`.
         """
-        given = {
-            "threshold": threshold,
-            "aggressiveness": aggressiveness,
-            "take_back": take_back,
-            "one_more": one_more,
-        }
-        for name, value in given.items():
-            if not matches(value, float | None):
-                raise UserError(f"{name}={value!r}: expected a number from 0 to 1, got {type(value).__name__}")
-        if threshold is not None and aggressiveness is not None:
-            raise UserError(
-                f"threshold={threshold} and aggressiveness={aggressiveness} both choose the filter's threshold: "
-                "give one of them"
-            )
+        check_numbers(threshold, aggressiveness, take_back=take_back, one_more=one_more)
         predictor = load_predictor(pretrained_model_name_or_path, "filter", revision=revision)
         if adapter is not None:
             predictor = with_adapter(predictor, adapter)
@@ -223,6 +210,27 @@ class FilterPolicy(Acceptance, OnHub):
     def _holds(self, prediction: Prediction, state: DecodeState, memory: Any) -> Tensor:
         """Return how probable it is that each committed token of the window still holds, [B, G] float32."""
         return prediction.extra(LEAVE_ONE_OUT)
+
+
+def check_numbers(threshold: float | None, aggressiveness: float | None, **others: float | None) -> None:
+    """Check the numbers with which a trained policy is loaded.
+
+    Args:
+        threshold: The threshold that replaces the calibrated one, or None.
+        aggressiveness: The place on the calibrated curve, or None.
+        others: Further numbers by their names.
+
+    Raises:
+        UserError: A value is no number, or both a threshold and an aggressiveness are given.
+    """
+    for name, value in {"threshold": threshold, "aggressiveness": aggressiveness, **others}.items():
+        if not matches(value, float | None):
+            raise UserError(f"{name}={value!r}: expected a number from 0 to 1, got {type(value).__name__}")
+    if threshold is not None and aggressiveness is not None:
+        raise UserError(
+            f"threshold={threshold} and aggressiveness={aggressiveness} both choose the filter's threshold: "
+            "give one of them"
+        )
 
 
 def save_policy(policy: FilterPolicy, folder: str | Path) -> Path:

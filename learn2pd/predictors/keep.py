@@ -25,10 +25,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from learn2pd.errors import UserError
-from learn2pd.kinds import matches
 from learn2pd.predictors.apply import check_contract, needs_of, on_device, probability
 from learn2pd.predictors.features import COMMITTED, STANDING
-from learn2pd.predictors.filter import FilterMemory, FilterPolicy
+from learn2pd.predictors.filter import FilterMemory, FilterPolicy, check_numbers
 from learn2pd.predictors.loading import load_predictor
 from learn2pd.predictors.networks import DEFAULT_CHANNELS, PredictorNetwork, Transformer
 from learn2pd.predictors.questions import Columns, positions
@@ -153,15 +152,7 @@ def load_keep(
         UserError: The predictors are missing or damaged, both a threshold and an aggressiveness are given, or one of
             the numbers is out of range.
     """
-    given = {"threshold": threshold, "take_back": take_back, "aggressiveness": aggressiveness, "one_more": one_more}
-    for name, value in given.items():
-        if not matches(value, float | None):
-            raise UserError(f"{name}={value!r}: expected a number from 0 to 1, got {type(value).__name__}")
-    if threshold is not None and aggressiveness is not None:
-        raise UserError(
-            f"threshold={threshold} and aggressiveness={aggressiveness} both choose the filter's threshold: "
-            "give one of them"
-        )
+    check_numbers(threshold, aggressiveness, take_back=take_back, one_more=one_more)
     predictor = load_predictor(folder, "filter", revision=revision)
     keeper = load_predictor(folder, "keep", PART, revision)
     if keeper.filter_threshold is not None:
