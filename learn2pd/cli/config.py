@@ -492,6 +492,19 @@ def identity(config: Any) -> dict[str, Any]:
     return described
 
 
+def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested dicts by their full keys.
+
+    Args:
+        tree: the dicts.
+        prefix: is written before every key.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """Compare two nested dicts.
 

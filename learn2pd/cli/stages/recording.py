@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
+from learn2pd import __version__
 from learn2pd.caches.causal_block import exact_cache_for
-from learn2pd.cli.config import RunConfig, identity
+from learn2pd.cli.config import RunConfig, identity, leaves
 from learn2pd.cli.stages.components import checkers_of, model_of, usable_prompts
 from learn2pd.cli.stages.run_folder import read_metrics
 from learn2pd.data.prompts import Prompt
@@ -79,7 +81,18 @@ def check_recording(config: RunConfig, output: Path) -> None:
         open_recording(folder, _described(config, model, recorded_prompts(config, model)))
 
 
-def stage_record(config: RunConfig, output: Path) -> dict[str, Any] | None:
+def facts_of(config: RunConfig, described: dict[str, Any]) -> dict[str, Any]:
+    """Return what must be the same in all processes that record together, by name.
+
+    Args:
+        config: the configuration.
+        described: the description of the recording.
+    """
+    releases = {"learn2pd": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    return releases | leaves(identity(config)) | {name: described[name] for name in described if name != "config"}
+
+
+def stage_record(config: RunConfig, output: Path, processes: Processes) -> dict[str, Any] | None:
     """Record the references and the oracle's states of every train and validation prompt.
 
     Every process of a run calls this function. The output is output_dir/records.
@@ -87,6 +100,7 @@ def stage_record(config: RunConfig, output: Path) -> dict[str, Any] | None:
     Args:
         config: the configuration.
         output: the output_dir of the run.
+        processes: the processes that record together.
 
     Returns:
         The figures of the recording; None in a process that only helps, and where the recording was already complete
@@ -95,15 +109,15 @@ def stage_record(config: RunConfig, output: Path) -> dict[str, Any] | None:
     Raises:
         UserError: the recording cannot be made or continued.
     """
-    processes = processes_of(config)
-    threads = torch.get_num_threads()
-    processes.meet()
-    if config.threads:
-        torch.set_num_threads(config.threads)
     if processes.local_rank and config.model.device == "auto" and torch.cuda.is_available():
         config = replace(config, model=replace(config.model, device=f"cuda:{processes.local_rank}"))
     model = model_of(config)
     prompts = recorded_prompts(config, model)
+    described = _described(config, model, prompts)
+    threads = torch.get_num_threads()
+    processes.meet(facts_of(config, described), output)
+    if config.threads:
+        torch.set_num_threads(config.threads)
     folder = output / "records"
     produce = functools.partial(
         oracle_tables,
@@ -113,7 +127,7 @@ def stage_record(config: RunConfig, output: Path) -> dict[str, Any] | None:
         delimiter_ids=newline_ids(model.tokenizer),
         given=config.decode.given or None,
     )
-    open_recording(folder, _described(config, model, prompts))
+    open_recording(folder, described)
     figures = record(
         model, prompts, folder, produce, shard_prompts=config.record.shard_prompts, leads=processes.rank == 0
     )
