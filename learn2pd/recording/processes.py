@@ -99,7 +99,7 @@ class Processes:
                 f"Lightning cannot start these processes here ({first_line(error)})"
             ) from error
 
-    def meet(self, facts: Mapping[str, Any], folder: Path) -> None:
+    def meet(self, facts: Mapping[str, Any], folder: Path, stay: bool = False) -> None:
         """Start the other processes if nobody has started them, and wait until all of them are ready for the same work.
 
         Fabric divides the CPU's cores among the processes of a node.
@@ -107,12 +107,13 @@ class Processes:
         Args:
             facts: what must be the same in all processes, by name, plain data.
             folder: the folder of the run, which exists in the first process.
+            stay: the processes stay connected, until the run ends, since they also train together.
 
         Raises:
             UserError: another process has stopped, works with other facts or sees another folder, or the processes do
                 not find each other. All processes raise it.
         """
-        if self.count == 1:
+        if self.count == 1 or self._met:
             return
         mark = f"{MEETING}{uuid.uuid4().hex}" if self.rank == 0 else ""
         try:
@@ -127,7 +128,32 @@ class Processes:
         finally:
             for left in folder.glob(f"{MEETING}*") if mark else ():
                 left.unlink(missing_ok=True)
-            self._part()
+            if not stay:
+                self.part()
+
+    def first_says(self, value: Any) -> Any:
+        """Return the value of the first process in all connected processes; all of them wait for it.
+
+        Args:
+            value: the value of this process, plain data.
+
+        Raises:
+            UserError: a process is lost.
+        """
+        if self.count == 1 or not distributed.is_initialized():
+            return value
+        values = [value]
+        self._reached(lambda: distributed.broadcast_object_list(values))
+        return values[0]
+
+    def wait(self) -> None:
+        """Wait until all connected processes have arrived.
+
+        Raises:
+            UserError: a process is lost.
+        """
+        if self.count > 1 and distributed.is_initialized():
+            self._reached(distributed.barrier)
 
     def give_up(self, error: UserError) -> None:
         """Tell the processes that wait for this one why it does not come; after the meeting nobody waits.
@@ -141,7 +167,7 @@ class Processes:
                     self._join()
                     self._told_to_all(Report(socket.gethostname(), {}, str(error), ""))
                 finally:
-                    self._part()
+                    self.part()
 
     def _join(self) -> None:
         self._met = True
@@ -150,7 +176,8 @@ class Processes:
         else:
             self._reached(lambda: distributed.init_process_group("gloo"))
 
-    def _part(self) -> None:
+    def part(self) -> None:
+        """Part from the other processes."""
         if distributed.is_initialized():
             distributed.destroy_process_group()
 

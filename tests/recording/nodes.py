@@ -2,6 +2,7 @@
 
     python -m tests.recording.nodes refusals MODEL FOLDER
     python -m tests.recording.nodes losses MODEL FOLDER SEED LOSSES
+    python -m tests.recording.nodes training MODEL FOLDER ROUNDS
 
 A node is a process group of its own with an agent of torchrun, which forks the node's worker. A node is lost by a
 SIGKILL of its whole group. The answer is one JSON object on standard output.
@@ -27,6 +28,8 @@ from tqdm.auto import tqdm
 from learn2pd.cli import main as cli
 from learn2pd.cli import stages as preloaded  # noqa: F401  # a fork has it imported
 from learn2pd.cli.stages import recording as stage
+from learn2pd.files import read_json
+from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
 from tests.recording.helpers import files
 
 LONGEST_S = 200.0  # a process that takes longer hangs, also on a machine with much else to do
@@ -116,9 +119,9 @@ def refusals(model: str, folder: str) -> dict[str, object]:
     own_file = ["data.source=jsonl", "data.path=prompts.jsonl", "data.test_prompts=3"]
     cases: dict[str, tuple[list[str], list[str], Callable[[], None] | None, Callable[[], None] | None]] = {
         "a seed": ([], ["seed=1"], None, None),
-        "two keys": ([], ["seed=1", "decode.gen_length=40"], None, None),
+        "two keys": ([], ["seed=1", "decode.gen_length=16"], None, None),
         "a release": ([], [], None, other_release),
-        "a model": ([], [f"model.path={model}-other"], None, None),
+        "a model": ([], [f"model.path={root / 'model-other'}"], None, None),
         "prompts": (own_file, own_file, prompts_of("one"), prompts_of("two")),
         "a folder": ([], [f"output_dir={root / 'other'}"], None, None),
         "a model that is missing": ([], ["model.path=nowhere"], None, None),
@@ -159,7 +162,7 @@ def agent(port: int, work: Callable[[], int]) -> int:
         run_id="test",
         rdzv_backend="c10d",
         rdzv_endpoint=f"localhost:{port}",
-        rdzv_configs={"keep_alive_interval": HEARTBEAT_S, "keep_alive_max_attempt": 3, "timeout": 120},
+        rdzv_configs={"keep_alive_interval": HEARTBEAT_S, "keep_alive_max_attempt": 3, "read_timeout": 5},
         max_restarts=100,
         monitor_interval=0.1,
         start_method="fork",
@@ -168,12 +171,63 @@ def agent(port: int, work: Callable[[], int]) -> int:
     return 0
 
 
+class Crew:
+    """Two nodes.
+
+    The one that hosts torchrun's meeting place takes the other one with it. Then both are started again.
+    """
+
+    def __init__(self, work: Callable[[], int], log: Path) -> None:
+        self.work = work
+        self.log = log
+        self.nodes: list[int | None] = [None, None]
+        self.tend()
+
+    def start(self, number: int) -> None:
+        """Start a node, or start it again."""
+        self.nodes[number] = forked(lambda: agent(self.port, self.work), self.log)
+
+    def lose(self, number: int) -> None:
+        """Kill a node, the agent and its worker."""
+        child, self.nodes[number] = self.nodes[number], None
+        if child is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(child, 0)
+
+    def tend(self) -> None:
+        """Start all nodes again, with a new meeting place, where one of them has ended."""
+        if any(child is None or os.waitpid(child, os.WNOHANG)[0] for child in self.nodes):
+            self.end()
+            self.port = free_port()
+            self.start(0)
+            self.start(1)
+
+    def end(self) -> None:
+        """Kill what is left."""
+        self.lose(0)
+        self.lose(1)
+
+    def reaches(self, output: Path, count: int, deadline: float) -> bool:
+        """Wait until so many shards are done; False where the recording has fewer, or where nobody makes them."""
+        while count < SHARDS and time.monotonic() < deadline:
+            if shards(output) >= count:
+                return True
+            if any(child is not None and os.waitpid(child, os.WNOHANG)[0] for child in self.nodes):
+                self.end()
+                return False
+            time.sleep(0.01)
+        return False
+
+
 def losses(model: str, folder: str, seed: str, count: str) -> dict[str, int]:
     """Lose one of two nodes at a random moment and bring it back, again and again, and compare every recording.
 
     After half of the losses the other node goes on alone for a while. In every recording one node or none is slow.
     """
     rng, root, left = random.Random(int(seed)), Path(folder), int(count)
+    longest_s = LONGEST_S * (1 + left)
     alone = forked(lambda: command("record", arguments(model, root / "alone")), root / "alone.log")
     assert ended(alone, time.monotonic() + LONGEST_S) == 0
     expected = files_of(root / "alone")
@@ -181,7 +235,6 @@ def losses(model: str, folder: str, seed: str, count: str) -> dict[str, int]:
     while left or not figures["recordings"]:
         output = root / f"shared-{figures['recordings']}"
         slow = rng.choice((None, "0", "1"))
-        port = free_port()
         log = root / f"{output.name}.log"
 
         def work(output: Path = output, slow: str | None = slow) -> int:
@@ -190,34 +243,67 @@ def losses(model: str, folder: str, seed: str, count: str) -> dict[str, int]:
                 stage.oracle_tables = lambda *given, **more: (time.sleep(0.2), decode(*given, **more))[1]
             return command("record", arguments(model, output))
 
-        def node(port: int = port, work: Callable[[], int] = work, log: Path = log) -> int:
-            return forked(lambda: agent(port, work), log)
-
-        deadline = time.monotonic() + LONGEST_S
-        crew = [node(), node()]
-        while left and reached(output, shards(output) + rng.choice((1, 2, 3)), deadline):
-            time.sleep(rng.uniform(0, 0.1))
-            victim = rng.choice((0, 1))
-            os.killpg(crew[victim], signal.SIGKILL)
-            ended(crew[victim], deadline)
-            figures["lost"] += 1
-            left -= 1
-            if rng.random() < 0.5:
-                reached(output, shards(output) + 1, deadline)
-            crew[victim] = node()
-        # The node that hosts the meeting place of torchrun may have been lost: then all are started again, as a user does.
+        deadline = time.monotonic() + longest_s
+        crew = Crew(work, log)
         while files_of(output) != expected and time.monotonic() < deadline:
-            if any(os.waitpid(child, os.WNOHANG)[0] for child in crew):
-                crew = [node(), node()]
-            time.sleep(0.05)
-        for child in crew:
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                os.killpg(child, signal.SIGKILL)
-                os.waitpid(child, 0)
+            if left and crew.reaches(output, shards(output) + rng.choice((1, 2, 3)), deadline):
+                time.sleep(rng.uniform(0, 0.1))
+                victim = rng.choice((0, 1))
+                crew.lose(victim)
+                figures["lost"] += 1
+                left -= 1
+                if rng.random() < 0.5:
+                    crew.reaches(output, shards(output) + 1, deadline)
+                crew.start(victim)
+            crew.tend()
+            time.sleep(0.02)
+        crew.end()
         figures["slow"] += slow is not None
         figures["equal"] += files_of(output) == expected
         figures["recordings"] += 1
     return figures
+
+
+def training(model: str, folder: str, rounds: str) -> dict[str, object]:
+    """Train by one process, and by two nodes of which one is lost after the first epoch and comes back."""
+    root = Path(folder)
+    own = [
+        "stages=[record,train]",
+        "train.together=true",
+        f"train.rounds={rounds}",
+        "train.max_epochs=3",
+        "filter=conv",
+    ]
+    own += ["filter_options={hidden: 8}", "train.batch_rows=8", "train.loggers=[]", "data.train_prompts=6"]
+
+    def work(output: Path) -> int:
+        given = arguments(model, output)
+        kept = [entry for entry in given if entry.split("=")[0] not in {key.split("=")[0] for key in own}]
+        return command("run", [*kept, *own])
+
+    assert ended(forked(lambda: work(root / "alone"), root / "alone.log"), time.monotonic() + LONGEST_S) == 0
+    output = root / "shared"
+    deadline = time.monotonic() + LONGEST_S
+    crew = Crew(lambda: work(output), root / "shared.log")
+    lost = 0
+    while not trained(output) and time.monotonic() < deadline:
+        if not lost and (output / "train" / "round-0" / "last.safetensors").exists():
+            crew.lose(1)
+            crew.start(1)
+            lost += 1
+        crew.tend()
+        time.sleep(0.01)
+    crew.end()
+    figures: dict[str, object] = {"lost": lost, "alone": trained(root / "alone"), "shared": trained(output)}
+    parts = [root / name / "train" / "round-0" / "best.safetensors" for name in ("alone", "shared")]
+    one, other = (SafetensorsCheckpointIO().load_checkpoint(part)["state_dict"] for part in parts)
+    figures["apart"] = max(float((one[name] - other[name]).abs().max()) for name in one)
+    return figures
+
+
+def trained(output: Path) -> dict[str, object]:
+    """The figures of the stage train, where it is done."""
+    return (read_json(output / "metrics.json") or {}).get("train", {})
 
 
 def shards(output: Path) -> int:
@@ -225,22 +311,14 @@ def shards(output: Path) -> int:
     return len(list((output / "records").glob("shard-*.json")))
 
 
-def reached(output: Path, count: int, deadline: float) -> bool:
-    """Wait until so many shards are done; False where the recording has fewer, or where it takes too long."""
-    while count < SHARDS and time.monotonic() < deadline:
-        if shards(output) >= count:
-            return True
-        time.sleep(0.01)
-    return False
-
-
 def files_of(output: Path) -> dict[str, bytes]:
-    """The files of a recording, where there is one."""
-    folder = output / "records"
-    return files(folder) if folder.is_dir() else {}
+    """The files of a recording that somebody may be making; nothing where a file has just vanished."""
+    with contextlib.suppress(FileNotFoundError):
+        return files(output / "records")
+    return {}
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    action = {"refusals": refusals, "losses": losses}[sys.argv[1]]
+    action = {"refusals": refusals, "losses": losses, "training": training}[sys.argv[1]]
     print(json.dumps(action(*sys.argv[2:])))  # noqa: T201

@@ -29,8 +29,8 @@ from learn2pd.recording.processes import Processes
 
 __all__ = ["dry_run", "run_stages", "write_report"]
 log = logging.getLogger(__name__)
+SHARED = {"record": stage_record, "train": stage_train}  # stages in which several processes may take part
 STAGE_FUNCTIONS = {  # of the stages that the first process runs alone
-    "train": stage_train,
     "calibrate": stage_calibrate,
     "reinforce": stage_reinforce,
     "compare": stage_compare,
@@ -40,7 +40,8 @@ STAGE_FUNCTIONS = {  # of the stages that the first process runs alone
 def run_stages(config: RunConfig, only: str | None = None) -> None:
     """Run the stages of a configuration in its output_dir.
 
-    Of several processes, the first one runs the stages. The other processes only help to record.
+    Of several processes, the first one runs the stages. The other processes only help to record, and to train where
+    `train.together` is set.
 
     Args:
         config: the configuration.
@@ -54,15 +55,19 @@ def run_stages(config: RunConfig, only: str | None = None) -> None:
     lightning.seed_everything(config.seed, verbose=False)
     stages = [only] if only else config.stages
     processes = processes_of(config)
+    shared = [stage for stage in stages if stage == "record" or (stage == "train" and config.train.together)]
     try:
         if processes.rank == 0:
             _lead(config, stages, processes)
-        elif "record" in stages:
-            stage_record(config, Path(config.output_dir), processes)
+        else:
+            for stage in shared:
+                SHARED[stage](config, Path(config.output_dir), processes)
     except UserError as error:
-        if "record" in stages:
+        if shared:
             processes.give_up(error)
         raise
+    finally:
+        processes.part()
 
 
 def _lead(config: RunConfig, stages: Sequence[str], processes: Processes) -> None:
@@ -93,8 +98,8 @@ def _lead(config: RunConfig, stages: Sequence[str], processes: Processes) -> Non
             for stage in stages:
                 started = time.perf_counter()
                 log.info("stage %s", stage)
-                if stage == "record":
-                    figures = stage_record(config, output, processes)
+                if stage in SHARED:
+                    figures = SHARED[stage](config, output, processes)
                 else:
                     figures = STAGE_FUNCTIONS[stage](config, output)
                 if figures is not None:

@@ -26,7 +26,7 @@ from learn2pd.models.delimiters import newline_ids
 from learn2pd.models.loading import Model, read_skeleton
 from learn2pd.models.sizes import bytes_text, sizes_of
 from learn2pd.predictors.filter import FilterPolicy
-from learn2pd.recording.estimate import estimate
+from learn2pd.recording.estimate import estimate, plan
 from learn2pd.recording.processes import Processes
 from learn2pd.recording.reading import Recording
 from learn2pd.recording.recorder import free_tables, oracle_tables, record, rollout_tables
@@ -89,7 +89,41 @@ def facts_of(config: RunConfig, described: dict[str, Any]) -> dict[str, Any]:
         described: the description of the recording.
     """
     releases = {"learn2pd": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    return releases | leaves(identity(config)) | {name: described[name] for name in described if name != "config"}
+    together = {"train.together": config.train.together}
+    return (
+        releases
+        | leaves(identity(config))
+        | together
+        | {name: described[name] for name in described if name != "config"}
+    )
+
+
+def placed(config: RunConfig, processes: Processes) -> RunConfig:
+    """Return the configuration with the GPU of this process, where each process of a node has its own.
+
+    Args:
+        config: the configuration.
+        processes: the processes of the run.
+    """
+    if processes.local_rank and config.model.device == "auto" and torch.cuda.is_available():
+        return replace(config, model=replace(config.model, device=f"cuda:{processes.local_rank}"))
+    return config
+
+
+def meet(config: RunConfig, output: Path, processes: Processes) -> None:
+    """Let the processes of a run meet, unless they have met.
+
+    Args:
+        config: the configuration, the same in all processes but for the device.
+        output: the output_dir of the run.
+        processes: the processes of the run.
+
+    Raises:
+        UserError: the processes do not fit together.
+    """
+    model = model_of(config)
+    described = _described(config, model, recorded_prompts(config, model))
+    processes.meet(facts_of(config, described), output, stay=config.train.together)
 
 
 def stage_record(config: RunConfig, output: Path, processes: Processes) -> dict[str, Any] | None:
@@ -109,13 +143,11 @@ def stage_record(config: RunConfig, output: Path, processes: Processes) -> dict[
     Raises:
         UserError: the recording cannot be made or continued.
     """
-    if processes.local_rank and config.model.device == "auto" and torch.cuda.is_available():
-        config = replace(config, model=replace(config.model, device=f"cuda:{processes.local_rank}"))
+    config = placed(config, processes)
     model = model_of(config)
     prompts = recorded_prompts(config, model)
-    described = _described(config, model, prompts)
     threads = torch.get_num_threads()
-    processes.meet(facts_of(config, described), output)
+    meet(config, output, processes)
     if config.threads:
         torch.set_num_threads(config.threads)
     folder = output / "records"
@@ -127,7 +159,7 @@ def stage_record(config: RunConfig, output: Path, processes: Processes) -> dict[
         delimiter_ids=newline_ids(model.tokenizer),
         given=config.decode.given or None,
     )
-    open_recording(folder, described)
+    open_recording(folder, _described(config, model, prompts))
     figures = record(
         model, prompts, folder, produce, shard_prompts=config.record.shard_prompts, leads=processes.rank == 0
     )
@@ -140,7 +172,9 @@ def stage_record(config: RunConfig, output: Path, processes: Processes) -> dict[
     return figures | {"processes": processes.count} | summary(recording)
 
 
-def record_round(config: RunConfig, output: Path, number: int, policy: FilterPolicy) -> dict[str, Any]:
+def record_round(
+    config: RunConfig, output: Path, number: int, policy: FilterPolicy, processes: Processes
+) -> dict[str, Any]:
     """Record the states that a policy meets when it decodes the recorded prompts, with the labels of their references.
 
     The output is output_dir/rounds/NUMBER.
@@ -150,6 +184,7 @@ def record_round(config: RunConfig, output: Path, number: int, policy: FilterPol
         output: the output_dir of the run.
         number: number of the round, from 1.
         policy: the trained policy.
+        processes: the processes that record together, all of which call this function; one, or connected ones.
 
     Returns:
         The figures of the recording.
@@ -178,11 +213,16 @@ def record_round(config: RunConfig, output: Path, number: int, policy: FilterPol
         "threshold": policy.threshold,
     }
     open_recording(folder, _described(config, model, prompts, **decoded_by))
-    figures = record(model, prompts, folder, produce, shard_prompts=config.record.shard_prompts)
+    figures = record(
+        model, prompts, folder, produce, shard_prompts=config.record.shard_prompts, leads=processes.rank == 0
+    )
+    processes.wait()  # the first process has written the manifest
     return {"record_seconds": figures["seconds"]} | summary(Recording.load(folder))
 
 
-def record_free(config: RunConfig, output: Path, number: int, policy: FilterPolicy) -> dict[str, Any]:
+def record_free(
+    config: RunConfig, output: Path, number: int, policy: FilterPolicy, processes: Processes
+) -> dict[str, Any]:
     """Record the states that a policy leads into when it decodes the recorded prompts and nobody corrects it.
 
     The output is output_dir/rounds/keep-NUMBER.
@@ -192,6 +232,7 @@ def record_free(config: RunConfig, output: Path, number: int, policy: FilterPoli
         output: the output_dir of the run.
         number: number of the round, from 1.
         policy: the policy, which takes back.
+        processes: the processes that record together, as for `record_round`.
 
     Returns:
         The figures of the recording.
@@ -228,7 +269,10 @@ def record_free(config: RunConfig, output: Path, number: int, policy: FilterPoli
         "threshold": policy.threshold,
     }
     open_recording(folder, _described(config, model, prompts, **decoded_by))
-    figures = record(model, prompts, folder, produce, shard_prompts=config.record.shard_prompts)
+    figures = record(
+        model, prompts, folder, produce, shard_prompts=config.record.shard_prompts, leads=processes.rank == 0
+    )
+    processes.wait()  # the first process has written the manifest
     return {"record_seconds": figures["seconds"]} | summary(Recording.load(folder))
 
 
@@ -254,15 +298,40 @@ def dry_run(config: RunConfig) -> str:
     longest = max(len(model.encode(prompt.content)) for prompt in prompts)
     network = read_skeleton(config.model.path, model.adapter.network.dtype, config.model.revision, config.model.family)
     sizes = sizes_of(network, config.decode.rows, longest + config.decode.gen_length)
-    return f"memory:   at most {bytes_text(sizes.whole)}: {sizes}\n" + estimate(
-        model,
-        [prompt.text for prompt in prompts],
-        gen_length=config.decode.gen_length,
-        block_length=config.decode.block_length,
-        batch_size=config.decode.rows,
-        shard_prompts=config.record.shard_prompts,
-        processes=processes_of(config).count,
-    )
+    options: dict[str, Any] = {
+        "gen_length": config.decode.gen_length,
+        "block_length": config.decode.block_length,
+        "batch_size": config.decode.rows,
+        "shard_prompts": config.record.shard_prompts,
+    }
+    devices = planned_devices(config)
+    lines = [
+        f"memory:   at most {bytes_text(sizes.whole)}: {sizes}",
+        estimate(model, [prompt.text for prompt in prompts], **options, processes=devices),
+    ]
+    if config.plan.sample_prompts:
+        expected = plan(
+            model,
+            prompts,
+            **options,
+            delimiter_ids=newline_ids(model.tokenizer),
+            sample=config.plan.sample_prompts,
+            devices=devices,
+        )
+        lines.append(expected.words(config.plan.price_per_hour))
+    return "\n".join(lines)
+
+
+def planned_devices(config: RunConfig) -> int:
+    """Return the number of devices of the run that is planned.
+
+    Args:
+        config: the configuration.
+    """
+    nodes, each = config.plan.nodes, config.plan.gpus_per_node
+    if not nodes and not each:
+        return processes_of(config).count
+    return (nodes or config.record.num_nodes) * (each or Processes(config.record.devices).count)
 
 
 def _described(config: RunConfig, model: Model, prompts: Sequence[Prompt], **more: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from peft import PeftModel
 
 from learn2pd.cli.config import RunConfig
 from learn2pd.cli.stages.components import model_of, usable_prompts
-from learn2pd.cli.stages.recording import record_free, record_round
+from learn2pd.cli.stages.recording import meet, placed, record_free, record_round
 from learn2pd.cli.stages.run_folder import read_metrics
 from learn2pd.cli.stages.validation import measure_on
 from learn2pd.errors import UserError, suggest
@@ -32,6 +32,7 @@ from learn2pd.predictors.loading import load_predictor
 from learn2pd.predictors.lora import add_adapter
 from learn2pd.predictors.networks import PredictorNetwork
 from learn2pd.predictors.saving import Contract, Predictor, build_network, network_json
+from learn2pd.recording.processes import Processes
 from learn2pd.recording.reading import Recording
 from learn2pd.schedulers.blocks import alignment_of
 from learn2pd.training.calibration import DecodedValidation
@@ -53,7 +54,7 @@ class Start:
     adapted: PeftModel | None = None  # the peft model around `network`, whose layers carry the adapter
 
 
-def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
+def stage_train(config: RunConfig, output: Path, processes: Processes) -> dict[str, Any] | None:
     """Train the filter, first on the oracle's states and then in rounds, and train the other predictors.
 
     In a round, the trained filter decodes the recorded prompts, and a new filter is trained on the states that this
@@ -68,6 +69,8 @@ def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
     Args:
         config: the configuration.
         output: the output_dir of the run.
+        processes: the processes of the run. With `train.together`, all of them call this function, and they train and
+            record the rounds together; else the first one calls it.
 
     Returns:
         The figures of the rounds and of the other predictors; None where everything is already trained.
@@ -75,11 +78,17 @@ def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
     Raises:
         UserError: the recording is not complete, or the filter to fine-tune does not fit it.
     """
+    if config.train.together:
+        config = placed(config, processes)
+        meet(config, output, processes)
+    else:
+        processes = Processes()
     finished = read_metrics(output).get("train", {})
     enough_rounds = len(finished.get("rounds", [])) == config.train.rounds + 1
-    if enough_rounds and finished.keys() >= set(config.train.predictors):
+    if processes.first_says(enough_rounds and finished.keys() >= set(config.train.predictors)):
         log.info("already trained: %s", output / "train")
         return None
+    processes.wait()  # the first process has finished the recording
     oracle = Recording.load(output / "records")
     model = model_of(config)
     validation = [prompt for prompt in usable_prompts(config, model) if prompt.split == "validation"]
@@ -92,22 +101,26 @@ def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
             network = base.network
             figures: dict[str, Any] = {}
         else:
-            network, figures = _train_or_load(config, visited or [oracle], output, "filter", f"round-{number}")
+            network, figures = _train_or_load(
+                config, visited or [oracle], output, "filter", f"round-{number}", processes
+            )
         predictor = Predictor("filter", network, config.train.rollout_threshold, contract_of(oracle.manifest, network))
-        rounds.append({"round": number, **figures, **_alone(measure(FilterPolicy(predictor)))})
+        rounds.append({"round": number, **figures})
+        if processes.rank == 0:
+            rounds[-1] |= _alone(measure(FilterPolicy(predictor)))
         if number < config.train.rounds:
-            rounds[-1] |= record_round(config, output, number + 1, FilterPolicy(predictor))
+            rounds[-1] |= record_round(config, output, number + 1, FilterPolicy(predictor), processes)
             visited.append(Recording.load(output / "rounds" / str(number + 1)))
     extra = {
-        name: _train_keep(config, output, predictor)
+        name: _train_keep(config, output, predictor, processes)
         if name == "keep"
-        else _train_or_load(config, [oracle, *visited], output, name, name)[1]
+        else _train_or_load(config, [oracle, *visited], output, name, name, processes)[1]
         for name in config.train.predictors
     }
     return {"filter": network_json(network)["name"], "rounds": rounds, **extra}
 
 
-def _train_keep(config: RunConfig, output: Path, predictor: Predictor) -> dict[str, Any]:
+def _train_keep(config: RunConfig, output: Path, predictor: Predictor, processes: Processes) -> dict[str, Any]:
     """Train the predictor `keep` in rounds.
 
     In the first round, the filter takes back by the leave-one-out probability; in the next ones, the network of the
@@ -117,6 +130,7 @@ def _train_keep(config: RunConfig, output: Path, predictor: Predictor) -> dict[s
         config: the configuration.
         output: the output_dir of the run.
         predictor: the trained filter.
+        processes: the processes that train together.
 
     Returns:
         The figures of the rounds.
@@ -126,9 +140,9 @@ def _train_keep(config: RunConfig, output: Path, predictor: Predictor) -> dict[s
     visited: list[Recording] = []
     rounds: list[dict[str, Any]] = []
     for number in range(1, config.train.keep_rounds + 1):
-        figures = record_free(config, output, number, policy)
+        figures = record_free(config, output, number, policy, processes)
         visited.append(Recording.load(output / "rounds" / f"keep-{number}"))
-        network, trained = _train_or_load(config, visited, output, "keep", f"keep-{number}")
+        network, trained = _train_or_load(config, visited, output, "keep", f"keep-{number}", processes)
         rounds.append({"round": number, **figures, **trained})
         policy = KeepPolicy(predictor, Predictor("keep", network, TAKE_BACK, contract_of(visited[0].manifest, network)))
     return {"rounds": rounds}
@@ -353,7 +367,7 @@ def load_trained(config: RunConfig, output: Path, kind: str, manifest: dict[str,
 
 
 def _train_or_load(
-    config: RunConfig, recordings: Sequence[Recording], output: Path, kind: str, name: str
+    config: RunConfig, recordings: Sequence[Recording], output: Path, kind: str, name: str, processes: Processes
 ) -> tuple[PredictorNetwork, dict[str, Any]]:
     """Train a predictor, or load it where an interrupted run has finished training it; return it with its figures."""
     folder = output / "train" / name
@@ -361,7 +375,7 @@ def _train_or_load(
     start = start_of(config, kind, recordings[0].manifest)
     network = start.network
     done = folder / DONE
-    if done.exists():
+    if processes.first_says(done.exists()):
         load_weights(network, folder)
         return network, _figures(done, start)
     data = data_of(config, recordings, kind, network)
@@ -369,12 +383,15 @@ def _train_or_load(
     data.prepare(normalise=start.base is None)
     recipe = Recipe(options.learning_rate, options.weight_decay, options.max_epochs, options.patience_epochs)
     loggers = build_loggers(options.loggers, folder, f"{config.name} {name}")
-    figures: dict[str, Any] = dict(train_predictor(network, data, folder, recipe, loggers))
+    figures: dict[str, Any] = dict(
+        train_predictor(network, data, folder, recipe, loggers, processes if processes.count > 1 else None)
+    )
     figures["train_seconds"] = round(time.perf_counter() - started, 2)
     figures["parameters"] = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     if start.base:
         figures["base"] = start.base.weights_fingerprint
-    write_json(done, figures)
+    if processes.rank == 0:
+        write_json(done, figures)
     return network, figures
 
 
