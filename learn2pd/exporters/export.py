@@ -42,6 +42,11 @@ def export_policy(
     exporter = import_exporter(to)
     check_options(f"to={to}", options, exporter.OPTIONS)
     loaded = policy if isinstance(policy, FilterPolicy) else load_policy(Path(path_text("policy", policy)))
+    if loaded.take_back or loaded.one_more < 1:
+        raise UserError(
+            f"policy has take_back={loaded.take_back} and one_more={loaded.one_more}: an exported policy commits by "
+            "its threshold alone; export the filter without these options"
+        )
     existed = folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
