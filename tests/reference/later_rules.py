@@ -92,7 +92,7 @@ class Hierarchical:
     def __call__(self, look):
         doubtful = {i for i in look.standing if self.remask is not None and look.conf[i] < self.remask}
         candidates = {*look.masks, *doubtful}
-        chosen = {i for i in candidates if look.conf[i] > self.threshold}
+        picked = {i for i in candidates if look.conf[i] > self.threshold}
         segment: list[int] = []
         for i in [*look.window, None]:
             if i in candidates:
@@ -101,14 +101,14 @@ class Hierarchical:
             if segment:
                 best = max(segment, key=lambda j: look.conf[j])
                 if look.conf[best] > self.low:
-                    chosen.add(best)
+                    picked.add(best)
             segment = []
         if self.remask is not None:
-            for i in sorted(candidates - chosen, key=lambda i: -look.conf[i]):
-                if len(chosen) < len(doubtful) + 1:
-                    chosen.add(i)
-        decision = proposals(look, {i for i in chosen if look.masked[i] or look.token[i] != look.canvas[i]})
-        decision.revoke = doubtful - chosen
+            for i in sorted(candidates - picked, key=lambda i: -look.conf[i]):
+                if len(picked) < len(doubtful) + 1:
+                    picked.add(i)
+        decision = proposals(look, {i for i in picked if look.masked[i] or look.token[i] != look.canvas[i]})
+        decision.revoke = doubtful - picked
         return decision
 
 
