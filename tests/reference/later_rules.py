@@ -270,14 +270,18 @@ class Wino:
 class TakingBack:
     """The filter that takes back, with a network whose probability is the confidence."""
 
-    def __init__(self, threshold, take_back, per_position, one_more):
+    def __init__(self, threshold, take_back, per_position, one_more, confidence_threshold):
         self.threshold, self.take_back, self.per_position = threshold, take_back, per_position
-        self.one_more = one_more
+        self.one_more, self.confidence_threshold = one_more, confidence_threshold
         self.times: dict[int, int] = {}
 
     def __call__(self, look):
         bars = {i: 1 - (1 - self.threshold) / 5 ** self.times.get(i, 0) for i in look.masks}
-        accepted = [i for i in look.masks if look.conf[i] > bars[i]]
+        accepted = [
+            i
+            for i in look.masks
+            if look.conf[i] > bars[i] or (not self.times.get(i) and look.conf[i] > self.confidence_threshold)
+        ]
         new = [i for i in look.ranked if i not in accepted and not self.times.get(i)]
         accepted += [i for i in new if look.conf[i] > self.one_more][:1]
         accepted = accepted or look.ranked[:1]
