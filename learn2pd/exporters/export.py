@@ -42,10 +42,11 @@ def export_policy(
     exporter = import_exporter(to)
     check_options(f"to={to}", options, exporter.OPTIONS)
     loaded = policy if isinstance(policy, FilterPolicy) else load_policy(Path(path_text("policy", policy)))
-    if loaded.take_back or loaded.one_more < 1:
+    if loaded.has_options:
+        numbers = ("take_back", "one_more", "confidence_threshold")
+        named = ", ".join(f"{name}={getattr(loaded, name)}" for name in numbers)
         raise UserError(
-            f"policy has take_back={loaded.take_back} and one_more={loaded.one_more}: an exported policy commits by "
-            "its threshold alone; export the filter without these options"
+            f"policy has {named}: an exported policy commits by its threshold alone; export the filter without them"
         )
     existed = folder.exists()
     try:

@@ -135,11 +135,13 @@ def _size(predictor: Predictor) -> str:
 def _taking_back(keeper: Predictor) -> list[str]:
     """Describe the predictor `keep`, with which the filter takes commits back."""
     beside = "its own threshold" if keeper.filter_threshold is None else f"{keeper.filter_threshold:.4g}"
+    sure = keeper.confidence_threshold
+    confident = f"commits what the model itself is surer of than {sure:.4g}, " if sure < 1 else ""
     return [
         "## Taking back",
         f"The folder `keep` holds a `keep` predictor, a {_size(keeper)}, which gives every committed token of the "
         f"window the probability that it still holds. The policy `keep` commits as the filter does above {beside}, "
-        f"commits one more position in every step whose probability is above {keeper.one_more:.4g}, and takes back "
+        f"commits one more position in every step whose probability is above {keeper.one_more:.4g}, {confident}and takes back "
         f"tokens whose probability is below {keeper.threshold:.4g}. These numbers were calibrated together.",
         '```python\nfrom learn2pd import load_keep\n\npolicy = load_keep("THIS REPOSITORY")\n```',
         _curve(keeper),

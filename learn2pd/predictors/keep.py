@@ -93,6 +93,7 @@ class KeepPolicy(FilterPolicy):
         keeper: A predictor of the kind `keep`, with the threshold below which a committed token is taken back.
         per_position: How often a position may be taken back, at least 0.
         one_more: As for the filter.
+        confidence_threshold: As for the filter.
         alone: The filter with the threshold and the curve of its own calibration, which is saved beside the network of
             this file; None takes `predictor`.
 
@@ -109,9 +110,10 @@ class KeepPolicy(FilterPolicy):
         keeper: Predictor,
         per_position: int = 3,
         one_more: float = 1.0,
+        confidence_threshold: float = 1.0,
         alone: Predictor | None = None,
     ) -> None:
-        super().__init__(predictor, keeper.threshold, per_position, one_more)
+        super().__init__(predictor, keeper.threshold, per_position, one_more, confidence_threshold)
         self.keeper = keeper
         self.alone = predictor if alone is None else alone
         self.needs = needs_of(predictor) | needs_of(keeper) | frozenset(STANDING)
@@ -121,8 +123,8 @@ class KeepPolicy(FilterPolicy):
         return self.predictor.setting
 
     def describe(self) -> dict[str, Any]:
-        numbers = {"take_back": self.take_back, "per_position": self.per_position, "one_more": self.one_more}
-        return super().describe() | numbers
+        names = ("take_back", "per_position", "one_more", "confidence_threshold")
+        return super().describe() | {name: getattr(self, name) for name in names}
 
     def check(self, spec: ModelSpec, method: Method) -> None:
         super().check(spec, method)
@@ -141,7 +143,13 @@ class KeepPolicy(FilterPolicy):
 
     def _saved_keeper(self) -> Predictor:
         """Return the predictor of this file with everything that was set together."""
-        return replace(self.keeper, filter_threshold=self.threshold, one_more=self.one_more, curve=self.predictor.curve)
+        return replace(
+            self.keeper,
+            filter_threshold=self.threshold,
+            one_more=self.one_more,
+            confidence_threshold=self.confidence_threshold,
+            curve=self.predictor.curve,
+        )
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_predictor(self.alone, save_directory)
@@ -174,6 +182,7 @@ def load_keep(
     aggressiveness: float | None = None,
     per_position: int = 3,
     one_more: float | None = None,
+    confidence_threshold: float | None = None,
     revision: str | None = None,
 ) -> KeepPolicy:
     """Load a trained filter together with the predictor `keep` that lies beside it.
@@ -187,6 +196,8 @@ def load_keep(
         per_position: How often a position may be taken back, at least 0.
         one_more: The probability above which every step also commits the most probable position of those that are not
             above the threshold, 0 to 1; 1 commits none. It replaces the calibrated one.
+        confidence_threshold: The model's own confidence above which a position is committed whatever the filter says,
+            0 to 1; 1 leaves it to the filter. It replaces the calibrated one.
         revision: The revision of the hub repository.
 
     Returns:
@@ -196,12 +207,18 @@ def load_keep(
         UserError: The predictors are missing or damaged, both a threshold and an aggressiveness are given, or one of
             the numbers is out of range.
     """
-    check_numbers(threshold, aggressiveness, take_back=take_back, one_more=one_more)
+    check_numbers(
+        threshold, aggressiveness, take_back=take_back, one_more=one_more, confidence_threshold=confidence_threshold
+    )
     alone = load_predictor(folder, "filter", revision=revision)
     keeper = load_predictor(folder, "keep", PART, revision)
     predictor = alone
     if keeper.filter_threshold is not None:
-        measured = take_back in (None, keeper.threshold) and one_more in (None, keeper.one_more)
+        measured = (
+            take_back in (None, keeper.threshold)
+            and one_more in (None, keeper.one_more)
+            and confidence_threshold in (None, keeper.confidence_threshold)
+        )
         curve = keeper.curve if measured else tuple(Setting(setting.threshold) for setting in keeper.curve)
         predictor = replace(alone, threshold=keeper.filter_threshold, curve=curve, metrics=keeper.metrics)
     if aggressiveness is not None:
@@ -210,7 +227,11 @@ def load_keep(
         predictor = replace(predictor, threshold=threshold)
     if take_back is not None:
         keeper = replace(keeper, threshold=take_back)
+    if one_more is None:
+        one_more = keeper.one_more
+    if confidence_threshold is None:
+        confidence_threshold = keeper.confidence_threshold
     try:
-        return KeepPolicy(predictor, keeper, per_position, keeper.one_more if one_more is None else one_more, alone)
+        return KeepPolicy(predictor, keeper, per_position, one_more, confidence_threshold, alone)
     except ValueError as error:
         raise UserError(str(error)) from error

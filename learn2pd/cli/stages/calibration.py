@@ -177,6 +177,7 @@ def _calibrate_keep(config: RunConfig, output: Path, recording: Recording, promp
                 replace(predictor, threshold=threshold),
                 replace(keeper, threshold=take_back),
                 one_more=options.one_more,
+                confidence_threshold=options.confidence_threshold,
             )
         ),
         options.thresholds,
@@ -200,6 +201,7 @@ def _calibrate_keep(config: RunConfig, output: Path, recording: Recording, promp
         "threshold": pair.threshold,
         "take_back": pair.take_back,
         "one_more": options.one_more,
+        "confidence_threshold": options.confidence_threshold,
     }
     keeper = replace(
         keeper,
@@ -207,6 +209,13 @@ def _calibrate_keep(config: RunConfig, output: Path, recording: Recording, promp
         metrics=figures,
     )
     together = replace(predictor, threshold=pair.threshold, curve=pair.curve)
-    KeepPolicy(together, keeper, one_more=options.one_more, alone=predictor).save_pretrained(output / "policy")
+    policy = KeepPolicy(
+        together,
+        keeper,
+        one_more=options.one_more,
+        confidence_threshold=options.confidence_threshold,
+        alone=predictor,
+    )
+    policy.save_pretrained(output / "policy")
     curves = {str(take_back): [vars(setting) for setting in curve] for take_back, curve in pair.curves.items()}
     return figures | {"curves": curves}
