@@ -141,8 +141,9 @@ def _taking_back(keeper: Predictor) -> list[str]:
         "## Taking back",
         f"The folder `keep` holds a `keep` predictor, a {_size(keeper)}, which gives every committed token of the "
         f"window the probability that it still holds. The policy `keep` commits as the filter does above {beside}, "
-        f"commits one more position in every step whose probability is above {keeper.one_more:.4g}, {confident}and takes "
-        f"back tokens whose probability is below {keeper.threshold:.4g}. These numbers were calibrated together.",
+        f"commits one more position in every step whose probability is above {keeper.one_more:.4g}, "
+        f"{confident}and takes back "
+        f"tokens whose probability is below {keeper.threshold:.4g}. These numbers were calibrated together.",
         '```python\nfrom learn2pd import load_keep\n\npolicy = load_keep("THIS REPOSITORY")\n```',
         _curve(keeper),
         _bullets(_measured(keeper)),
