@@ -159,7 +159,8 @@ def plan(
         sample: prompts that are recorded for the plan.
         devices: the devices that will share the shards.
     """
-    some = [prompts[number * len(prompts) // sample] for number in range(min(sample, len(prompts)))]
+    count = min(sample, len(prompts))
+    some = [prompts[number * len(prompts) // count] for number in range(count)]
     forwards = states = 0
     began = time.perf_counter()
     for first in range(0, len(some), shard_prompts):
