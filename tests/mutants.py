@@ -301,8 +301,8 @@ MUTANTS = (
     Mutant(
         "apd mixes with the weights exchanged",
         "apd",
-        "self.mixture_weight * prediction.logits[scored, :width] + (1 - self.mixture_weight) * joint[:, :width]",
-        "(1 - self.mixture_weight) * prediction.logits[scored, :width] + self.mixture_weight * joint[:, :width]",
+        "self.mixture_weight * part.logits[:, :width] + (1 - self.mixture_weight) * joint[:, :width]",
+        "(1 - self.mixture_weight) * part.logits[:, :width] + self.mixture_weight * joint[:, :width]",
         (APD,),
     ),
     Mutant(

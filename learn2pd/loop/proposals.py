@@ -54,9 +54,10 @@ def row_generators(state: DecodeState, stream: int = 0) -> list[torch.Generator]
     Returns:
         One generator for each row, on the CPU.
     """
-    pairs = zip(state.seed.tolist(), state.step.tolist(), strict=True)
+    seeds, steps = torch.stack((state.seed, state.step)).tolist()
     return [
-        torch.Generator().manual_seed((seed * SEED_FACTOR + step + stream * STREAM) % 2**63) for seed, step in pairs
+        torch.Generator().manual_seed((seed * SEED_FACTOR + step + stream * STREAM) % 2**63)
+        for seed, step in zip(seeds, steps, strict=True)
     ]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from learn2pd.models.kv import KVView
-from learn2pd.tensors import widened
+from learn2pd.tensors import places_of, widened
 
 EXCHANGED = range(4, 9)  # rows of a product with a large weight that are faster as columns
 LARGE_VOCABULARY = 32_768
@@ -98,16 +98,12 @@ class Asked:
         """
         cos, sin = (table[:, 0].expand(len(places), -1, -1) for table in tables)
         if mask is not None and mask.shape[2] > 1:
-            mask = _taken(mask[:, 0], places)[:, None]
-        return cls(places, (_taken(cos, places)[:, None], _taken(sin, places)[:, None]), mask)
+            mask = places_of(mask[:, 0], places)[:, None]
+        return cls(places, (places_of(cos, places)[:, None], places_of(sin, places)[:, None]), mask)
 
     def of(self, x: Tensor) -> Tensor:
         """Take the columns out of values [R, Q, D]."""
-        return _taken(x, self.places)
-
-
-def _taken(x: Tensor, places: Tensor) -> Tensor:
-    return x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
+        return places_of(x, self.places)
 
 
 def attend(

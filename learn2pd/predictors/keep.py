@@ -114,7 +114,7 @@ class KeepPolicy(FilterPolicy):
         return KeepMemory(**vars(super().start(state, spec)), keeper=on_device(self.keeper, state).network)
 
     def _holds(self, prediction: Prediction, state: DecodeState, memory: KeepMemory) -> Tensor:
-        width = int((state.window.stop - state.window.start).max())  # this waits for the device
+        width = state.window.width
         contract = self.keeper.contract
         return probability(memory.keeper, contract, state, prediction, state.window, width, committed=True)
 
