@@ -143,6 +143,7 @@ class Verifier:
                 f"verifier {self.source} is on {self.network.device}, the model on {state.tokens.device}: "
                 "APD needs both on one device"
             )
+        _ = self.plain_head  # it is found out here, so that no step waits for it
         config = self.network.config
         heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -161,8 +162,9 @@ class Verifier:
         if head is None or self.network.base_model is self.network:
             return False
         token = torch.zeros(1, 1, dtype=torch.long, device=self.network.device)
-        hidden = self.network.base_model(input_ids=token).last_hidden_state
-        return bool(head(hidden).equal(self.network(input_ids=token).logits))
+        with torch.no_grad():
+            hidden = self.network.base_model(input_ids=token).last_hidden_state
+            return bool(head(hidden).equal(self.network(input_ids=token).logits))
 
     def score(
         self, tokens: Tensor, pad: Tensor, rows: Tensor, columns: tuple[int, int], memory: VerifierMemory
