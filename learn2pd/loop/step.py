@@ -182,6 +182,7 @@ class ForwardStep:
             gathered.confidence[at] = confidence.float()
             for name, values in extras.items():
                 gathered.extras[name][at] = values.float()
+            del part, logits  # the next part is made while a name in this loop would still hold this one
 
     def _score_shadows(
         self, state: DecodeState, plan: ForwardPlan, shadow: Tensor, hidden: Tensor, gathered: _Gathered
@@ -200,8 +201,8 @@ class ForwardStep:
         positions = shadow.flatten() - state.prompt_width
         columns = (hidden.flatten(0, 1), rows, positions)
         for part, *at in zip(*(column.split(size) for column in columns), strict=True):
-            logits = self._logits(part, state, *at)
-            for name, values in standing(logits, state.canvas[*at], self.needs).items():
+            described = standing(self._logits(part, state, *at), state.canvas[*at], self.needs)
+            for name, values in described.items():
                 gathered.extras[name][*at] = values.float()
 
     def _parts(self, hidden: Tensor, at: _Scored, state: DecodeState, host: DecodeState) -> Iterator[LogitsPart]:
@@ -217,9 +218,21 @@ class ForwardStep:
         generators = row_generators(host) if self.sampling.temperature else []
         columns = (hidden, at.rows, at.positions, at.host_rows)
         for part, rows, positions, host_rows in zip(*(column.split(size) for column in columns), strict=True):
-            logits = self._logits(part, state, rows, positions)
-            noise = upload(row_noise(host_rows, generators, logits.shape[-1]), logits.device) if generators else None
-            yield LogitsPart(rows, positions, logits, Draw(self.sampling, noise))
+            # no name here holds the logits of a part while the next part is made
+            yield self._part(part, rows, positions, host_rows, state, generators)
+
+    def _part(
+        self,
+        hidden: Tensor,
+        rows: Tensor,
+        positions: Tensor,
+        host_rows: Tensor,
+        state: DecodeState,
+        generators: Sequence[torch.Generator],
+    ) -> LogitsPart:
+        logits = self._logits(hidden, state, rows, positions)
+        noise = upload(row_noise(host_rows, generators, logits.shape[-1]), logits.device) if generators else None
+        return LogitsPart(rows, positions, logits, Draw(self.sampling, noise))
 
     def _logits(self, hidden: Tensor, state: DecodeState, rows: Tensor, positions: Tensor) -> Tensor:
         """Return logits [N, V] in at least float32, with -inf at the mask token and at ids that are not allowed.
