@@ -161,10 +161,11 @@ class Verifier:
         head = self.network.get_output_embeddings()
         if head is None or self.network.base_model is self.network:
             return False
-        token = torch.zeros(1, 1, dtype=torch.long, device=self.network.device)
+        # several tokens, since the embedding of the one that pads is zero in some families
+        tokens = torch.arange(min(8, self.vocab_size), device=self.network.device)[None]
         with torch.no_grad():
-            hidden = self.network.base_model(input_ids=token).last_hidden_state
-            return bool(head(hidden).equal(self.network(input_ids=token).logits))
+            hidden = self.network.base_model(input_ids=tokens).last_hidden_state
+            return bool(head(hidden).equal(self.network(input_ids=tokens).logits))
 
     def score(
         self, tokens: Tensor, pad: Tensor, rows: Tensor, columns: tuple[int, int], memory: VerifierMemory
