@@ -73,8 +73,8 @@ class MeanFieldPolicy(Policy):
             probability[part.rows, part.of(place)] = part.logits.softmax(-1)
         confidence = prediction.confidence.new_zeros(len(eligible), width + 1).scatter_(1, place, prediction.confidence)
         probability, confidence = probability[:, :width], confidence[:, :width]
-        chosen = self.decide(confidence, overlap(probability, min(self.top, probability.shape[2])).float())
-        return Commit(eligible & chosen.gather(1, place.clamp_max(width - 1)))
+        commit = self.decide(confidence, overlap(probability, min(self.top, probability.shape[2])).float())
+        return Commit(eligible & commit.gather(1, place.clamp_max(width - 1)))
 
     def decide(self, confidence: Tensor, overlaps: Tensor) -> Tensor:
         """Find the fixed point.
