@@ -137,7 +137,7 @@ class KeepPolicy(FilterPolicy):
         return policy_card(self.alone, self._saved_keeper())
 
     def _holds(self, prediction: Prediction, state: DecodeState, memory: KeepMemory) -> Tensor:
-        width = int((state.window.stop - state.window.start).max())  # this waits for the device
+        width = state.window.width
         contract = self.keeper.contract
         return probability(memory.keeper, contract, state, prediction, state.window, width, committed=True)
 

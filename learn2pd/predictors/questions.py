@@ -102,7 +102,7 @@ def make_batch(columns: Columns, question: Question, network: PredictorNetwork) 
         The batch.
     """
     window = question.window(columns)
-    width = network.width or int((window.stop - window.start).max())
+    width = network.width or window.width
     view = cut(columns, window, width, network.sees_committed)
     asked = (question.label, question.counted, question.judged)
     label, counted, judged = (window_view(ask(columns), window, width) for ask in asked)
