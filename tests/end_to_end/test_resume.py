@@ -146,6 +146,24 @@ def test_more_rounds_leave_the_finished_trainings_alone(arguments, output):
     assert not (output / "policy").exists()
 
 
+def test_every_network_begins_with_weights_of_its_own_name_and_seed(arguments, output, tmp_path):
+    """A run that goes on trains the networks of its next rounds as an uninterrupted one, which has drawn more."""
+    changed = ("train.rounds=", "train.predictors=")
+    both = [argument for argument in arguments if not argument.startswith(changed)]
+    both += ["train.rounds=1", "train.predictors=[end_of_text]", "stages=[record,train]"]
+    assert cli.run([*both, f"output_dir={output}", "resume=true"]) == 0
+    assert cli.run([*both, f"output_dir={tmp_path / 'whole'}"]) == 0
+    other = tmp_path / "other"
+    assert cli.run([*both, "seed=1", f"output_dir={other}"]) == 0
+    for name in ("round-0", "round-1", "end_of_text"):
+        resumed, whole, drawn = (
+            SafetensorsCheckpointIO().load_checkpoint(folder / "train" / name / "best.safetensors")["state_dict"]
+            for folder in (output, tmp_path / "whole", other)
+        )
+        assert all(torch.equal(resumed[key], whole[key]) for key in whole), name
+        assert not all(torch.equal(drawn[key], whole[key]) for key in whole), name
+
+
 def test_another_filter_behind_the_same_path_is_not_taken_for_the_old_one(arguments, finished, tmp_path, capsys):
     base = Path(shutil.copytree(finished / "policy", tmp_path / "base"))
     own = [*arguments, f"output_dir={tmp_path / 'out'}", "train.start=full", f"policy={base}"]

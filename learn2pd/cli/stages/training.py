@@ -8,11 +8,13 @@ from __future__ import annotations
 import copy
 import logging
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import lightning
 from peft import PeftModel
 
 from learn2pd.cli.config import RunConfig
@@ -371,6 +373,8 @@ def _train_or_load(
     """Train a predictor, or load it where an interrupted run has finished training it; return it with its figures."""
     folder = output / "train" / name
     options = config.train
+    # A run that was interrupted has drawn otherwise by now, and the network must begin as it would have.
+    lightning.seed_everything(zlib.crc32(f"{config.seed} {name}".encode()), verbose=False)
     start = start_of(config, kind, recordings[0].manifest)
     network = start.network
     done = folder / DONE
