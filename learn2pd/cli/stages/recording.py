@@ -239,7 +239,7 @@ def dry_run(config: RunConfig) -> str:
     prompts = recorded_prompts(config, model)
     longest = max(len(model.encode(prompt.content)) for prompt in prompts)
     network = read_skeleton(config.model.path, model.adapter.network.dtype, config.model.revision, config.model.family)
-    sizes = sizes_of(network, config.decode.rows, longest + config.decode.gen_length)
+    sizes = sizes_of(network, config.decode.rows, longest + config.decode.gen_length, config.model.quantization)
     return f"memory:   at most {bytes_text(sizes.whole)}: {sizes}\n" + estimate(
         model,
         [prompt.text for prompt in prompts],
