@@ -8,6 +8,14 @@ taken back, if
 Positions that are committed together are proposed without knowing of each other, so that one doubtful commit costs less
 than several. It often decides how the answer is worded, and so makes other positions certain.
 
+With `confidence_threshold` below 1, a step also commits the eligible positions that were never taken back and whose
+proposals the model itself gives a
+
+    confidence > confidence_threshold.
+
+The labels of the training call every wording wrong but one. Where an answer has already taken another wording, the
+filter hesitates although the rest has become certain, and the model's own confidence says so.
+
 The filter can also take back, which is this project's own addition. With `take_back` above 0, a step takes back the
 committed tokens of the window, whose steps lie before this one, with
 
@@ -25,10 +33,11 @@ A step commits more tokens than it takes back, so that a run never takes more fo
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -41,7 +50,7 @@ from learn2pd.predictors.hub import OnHub
 from learn2pd.predictors.loading import load_predictor
 from learn2pd.predictors.lora import with_adapter
 from learn2pd.predictors.questions import Columns, positions
-from learn2pd.predictors.saving import Predictor, saved_folder
+from learn2pd.predictors.saving import Predictor, Setting, saved_folder
 from learn2pd.roles import REVISIONS
 from learn2pd.tensors import most_confident, revisable
 from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction, Window
@@ -110,6 +119,8 @@ class FilterPolicy(Acceptance, OnHub):
         per_position: How often a position may be taken back, at least 0.
         one_more: The probability above which every step also commits the most probable position of those that are not
             above the threshold, 0 to 1; 1 commits none.
+        confidence_threshold: The model's own confidence above which a position is committed whatever the filter says,
+            0 to 1; 1 leaves it to the filter.
 
     Raises:
         ValueError: A number is out of range.
@@ -118,12 +129,18 @@ class FilterPolicy(Acceptance, OnHub):
     built_by = "learn2pd.predictors.filter:load_policy"
 
     def __init__(
-        self, predictor: Predictor, take_back: float = 0.0, per_position: int = 3, one_more: float = 1.0
+        self,
+        predictor: Predictor,
+        take_back: float = 0.0,
+        per_position: int = 3,
+        one_more: float = 1.0,
+        confidence_threshold: float = 1.0,
     ) -> None:
         super().__init__(predictor)
         self.take_back = check_probability("take_back", take_back)
         self.per_position = check_at_least(0, "per_position", per_position)
         self.one_more = check_probability("one_more", one_more)
+        self.confidence_threshold = check_probability("confidence_threshold", confidence_threshold)
         if self.take_back:
             self.needs |= {LEAVE_ONE_OUT}
             self.revisions = REVISIONS
@@ -140,6 +157,7 @@ class FilterPolicy(Acceptance, OnHub):
         take_back: float = 0.0,
         per_position: int = 3,
         one_more: float = 1.0,
+        confidence_threshold: float = 1.0,
     ) -> FilterPolicy:
         """Load a trained filter from a folder or from the hub.
 
@@ -153,6 +171,7 @@ class FilterPolicy(Acceptance, OnHub):
             take_back: As for `load_policy`.
             per_position: As for `load_policy`.
             one_more: As for `load_policy`.
+            confidence_threshold: As for `load_policy`.
 
         Returns:
             The policy.
@@ -160,7 +179,13 @@ class FilterPolicy(Acceptance, OnHub):
         Raises:
             UserError: As for `load_policy`.
         """
-        check_numbers(threshold, aggressiveness, take_back=take_back, one_more=one_more)
+        check_numbers(
+            threshold,
+            aggressiveness,
+            take_back=take_back,
+            one_more=one_more,
+            confidence_threshold=confidence_threshold,
+        )
         predictor = load_predictor(pretrained_model_name_or_path, "filter", revision=revision)
         if adapter is not None:
             predictor = with_adapter(predictor, adapter)
@@ -169,9 +194,35 @@ class FilterPolicy(Acceptance, OnHub):
         if threshold is not None:
             predictor = replace(predictor, threshold=threshold)
         try:
-            return cls(predictor, take_back, per_position, one_more)
+            return cls(predictor, take_back, per_position, one_more, confidence_threshold)
         except ValueError as error:
             raise UserError(str(error)) from error
+
+    @property
+    def setting(self) -> Setting | None:
+        """What the calibration measured at the threshold; None where the policy commits otherwise than it did there."""
+        return None if self.has_options else self.predictor.setting
+
+    @property
+    def has_options(self) -> bool:
+        """Whether the policy does more than commit above its threshold."""
+        return bool(self.take_back) or min(self.one_more, self.confidence_threshold) < 1
+
+    def at(self, aggressiveness: float) -> Self:
+        """Return this policy with the threshold at a place of its calibrated curve.
+
+        Args:
+            aggressiveness: The place, as for `Predictor.at`.
+
+        Returns:
+            A policy with the same networks and options.
+
+        Raises:
+            UserError: As for `Predictor.at`.
+        """
+        moved = copy.copy(self)
+        moved.predictor = self.predictor.at(aggressiveness)
+        return moved
 
     def describe(self) -> dict[str, Any]:
         described = saved_folder(self.predictor) | {"threshold": self.threshold}
@@ -179,18 +230,21 @@ class FilterPolicy(Acceptance, OnHub):
             described |= {"take_back": self.take_back, "per_position": self.per_position}
         if self.one_more < 1:
             described |= {"one_more": self.one_more}
+        if self.confidence_threshold < 1:
+            described |= {"confidence_threshold": self.confidence_threshold}
         return described
 
     def start(self, state: DecodeState, spec: ModelSpec) -> FilterMemory:
         return FilterMemory(super().start(state, spec).network, torch.zeros_like(state.committed_at))
 
     def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: Any) -> Commit:
-        if not self.take_back and self.one_more == 1:
+        if not self.has_options:
             return super().select(prediction, eligible, state, memory)
         final = self.probability(prediction, state, memory)
         new = memory.taken_back == 0
         surer = 1 - final < (1 - self.threshold) / SURER**memory.taken_back
-        accepted = self.accepts(final, state) & eligible & (surer | new)
+        confident = (prediction.confidence > self.confidence_threshold) & new
+        accepted = (self.accepts(final, state) & (surer | new) | confident) & eligible
         left = eligible & ~accepted & new
         accepted = accepted | most_confident(final, left & (final > self.one_more))
         surest = most_confident(prediction.confidence, eligible)
@@ -256,6 +310,7 @@ def load_policy(
     take_back: float = 0.0,
     per_position: int = 3,
     one_more: float = 1.0,
+    confidence_threshold: float = 1.0,
 ) -> FilterPolicy:
     """Load a trained filter.
 
@@ -271,6 +326,8 @@ def load_policy(
         per_position: How often a position may be taken back, at least 0.
         one_more: The probability above which every step also commits the most probable position of those that are not
             above the threshold, 0 to 1; 1 commits none.
+        confidence_threshold: The model's own confidence above which a position is committed whatever the filter says,
+            0 to 1; 1 leaves it to the filter.
 
     Returns:
         The policy.
@@ -288,4 +345,5 @@ def load_policy(
         take_back=take_back,
         per_position=per_position,
         one_more=one_more,
+        confidence_threshold=confidence_threshold,
     )

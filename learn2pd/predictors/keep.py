@@ -22,16 +22,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from huggingface_hub import ModelCard
 from torch import Tensor
 
 from learn2pd.errors import UserError
+from learn2pd.models.files import check_folder, local_folder, path_text
 from learn2pd.predictors.apply import check_contract, needs_of, on_device, probability
 from learn2pd.predictors.features import COMMITTED, STANDING
 from learn2pd.predictors.filter import FilterMemory, FilterPolicy, check_numbers
-from learn2pd.predictors.loading import load_predictor
+from learn2pd.predictors.hub import policy_card
+from learn2pd.predictors.loading import FILES, load_predictor
 from learn2pd.predictors.networks import DEFAULT_CHANNELS, PredictorNetwork, Transformer
 from learn2pd.predictors.questions import Columns, positions
-from learn2pd.predictors.saving import Predictor, save_predictor
+from learn2pd.predictors.saving import DESCRIPTION, EXPECTED, Predictor, Setting, save_predictor
 from learn2pd.types import DecodeState, ModelSpec, Prediction, Window
 
 if TYPE_CHECKING:
@@ -90,6 +93,9 @@ class KeepPolicy(FilterPolicy):
         keeper: A predictor of the kind `keep`, with the threshold below which a committed token is taken back.
         per_position: How often a position may be taken back, at least 0.
         one_more: As for the filter.
+        confidence_threshold: As for the filter.
+        alone: The filter with the threshold and the curve of its own calibration, which is saved beside the network of
+            this file; None takes `predictor`.
 
     Raises:
         ValueError: A number is out of range.
@@ -98,13 +104,27 @@ class KeepPolicy(FilterPolicy):
     name = "keep"
     built_by = "learn2pd.predictors.keep:load_keep"
 
-    def __init__(self, predictor: Predictor, keeper: Predictor, per_position: int = 3, one_more: float = 1.0) -> None:
-        super().__init__(predictor, keeper.threshold, per_position, one_more)
+    def __init__(
+        self,
+        predictor: Predictor,
+        keeper: Predictor,
+        per_position: int = 3,
+        one_more: float = 1.0,
+        confidence_threshold: float = 1.0,
+        alone: Predictor | None = None,
+    ) -> None:
+        super().__init__(predictor, keeper.threshold, per_position, one_more, confidence_threshold)
         self.keeper = keeper
+        self.alone = predictor if alone is None else alone
         self.needs = needs_of(predictor) | needs_of(keeper) | frozenset(STANDING)
 
+    @property
+    def setting(self) -> Setting | None:
+        return self.predictor.setting
+
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {"take_back": self.take_back, "per_position": self.per_position}
+        names = ("take_back", "per_position", "one_more", "confidence_threshold")
+        return super().describe() | {name: getattr(self, name) for name in names}
 
     def check(self, spec: ModelSpec, method: Method) -> None:
         super().check(spec, method)
@@ -113,14 +133,46 @@ class KeepPolicy(FilterPolicy):
     def start(self, state: DecodeState, spec: ModelSpec) -> KeepMemory:
         return KeepMemory(**vars(super().start(state, spec)), keeper=on_device(self.keeper, state).network)
 
+    def generate_model_card(self, *arguments: Any, **options: Any) -> ModelCard:
+        return policy_card(self.alone, self._saved_keeper())
+
     def _holds(self, prediction: Prediction, state: DecodeState, memory: KeepMemory) -> Tensor:
         width = int((state.window.stop - state.window.start).max())  # this waits for the device
         contract = self.keeper.contract
         return probability(memory.keeper, contract, state, prediction, state.window, width, committed=True)
 
+    def _saved_keeper(self) -> Predictor:
+        """Return the predictor of this file with everything that was set together."""
+        return replace(
+            self.keeper,
+            filter_threshold=self.threshold,
+            one_more=self.one_more,
+            confidence_threshold=self.confidence_threshold,
+            curve=self.predictor.curve,
+        )
+
     def _save_pretrained(self, save_directory: Path) -> None:
-        super()._save_pretrained(save_directory)
-        save_predictor(self.keeper, save_directory / PART)
+        save_predictor(self.alone, save_directory)
+        save_predictor(self._saved_keeper(), save_directory / PART)
+
+
+def trained_policy(folder: str | Path, revision: str | None = None) -> str:
+    """Return the name of the policy that a folder holds: `keep` where this predictor lies beside the filter.
+
+    Args:
+        folder: The folder of a trained filter, or the name of its repository of the hub.
+        revision: The revision of the hub repository.
+
+    Returns:
+        `keep` or `filter`.
+
+    Raises:
+        UserError: The folder holds no policy, or the hub cannot be reached.
+    """
+    source = path_text("policy", folder)
+    check_folder("policy", source, EXPECTED, DESCRIPTION)
+    place = local_folder("policy", source, revision, FILES, inner_folders=True)
+    return KeepPolicy.name if (place / PART / DESCRIPTION).is_file() else FilterPolicy.name
 
 
 def load_keep(
@@ -130,6 +182,7 @@ def load_keep(
     aggressiveness: float | None = None,
     per_position: int = 3,
     one_more: float | None = None,
+    confidence_threshold: float | None = None,
     revision: str | None = None,
 ) -> KeepPolicy:
     """Load a trained filter together with the predictor `keep` that lies beside it.
@@ -143,6 +196,8 @@ def load_keep(
         per_position: How often a position may be taken back, at least 0.
         one_more: The probability above which every step also commits the most probable position of those that are not
             above the threshold, 0 to 1; 1 commits none. It replaces the calibrated one.
+        confidence_threshold: The model's own confidence above which a position is committed whatever the filter says,
+            0 to 1; 1 leaves it to the filter. It replaces the calibrated one.
         revision: The revision of the hub repository.
 
     Returns:
@@ -152,18 +207,31 @@ def load_keep(
         UserError: The predictors are missing or damaged, both a threshold and an aggressiveness are given, or one of
             the numbers is out of range.
     """
-    check_numbers(threshold, aggressiveness, take_back=take_back, one_more=one_more)
-    predictor = load_predictor(folder, "filter", revision=revision)
+    check_numbers(
+        threshold, aggressiveness, take_back=take_back, one_more=one_more, confidence_threshold=confidence_threshold
+    )
+    alone = load_predictor(folder, "filter", revision=revision)
     keeper = load_predictor(folder, "keep", PART, revision)
+    predictor = alone
     if keeper.filter_threshold is not None:
-        predictor = replace(predictor, threshold=keeper.filter_threshold, curve=keeper.curve)
+        measured = (
+            take_back in (None, keeper.threshold)
+            and one_more in (None, keeper.one_more)
+            and confidence_threshold in (None, keeper.confidence_threshold)
+        )
+        curve = keeper.curve if measured else tuple(Setting(setting.threshold) for setting in keeper.curve)
+        predictor = replace(alone, threshold=keeper.filter_threshold, curve=curve, metrics=keeper.metrics)
     if aggressiveness is not None:
         predictor = predictor.at(aggressiveness)
     if threshold is not None:
         predictor = replace(predictor, threshold=threshold)
     if take_back is not None:
         keeper = replace(keeper, threshold=take_back)
+    if one_more is None:
+        one_more = keeper.one_more
+    if confidence_threshold is None:
+        confidence_threshold = keeper.confidence_threshold
     try:
-        return KeepPolicy(predictor, keeper, per_position, keeper.one_more if one_more is None else one_more)
+        return KeepPolicy(predictor, keeper, per_position, one_more, confidence_threshold, alone)
     except ValueError as error:
         raise UserError(str(error)) from error

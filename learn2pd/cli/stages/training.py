@@ -22,11 +22,10 @@ from learn2pd.cli.stages.run_folder import read_metrics
 from learn2pd.cli.stages.validation import measure_on
 from learn2pd.errors import UserError, suggest
 from learn2pd.files import read_json, write_json
-from learn2pd.models.files import path_text
 from learn2pd.models.loading import Model
 from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.predictors.keep import PART as KEEP_FOLDER
-from learn2pd.predictors.keep import KeepPolicy
+from learn2pd.predictors.keep import KeepPolicy, trained_policy
 from learn2pd.predictors.kinds import BESIDE_THE_FILTER, QUESTIONS
 from learn2pd.predictors.loading import load_predictor
 from learn2pd.predictors.lora import add_adapter
@@ -236,7 +235,7 @@ def start_of(config: RunConfig, kind: str, manifest: dict[str, Any]) -> Start:
         UserError: `policy` is missing or is not a filter, or it was trained for another geometry or vocabulary than
             that of the recording.
     """
-    if kind == "keep" and config.train.start != "scratch" and _has_keep(config):
+    if kind == "keep" and config.train.start != "scratch" and _has_keep(config.policy):
         keeper = load_predictor(str(config.policy), "keep", KEEP_FOLDER)
         return Start(copy.deepcopy(keeper.network), keeper)
     if kind != "filter" or config.train.start == "scratch":
@@ -248,9 +247,9 @@ def start_of(config: RunConfig, kind: str, manifest: dict[str, Any]) -> Start:
     return Start(network, base, adapted)
 
 
-def _has_keep(config: RunConfig) -> bool:
-    """Say whether a predictor `keep` lies beside the filter to fine-tune. One on the hub does not count."""
-    return config.policy is not None and (Path(path_text("policy", config.policy)) / KEEP_FOLDER).is_dir()
+def _has_keep(base: str | None) -> bool:
+    """Say whether a predictor `keep` lies beside the filter to fine-tune."""
+    return base is not None and trained_policy(base) == KeepPolicy.name
 
 
 def base_of(config: RunConfig) -> Predictor:
