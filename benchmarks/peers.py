@@ -1,17 +1,22 @@
 """A peer's own code beside this toolkit: the same weights, prompts and settings, in turn, at equal tokens.
 
     python benchmarks/peers.py peer=PATH [model=PATH] [prompts=5] [prompt_length=64] [gen_length=64] [threads=1]
-        [settings=none,dual]
+        [settings=none,dual] [block=4]
 
-`peer` is a checkout of Fast-dLLM, Learn2PD (Learning-to-Parallel-Decoding), DSB or dInfer; which one it is is seen from
-its files. Nothing of it is changed, and its code is imported from there and run, so read it first. Without `model` both
-sides run a random LLaDA with the real vocabulary (126,464) and a small body, as benchmarks/decode.py does.
+`peer` is a checkout of Fast-dLLM, Learn2PD (Learning-to-Parallel-Decoding), DSB, dInfer or SDAR; which one it is is
+seen from its files. Nothing in it is changed, and its code is imported from there and run, so read it first. Without
+`model` both sides run a random LLaDA with the real vocabulary (126,464) and a small body, as benchmarks/decode.py does;
+beside SDAR they run a random SDAR with blocks of `block` tokens, as benchmarks/exact_cache.py does.
 
 Fast-dLLM, DSB and Learn2PD bring a network of their own, which gets the very tensors of ours. dInfer's network needs
-vLLM, so that its loop runs over our network here. A prompt is decoded with the peer and with this toolkit, one directly
-after the other, and the order changes from prompt to prompt. The answers must be equal, token for token; where they are
-not, the process says so and ends with exit code 1. What is compared is the processor time of this process on a CPU, and
-the time on the clock on a GPU. The ratio is the peer's time by ours: above 1 we are faster.
+vLLM and SDAR's needs flash-attn, so that their loops run over our network here. SDAR's sampler draws at random; the
+most probable token of the same softmax takes its place. Its forwards that only store keys and values get no logits,
+which its own network would compute.
+
+A prompt is decoded with the peer and with this toolkit, one directly after the other, and the order changes from prompt
+to prompt. The answers must be equal, token for token; where they are not, the process says so and ends with exit code
+1. What is compared is the processor time of this process on a CPU, and the time on the clock on a GPU. The ratio is the
+peer's time by ours: above 1 we are faster.
 """
 
 from __future__ import annotations
@@ -37,13 +42,16 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.arguments import options_of
 from benchmarks.decode import BLOCK, random_llada
+from benchmarks.exact_cache import random_sdar
 from learn2pd import (
     BlocksScheduler,
+    CausalBlockCache,
     DSBCache,
     DSBScheduler,
     DualCache,
     FilterPolicy,
     FixedPolicy,
+    LowConfidencePolicy,
     NoCache,
     NoStop,
     PrefixCache,
@@ -55,6 +63,7 @@ from learn2pd import (
 from learn2pd.models.loading import Model
 from learn2pd.predictors.networks import MLP
 from learn2pd.predictors.saving import Contract, Predictor
+from learn2pd.types import ForwardPlan
 
 THRESHOLD = 0.9
 FILTER_THRESHOLD = 0.5  # of the random filter that Learn2PD and we share
@@ -87,12 +96,14 @@ class Peer:
         file: The file by which the checkout is known, relative to it.
         mark: A text in that file which no other peer has.
         settings: Makes the settings, from the checkout, the model and the length of the canvas.
+        block_causal: True for a peer that decodes block-causal models.
     """
 
     name: str
     file: str
     mark: str
     settings: Callable[[Path, Model, int], dict[str, Setting]]
+    block_causal: bool = False
 
 
 def their_module(folder: Path, name: str) -> Any:
@@ -230,11 +241,77 @@ def dinfer(checkout: Path, model: Model, gen_length: int) -> dict[str, Setting]:
     return {f"threshold {THRESHOLD}, none": Setting(ours, answer)}
 
 
+class StoringNetwork:
+    """Our block-causal network under the call that SDAR's loop makes.
+
+    It keeps keys and values in our buffers, in which a block that is forwarded again overwrites itself.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.adapter = model.adapter
+        self.columns = model.spec.max_length
+        self.device = model.adapter.device
+        self.store = self.adapter.new_store(1, self.columns)
+
+    def eval(self) -> None:
+        """Forget the last prompt, since the loop calls this once before each."""
+        self.store = self.adapter.new_store(1, self.columns)
+
+    def __call__(self, tokens: Tensor, attention_mask: Tensor, position_ids: Tensor, store_kv: bool, **_: Any) -> Any:
+        every = torch.ones_like(tokens, dtype=torch.bool)
+        row = torch.zeros(1, dtype=torch.long, device=self.device)
+        span = (0, attention_mask.shape[-1])
+        plan = ForwardPlan(row, position_ids, position_ids, None, every, every.sum(1), span)
+        network = self.adapter.network
+        hidden = network.hidden(tokens, position_ids, attention_mask, self.store.view(plan))
+        return SimpleNamespace(logits=None if store_kv else network.score(hidden))
+
+
+def most_probable(logits: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
+    """Return the most probable tokens and their probabilities, under the call of SDAR's sampler."""
+    best = logits.softmax(-1).max(-1)
+    return best.indices, best.values
+
+
+def sdar(checkout: Path, model: Model, gen_length: int) -> dict[str, Setting]:
+    """SDAR: its static and its dynamic low confidence with its cache of finished blocks, over our network."""
+    theirs: Any = their_module(checkout, "generate")
+    theirs.sample_with_temperature_topk_topp = most_probable
+    network = StoringNetwork(model)
+    block = model.spec.causal_block
+    assert block is not None
+    shared = {"mask_id": model.spec.mask_id, "gen_length": gen_length, "block_length": block, "denoising_steps": block}
+    exact = {"scheduler": BlocksScheduler(block, alignment="grid"), "cache": CausalBlockCache()}
+
+    def setting(threshold: float, strategy: str) -> Setting:
+        def answer(prompt: Tensor) -> Tensor:
+            with torch.inference_mode():
+                tokens: Tensor = theirs.block_diffusion_generate(
+                    network,
+                    {"input_ids": prompt},
+                    remasking_strategy=strategy,
+                    confidence_threshold=threshold,
+                    **shared,
+                )
+            return tokens[:, : prompt.shape[1] + gen_length]
+
+        return Setting(exact | {"policy": LowConfidencePolicy(threshold)}, answer)
+
+    return {
+        "one token a step, exact": setting(1.0, "low_confidence_static"),
+        f"threshold {THRESHOLD}, exact": setting(THRESHOLD, "low_confidence_dynamic"),
+    }
+
+
 PEERS = (
     Peer("Learn2PD", "llada/generate.py", "def generate_learn2parallel(", learn2pd),
     Peer("DSB", "llada/generate.py", "def generate_dsb(", dsb),
     Peer("Fast-dLLM", "llada/generate.py", "def generate_with_dual_cache(", fast_dllm),
     Peer("dInfer", "python/dinfer/decoding/generate_uniform.py", "class BlockWiseDiffusionLLM(", dinfer),
+    Peer("SDAR", "generate.py", "def block_diffusion_generate(", sdar, block_causal=True),
 )
 
 
@@ -309,23 +386,34 @@ def main(arguments: list[str]) -> int:
         "gen_length": "64",
         "threads": "1",
         "settings": "",
+        "block": "4",
     }
     options = options_of(arguments, defaults)
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # Fast-dLLM compiles its attention, which is slower on a CPU
     try:
         peer, checkout = peer_of(options["peer"])
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = load_model(options["model"]) if options["model"] else random_llada(torch.float32, device)
         gen_length = int(options["gen_length"])
-        if gen_length % BLOCK:
-            raise UserError(f"gen_length={gen_length}: expected a multiple of {BLOCK}, the tokens of a block")
+        length = int(options["prompt_length"])
+        if options["model"]:
+            model = load_model(options["model"])
+        elif peer.block_causal:
+            block = int(options["block"])
+            model = random_sdar(150_000, 256, 4, block, length + gen_length + block)
+        else:
+            model = random_llada(torch.float32, device)
+        if peer.block_causal != (model.spec.causal_block is not None):
+            kind = "a block-causal model" if peer.block_causal else "a model that is not block-causal"
+            raise UserError(f"model={options['model']}: {peer.name} needs {kind}")
+        multiple = model.spec.causal_block or BLOCK
+        if gen_length % multiple:
+            raise UserError(f"gen_length={gen_length}: expected a multiple of {multiple}, the tokens of a block")
         settings = peer.settings(checkout, model, gen_length)
         wanted = [name for name in options["settings"].split(",") if name]
         chosen = {name: part for name, part in settings.items() if not wanted or any(word in name for word in wanted)}
         if not chosen:
             raise UserError(f"settings={options['settings']}: expected parts of {'; '.join(settings)}")
         rng = random.Random(0)
-        length = int(options["prompt_length"])
         limit = min(model.spec.vocab_size, 1000)
         prompts = [[rng.randrange(10, limit) for _ in range(length)] for _ in range(int(options["prompts"]))]
         print(

@@ -59,7 +59,7 @@ def test_what_is_imported_is_declared_and_nothing_else():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     needed = [*project["dependencies"]]
-    for extra in ("humaneval", "eval", "diffusers", "onnx", "serve", "wandb"):
+    for extra in ("humaneval", "eval", "diffusers", "onnx", "serve", "wandb", "quantization"):
         needed += extras[extra]
     declared = {re.split(r"[^A-Za-z0-9_.-]", line)[0].replace("-", "_") for line in needed}
     imported = set()

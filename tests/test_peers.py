@@ -32,7 +32,7 @@ def test_a_folder_that_is_no_checkout_is_refused_in_one_line(made, tmp_path, cap
 @pytest.mark.parametrize("peer", peers.PEERS, ids=lambda peer: peer.name)
 def test_a_checkout_is_known_by_its_files(peer, tmp_path):
     path = tmp_path / peer.file
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{peer.mark}model):\n    ...\ndef generate_with_dual_cache(model):\n    ...\n")
     assert peers.peer_of(str(tmp_path)) == (peer, tmp_path.resolve())
 
@@ -50,6 +50,29 @@ def test_answers_that_differ_end_the_comparison(tiny_model, make_prompts):
     assert all(seconds > 0 for pair in pairs for seconds in pair)
     with pytest.raises(peers.Unequal, match="8 of 8 tokens differ"):
         peers.measure(peers.Setting(ours, lambda prompt: same(prompt) + 1), tiny_model, prompts, 8)
+
+
+def test_the_network_under_sdars_loop_forwards_block_by_block_what_it_forwards_at_once(tiny_family):
+    model = tiny_family("sdar")
+    block = model.spec.causal_block
+    tokens = torch.arange(10, 10 + 3 * block)[None]
+    network = peers.StoringNetwork(model)
+    with torch.inference_mode():
+        expected = model.adapter.network(tokens).logits
+        for _ in range(2):  # a second prompt finds nothing of the first
+            network.eval()
+            for start in range(0, 3 * block, block):
+                part = torch.arange(start, start + block)[None]
+                seen = torch.ones(1, block, start + block)
+                assert network(tokens[:, part[0]] * 0 + 5, seen, part, store_kv=True).logits is None
+                logits = network(tokens[:, part[0]], seen, part, store_kv=False).logits
+                assert torch.allclose(logits, expected[:, part[0]])
+
+
+def test_a_model_that_a_peer_cannot_decode_is_named(tmp_path, capsys):
+    (tmp_path / "generate.py").write_text("def block_diffusion_generate(model): ...")
+    assert peers.main([f"peer={tmp_path}", "model=checkpoints/tiny-llada"]) == 2
+    assert "SDAR needs a block-causal model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", ["settings=x", "gen_length=20"])

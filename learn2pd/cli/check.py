@@ -283,9 +283,15 @@ def _reference(case: Case, config: RunConfig, own: CheckOptions, together: Decod
     network = case.model.adapter.network
     if not own.reference:
         return Certificate(subject, "left out", "reference=false")
-    if network.dtype == torch.float32 and case.model.adapter.device.type == "cpu" and not config.model.compile:
+    plain = not config.model.compile and config.model.quantization is None
+    if network.dtype == torch.float32 and case.model.adapter.device.type == "cpu" and plain:
         return Certificate(subject, "ok", "this model is the one in float32 on the CPU")
-    options = dataclasses.asdict(config.model) | {"dtype": "float32", "device": "cpu", "compile": False}
+    options = dataclasses.asdict(config.model) | {
+        "dtype": "float32",
+        "device": "cpu",
+        "compile": False,
+        "quantization": None,
+    }
     reference = case.decode(model=load_model(**options))
     share = agreement(together.tokens.numpy(), reference.tokens.numpy(), reference.lengths.numpy()).mean()
     same = sum(map(torch.equal, together.tokens, reference.tokens))

@@ -49,6 +49,9 @@ class ModelConfig:
     revision: str | None = option(None, "revision of a repository on the hub")
     family: str | None = option(None, "class of your own that reads the checkpoint, as package.module:Class")
     compile: bool = option(False, "use torch.compile: forwards are faster on a GPU, but the first ones are slow")
+    quantization: Literal["int8", "nf4"] | None = option(
+        None, "hold the matrices of the layers in 8 bits (int8, torchao) or 4 bits (nf4, bitsandbytes)"
+    )
 
 
 @dataclass

@@ -192,7 +192,9 @@ def _model(config: RunConfig, unreachable: str | None) -> Finding:
         dtype = resolve_dtype(config.model.dtype)
         device = resolve_device(config.model.device)
         network = read_skeleton(config.model.path, dtype, config.model.revision, config.model.family)
-        sizes = sizes_of(network, config.decode.rows, PROMPT_TOKENS + config.decode.gen_length)
+        sizes = sizes_of(
+            network, config.decode.rows, PROMPT_TOKENS + config.decode.gen_length, config.model.quantization
+        )
     except UserError as error:
         # the flag was set here, so that its name in the message would mislead
         return Finding("model", "wrong", f"model.{error}".replace("HF_HUB_OFFLINE is set", unreachable or ""))
@@ -201,10 +203,8 @@ def _model(config: RunConfig, unreachable: str | None) -> Finding:
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _cpu_memory()
     decode = config.decode
     batch = f"for {decode.rows} rows of {PROMPT_TOKENS} tokens of prompt and {decode.gen_length} of canvas"
-    told = (
-        f"{config.model.path} takes at most {bytes_text(sizes.whole)} in {config.model.dtype} on {device} "
-        f"({sizes}; {batch})"
-    )
+    kind = " and ".join(part for part in (config.model.dtype, config.model.quantization) if part)
+    told = f"{config.model.path} takes at most {bytes_text(sizes.whole)} in {kind} on {device} ({sizes}; {batch})"
     if free is not None and sizes.whole > MEMORY_SHARE * free:
         advice = "" if config.model.dtype != "float32" else ", or model.dtype=bfloat16"
         fewer = "use another model.device, fewer rows by decode.batch_size"

@@ -31,6 +31,7 @@ from learn2pd.models.files import (
 from learn2pd.models.neighbours import cause, told_in_one_line
 from learn2pd.models.network import DiffusionNetwork
 from learn2pd.models.prompts import prompt_ids, text_ids
+from learn2pd.models.quantisation import check_quantization, quantise
 from learn2pd.registry import FAMILIES, family_target, import_family
 from learn2pd.types import ModelSpec
 
@@ -161,6 +162,7 @@ def load_model(
     compile: bool = False,
     adapter: str | os.PathLike[str] | None = None,
     family: str | None = None,
+    quantization: str | None = None,
 ) -> Model:
     """Load weights, configuration and tokenizer. No remote code is run.
 
@@ -177,6 +179,8 @@ def load_model(
         adapter: A hub name or folder of a peft adapter of this dLLM, which is added into the weights.
         family: A class of your own that reads the checkpoint, as `package.module:Class`; see docs/adding_a_family.md.
             The default takes the family that config.json names.
+        quantization: `int8` or `nf4` hold the matrices of the layers in 8 or 4 bits. A quantised model has a
+            fingerprint of its own.
 
     Raises:
         UserError: The folder is missing or is not a dLLM, weights are damaged or do not fit, there is no mask token,
@@ -189,8 +193,10 @@ def load_model(
         raise UserError(f"revision={revision!r}: expected a branch, tag or commit of the hub repository, or None")
     kind = resolve_dtype(dtype)
     target = resolve_device(device)
+    check_quantization(quantization)
     network_class, config = _network_and_config(path, revision, family)
-    network, digest = _load_weights(path, network_class, config, kind, target, revision)
+    place = target if quantization is None else torch.device("cpu")
+    network, digest = _load_weights(path, network_class, config, kind, place, revision)
     tokenizer = load_tokenizer(path, network.config, revision)
     spec = _spec(path, network, tokenizer, digest)
     if adapter is not None:
@@ -200,7 +206,12 @@ def load_model(
         # the fingerprint is made of base and adapter, and not of their sum, which every device rounds differently
         both = hashlib.sha256(f"{spec.fingerprint}{of_adapter}".encode()).hexdigest()[: identity.DIGITS]
         spec = replace(spec, name=f"{spec.name}+{shown_name(adapter)}", fingerprint=both)
-    network.join_experts()
+    if quantization is None:
+        network.join_experts()
+    else:
+        quantise(network, quantization, target)
+        own = hashlib.sha256(f"{spec.fingerprint}{quantization}".encode()).hexdigest()[: identity.DIGITS]
+        spec = replace(spec, name=f"{spec.name}+{quantization}", fingerprint=own)
     return Model(ModelAdapter(network, spec, compile), tokenizer)
 
 
@@ -294,7 +305,8 @@ def read_config(path: str | os.PathLike[str], revision: str | None = None, famil
         if settings is not None:
             raise UserError(
                 f"path={path!r}: config.json has a {name}{_tool(settings)}; "
-                "quantised weights are not read, expected the plain checkpoint"
+                "quantised weights are not read, expected the plain checkpoint, "
+                "which quantization=int8 or nf4 quantises while it is loaded"
             )
     return fields
 

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from learn2pd.loop.proposals import SCORE_VALUES
 from learn2pd.models.network import DiffusionNetwork
+from learn2pd.models.quantisation import saved_bytes
 from learn2pd.tensors import widened
 
 
@@ -52,18 +53,20 @@ def bytes_text(count: int) -> str:
     return f"{math.ceil(count / 2**20):,} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"
 
 
-def sizes_of(network: DiffusionNetwork, rows: int, columns: int) -> Sizes:
+def sizes_of(network: DiffusionNetwork, rows: int, columns: int, quantization: str | None = None) -> Sizes:
     """Compute the memory of a run.
 
     Args:
         network: A network on the device `meta`, in the type of the run.
         rows: The rows that are decoded together.
         columns: The tokens of the longest prompt and of the canvas together.
+        quantization: The kind of the quantised weights; None for plain ones.
     """
+    saved = 0 if quantization is None else saved_bytes(network, quantization)
     store = network.new_store(rows, columns)
     layers, _, _, heads, width = store.keys.shape
     return Sizes(
-        sum(tensor.nbytes for tensor in network.state_dict().values()),
+        sum(tensor.nbytes for tensor in network.state_dict().values()) - saved,
         2 * layers * rows * columns * heads * width * store.keys.element_size(),
         _activations(network, rows, columns),
     )

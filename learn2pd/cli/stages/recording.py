@@ -297,7 +297,7 @@ def dry_run(config: RunConfig) -> str:
     prompts = recorded_prompts(config, model)
     longest = max(len(model.encode(prompt.content)) for prompt in prompts)
     network = read_skeleton(config.model.path, model.adapter.network.dtype, config.model.revision, config.model.family)
-    sizes = sizes_of(network, config.decode.rows, longest + config.decode.gen_length)
+    sizes = sizes_of(network, config.decode.rows, longest + config.decode.gen_length, config.model.quantization)
     options: dict[str, Any] = {
         "gen_length": config.decode.gen_length,
         "block_length": config.decode.block_length,
