@@ -28,13 +28,15 @@ class Question(Protocol):
 
     Attributes:
         kind: The name of the kind of predictor.
-        columns: The columns of recorded states that the question needs beside `features.OBSERVED`.
         of_committed: True where the question is about committed positions. The other questions are about masked ones.
     """
 
     kind: ClassVar[str]
     of_committed: ClassVar[bool]
-    columns: ClassVar[tuple[str, ...]]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of recorded states that the question needs beside `features.OBSERVED`."""
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any], loss_on: str) -> Question:

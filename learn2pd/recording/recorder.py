@@ -159,10 +159,13 @@ def rollout_tables(
     batch_size: int,
     delimiter_ids: Sequence[int],
     given: Sequence[Any] | None = None,
+    judge: Judge | None = None,
 ) -> Tables:
     """Record the states that a policy meets while its errors are corrected.
 
-    The states are labelled with references that were recorded before.
+    The states are labelled with references that were recorded before. With a judge, the policy first decodes by itself,
+    and where its own answer is right, this answer takes the place of the reference. No token of such an answer is an
+    error, however the answer is worded.
 
     Args:
         model: the model that decodes.
@@ -173,22 +176,29 @@ def rollout_tables(
         batch_size: rows that are decoded together.
         delimiter_ids: tokens that end a line.
         given: the parts of every answer that stand from the start, as for `decode`.
+        judge: says which answers are right; None takes the references for all prompts.
 
     Returns:
         The tables of the shard.
     """
     known = references.with_format("torch")
     tokens, length, forwards = (torch.as_tensor(known[name][:]) for name in ("tokens", "length", "forwards"))
-    recorder = StateRecorder(tokens, model.spec.eot_ids, delimiter_ids)
-    decoded = decode(
+    run = functools.partial(
+        decode,
         model,
         encoded(model, prompts),
-        dataclasses.replace(method, policy=GuidedPolicy(method.policy, tokens)),
         gen_length=tokens.shape[1],
         batch_size=batch_size,
         given=None if given is None else [given] * len(prompts),
-        observer=recorder,
     )
+    if judge is not None:
+        own = run(method)
+        right = torch.tensor(judge(prompts, own.texts), dtype=torch.bool)
+        tokens = torch.where(right[:, None], own.tokens.to(tokens.dtype), tokens)
+        length = torch.where(right, own.lengths.to(length.dtype), length)
+    recorder = StateRecorder(tokens, model.spec.eot_ids, delimiter_ids)
+    guided = dataclasses.replace(method, policy=GuidedPolicy(method.policy, tokens))
+    decoded = run(guided, observer=recorder)
     return _tables(prompts, recorder, tokens, length, forwards, decoded.forwards)
 
 

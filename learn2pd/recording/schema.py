@@ -17,6 +17,7 @@ The files are the same, byte for byte, however many processes made them and howe
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from collections.abc import Sequence as SequenceOf
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,17 @@ from learn2pd.errors import UserError
 from learn2pd.files import read_json, write_json
 from learn2pd.models.loading import Model
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 2  # of recordings whose columns are all known to release 0.1.0
+LATER_VERSION = 3  # of the others
 RECORDING = "recording.json"
 MANIFEST = "manifest.json"
 TABLES = ("states", "references")
 COUNTS = ("prompts", "shard_prompts", "gen_length")  # whole numbers in recording.json
+# Groups of columns that only some recordings have, each with a column by which it is known.
+GROUPS = {"committed": "holds", "labels": "label_forwards", "checked": "labelled"}
 
 
-def state_features(gen_length: int, committed: bool = False) -> Features:
+def state_features(gen_length: int, groups: Collection[str] = ()) -> Features:
     """Return the columns of the states: a row for each prompt and step.
 
     A row describes the whole canvas of G positions before the commit of its step. Proposals are scored at every masked
@@ -43,7 +47,8 @@ def state_features(gen_length: int, committed: bool = False) -> Features:
 
     Args:
         gen_length: length of the canvas G, in tokens.
-        committed: the states are those of a policy that nobody corrected; the committed tokens are described too.
+        groups: names in `GROUPS`. With `committed`, the states are those of a policy that nobody corrected, and the
+            committed tokens are described too. With `checked`, a label is known at some positions only.
     """
 
     def canvas(kind: str) -> Any:
@@ -75,16 +80,20 @@ def state_features(gen_length: int, committed: bool = False) -> Features:
             "delimiter": canvas("bool"),  # the proposal (at a committed position: the token) ends a line
             "label": canvas("bool"),  # the proposal equals the reference's token
         }
-        | (of_committed if committed else {})
+        | (of_committed if "committed" in groups else {})
+        | ({"labelled": canvas("bool")} if "checked" in groups else {})  # the label is known
     )
 
 
-def reference_features(gen_length: int) -> Features:
+def reference_features(gen_length: int, groups: Collection[str] = ()) -> Features:
     """Return the columns of the references: a row for each prompt, with the answer that has one token a step.
 
     Args:
         gen_length: length of the canvas G, in tokens.
+        groups: names in `GROUPS`.
     """
+    of_labels = {"label_forwards": Value("int32")}  # forwards of the continuations that made the labels
+    of_checks = {"wordings": Sequence(Value("string"))}  # the answers that were judged right, sorted
     return Features(
         {
             "prompt_id": Value("string"),
@@ -95,18 +104,38 @@ def reference_features(gen_length: int) -> Features:
             "forwards": Value("int32"),  # forwards of the decode that made this reference
             "oracle_forwards": Value("int32"),  # forwards of the decode that made the states
         }
+        | (of_labels if "labels" in groups else {})
+        | (of_checks if "checked" in groups else {})
     )
 
 
-def features_of(table: str, gen_length: int, committed: bool) -> Features:
+def features_of(table: str, gen_length: int, groups: Collection[str]) -> Features:
     """Return the columns of a table.
 
     Args:
         table: `states` or `references`.
         gen_length: length of the canvas G, in tokens.
-        committed: the committed tokens of the states are described too.
+        groups: names in `GROUPS`.
     """
-    return state_features(gen_length, committed) if table == "states" else reference_features(gen_length)
+    return (state_features if table == "states" else reference_features)(gen_length, groups)
+
+
+def groups_of(description: Mapping[str, Any]) -> frozenset[str]:
+    """Return the groups of columns that a recording has beside those of every recording.
+
+    Args:
+        description: the object in recording.json.
+    """
+    labels = description.get("labels")
+    return frozenset(
+        group
+        for group, holds in (
+            ("committed", description.get("committed", False)),
+            ("labels", labels is not None),
+            ("checked", labels == "checked"),
+        )
+        if holds
+    )
 
 
 def describe_recording(
@@ -144,7 +173,7 @@ def describe_recording(
         The description, plain data for JSON.
     """
     return {
-        "schema": SCHEMA_VERSION,
+        "schema": LATER_VERSION if groups_of(more) - {"committed"} else SCHEMA_VERSION,
         "model": model.spec.name,
         "model_fingerprint": model.spec.fingerprint,
         "mask_id": model.spec.mask_id,
@@ -241,9 +270,10 @@ def read_recording(folder: Path) -> dict[str, Any]:
     recording = read_json(folder / RECORDING)
     if recording is None:
         raise UserError(f"{folder / RECORDING} is damaged: delete {folder} and run the stage 'record' again")
-    if recording.get("schema") != SCHEMA_VERSION:
+    if recording.get("schema") not in (SCHEMA_VERSION, LATER_VERSION):
+        known = f"{SCHEMA_VERSION} and {LATER_VERSION}"
         raise UserError(
-            f"{folder}: recorded with schema {recording.get('schema')!r}, this version reads {SCHEMA_VERSION}: "
+            f"{folder}: recorded with schema {recording.get('schema')!r}, this version reads {known}: "
             "record again with overwrite=true"
         )
     lacking = [key for key in COUNTS if not isinstance(recording.get(key), int) or recording[key] < 1]

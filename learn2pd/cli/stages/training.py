@@ -17,7 +17,14 @@ from peft import PeftModel
 
 from learn2pd.cli.config import RunConfig
 from learn2pd.cli.stages.components import model_of, usable_prompts
-from learn2pd.cli.stages.recording import record_free, record_round
+from learn2pd.cli.stages.recording import (
+    first_policy,
+    labels_folder,
+    labels_oracle,
+    record_free,
+    record_labels,
+    record_round,
+)
 from learn2pd.cli.stages.run_folder import read_metrics
 from learn2pd.cli.stages.validation import measure_on
 from learn2pd.errors import UserError, suggest
@@ -84,7 +91,10 @@ def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
     model = model_of(config)
     validation = [prompt for prompt in usable_prompts(config, model) if prompt.split == "validation"]
     measure = measure_on(config, model, validation, oracle)
+    if labels_oracle(config):
+        record_labels(config, output, 0, first_policy(config))  # for a run that goes on with other labels
     visited: list[Recording] = []
+    labelled: list[Recording] = []
     rounds: list[dict[str, Any]] = []
     for number in range(config.train.rounds + 1):
         base = start_of(config, "filter", oracle.manifest).base if number == 0 and config.train.rounds else None
@@ -92,12 +102,14 @@ def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
             network = base.network
             figures: dict[str, Any] = {}
         else:
-            network, figures = _train_or_load(config, visited or [oracle], output, "filter", f"round-{number}")
+            states = labelled or [Recording.load(labels_folder(config, output, 0))]
+            network, figures = _train_or_load(config, states, output, "filter", f"round-{number}")
         predictor = Predictor("filter", network, config.train.rollout_threshold, contract_of(oracle.manifest, network))
         rounds.append({"round": number, **figures, **_alone(measure(FilterPolicy(predictor)))})
         if number < config.train.rounds:
             rounds[-1] |= record_round(config, output, number + 1, FilterPolicy(predictor))
             visited.append(Recording.load(output / "rounds" / str(number + 1)))
+            labelled.append(Recording.load(labels_folder(config, output, number + 1)))
     extra = {
         name: _train_keep(config, output, predictor)
         if name == "keep"
