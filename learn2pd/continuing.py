@@ -58,6 +58,8 @@ class Continuer:
             [R, G] long, the finished canvases, in which everything behind the first end-of-text is end-of-text; and
             [R] long, the forwards. Equal rows are continued once, and their forwards are counted at one of them.
         """
+        if not len(index):
+            return canvas, torch.zeros_like(index)
         described = torch.cat((index[:, None], canvas), dim=1).cpu()
         distinct, place = torch.unique(described, dim=0, return_inverse=True)
         tokens = torch.empty_like(distinct[:, 1:])

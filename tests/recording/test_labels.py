@@ -1,4 +1,4 @@
-"""Labels by continuing recorded states: what they call right, what they cost, and that they are made like all shards."""
+"""Labels by continuing recorded states: what they call right, what they cost, and their shards."""
 
 from __future__ import annotations
 
@@ -189,8 +189,7 @@ def test_a_label_that_is_not_known_moves_no_loss():
     assert "labelled" not in Final.of({}, "masked").columns
 
 
-@pytest.mark.parametrize("judge", [None, some])
-@pytest.mark.parametrize("sample", [ALL, Sample(2, 3, 0)])
+@pytest.mark.parametrize(("judge", "sample"), [(None, ALL), (some, Sample(2, 3, 0)), (None, Sample(2, 0, 0))])
 def test_the_stated_cost_is_a_bound(tiny_model, prompts, recording, judge, sample):
     taken = relabelled(tiny_model, prompts[:2], recording, judge, sample).references["label_forwards"]
     cost = LabelCost("", 1, "", sample.states, None if judge is None else sample.positions)
@@ -272,16 +271,9 @@ def test_another_order_of_the_keys_is_wrong_by_the_reference_and_right_when_chec
     assert (wrong & tables.states["label"]).any()
 
 
-LABELS = {
-    "record.labels=checked": "record.labels=checked needs a checker, and 4 of 4 train and validation prompts have none",
-    "record.labels=own_answer": "record.labels=own_answer needs a checker",
-    "record.labels=correct": "record.labels='correct'",
-    "record.label_states=-1": "record.label_states=-1",
-}
-
-
-@pytest.mark.parametrize("given", LABELS)
-def test_labels_that_cannot_be_made_are_refused_in_one_line(tiny_model_folder, tmp_path, capsys, given):
+def test_labels_without_a_checker_are_refused_in_one_line_before_anything_is_recorded(
+    tiny_model_folder, tmp_path, capsys
+):
     path = tmp_path / "questions.jsonl"
     path.write_text("".join(json.dumps({"question": f"How many is {number}?"}) + "\n" for number in range(6)))
     arguments = [
@@ -293,15 +285,30 @@ def test_labels_that_cannot_be_made_are_refused_in_one_line(tiny_model_folder, t
         "data.validation_prompts=1",
         "data.test_prompts=1",
         "train.start=scratch",
-        "train.rounds=1",
         f"output_dir={tmp_path / 'out'}",
-        given,
+        "record.labels=checked",
     ]
     assert cli.guarded(lambda: cli.run_command("record", arguments)) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
-    assert LABELS[given] in errors[0]
-    assert not (tmp_path / "out" / "records").exists()
+    assert "record.labels=checked needs a checker, and 4 of 4 train and validation prompts have none" in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given", ["record.labels=correct", "record.label_states=-1", "record.label_positions=some"])
+def test_what_no_label_is_refused_by_its_key(given):
+    with pytest.raises(UserError, match=given.partition("=")[0]):
+        load_config("tiny_filter", [given])
+
+
+@pytest.mark.parametrize("labels", ["own_answer", "checked"])
+def test_every_recorded_prompt_needs_a_checker(labels):
+    config = load_config("tiny_filter", [f"record.labels={labels}", "train.rounds=1"])
+    prompts = [Prompt("a", "x", "train", "json"), Prompt("b", "y", "validation"), Prompt("c", "z", "test")]
+    with pytest.raises(UserError, match="1 of 2 train and validation prompts have none, such as b"):
+        check_labels(config, prompts)
+    check_labels(config, prompts[:1])
+    check_labels(load_config("tiny_filter", ["record.labels=continuation"]), prompts)
 
 
 def test_own_answers_need_a_round():
