@@ -1,7 +1,8 @@
 """What labels buy: one filter for each kind of labels, with everything else equal, and their curves in one table.
 
     python benchmarks/labels.py [config=tiny_study] [output_dir=outputs/labels] [oracles=false]
-        [labels=reference,own_answer,continuation,checked] [thresholds=0.9,0.95,0.98,0.99] [SECTION.KEY=VALUE ...]
+        [labels=reference,own_answer,continuation,checked,checked_together] [thresholds=0.9,0.95,0.98,0.99]
+        [SECTION.KEY=VALUE ...]
 
 Every filter is trained with the configuration, and differs in `record.labels` alone. All of them share the recording of
 the oracle's states, and are compared on the same test prompts. The tables are those of the stage `compare`. A command
@@ -28,13 +29,14 @@ from learn2pd.cli.config import RunConfig, load_config
 from learn2pd.cli.stages import run_stages
 from learn2pd.cli.stages.recording import labels_folder, labels_oracle
 from learn2pd.cli.stages.training import contract_of, load_trained
+from learn2pd.policies.label_oracle import LABELS
 from learn2pd.predictors.saving import Predictor, save_predictor
 from learn2pd.recording.reading import Recording
 
 DEFAULTS = {
     "config": "tiny_study",
     "output_dir": "outputs/labels",
-    "labels": "reference,own_answer,continuation,checked",
+    "labels": "reference,own_answer,continuation,checked,checked_together",
     "thresholds": "0.9,0.95,0.98,0.99",
     "oracles": "false",
 }
@@ -81,7 +83,7 @@ def methods(names: list[str], output: Path, thresholds: list[float], oracles: bo
         listed.append(filter_of | {"sweep": {"threshold": thresholds}})
     if oracles:
         listed.append({"name": "oracle of reference", "policy": "oracle"})
-        for name in ("continuation", "checked"):
+        for name in LABELS:
             listed.append({"name": f"oracle of {name}", "policy": "label_oracle", "options": {"labels": name}})
     return listed
 

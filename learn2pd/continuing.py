@@ -202,7 +202,14 @@ def by_continuation(continuer: Continuer, index: Tensor, canvas: Tensor, proposa
     return Labels(proposals == tokens, torch.ones_like(proposals, dtype=torch.bool), forwards)
 
 
-def by_check(referee: Referee, index: Tensor, canvas: Tensor, proposals: Tensor, asked: Tensor) -> Labels:
+def by_check(
+    referee: Referee,
+    index: Tensor,
+    canvas: Tensor,
+    proposals: Tensor,
+    asked: Tensor,
+    together: Tensor | None = None,
+) -> Labels:
     """Label proposals: right is what can be committed so that a continuation of the new state is right.
 
     A proposal that a right continuation of the state itself writes needs no continuation of its own. A state without a
@@ -214,6 +221,9 @@ def by_check(referee: Referee, index: Tensor, canvas: Tensor, proposals: Tensor,
         canvas: [R, G] long, the committed tokens, `OPEN` at positions that are still to decode.
         proposals: [R, G] long, the proposed tokens.
         asked: [R, G] bool, the masked positions whose labels are wanted.
+        together: [R, G] bool, the masked positions at which proposals may be committed in one step. A proposal must
+            then be right together with all of them that the right continuation of the state writes itself. None commits
+            each proposal alone.
 
     Returns:
         The labels, which are known at the positions that were asked about, in states that are not lost.
@@ -222,7 +232,8 @@ def by_check(referee: Referee, index: Tensor, canvas: Tensor, proposals: Tensor,
     known = asked & alive[:, None]
     right = known & (proposals == tokens)
     row, position = (known & ~right).nonzero(as_tuple=True)
-    tried = canvas[row]
+    beside = torch.zeros_like(asked) if together is None else together & (proposals == tokens)
+    tried = torch.where(beside, proposals, canvas)[row]
     tried = tried.scatter(1, position[:, None], proposals[row, position][:, None])
     verdict, _, taken = referee(index[row], tried)
     right = right.index_put((row, position), verdict)

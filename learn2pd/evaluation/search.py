@@ -53,5 +53,6 @@ class Continuation:
         if labels == "continuation":
             labelled = by_continuation(self.referee.continuers[0], index, canvas, proposals)
         else:
-            labelled = by_check(self.referee, index, canvas, proposals, asked)
+            together = asked if labels == "checked_together" else None
+            labelled = by_check(self.referee, index, canvas, proposals, asked, together)
         return labelled.right, labelled.forwards

@@ -7,6 +7,8 @@ it calls none right, the loop adds the most confident position.
 - With `checked`, it is right if the answer is right that one token a step writes after this proposal alone was
   committed. Proposals that are right alone may be wrong together, so that this oracle loses accuracy: as much as a
   label of single positions cannot see.
+- With `checked_together`, the proposal was committed together with all those of the window that one token a step writes
+  from this state itself. Only two proposals that it does not write can still be wrong together.
 
 The oracle of the label `reference` is that of policies/oracle.py. The forwards of the continuations are counted as
 those of an auxiliary model.
@@ -23,7 +25,7 @@ from learn2pd.errors import UserError
 from learn2pd.roles import Policy
 from learn2pd.types import Commit, DecodeState, Prediction
 
-LABELS = ("continuation", "checked")
+LABELS = ("continuation", "checked", "checked_together")
 
 
 class Labelled(Protocol):
@@ -51,7 +53,7 @@ class LabelOracle(Policy):
 
     Args:
         labelled: Labels proposals; None in a policy that is only checked and not run.
-        labels: The label, `continuation` or `checked`.
+        labels: The label: `continuation`, `checked` or `checked_together`.
 
     Raises:
         ValueError: There is no such label.
@@ -64,7 +66,7 @@ class LabelOracle(Policy):
 
     def __init__(self, labelled: Labelled | None, labels: str = "continuation") -> None:
         if labels not in LABELS:
-            expected = " or ".join(LABELS)
+            expected = ", ".join(LABELS)
             raise ValueError(f"labels={labels!r}: expected {expected}; the policy oracle is the one of the reference")
         self.labelled = labelled
         self.labels = labels

@@ -40,7 +40,7 @@ from learn2pd.predictors.apply import NetworkMemory
 from learn2pd.predictors.hub import OnHub
 from learn2pd.predictors.loading import load_predictor
 from learn2pd.predictors.lora import with_adapter
-from learn2pd.predictors.questions import Columns, positions
+from learn2pd.predictors.questions import CHECKED, Columns, positions
 from learn2pd.predictors.saving import Predictor, saved_folder
 from learn2pd.roles import REVISIONS
 from learn2pd.tensors import most_confident, revisable
@@ -92,7 +92,7 @@ class Final:
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any], loss_on: str) -> Final:
-        return cls(loss_on, manifest.get("labels") == "checked")
+        return cls(loss_on, manifest.get("labels") in CHECKED)
 
 
 @dataclass(frozen=True)

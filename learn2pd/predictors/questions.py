@@ -20,6 +20,7 @@ from learn2pd.predictors.networks import PredictorNetwork
 from learn2pd.tensors import window_view
 from learn2pd.types import Window
 
+CHECKED = ("checked", "checked_together")  # the kinds of labels that are known at some positions only
 Columns = dict[str, Tensor]  # the columns of recorded states by name, [N, G] or [N] each
 
 

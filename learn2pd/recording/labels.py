@@ -1,7 +1,7 @@
 """Labels of recorded states that do not call every wording but one wrong.
 
 The label of a recording says whether a proposal equals the token of a reference. `labelled_tables` gives some of the
-states other labels: `continuation` and `checked` (continuing.py). The tables are those of a recording of their own,
+states other labels: `continuation`, `checked` and `checked_together` (continuing.py). The tables are those of a recording of their own,
 whose shards are made, resumed and checked like all others, so that an interruption costs each process one shard.
 
 In the shapes, N is the number of states and G of canvas positions.
@@ -100,6 +100,7 @@ def labelled_tables(
     judge: Judge | None,
     sample: Sample,
     *,
+    together: bool = False,
     batch_size: int,
     given: Sequence[Any] | None = None,
 ) -> Tables:
@@ -114,6 +115,8 @@ def labelled_tables(
         judge: says which answers are right, and makes the labels those of `checked`; None labels by `continuation`. An
             answer that equals the reference counts as right too.
         sample: the states and positions that are labelled. The other states are left out.
+        together: makes the labels those of `checked_together`: a proposal is committed together with all proposals of
+            the window that the right continuation of the state writes itself.
         batch_size: rows that are decoded together.
         given: the parts of every answer that stand from the start, as for `decode`.
 
@@ -141,8 +144,9 @@ def labelled_tables(
         texts = continuers[0].texts(torch.arange(len(prompts)), tokens)
         referee = Referee(continuers, functools.partial(_is_right, prompts, texts, judge))
         window = Window(states["start"], states["stop"]).mask(recording.gen_length)
-        asked = sample.of_positions(prompts, owner, states["step"], states["masked"] & scored & window)
-        labels = by_check(referee, owner, canvas, proposals, asked)
+        eligible = states["masked"] & scored & window
+        asked = sample.of_positions(prompts, owner, states["step"], eligible)
+        labels = by_check(referee, owner, canvas, proposals, asked, eligible if together else None)
         states["labelled"] = labels.known
         references["wordings"] = [referee.right_wordings(place) for place in range(len(prompts))]
     states["label"] = labels.right & scored

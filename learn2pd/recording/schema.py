@@ -28,6 +28,7 @@ from learn2pd.data.prompts import Prompt, prompts_digest
 from learn2pd.errors import UserError
 from learn2pd.files import read_json, write_json
 from learn2pd.models.loading import Model
+from learn2pd.predictors.questions import CHECKED
 
 SCHEMA_VERSION = 2  # of recordings whose columns are all known to release 0.1.0
 LATER_VERSION = 3  # of the others
@@ -132,7 +133,7 @@ def groups_of(description: Mapping[str, Any]) -> frozenset[str]:
         for group, holds in (
             ("committed", description.get("committed", False)),
             ("labels", labels is not None),
-            ("checked", labels == "checked"),
+            ("checked", labels in CHECKED),
         )
         if holds
     )

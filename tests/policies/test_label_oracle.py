@@ -10,7 +10,7 @@ from learn2pd.errors import UserError
 from learn2pd.evaluation.search import Continuation
 from learn2pd.method import Method
 from learn2pd.policies.fixed import FixedPolicy
-from learn2pd.policies.label_oracle import LabelOracle
+from learn2pd.policies.label_oracle import LABELS, LabelOracle
 from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.stops.eot import EotStop
 
@@ -40,7 +40,7 @@ def test_it_commits_exactly_what_its_label_calls_right(tiny_model, prompts, answ
         assert decoded.tokens.equal(run(tiny_model, prompts, FixedPolicy()).tokens)
 
 
-@pytest.mark.parametrize("labels", ["continuation", "checked"])
+@pytest.mark.parametrize("labels", LABELS)
 def test_the_labels_are_those_of_recordings(tiny_model, prompts, labels):
     plain = run(tiny_model, prompts, FixedPolicy())
     judge = Continuation(
@@ -61,16 +61,23 @@ def test_the_labels_are_those_of_recordings(tiny_model, prompts, labels):
     tokens = plain.tokens[index]  # nothing is committed yet, so that the continuation is the whole answer
     if labels == "continuation":
         assert (right & asked).equal((proposals == tokens) & asked)
-    else:
+    elif labels == "checked":
         assert (right & asked & (proposals == tokens)).equal((proposals == tokens) & asked)
         one = (right & asked).nonzero()[-1]
         tried = canvas[one[0]].clone()
         tried[one[1]] = proposals[one[0], one[1]]
         assert judge(index[one[:1]], tried[None])[0].all()
+    else:  # a proposal that nothing confirms is right with all of those that are confirmed
+        confirmed = asked & (proposals == tokens)
+        assert (right & confirmed).equal(confirmed)
+        for row, position in (asked & ~confirmed).nonzero().tolist()[:4]:
+            tried = torch.where(confirmed[row], proposals[row], canvas[row])
+            tried[position] = proposals[row, position]
+            assert judge(index[row : row + 1], tried[None])[0].item() is bool(right[row, position])
 
 
 def test_unknown_labels_and_saving_are_refused():
-    with pytest.raises(ValueError, match="labels='reference': expected continuation or checked"):
+    with pytest.raises(ValueError, match="labels='reference': expected continuation, checked"):
         LabelOracle(None, "reference")
     with pytest.raises(UserError, match="LabelOracle"):
         Method(LabelOracle(None)).to_dict()

@@ -207,7 +207,7 @@ def test_a_dry_run_says_what_labels_cost_and_who_continues(tiny_model):
 
 @pytest.mark.parametrize("start", ["scratch", "full"])
 @pytest.mark.parametrize("rounds", [0, 2])
-@pytest.mark.parametrize("labels", ["reference", "own_answer", "continuation", "checked"])
+@pytest.mark.parametrize("labels", ["reference", "own_answer", "continuation", "checked", "checked_together"])
 def test_the_stated_cost_is_that_of_the_states_that_a_filter_is_trained_on(labels, rounds, start):
     given = [f"record.labels={labels}", f"train.rounds={rounds}", f"train.start={start}"]
     cost = label_cost(load_config("tiny_filter", given))
@@ -216,7 +216,7 @@ def test_the_stated_cost_is_that_of_the_states_that_a_filter_is_trained_on(label
     else:
         trains_on_oracle = labels != "own_answer" and (start == "scratch" or rounds == 0)
         assert cost.recordings == rounds + trains_on_oracle
-        assert ("filter" in cost.continued_by) is (labels in ("checked", "own_answer"))
+        assert ("filter" in cost.continued_by) is (labels not in ("reference", "continuation"))
 
 
 def test_own_answers_take_the_place_of_references_where_they_are_right(tiny_model, prompts, recording):
@@ -244,7 +244,8 @@ def shipped():
     return load_model("checkpoints/tiny-llada", device="cpu")
 
 
-def test_another_order_of_the_keys_is_wrong_by_the_reference_and_right_when_checked(shipped, tmp_path):
+@pytest.mark.parametrize("together", [False, True])
+def test_another_order_of_the_keys_is_wrong_by_the_reference_and_right_when_checked(shipped, tmp_path, together):
     task = build_task("json")
     facts = {"record": {"name": "Leo", "age": 22, "city": "Lima"}}
     question = "A person named Leo. He is 22. He is from Lima. Give the JSON record."
@@ -261,6 +262,7 @@ def test_another_order_of_the_keys_is_wrong_by_the_reference_and_right_when_chec
         [method],
         lambda some, texts: [task.check(facts, text).correct for text in texts],
         Sample(1, 0, 0),
+        together=together,
         batch_size=32,
     )
     wordings = [json.loads(text) for text in tables.references["wordings"][0]]
@@ -301,7 +303,7 @@ def test_what_no_label_is_refused_by_its_key(given):
         load_config("tiny_filter", [given])
 
 
-@pytest.mark.parametrize("labels", ["own_answer", "checked"])
+@pytest.mark.parametrize("labels", ["own_answer", "checked", "checked_together"])
 def test_every_recorded_prompt_needs_a_checker(labels):
     config = load_config("tiny_filter", [f"record.labels={labels}", "train.rounds=1"])
     prompts = [Prompt("a", "x", "train", "json"), Prompt("b", "y", "validation"), Prompt("c", "z", "test")]

@@ -27,6 +27,7 @@ from learn2pd.models.loading import Model, read_skeleton
 from learn2pd.models.sizes import bytes_text, sizes_of
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.predictors.filter import FilterPolicy, load_policy
+from learn2pd.predictors.questions import CHECKED
 from learn2pd.recording.estimate import LabelCost, estimate
 from learn2pd.recording.labels import Sample, labelled_tables
 from learn2pd.recording.processes import Processes
@@ -40,7 +41,7 @@ from learn2pd.types import CONFIDENCE
 
 log = logging.getLogger(__name__)
 DECODED_BY = ("round", "policy_fingerprint", "threshold")  # what tells the recording of a round from others
-CONTINUED = ("continuation", "checked")  # labels that are made by continuing recorded states
+CONTINUED = ("continuation", *CHECKED)  # labels that are made by continuing recorded states
 
 
 def processes_of(config: RunConfig) -> Processes:
@@ -102,7 +103,7 @@ def check_labels(config: RunConfig, prompts: Sequence[Prompt]) -> None:
         raise UserError(
             "record.labels=own_answer labels the states of rounds, and train.rounds=0: set train.rounds to 1 or more"
         )
-    if labels not in ("own_answer", "checked"):
+    if labels not in ("own_answer", *CHECKED):
         return
     recorded = [prompt for prompt in prompts if prompt.split != "test"]
     unjudged = [prompt for prompt in recorded if not prompt.task]
@@ -162,7 +163,7 @@ def record_labels(
         config: the configuration.
         output: the output_dir of the run.
         number: number of the round whose states are labelled; 0 stands for the oracle's states.
-        policy: a trained policy. With `checked` it continues, since it takes fewer forwards than one token a step.
+        policy: a trained policy. With labels that are checked it continues, since it takes fewer forwards than one token a step.
         leads: as for `record`.
 
     Returns:
@@ -172,7 +173,7 @@ def record_labels(
         return {}
     model = model_of(config)
     prompts = recorded_prompts(config, model)
-    checked = config.record.labels == "checked"
+    checked = config.record.labels in CHECKED
     states = states_folder(output, number)
     recording = Recording(states, read_recording(states))
     blocks = blocks_for(model.spec, config.decode.block_length)
@@ -190,6 +191,7 @@ def record_labels(
         methods=methods,
         judge=judge_of(config, prompts) if checked else None,
         sample=Sample(config.record.label_states, config.record.label_positions if checked else 0, config.seed),
+        together=config.record.labels == "checked_together",
         batch_size=config.decode.rows,
         given=config.decode.given or None,
     )
@@ -444,7 +446,7 @@ def label_cost(config: RunConfig) -> LabelCost | None:
         config.train.rounds + labels_oracle(config),
         by,
         config.record.label_states,
-        config.record.label_positions if labels == "checked" else None,
+        config.record.label_positions if labels in CHECKED else None,
         1 if labels == "continuation" else 2,
     )
 
