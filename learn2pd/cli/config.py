@@ -248,6 +248,12 @@ class CalibrateConfig:
         least=0,
         most=1,
     )
+    confidence_threshold: float = option(
+        1.0,
+        "confidence of the model above which keep commits whatever the filter says; 1 leaves it to the filter",
+        least=0,
+        most=1,
+    )
     false_stops: float = option(
         0.05,
         "share of the answers that the end-of-text predictor may cut short; its bound has the same confidence",

@@ -315,7 +315,7 @@ def _sample(prompts: Sequence[Prompt], split: str, count: int, seed: int) -> lis
     if not prompts:
         raise UserError(f"data.{split}_path: no prompt is left for the {split} split")
     if len(prompts) < count:
-        log.warning("%d %s prompts asked for, %d there: using them all", count, split, len(prompts))
+        log.warning("%d %s prompts asked for, %d available: using them all", count, split, len(prompts))
     return [replace(prompt, split=split) for prompt in _shuffled(prompts, seed)[:count]]
 
 
@@ -329,7 +329,7 @@ def _scaled(counts: Mapping[str, int], available: int) -> dict[str, int]:
         scaled[max(scaled, key=lambda split: scaled[split])] -= 1
     scaled["train"] += available - sum(scaled.values())
     log.warning(
-        "%d prompts asked for, %d there: using %s",
+        "%d prompts asked for, %d available: using %s",
         asked,
         available,
         ", ".join(f"{count} {split}" for split, count in scaled.items()),

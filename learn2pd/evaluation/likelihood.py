@@ -143,7 +143,7 @@ def _log_probability(
     """
     adapter = model.adapter
     forward = ForwardStep(adapter, frozenset({"logits"}), GREEDY, Stopwatch(adapter.device))
-    found: list[Tensor] = []
+    scores: list[Tensor] = []
     for first in range(0, len(contexts), batch_size):
         seen = torch.stack(list(contexts[first : first + batch_size]))
         score = torch.stack(list(scored[first : first + batch_size])).to(adapter.device)
@@ -153,5 +153,5 @@ def _log_probability(
         assert prediction.logits is not None, "the step was asked for logits"
         written = tokens.to(adapter.device).expand_as(score)[score]
         log_p = prediction.logits.log_softmax(-1).gather(1, written[:, None])[:, 0].double().cpu()
-        found += log_p.split(score.sum(1).tolist())
-    return found
+        scores += log_p.split(score.sum(1).tolist())
+    return scores

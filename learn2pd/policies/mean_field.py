@@ -72,8 +72,8 @@ class MeanFieldPolicy(Policy):
         probability[row, place] = logits.softmax(-1)
         confidence = prediction.confidence.new_zeros(len(eligible), width)
         confidence[row, place] = prediction.confidence[eligible]
-        chosen = self.decide(confidence, overlap(probability, min(self.top, logits.shape[1])).float())
-        return Commit(torch.zeros_like(eligible).masked_scatter(eligible, chosen[row, place]))
+        commit = self.decide(confidence, overlap(probability, min(self.top, logits.shape[1])).float())
+        return Commit(torch.zeros_like(eligible).masked_scatter(eligible, commit[row, place]))
 
     def decide(self, confidence: Tensor, overlaps: Tensor) -> Tensor:
         """Find the fixed point.

@@ -8,6 +8,14 @@ taken back, if
 Positions that are committed together are proposed without knowing of each other, so that one doubtful commit costs less
 than several. It often decides how the answer is worded, and so makes other positions certain.
 
+With `confidence_threshold` below 1, a step also commits the eligible positions that were never taken back and whose
+proposals the model itself gives a
+
+    confidence > confidence_threshold.
+
+The labels of the training call every wording wrong but one. Where an answer has already taken another wording, the
+filter hesitates although the rest has become certain, and the model's own confidence says so.
+
 The filter can also take back, which is this project's own addition. With `take_back` above 0, a step takes back the
 committed tokens of the window, whose steps lie before this one, with
 
@@ -117,6 +125,8 @@ class FilterPolicy(Acceptance, OnHub):
         per_position: How often a position may be taken back, at least 0.
         one_more: The probability above which every step also commits the most probable position of those that are not
             above the threshold, 0 to 1; 1 commits none.
+        confidence_threshold: The model's own confidence above which a position is committed whatever the filter says,
+            0 to 1; 1 leaves it to the filter.
 
     Raises:
         ValueError: A number is out of range.
@@ -125,12 +135,18 @@ class FilterPolicy(Acceptance, OnHub):
     built_by = "learn2pd.predictors.filter:load_policy"
 
     def __init__(
-        self, predictor: Predictor, take_back: float = 0.0, per_position: int = 3, one_more: float = 1.0
+        self,
+        predictor: Predictor,
+        take_back: float = 0.0,
+        per_position: int = 3,
+        one_more: float = 1.0,
+        confidence_threshold: float = 1.0,
     ) -> None:
         super().__init__(predictor)
         self.take_back = check_probability("take_back", take_back)
         self.per_position = check_at_least(0, "per_position", per_position)
         self.one_more = check_probability("one_more", one_more)
+        self.confidence_threshold = check_probability("confidence_threshold", confidence_threshold)
         if self.take_back:
             self.needs |= {LEAVE_ONE_OUT}
             self.revisions = REVISIONS
@@ -147,6 +163,7 @@ class FilterPolicy(Acceptance, OnHub):
         take_back: float = 0.0,
         per_position: int = 3,
         one_more: float = 1.0,
+        confidence_threshold: float = 1.0,
     ) -> FilterPolicy:
         """Load a trained filter from a folder or from the hub.
 
@@ -160,6 +177,7 @@ class FilterPolicy(Acceptance, OnHub):
             take_back: As for `load_policy`.
             per_position: As for `load_policy`.
             one_more: As for `load_policy`.
+            confidence_threshold: As for `load_policy`.
 
         Returns:
             The policy.
@@ -167,7 +185,13 @@ class FilterPolicy(Acceptance, OnHub):
         Raises:
             UserError: As for `load_policy`.
         """
-        check_numbers(threshold, aggressiveness, take_back=take_back, one_more=one_more)
+        check_numbers(
+            threshold,
+            aggressiveness,
+            take_back=take_back,
+            one_more=one_more,
+            confidence_threshold=confidence_threshold,
+        )
         predictor = load_predictor(pretrained_model_name_or_path, "filter", revision=revision)
         if adapter is not None:
             predictor = with_adapter(predictor, adapter)
@@ -176,7 +200,7 @@ class FilterPolicy(Acceptance, OnHub):
         if threshold is not None:
             predictor = replace(predictor, threshold=threshold)
         try:
-            return cls(predictor, take_back, per_position, one_more)
+            return cls(predictor, take_back, per_position, one_more, confidence_threshold)
         except ValueError as error:
             raise UserError(str(error)) from error
 
@@ -186,18 +210,21 @@ class FilterPolicy(Acceptance, OnHub):
             described |= {"take_back": self.take_back, "per_position": self.per_position}
         if self.one_more < 1:
             described |= {"one_more": self.one_more}
+        if self.confidence_threshold < 1:
+            described |= {"confidence_threshold": self.confidence_threshold}
         return described
 
     def start(self, state: DecodeState, spec: ModelSpec) -> FilterMemory:
         return FilterMemory(super().start(state, spec).network, torch.zeros_like(state.committed_at))
 
     def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: Any) -> Commit:
-        if not self.take_back and self.one_more == 1:
+        if not self.take_back and self.one_more == self.confidence_threshold == 1:
             return super().select(prediction, eligible, state, memory)
         final = self.probability(prediction, state, memory)
         new = memory.taken_back == 0
         surer = 1 - final < (1 - self.threshold) / SURER**memory.taken_back
-        accepted = self.accepts(final, state) & eligible & (surer | new)
+        confident = (prediction.confidence > self.confidence_threshold) & new
+        accepted = (self.accepts(final, state) & (surer | new) | confident) & eligible
         left = eligible & ~accepted & new
         accepted = accepted | most_confident(final, left & (final > self.one_more))
         surest = most_confident(prediction.confidence, eligible)
@@ -263,6 +290,7 @@ def load_policy(
     take_back: float = 0.0,
     per_position: int = 3,
     one_more: float = 1.0,
+    confidence_threshold: float = 1.0,
 ) -> FilterPolicy:
     """Load a trained filter.
 
@@ -278,6 +306,8 @@ def load_policy(
         per_position: How often a position may be taken back, at least 0.
         one_more: The probability above which every step also commits the most probable position of those that are not
             above the threshold, 0 to 1; 1 commits none.
+        confidence_threshold: The model's own confidence above which a position is committed whatever the filter says,
+            0 to 1; 1 leaves it to the filter.
 
     Returns:
         The policy.
@@ -295,4 +325,5 @@ def load_policy(
         take_back=take_back,
         per_position=per_position,
         one_more=one_more,
+        confidence_threshold=confidence_threshold,
     )

@@ -90,6 +90,7 @@ class KeepPolicy(FilterPolicy):
         keeper: A predictor of the kind `keep`, with the threshold below which a committed token is taken back.
         per_position: How often a position may be taken back, at least 0.
         one_more: As for the filter.
+        confidence_threshold: As for the filter.
 
     Raises:
         ValueError: A number is out of range.
@@ -98,8 +99,15 @@ class KeepPolicy(FilterPolicy):
     name = "keep"
     built_by = "learn2pd.predictors.keep:load_keep"
 
-    def __init__(self, predictor: Predictor, keeper: Predictor, per_position: int = 3, one_more: float = 1.0) -> None:
-        super().__init__(predictor, keeper.threshold, per_position, one_more)
+    def __init__(
+        self,
+        predictor: Predictor,
+        keeper: Predictor,
+        per_position: int = 3,
+        one_more: float = 1.0,
+        confidence_threshold: float = 1.0,
+    ) -> None:
+        super().__init__(predictor, keeper.threshold, per_position, one_more, confidence_threshold)
         self.keeper = keeper
         self.needs = needs_of(predictor) | needs_of(keeper) | frozenset(STANDING)
 
@@ -130,6 +138,7 @@ def load_keep(
     aggressiveness: float | None = None,
     per_position: int = 3,
     one_more: float | None = None,
+    confidence_threshold: float | None = None,
     revision: str | None = None,
 ) -> KeepPolicy:
     """Load a trained filter together with the predictor `keep` that lies beside it.
@@ -143,6 +152,8 @@ def load_keep(
         per_position: How often a position may be taken back, at least 0.
         one_more: The probability above which every step also commits the most probable position of those that are not
             above the threshold, 0 to 1; 1 commits none. It replaces the calibrated one.
+        confidence_threshold: The model's own confidence above which a position is committed whatever the filter says,
+            0 to 1; 1 leaves it to the filter. It replaces the calibrated one.
         revision: The revision of the hub repository.
 
     Returns:
@@ -152,7 +163,9 @@ def load_keep(
         UserError: The predictors are missing or damaged, both a threshold and an aggressiveness are given, or one of
             the numbers is out of range.
     """
-    check_numbers(threshold, aggressiveness, take_back=take_back, one_more=one_more)
+    check_numbers(
+        threshold, aggressiveness, take_back=take_back, one_more=one_more, confidence_threshold=confidence_threshold
+    )
     predictor = load_predictor(folder, "filter", revision=revision)
     keeper = load_predictor(folder, "keep", PART, revision)
     if keeper.filter_threshold is not None:
@@ -163,7 +176,11 @@ def load_keep(
         predictor = replace(predictor, threshold=threshold)
     if take_back is not None:
         keeper = replace(keeper, threshold=take_back)
+    if one_more is None:
+        one_more = keeper.one_more
+    if confidence_threshold is None:
+        confidence_threshold = keeper.confidence_threshold
     try:
-        return KeepPolicy(predictor, keeper, per_position, keeper.one_more if one_more is None else one_more)
+        return KeepPolicy(predictor, keeper, per_position, one_more, confidence_threshold)
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -133,6 +133,7 @@ class Predictor:
         filter_threshold: The threshold of the filter that was calibrated together with this predictor's own; only the
             kind `keep` has one.
         one_more: The filter's option of this name in that calibration.
+        confidence_threshold: The filter's option of this name in that calibration.
         source: The folder or hub name from which the predictor was loaded; empty where it was not loaded.
         revision: The revision of the hub repository, where the caller named one.
     """
@@ -145,6 +146,7 @@ class Predictor:
     metrics: dict[str, Any] = field(default_factory=dict)
     filter_threshold: float | None = None
     one_more: float = 1.0
+    confidence_threshold: float = 1.0
     source: str = field(default="", compare=False)
     revision: str | None = field(default=None, compare=False)
 
@@ -289,7 +291,11 @@ def save_predictor(predictor: Predictor, folder: str | Path) -> Path:
         "metrics": predictor.metrics,
     }
     if predictor.filter_threshold is not None:
-        described |= {"filter_threshold": predictor.filter_threshold, "one_more": predictor.one_more}
+        described |= {
+            "filter_threshold": predictor.filter_threshold,
+            "one_more": predictor.one_more,
+            "confidence_threshold": predictor.confidence_threshold,
+        }
     write_json(folder / DESCRIPTION, described)
     return folder
 
@@ -328,6 +334,7 @@ def read_predictor(folder: Path, kind: str, source: str = "", revision: str | No
             metrics=check_kind("metrics", described["metrics"], dict),
             filter_threshold=None if beside is None else read_threshold(beside),
             one_more=read_threshold(described.get("one_more", 1.0)),
+            confidence_threshold=read_threshold(described.get("confidence_threshold", 1.0)),
             source=source,
             revision=revision,
         )

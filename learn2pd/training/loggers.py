@@ -102,11 +102,11 @@ def close_loggers(loggers: Sequence[Logger]) -> None:
 
 def _own_class(name: str) -> Callable[..., Logger]:
     """Return the user's own class of a logger."""
-    found = import_logger(name)
-    if not (inspect.isclass(found) and issubclass(found, Logger)):
+    logger_class = import_logger(name)
+    if not (inspect.isclass(logger_class) and issubclass(logger_class, Logger)):
         raise UserError(f"{KEY}={name!r}: it is no logger; derive it from lightning.pytorch.loggers.Logger")
     try:
-        inspect.signature(found).bind(save_dir="", name="")
+        inspect.signature(logger_class).bind(save_dir="", name="")
     except TypeError as error:
         raise UserError(f"{KEY}={name!r}: it is called with save_dir and name, and refuses them ({error})") from error
-    return found
+    return logger_class

@@ -73,8 +73,8 @@ def test_the_speed_at_a_height_is_where_the_curve_is_last_that_high(points, want
         if left < right and above >= wanted > below:
             high.append(left + (above - wanted) / (above - below) * (right - left))
     x, y = np.array(points, float).T
-    found = speed_at(x[None], y[None], np.array([float(wanted)]))[0]
-    assert found == pytest.approx(max(high, default=-np.inf))
+    speed = speed_at(x[None], y[None], np.array([float(wanted)]))[0]
+    assert speed == pytest.approx(max(high, default=-np.inf))
 
 
 def test_trained_settings_at_equal_accuracy():

@@ -256,8 +256,8 @@ def work(rank: int, port: int, model, folder: Path, output: Path) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes.join()
     lm = DiffusionLM(model, METHODS["threshold"](), gen_length=16, likelihood_samples=4)
-    found = evaluated(lm, folder)
-    (output / f"{rank}.json").write_text(json.dumps([found, lm.figures]), encoding="utf-8")
+    scores = evaluated(lm, folder)
+    (output / f"{rank}.json").write_text(json.dumps([scores, lm.figures]), encoding="utf-8")
     processes.leave()
 
 

@@ -112,14 +112,15 @@ PAIRS = {
         back=st.sampled_from([0.2, 0.5, 0.9]),
     ),
     "filter": pair(
-        lambda threshold, take_back, per_position, one_more: FilterPolicy(
-            confident(threshold), take_back, per_position, one_more
+        lambda threshold, take_back, per_position, one_more, confidence_threshold: FilterPolicy(
+            confident(threshold), take_back, per_position, one_more, confidence_threshold
         ),
         slow.TakingBack,
         threshold=st.sampled_from([0.3, 0.45]),
         take_back=st.sampled_from([0.9, 1.0]),
         per_position=small,
         one_more=st.sampled_from([0.1, 0.25, 1.0]),
+        confidence_threshold=st.sampled_from([0.2, 1.0]),
     ),
     "edit": pair(
         lambda threshold, most_checks, edit: EditPolicy(threshold, edit, most_checks),

@@ -50,10 +50,10 @@ def texts_of(model, tokens):
 def test_a_judge_that_accepts_all_opens_whole_blocks_and_one_that_accepts_none_single_tokens(
     tiny_model, prompts, folder, ordered_by_filter
 ):
-    chosen = folder if ordered_by_filter else None
-    bold = run(tiny_model, prompts, SearchPolicy(always(True), chosen))
+    order = folder if ordered_by_filter else None
+    bold = run(tiny_model, prompts, SearchPolicy(always(True), order))
     assert (bold.forwards <= GEN // BLOCK).all()
-    strict = run(tiny_model, prompts, SearchPolicy(always(False), chosen))
+    strict = run(tiny_model, prompts, SearchPolicy(always(False), order))
     plain = run(tiny_model, prompts, FixedPolicy())
     assert (strict.tokens == plain.tokens).all()
     assert (strict.forwards == plain.forwards).all()
@@ -72,12 +72,12 @@ def test_an_answer_is_right_wherever_one_token_a_step_is_right(
 
     one_a_step = Method(FixedPolicy(), BlocksScheduler(BLOCK), stop=EotStop(0.5))
     judge = Continuation(tiny_model, prompts, one_a_step, right, GEN, 16)
-    found = run(tiny_model, prompts, SearchPolicy(judge, folder if ordered_by_filter else None))
-    assert all(right(number, text) for number, text in enumerate(texts_of(tiny_model, found.tokens)))
-    assert found.forwards.sum() <= plain.forwards.sum()
-    assert found.auxiliary_forwards.sum() > 0
+    result = run(tiny_model, prompts, SearchPolicy(judge, folder if ordered_by_filter else None))
+    assert all(right(number, text) for number, text in enumerate(texts_of(tiny_model, result.tokens)))
+    assert result.forwards.sum() <= plain.forwards.sum()
+    assert result.auxiliary_forwards.sum() > 0
     if strictness == 1:
-        assert (found.forwards <= GEN // BLOCK).all()
+        assert (result.forwards <= GEN // BLOCK).all()
 
 
 def hash_of(text):

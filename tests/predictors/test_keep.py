@@ -33,10 +33,15 @@ class LeaveOneOut(PredictorNetwork):
 @pytest.fixture
 def folder(tmp_path):
     curve = tuple(Setting(value, tokens_per_forward=2.0) for value in (0.9, 0.5, 0.2))
-    keeper = replace(random_predictor("keep"), threshold=0.4, filter_threshold=0.7, one_more=0.3, curve=curve)
+    keeper = replace(random_predictor("keep"), threshold=0.4, filter_threshold=0.7, curve=curve)
+    keeper = replace(keeper, one_more=0.3, confidence_threshold=0.95)
     save_predictor(random_predictor(name="conv"), tmp_path)
     save_predictor(keeper, tmp_path / PART)
     return tmp_path
+
+
+def settings(policy):
+    return policy.threshold, policy.take_back, policy.one_more, policy.confidence_threshold
 
 
 @pytest.mark.parametrize("back", [0.2, 0.5, 0.8])
@@ -53,19 +58,19 @@ def test_a_network_that_repeats_the_leave_one_out_probability_takes_back_as_the_
 
 def test_it_is_loaded_with_the_thresholds_that_were_calibrated_together(folder, tmp_path):
     policy = load_keep(folder)
-    assert (policy.threshold, policy.take_back, policy.one_more) == (0.7, 0.4, 0.3)
+    assert settings(policy) == (0.7, 0.4, 0.3, 0.95)
     assert load_keep(folder, threshold=0.6, take_back=0.1).take_back == 0.1
     assert [load_keep(folder, aggressiveness=place).threshold for place in (0, 1)] == pytest.approx([0.9, 0.2])
     again = Method.from_dict(Method(policy).to_dict())
     assert again.fingerprint == Method(policy).fingerprint
     marks = {
         load_keep(folder, **choice).fingerprint
-        for choice in ({}, {"threshold": 0.6}, {"take_back": 0.1}, {"one_more": 0.9})
+        for choice in ({}, {"threshold": 0.6}, {"take_back": 0.1}, {"one_more": 0.9}, {"confidence_threshold": 0.9})
     }
-    assert len(marks) == 4
+    assert len(marks) == 5
     policy.save_pretrained(tmp_path / "copy")
     copied = load_keep(tmp_path / "copy")
-    assert (copied.threshold, copied.take_back, copied.one_more) == (0.7, 0.4, 0.3)
+    assert settings(copied) == (0.7, 0.4, 0.3, 0.95)
     assert copied.fingerprint == policy.fingerprint
 
 

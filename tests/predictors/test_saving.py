@@ -79,6 +79,7 @@ def test_the_dial_moves_along_the_calibrated_curve(folder):
         ({"threshold": 2.0}, "threshold=2.0"),
         ({"take_back": 1.5}, "take_back=1.5"),
         ({"one_more": -1.0}, "one_more=-1.0"),
+        ({"confidence_threshold": 1.1}, "confidence_threshold=1.1"),
         ({"take_back": "much"}, "take_back='much'"),
         ({"take_back": 0.3, "per_position": -1}, "per_position=-1"),
     ],

@@ -92,7 +92,7 @@ class Hierarchical:
     def __call__(self, look):
         doubtful = {i for i in look.standing if self.remask is not None and look.conf[i] < self.remask}
         candidates = {*look.masks, *doubtful}
-        chosen = {i for i in candidates if look.conf[i] > self.threshold}
+        picked = {i for i in candidates if look.conf[i] > self.threshold}
         segment: list[int] = []
         for i in [*look.window, None]:
             if i in candidates:
@@ -101,14 +101,14 @@ class Hierarchical:
             if segment:
                 best = max(segment, key=lambda j: look.conf[j])
                 if look.conf[best] > self.low:
-                    chosen.add(best)
+                    picked.add(best)
             segment = []
         if self.remask is not None:
-            for i in sorted(candidates - chosen, key=lambda i: -look.conf[i]):
-                if len(chosen) < len(doubtful) + 1:
-                    chosen.add(i)
-        decision = proposals(look, {i for i in chosen if look.masked[i] or look.token[i] != look.canvas[i]})
-        decision.revoke = doubtful - chosen
+            for i in sorted(candidates - picked, key=lambda i: -look.conf[i]):
+                if len(picked) < len(doubtful) + 1:
+                    picked.add(i)
+        decision = proposals(look, {i for i in picked if look.masked[i] or look.token[i] != look.canvas[i]})
+        decision.revoke = doubtful - picked
         return decision
 
 
@@ -270,14 +270,18 @@ class Wino:
 class TakingBack:
     """The filter that takes back, with a network whose probability is the confidence."""
 
-    def __init__(self, threshold, take_back, per_position, one_more):
+    def __init__(self, threshold, take_back, per_position, one_more, confidence_threshold):
         self.threshold, self.take_back, self.per_position = threshold, take_back, per_position
-        self.one_more = one_more
+        self.one_more, self.confidence_threshold = one_more, confidence_threshold
         self.times: dict[int, int] = {}
 
     def __call__(self, look):
         bars = {i: 1 - (1 - self.threshold) / 5 ** self.times.get(i, 0) for i in look.masks}
-        accepted = [i for i in look.masks if look.conf[i] > bars[i]]
+        accepted = [
+            i
+            for i in look.masks
+            if look.conf[i] > bars[i] or (not self.times.get(i) and look.conf[i] > self.confidence_threshold)
+        ]
         new = [i for i in look.ranked if i not in accepted and not self.times.get(i)]
         accepted += [i for i in new if look.conf[i] > self.one_more][:1]
         accepted = accepted or look.ranked[:1]

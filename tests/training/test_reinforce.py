@@ -83,11 +83,11 @@ def test_a_wrong_answer_earns_nothing_and_a_faster_right_one_never_less(answers,
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=12, max_size=12))
 def test_an_advantage_is_what_an_answer_earns_above_its_group(earned):
     groups = torch.tensor(earned).view(3, 4)
-    for group, found in zip(groups, advantages(torch.tensor(earned), 4).view(3, 4), strict=True):
+    for group, group_advantage in zip(groups, advantages(torch.tensor(earned), 4).view(3, 4), strict=True):
         if (group == group[0]).all():
-            assert found.isnan().all()
+            assert group_advantage.isnan().all()
         else:
-            assert torch.allclose(found, group - group.mean())
+            assert torch.allclose(group_advantage, group - group.mean())
 
 
 @given(st.floats(-12, 12), st.floats(0.01, 0.99), st.floats(0.05, 5))
@@ -129,7 +129,7 @@ def test_recorded_steps_are_those_that_were_decoded(tiny_model, prompts, name):
     actions = recorder.actions(torch.ones(1))
     assert len(actions.advantage) == int(result.forwards[0]) == len(drawn)
     module = Reinforcement(predictor.network, predictor.threshold, replace(RECIPE, spread=1.0))
-    found = module.log_probability(actions)
+    log_probability = module.log_probability(actions)
     for step, (final, accepted, state) in enumerate(drawn):
         start, stop = int(state.window.start[0]), int(state.window.stop[0])
         expected = 0.0
@@ -138,7 +138,7 @@ def test_recorded_steps_are_those_that_were_decoded(tiny_model, prompts, name):
                 continue
             chance = float(commit_log_odds(final[0, place].logit(1e-7), 0.6, 1.0).sigmoid())
             expected += np.log(chance if accepted[0, place] else 1 - chance)
-        assert found[step].item() == pytest.approx(expected, rel=1e-3, abs=1e-4)
+        assert log_probability[step].item() == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
 def test_the_probabilities_of_all_draws_add_up_to_one():

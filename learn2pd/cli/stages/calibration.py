@@ -181,6 +181,7 @@ def _calibrate_keep(config: RunConfig, output: Path, recording: Recording, promp
                 replace(predictor, threshold=threshold),
                 replace(keeper, threshold=take_back),
                 one_more=options.one_more,
+                confidence_threshold=options.confidence_threshold,
             )
         ),
         options.thresholds,
@@ -204,12 +205,14 @@ def _calibrate_keep(config: RunConfig, output: Path, recording: Recording, promp
         "threshold": pair.threshold,
         "take_back": pair.take_back,
         "one_more": options.one_more,
+        "confidence_threshold": options.confidence_threshold,
     }
     keeper = replace(
         keeper,
         threshold=pair.take_back,
         filter_threshold=pair.threshold,
         one_more=options.one_more,
+        confidence_threshold=options.confidence_threshold,
         curve=pair.curve,
         metrics=figures,
     )
