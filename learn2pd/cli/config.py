@@ -149,14 +149,11 @@ class RecordConfig:
         "reference",
         "which proposals are right: reference: those of the answer with one token a step; own_answer: in rounds, those "
         "of the filter's own answer where it is right; continuation: what one token a step writes from this state; "
-        "checked: what can be committed so that the checker accepts the answer that follows; checked_together: the same, "
-        "committed together with what the continuation of this state confirms",
+        "checked: what can be committed so that the checker accepts the answer that follows; checked_together: the "
+        "same, committed together with what the continuation of this state confirms",
     )
     label_states: int = option(
-        8,
-        "most states of a prompt that are labelled, unless they keep the reference's labels; 0 takes all",
-        least=0,
-        most=BILLION,
+        8, "most states of a prompt that are continued for their labels; 0 takes all", least=0, most=BILLION
     )
     label_positions: int = option(
         8, "most masked positions of such a state that are checked; 0 takes all", least=0, most=BILLION

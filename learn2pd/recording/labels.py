@@ -1,8 +1,9 @@
 """Labels of recorded states that do not call every wording but one wrong.
 
 The label of a recording says whether a proposal equals the token of a reference. `labelled_tables` gives some of the
-states other labels: `continuation`, `checked` and `checked_together` (continuing.py). The tables are those of a recording of their own,
-whose shards are made, resumed and checked like all others, so that an interruption costs each process one shard.
+states other labels: `continuation`, `checked` and `checked_together` (continuing.py). The tables are those of a
+recording of their own, whose shards are made and resumed like all others, so that an interruption costs each process
+one shard.
 
 In the shapes, N is the number of states and G of canvas positions.
 """

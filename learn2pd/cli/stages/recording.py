@@ -163,7 +163,8 @@ def record_labels(
         config: the configuration.
         output: the output_dir of the run.
         number: number of the round whose states are labelled; 0 stands for the oracle's states.
-        policy: a trained policy. With labels that are checked it continues, since it takes fewer forwards than one token a step.
+        policy: a trained policy. Where labels are checked, it continues, since it takes fewer forwards than one token a
+            step.
         leads: as for `record`.
 
     Returns:
