@@ -422,6 +422,8 @@ class Prediction:
         logits: [N, V] float32, the logits of the scored positions in row-major order, with the mask token at -inf. None
             where no component needs `logits`.
         draw: The draw that made the proposals; its noise is [N, V], in the order of `logits`. None without `logits`.
+        hidden: [N, D], the hidden states from which the logits of the scored positions are computed, in row-major order
+            and in the type of the model. None where no component needs `hidden`.
         attention: [B, L, L] float32, how much each column attends to each, as the mean over all heads and the last
             eighth of the layers; 0 in the padding and where the forward computed nothing. None where no component needs
             `attention`.
@@ -433,6 +435,7 @@ class Prediction:
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     logits: Tensor | None = None
     draw: Draw | None = None
+    hidden: Tensor | None = None
     attention: Tensor | None = None
 
     def extra(self, name: str) -> Tensor:

@@ -145,6 +145,13 @@ class RecordConfig:
     )
     num_nodes: int = option(1, "number of nodes", least=1, most=10**6)
     strategy: str = option("auto", "how Lightning Fabric starts the processes")
+    hidden_states: int = option(
+        0,
+        "numbers that are kept of the model's hidden state at each position of a window, as channels of the filter; 32 "
+        "to 64 are a good number, and 0 keeps none",
+        least=0,
+        most=256,
+    )
     labels: Literal["reference", "own_answer", "continuation", "checked", "checked_together"] = option(
         "reference",
         "which proposals are right: reference: those of the answer with one token a step; own_answer: in rounds, those "

@@ -24,6 +24,7 @@ from learn2pd.types import DecodeState, Draw, ForwardPlan, Prediction, Sampling
 
 LEAVE_ONE_OUT = ("leave_one_out", "leave_one_out_rank", "leave_one_out_entropy")
 ATTENTION = "attention"
+HIDDEN = "hidden"
 
 
 @dataclass
@@ -35,6 +36,7 @@ class _Gathered:
     valid: Tensor
     extras: dict[str, Tensor]
     logits: list[tuple[Tensor, Tensor, Tensor | None]]  # places in the batch [N], logits [N, V], noise [N, V]
+    hidden: list[tuple[Tensor, Tensor]]  # places in the batch [N], hidden states [N, D]
 
 
 class ForwardStep:
@@ -77,6 +79,7 @@ class ForwardStep:
             valid=torch.zeros_like(state.masked),
             extras={name: torch.zeros(shape, device=device) for name in names},
             logits=[],
+            hidden=[],
         )
         generators = row_generators(state) if self.sampling.temperature else []
         attention = None
@@ -101,6 +104,9 @@ class ForwardStep:
             prediction = replace(prediction, attention=attention)
         if gathered.logits:
             prediction = self._with_logits(prediction, gathered.logits)
+        if gathered.hidden:
+            order = _order(torch.cat([place for place, _ in gathered.hidden]), prediction)
+            prediction = replace(prediction, hidden=torch.cat([states for _, states in gathered.hidden])[order])
         return replace(state, forwards=forwards, columns=columns), prediction, broken
 
     @torch.inference_mode()
@@ -146,6 +152,8 @@ class ForwardStep:
                     gathered.extras[name][at] = values.float()
                 if "logits" in self.needs:
                     gathered.logits.append((at[0] * state.gen_length + at[1], logits, draw.noise))
+        if HIDDEN in self.needs:
+            gathered.hidden.append((rows * state.gen_length + positions, hidden))
         gathered.valid[rows, positions] = True
 
     def _score_shadows(
@@ -189,12 +197,16 @@ class ForwardStep:
 
     def _with_logits(self, prediction: Prediction, parts: list[tuple[Tensor, Tensor, Tensor | None]]) -> Prediction:
         """Add the logits and the noise of all plans to the prediction, in the row-major order of `valid`."""
-        place = torch.cat([part[0] for part in parts])
-        order = place.argsort()
-        order = order[prediction.valid.flatten()[place[order]]]
+        order = _order(torch.cat([part[0] for part in parts]), prediction)
         noise = None if parts[0][2] is None else torch.cat([part[2] for part in parts if part[2] is not None])[order]
         logits = torch.cat([part[1] for part in parts])[order]
         return replace(prediction, logits=logits, draw=Draw(self.sampling, noise))
+
+
+def _order(place: Tensor, prediction: Prediction) -> Tensor:
+    """Return the numbers of the places [N] that are valid, in row-major order."""
+    order = place.argsort()
+    return order[prediction.valid.flatten()[place[order]]]
 
 
 def with_shadows(plan: ForwardPlan, state: DecodeState) -> ForwardPlan:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from learn2pd.tensors import is_among, window_positions
 from learn2pd.types import NOT_PROPOSED, DecodeState, Prediction, Window
@@ -25,6 +26,7 @@ OBSERVED = ("proposal", *VALUES, "masked", "unchanged", "end_of_text", "delimite
 STANDING = ("leave_one_out", "leave_one_out_rank", "leave_one_out_entropy")  # values of committed tokens
 COMMITTED = (*STANDING, "committed_with", "age")  # numbers that describe a committed token
 EXTRAS = ("margin", "entropy", *STANDING)  # the values for which a component must ask in its attribute `needs`
+HIDDEN = "hidden_"  # begins the names of the channels of hidden states, which end in a number
 DECIDED = -1  # stands in place of a proposal at positions that are not masked
 
 
@@ -49,6 +51,7 @@ class View:
         leave_one_out_entropy: float32, in nats, of the distribution given all tokens but the committed one.
         committed_with: float32, the confidence with which the token was committed.
         age: the number of steps since the token was committed, 0 at positions that no earlier step committed.
+        hidden: [R, W, K] float32, the projected hidden states of masked positions; None where nobody asked for them.
     """
 
     proposal: Tensor
@@ -65,6 +68,7 @@ class View:
     leave_one_out_entropy: Tensor | None = None
     committed_with: Tensor | None = None
     age: Tensor | None = None
+    hidden: Tensor | None = None
 
 
 def features(
@@ -166,6 +170,7 @@ def cut(columns: Mapping[str, Tensor], window: Window, width: int, committed: bo
 
     Args:
         columns: The columns by name, [R, G] each. Without those of committed tokens, the windows do not describe them.
+            The column `hidden` may be among them, which is [R, W, K] and lies in the window already.
         window: The window of each row.
         width: W, at least the length of the longest window.
         committed: True keeps the values of proposals at committed positions. False sets them to zero, the same as for
@@ -182,8 +187,15 @@ def cut(columns: Mapping[str, Tensor], window: Window, width: int, committed: bo
         parts |= {name: _only(parts[name], parts["masked"]) for name in OF_PROPOSALS if name in parts}
     shown = valid if "token" in parts else parts["masked"]
     parts["proposal"] = parts.pop("token", parts["proposal"]).long().masked_fill(~shown, DECIDED)
+    if "hidden" in columns:
+        parts["hidden"] = _only(_as_wide(columns["hidden"].float(), width), parts["masked"][..., None])
     absent = {name: None for name in ("margin", "entropy") if name not in parts}
     return View(valid=valid, **parts, **absent)  # type: ignore[arg-type]
+
+
+def _as_wide(values: Tensor, width: int) -> Tensor:
+    """Give values [R, any, K] another number of positions, with zeros at new ones."""
+    return functional.pad(values, (0, 0, 0, width - values.shape[1]))
 
 
 def _only(values: Tensor, where: Tensor) -> Tensor:
@@ -215,7 +227,10 @@ def _channel(view: View, name: str) -> Tensor:
     Raises:
         ValueError: The prediction lacks the value of the channel.
     """
-    values = CHANNELS[name](view)
+    if name.startswith(HIDDEN):
+        values = None if view.hidden is None else view.hidden[..., int(name.removeprefix(HIDDEN))]
+    else:
+        values = CHANNELS[name](view)
     if values is None:
         raise ValueError(
             f"the channel {name!r} is not in this prediction: "

@@ -106,6 +106,9 @@ def make_batch(columns: Columns, question: Question, network: PredictorNetwork) 
     """
     window = question.window(columns)
     width = network.width or int((window.stop - window.start).max())
+    if network.hidden_states:
+        numbers = columns["hidden"].view(len(columns["hidden"]), -1, network.hidden_states)
+        columns = columns | {"hidden": numbers}
     view = cut(columns, window, width, network.sees_committed)
     asked = (question.label, question.counted, question.judged)
     label, counted, judged = (window_view(ask(columns), window, width) for ask in asked)

@@ -81,6 +81,7 @@ def estimate(
     shard_prompts: int,
     processes: int = 1,
     labels: LabelCost | None = None,
+    hidden_bytes: int = 0,
 ) -> str:
     """Word the prompts, forwards, disk space and time that a recording takes.
 
@@ -97,6 +98,7 @@ def estimate(
         shard_prompts: prompts in each shard.
         processes: number of processes that will share the work.
         labels: what the labels cost; None where they are those of the reference.
+        hidden_bytes: bytes of the hidden states of a state; 0 where none are kept.
 
     Returns:
         Several lines of text for the terminal.
@@ -111,7 +113,7 @@ def estimate(
     calls = PASSES * gen_length * batches
     forwards = PASSES * gen_length * len(prompts)
     states = gen_length * len(prompts)
-    disk = _size(disk_bytes(prompts, len(sizes), gen_length))
+    disk = _size(disk_bytes(prompts, len(sizes), gen_length) + states * hidden_bytes)
     duration = _duration(calls * forward_s / processes)
     return "\n".join(
         (
@@ -122,9 +124,14 @@ def estimate(
             f"time:     at most about {duration} in {processes} process{'es' if processes > 1 else ''} "
             f"({forward_s:.3g} s a call on {model.adapter.device}, measured with the longest prompts)",
             "Answers that end early, and an oracle that commits many tokens a step, make it a small part of that.",
+            *((_hidden_line(hidden_bytes * gen_length),) if hidden_bytes else ()),
             *(() if labels is None else (_label_line(labels, len(prompts), gen_length, forward_s / batch_size),)),
         )
     )
+
+
+def _hidden_line(count: int) -> str:
+    return f"hidden:   at most {_size(count)} of the disk for the hidden states of each prompt, in float16"
 
 
 def _label_line(labels: LabelCost, prompts: int, gen_length: int, row_s: float) -> str:

@@ -24,6 +24,7 @@ from learn2pd.recording.schema import (
     MANIFEST,
     features_of,
     groups_of,
+    hidden_numbers,
     read_recording,
     shard_count,
     shard_name,
@@ -109,7 +110,8 @@ class Recording:
         """
         path = table_path(self.folder, shard, name)
         table = Dataset.from_file(str(path))
-        if table.features != features_of(name, self.gen_length, groups_of(self.manifest)):
+        groups, hidden = groups_of(self.manifest), hidden_numbers(self.manifest)
+        if table.features != features_of(name, self.gen_length, groups, hidden):
             raise UserError(
                 f"{path}: its columns are not those of schema {self.manifest['schema']}: "
                 f"delete {self.folder} and {AGAIN}"
@@ -201,9 +203,9 @@ class Recording:
         return {name: place for place, name in enumerate(self.references["prompt_id"])}
 
     def _values(self, column: Any) -> np.ndarray:
-        """Return the values of an Arrow column as an array, [N] or [N, G]."""
+        """Return the values of an Arrow column as an array, [N] or [N, G], or [N, M] for a column of M numbers."""
         if pa.types.is_fixed_size_list(column.type):
             return np.concatenate([np.asarray(chunk.flatten()) for chunk in column.chunks]).reshape(
-                len(column), self.gen_length
+                len(column), column.type.list_size
             )
         return np.asarray(column)

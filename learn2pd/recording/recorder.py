@@ -16,6 +16,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from learn2pd.models.loading import Model
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import GuidedPolicy, OraclePolicy
 from learn2pd.predictors.features import STANDING, observe, observe_committed
+from learn2pd.predictors.hidden import NEEDED, in_window
 from learn2pd.progress import progress_bar
 from learn2pd.recording.schema import RECORDING, entry_path, read_recording
 from learn2pd.recording.shard_claims import share
@@ -41,10 +43,32 @@ from learn2pd.recording.writing import Tables, write_manifest, write_shard
 from learn2pd.schedulers.blocks import blocks_for
 from learn2pd.stops.eot import EotStop
 from learn2pd.stops.none import NoStop
+from learn2pd.tensors import window_view
 from learn2pd.types import Step
 
 Produce = Callable[[Model, Sequence[Prompt]], Tables]
 Judge = Callable[[Sequence[Prompt], Sequence[str]], Sequence[bool]]  # says which answers of prompts are right
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """What is kept of the model's hidden states: a few numbers at each position of the window.
+
+    Attributes:
+        projection: [D, K] float32, the map of hidden states to numbers.
+        block_length: W, the positions of a window.
+    """
+
+    projection: Tensor
+    block_length: int
+
+    def of(self, step: Step) -> Tensor:
+        """Return the numbers of a step, [B, W * K] float16, 0 at positions that are not masked."""
+        window = step.state.window
+        projection = self.projection.to(step.state.tokens.device)
+        numbers = in_window(projection, step.prediction, window, self.block_length)
+        masked = window_view(step.state.masked, window, self.block_length)
+        return (numbers * masked[..., None]).half().flatten(1)
 
 
 class StateRecorder(Observer):
@@ -56,14 +80,24 @@ class StateRecorder(Observer):
         reference: [N, G] long, the right answer of every prompt of the decode.
         eot_ids: end-of-text tokens; a proposal that is one of them is marked.
         delimiter_ids: tokens that end a line; a proposal that is one of them is marked.
+        hidden: what is kept of the model's hidden states; None keeps nothing.
     """
 
     needs = frozenset({"margin", "entropy"})
     scores_committed = True
     looks_ahead = True
 
-    def __init__(self, reference: Tensor, eot_ids: Sequence[int], delimiter_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        reference: Tensor,
+        eot_ids: Sequence[int],
+        delimiter_ids: Sequence[int],
+        hidden: HiddenStates | None = None,
+    ) -> None:
         self.reference = reference
+        self.hidden = hidden
+        if hidden is not None:
+            self.needs = self.needs | {NEEDED}
         self.eot_ids = tuple(eot_ids)
         self.delimiter_ids = tuple(delimiter_ids)
         self.steps: list[dict[str, Tensor]] = []
@@ -78,14 +112,19 @@ class StateRecorder(Observer):
         state = step.state
         prediction = step.prediction
         reference = self.reference[state.index.cpu()].to(state.tokens.device)
-        return observe(state, prediction, self.eot_ids, self.delimiter_ids) | {
-            "proposal": prediction.tokens.int(),
-            "label": prediction.valid & (prediction.tokens == reference),
-            "start": state.window.start.int(),
-            "stop": state.window.stop.int(),
-            "step": state.forwards.int() - 1,
-            "index": state.index,
-        }
+        hidden = {} if self.hidden is None else {"hidden": self.hidden.of(step)}
+        return (
+            observe(state, prediction, self.eot_ids, self.delimiter_ids)
+            | hidden
+            | {
+                "proposal": prediction.tokens.int(),
+                "label": prediction.valid & (prediction.tokens == reference),
+                "start": state.window.start.int(),
+                "stop": state.window.stop.int(),
+                "step": state.forwards.int() - 1,
+                "index": state.index,
+            }
+        )
 
     def columns(self) -> dict[str, Tensor]:
         """Return all rows by column and release them.
@@ -119,6 +158,7 @@ def oracle_tables(
     batch_size: int,
     delimiter_ids: Sequence[int],
     given: Sequence[Any] | None = None,
+    hidden: HiddenStates | None = None,
 ) -> Tables:
     """Decode the references with one token a step, and then record the oracle's states, in blocks.
 
@@ -130,6 +170,7 @@ def oracle_tables(
         batch_size: rows that are decoded together.
         delimiter_ids: tokens that end a line.
         given: the parts of every answer that stand from the start, as for `decode`.
+        hidden: what is kept of the model's hidden states; None keeps nothing.
 
     Returns:
         The tables of the shard.
@@ -145,7 +186,7 @@ def oracle_tables(
     blocks = blocks_for(model.spec, block_length)
     cache = exact_cache_for(model.spec)
     reference = run(Method(FixedPolicy(), blocks, cache, EotStop(0.0)))
-    recorder = StateRecorder(reference.tokens, model.spec.eot_ids, delimiter_ids)
+    recorder = StateRecorder(reference.tokens, model.spec.eot_ids, delimiter_ids, hidden)
     oracle = run(Method(OraclePolicy(reference.tokens), blocks, cache, NoStop()), observer=recorder)
     return _tables(prompts, recorder, reference.tokens, reference.lengths, reference.forwards, oracle.forwards)
 
@@ -160,6 +201,7 @@ def rollout_tables(
     delimiter_ids: Sequence[int],
     given: Sequence[Any] | None = None,
     judge: Judge | None = None,
+    hidden: HiddenStates | None = None,
 ) -> Tables:
     """Record the states that a policy meets while its errors are corrected.
 
@@ -177,6 +219,7 @@ def rollout_tables(
         delimiter_ids: tokens that end a line.
         given: the parts of every answer that stand from the start, as for `decode`.
         judge: says which answers are right; None takes the references for all prompts.
+        hidden: what is kept of the model's hidden states; None keeps nothing.
 
     Returns:
         The tables of the shard.
@@ -196,7 +239,7 @@ def rollout_tables(
         right = torch.tensor(judge(prompts, own.texts), dtype=torch.bool)
         tokens = torch.where(right[:, None], own.tokens.to(tokens.dtype), tokens)
         length = torch.where(right, own.lengths.to(length.dtype), length)
-    recorder = StateRecorder(tokens, model.spec.eot_ids, delimiter_ids)
+    recorder = StateRecorder(tokens, model.spec.eot_ids, delimiter_ids, hidden)
     guided = dataclasses.replace(method, policy=GuidedPolicy(method.policy, tokens))
     decoded = run(guided, observer=recorder)
     return _tables(prompts, recorder, tokens, length, forwards, decoded.forwards)

@@ -40,7 +40,7 @@ COUNTS = ("prompts", "shard_prompts", "gen_length")  # whole numbers in recordin
 GROUPS = {"committed": "holds", "labels": "label_forwards", "checked": "labelled"}
 
 
-def state_features(gen_length: int, groups: Collection[str] = ()) -> Features:
+def state_features(gen_length: int, groups: Collection[str] = (), hidden: int = 0) -> Features:
     """Return the columns of the states: a row for each prompt and step.
 
     A row describes the whole canvas of G positions before the commit of its step. Proposals are scored at every masked
@@ -50,6 +50,7 @@ def state_features(gen_length: int, groups: Collection[str] = ()) -> Features:
         gen_length: length of the canvas G, in tokens.
         groups: names in `GROUPS`. With `committed`, the states are those of a policy that nobody corrected, and the
             committed tokens are described too. With `checked`, a label is known at some positions only.
+        hidden: numbers of projected hidden states in a row; 0 where none are recorded.
     """
 
     def canvas(kind: str) -> Any:
@@ -83,6 +84,8 @@ def state_features(gen_length: int, groups: Collection[str] = ()) -> Features:
         }
         | (of_committed if "committed" in groups else {})
         | ({"labelled": canvas("bool")} if "checked" in groups else {})  # the label is known
+        # of the positions start to start + block_length, as many numbers for each
+        | ({"hidden": Sequence(Value("float16"), length=hidden)} if hidden else {})
     )
 
 
@@ -110,15 +113,25 @@ def reference_features(gen_length: int, groups: Collection[str] = ()) -> Feature
     )
 
 
-def features_of(table: str, gen_length: int, groups: Collection[str]) -> Features:
+def features_of(table: str, gen_length: int, groups: Collection[str], hidden: int = 0) -> Features:
     """Return the columns of a table.
 
     Args:
         table: `states` or `references`.
         gen_length: length of the canvas G, in tokens.
         groups: names in `GROUPS`.
+        hidden: numbers of projected hidden states in a row of the states.
     """
-    return (state_features if table == "states" else reference_features)(gen_length, groups)
+    return state_features(gen_length, groups, hidden) if table == "states" else reference_features(gen_length, groups)
+
+
+def hidden_numbers(description: Mapping[str, Any]) -> int:
+    """Return the numbers of projected hidden states in a row of the states of a recording.
+
+    Args:
+        description: the object in recording.json.
+    """
+    return int(description.get("hidden_states", 0)) * int(description["block_length"])
 
 
 def groups_of(description: Mapping[str, Any]) -> frozenset[str]:
@@ -174,7 +187,7 @@ def describe_recording(
         The description, plain data for JSON.
     """
     return {
-        "schema": LATER_VERSION if groups_of(more) - {"committed"} else SCHEMA_VERSION,
+        "schema": LATER_VERSION if groups_of(more) - {"committed"} or "hidden_states" in more else SCHEMA_VERSION,
         "model": model.spec.name,
         "model_fingerprint": model.spec.fingerprint,
         "mask_id": model.spec.mask_id,

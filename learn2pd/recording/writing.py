@@ -61,9 +61,11 @@ def write_shard(folder: Path, number: int, tables: Tables, gen_length: int, reco
     paths = {name: table_path(folder, number, name) for name in TABLES}
     partials = {name: path.with_name(path.name + ".partial") for name, path in paths.items()}
     groups = [group for group, column in GROUPS.items() if column in tables.states or column in tables.references]
+    numbers = tables.states.get("hidden")
+    hidden = numbers.shape[1] if isinstance(numbers, Tensor) else 0
     try:
         for name, partial in partials.items():
-            _write_table(partial, getattr(tables, name), features_of(name, gen_length, groups))
+            _write_table(partial, getattr(tables, name), features_of(name, gen_length, groups, hidden))
         entry = {
             "recording": recording,
             "prompts": len(tables.references["prompt_id"]),

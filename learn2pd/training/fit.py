@@ -83,7 +83,8 @@ class StateStream(IterableDataset[Batch]):
             The columns by their names.
         """
         generator = self._generator()
-        names = (*OBSERVED, *self.question.columns, *more)
+        hidden = ("hidden",) if self.network.hidden_states else ()
+        names = (*OBSERVED, *self.question.columns, *hidden, *more)
         places = [(recording, shard) for recording in self.recordings for shard in range(len(recording))]
         order = (
             list(range(len(places))) if self.seed is None else torch.randperm(len(places), generator=generator).tolist()

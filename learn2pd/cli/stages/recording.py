@@ -27,12 +27,13 @@ from learn2pd.models.loading import Model, read_skeleton
 from learn2pd.models.sizes import bytes_text, sizes_of
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.predictors.filter import FilterPolicy, load_policy
+from learn2pd.predictors.hidden import hidden_map
 from learn2pd.predictors.questions import CHECKED
 from learn2pd.recording.estimate import LabelCost, estimate
 from learn2pd.recording.labels import Sample, labelled_tables
 from learn2pd.recording.processes import Processes
 from learn2pd.recording.reading import Recording
-from learn2pd.recording.recorder import Judge, free_tables, oracle_tables, record, rollout_tables
+from learn2pd.recording.recorder import HiddenStates, Judge, free_tables, oracle_tables, record, rollout_tables
 from learn2pd.recording.schema import RECORDING, describe_recording, open_recording, read_recording
 from learn2pd.recording.writing import Tables
 from learn2pd.schedulers.blocks import alignment_of, blocks_for
@@ -40,7 +41,10 @@ from learn2pd.stops.eot import EotStop
 from learn2pd.types import CONFIDENCE
 
 log = logging.getLogger(__name__)
-DECODED_BY = ("round", "policy_fingerprint", "threshold")  # what tells the recording of a round from others
+# what tells one recording of states from others, and what it keeps of hidden states
+DECODED_BY = ("round", "policy_fingerprint", "threshold", "hidden_states", "model_width")
+HIDDEN_BYTES = 2**20  # the most that the hidden states of a prompt may take on disk
+HALF_BYTES = 2  # bytes of a number in float16
 CONTINUED = ("continuation", *CHECKED)  # labels that are made by continuing recorded states
 
 
@@ -85,7 +89,8 @@ def check_recording(config: RunConfig, output: Path) -> None:
     folder = output / "records"
     if (folder / RECORDING).exists():
         model = model_of(config)
-        open_recording(folder, _described(config, model, recorded_prompts(config, model)))
+        described = _described(config, model, recorded_prompts(config, model), **_hidden_described(config, model))
+        open_recording(folder, described)
 
 
 def check_labels(config: RunConfig, prompts: Sequence[Prompt]) -> None:
@@ -113,6 +118,43 @@ def check_labels(config: RunConfig, prompts: Sequence[Prompt]) -> None:
             f"prompts have none, such as {unjudged[0].place}: name one with data.answer_field and data.task, or set "
             "record.labels=continuation"
         )
+
+
+def check_hidden(config: RunConfig) -> None:
+    """Check that the hidden states of a prompt do not take too much disk.
+
+    Args:
+        config: the configuration.
+
+    Raises:
+        UserError: they may take more than 1 MiB.
+    """
+    each = config.decode.gen_length * config.decode.block_length * HALF_BYTES
+    if config.record.hidden_states * each > HIDDEN_BYTES:
+        raise UserError(
+            f"record.hidden_states={config.record.hidden_states} may take "
+            f"{bytes_text(config.record.hidden_states * each)} of disk for a prompt, and at most "
+            f"{bytes_text(HIDDEN_BYTES)} are allowed: take at most {HIDDEN_BYTES // each} with "
+            f"decode.gen_length={config.decode.gen_length}"
+        )
+
+
+def hidden_of(config: RunConfig, model: Model) -> HiddenStates | None:
+    """Return what a recording keeps of the model's hidden states.
+
+    Args:
+        config: the configuration.
+        model: the model.
+    """
+    if not config.record.hidden_states:
+        return None
+    projection = hidden_map(model_width(model), config.record.hidden_states)
+    return HiddenStates(projection, config.decode.block_length)
+
+
+def model_width(model: Model) -> int:
+    """Return the number of features of a hidden state of a model."""
+    return int(model.adapter.network.get_output_embeddings().weight.shape[1])
 
 
 def labels_oracle(config: RunConfig) -> bool:
@@ -269,8 +311,9 @@ def stage_record(config: RunConfig, output: Path) -> dict[str, Any] | None:
         batch_size=config.decode.rows,
         delimiter_ids=newline_ids(model.tokenizer),
         given=config.decode.given or None,
+        hidden=hidden_of(config, model),
     )
-    open_recording(folder, _described(config, model, prompts))
+    open_recording(folder, _described(config, model, prompts, **_hidden_described(config, model)))
     figures = record(
         model, prompts, folder, produce, shard_prompts=config.record.shard_prompts, leads=processes.rank == 0
     )
@@ -333,6 +376,7 @@ def record_round(config: RunConfig, output: Path, number: int, policy: FilterPol
             delimiter_ids=recording.manifest["delimiter_ids"],
             given=config.decode.given or None,
             judge=judge,
+            hidden=hidden_of(config, model),
         )
 
     decoded_by = {
@@ -340,6 +384,7 @@ def record_round(config: RunConfig, output: Path, number: int, policy: FilterPol
         "policy_fingerprint": policy.predictor.weights_fingerprint,
         "threshold": policy.threshold,
         **({"own_answers": True} if own else {}),
+        **_hidden_described(config, model),
     }
     open_recording(folder, _described(config, model, prompts, **decoded_by))
     figures = record(model, prompts, folder, produce, shard_prompts=config.record.shard_prompts)
@@ -422,6 +467,7 @@ def dry_run(config: RunConfig) -> str:
         shard_prompts=config.record.shard_prompts,
         processes=processes_of(config).count,
         labels=label_cost(config),
+        hidden_bytes=HALF_BYTES * config.record.hidden_states * config.decode.block_length,
     )
 
 
@@ -450,6 +496,12 @@ def label_cost(config: RunConfig) -> LabelCost | None:
         config.record.label_positions if labels in CHECKED else None,
         1 if labels == "continuation" else 2,
     )
+
+
+def _hidden_described(config: RunConfig, model: Model) -> dict[str, int]:
+    """Return what recording.json says of hidden states."""
+    numbers = config.record.hidden_states
+    return {"hidden_states": numbers, "model_width": model_width(model)} if numbers else {}
 
 
 def _described(config: RunConfig, model: Model, prompts: Sequence[Prompt], **more: Any) -> dict[str, Any]:

@@ -134,7 +134,13 @@ def _start(config: RunConfig, output: Path) -> Predictor:
             "the stage reinforce needs a trained filter: give policy=FOLDER, or run the stages record, train and "
             "calibrate before it"
         )
-    return load_predictor(folder, "filter")
+    start = load_predictor(folder, "filter")
+    if start.network.hidden_states:
+        raise UserError(
+            f"policy={str(folder)!r} reads hidden states of the model, which the stage reinforce does not keep: "
+            "begin with a filter that reads none"
+        )
+    return start
 
 
 class _Decoder:

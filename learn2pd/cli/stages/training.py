@@ -31,13 +31,15 @@ from learn2pd.errors import UserError, suggest
 from learn2pd.files import read_json, write_json
 from learn2pd.models.files import path_text
 from learn2pd.models.loading import Model
+from learn2pd.predictors.apply import check_hidden_states
 from learn2pd.predictors.filter import FilterPolicy
+from learn2pd.predictors.hidden import hidden_map
 from learn2pd.predictors.keep import PART as KEEP_FOLDER
 from learn2pd.predictors.keep import KeepPolicy
 from learn2pd.predictors.kinds import BESIDE_THE_FILTER, QUESTIONS
 from learn2pd.predictors.loading import load_predictor
 from learn2pd.predictors.lora import add_adapter
-from learn2pd.predictors.networks import PredictorNetwork
+from learn2pd.predictors.networks import LengthFree, PredictorNetwork
 from learn2pd.predictors.saving import Contract, Predictor, build_network, network_json
 from learn2pd.recording.reading import Recording
 from learn2pd.schedulers.blocks import alignment_of
@@ -168,6 +170,11 @@ def check_training(config: RunConfig) -> None:
         UserError: a predictor, a logger, an option of the network, or the filter to fine-tune does not exist.
     """
     check_loggers(config.train.loggers)
+    if config.filter == "mlp" and config.record.hidden_states:
+        raise UserError(
+            f"record.hidden_states={config.record.hidden_states}: filter=mlp sees confidences alone; "
+            "take filter=conv or transformer"
+        )
     width = network_of(config, "filter").width
     if width not in (None, config.decode.block_length):
         raise UserError(
@@ -202,10 +209,17 @@ def check_base(config: RunConfig, model: Model) -> None:
             "alignment": alignment_of(spec),
             "confidence": CONFIDENCE,
         }
-        check_same(base_of(config), facts | geometry)
+        base = base_of(config)
+        check_same(base, facts | geometry)
+        check_hidden_states(base, spec)
+        if base.network.hidden_states != config.record.hidden_states:
+            raise UserError(
+                f"policy reads {base.network.hidden_states} numbers of hidden states, and "
+                f"record.hidden_states={config.record.hidden_states}: set them equal, or train from scratch"
+            )
 
 
-def network_of(config: RunConfig, kind: str) -> PredictorNetwork:
+def network_of(config: RunConfig, kind: str, model_width: int | None = None) -> PredictorNetwork:
     """Build an untrained network for a kind of predictor.
 
     The filter's network is configured; the other kinds have a network of their own.
@@ -213,14 +227,21 @@ def network_of(config: RunConfig, kind: str) -> PredictorNetwork:
     Args:
         config: the configuration.
         kind: kind of the predictor.
+        model_width: features of a hidden state of the model; None where the network is not going to be used.
 
     Raises:
         UserError: the network does not take one of the `filter_options`.
     """
     if kind in BESIDE_THE_FILTER:
         return BESIDE_THE_FILTER[kind]()
-    width = {"width": config.decode.block_length} if config.filter == "mlp" else {}
-    return build_network(config.filter, width | config.filter_options)
+    own = {"width": config.decode.block_length} if config.filter == "mlp" else {}
+    numbers = config.record.hidden_states
+    if numbers:
+        own = {"hidden_states": numbers, "model_width": model_width or numbers}
+    network = build_network(config.filter, own | config.filter_options)
+    if isinstance(network, LengthFree) and network.hidden_states and model_width:
+        network.hidden_map.copy_(hidden_map(model_width, numbers))
+    return network
 
 
 def check_trained(output: Path) -> None:
@@ -252,7 +273,7 @@ def start_of(config: RunConfig, kind: str, manifest: dict[str, Any]) -> Start:
         keeper = load_predictor(str(config.policy), "keep", KEEP_FOLDER)
         return Start(copy.deepcopy(keeper.network), keeper)
     if kind != "filter" or config.train.start == "scratch":
-        return Start(network_of(config, kind))
+        return Start(network_of(config, kind, manifest.get("model_width")))
     base = base_of(config)
     check_same(base, manifest)
     network = copy.deepcopy(base.network)
