@@ -283,6 +283,7 @@ def test_an_interrupted_training_ends_as_the_uninterrupted_one(name, uninterrupt
     assert metrics(tmp_path) == metrics(uninterrupted[kind])
 
 
+@pytest.mark.thorough  # the test above interrupts at every moment; this one starts commands, which takes longer
 def test_a_killed_training_ends_as_the_uninterrupted_one(uninterrupted, tmp_path):
     """A process that is killed soon after its first checkpoint, at a moment that nobody chooses.
 

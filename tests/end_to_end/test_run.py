@@ -498,8 +498,8 @@ def uninterrupted(arguments, tmp_path_factory):
     return Recording.load(output / "records")
 
 
-# tests/recording/test_kill.py kills by the dozen
-@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.thorough)])
+@pytest.mark.thorough  # tests/recording/test_kill.py kills by the dozen, and below a command, at less cost
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_from_outside_while_recording_and_started_again(arguments, uninterrupted, tmp_path, sent):
     """Ctrl-C ends a run with a line and the code 130, and a kill ends it with nothing.
 

@@ -120,7 +120,7 @@ PAIRS = {
         take_back=st.sampled_from([0.9, 1.0]),
         per_position=small,
         one_more=st.sampled_from([0.1, 0.25, 1.0]),
-        confidence_threshold=st.sampled_from([0.2, 1.0]),
+        confidence_threshold=st.sampled_from([1.0, 0.4]),
     ),
     "edit": pair(
         lambda threshold, most_checks, edit: EditPolicy(threshold, edit, most_checks),
@@ -147,7 +147,7 @@ PAIRS = {
 def test_a_rule_equals_itself_written_down_row_by_row(name, make_prompts, tiny_model, tiny_model_grouped):
     changed = {"revoked": 0, "edited": 0, "flip_flops": 0}
 
-    @settings(max_examples=5)
+    @settings(max_examples=30 if name == "filter" else 5)  # the filter has the most settings
     @given(
         drawn=PAIRS[name],
         grouped=st.booleans(),
