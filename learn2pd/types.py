@@ -424,6 +424,9 @@ class Prediction:
         draw: The draw that made the proposals; its noise is [N, V], in the order of `logits`. None without `logits`.
         hidden: [N, D], the hidden states from which the logits of the scored positions are computed, in row-major order
             and in the type of the model. None where no component needs `hidden`.
+        top_ids: [N, 4] long, the four most probable tokens of the scored positions in row-major order. None where no
+            component needs `top`, like the next one.
+        top_shares: [N, 4] float32, the probabilities of these tokens.
         attention: [B, L, L] float32, how much each column attends to each, as the mean over all heads and the last
             eighth of the layers; 0 in the padding and where the forward computed nothing. None where no component needs
             `attention`.
@@ -436,6 +439,8 @@ class Prediction:
     logits: Tensor | None = None
     draw: Draw | None = None
     hidden: Tensor | None = None
+    top_ids: Tensor | None = None
+    top_shares: Tensor | None = None
     attention: Tensor | None = None
 
     def extra(self, name: str) -> Tensor:

@@ -152,6 +152,11 @@ class RecordConfig:
         least=0,
         most=256,
     )
+    top_tokens: bool = option(
+        False,
+        "keeps the four most probable tokens of each position of a window, so that the attention of filter=transformer "
+        "depends on the overlap of two positions' distributions in place of equal proposals",
+    )
     labels: Literal["reference", "own_answer", "continuation", "checked", "checked_together"] = option(
         "reference",
         "which proposals are right: reference: those of the answer with one token a step; own_answer: in rounds, those "

@@ -25,6 +25,8 @@ from learn2pd.types import DecodeState, Draw, ForwardPlan, Prediction, Sampling
 LEAVE_ONE_OUT = ("leave_one_out", "leave_one_out_rank", "leave_one_out_entropy")
 ATTENTION = "attention"
 HIDDEN = "hidden"
+TOP = "top"
+TOP_TOKENS = 4  # of `Prediction.top_ids`
 
 
 @dataclass
@@ -37,6 +39,7 @@ class _Gathered:
     extras: dict[str, Tensor]
     logits: list[tuple[Tensor, Tensor, Tensor | None]]  # places in the batch [N], logits [N, V], noise [N, V]
     hidden: list[tuple[Tensor, Tensor]]  # places in the batch [N], hidden states [N, D]
+    top: list[tuple[Tensor, Tensor, Tensor]]  # places in the batch [N], token ids and probabilities [N, 4]
 
 
 class ForwardStep:
@@ -80,6 +83,7 @@ class ForwardStep:
             extras={name: torch.zeros(shape, device=device) for name in names},
             logits=[],
             hidden=[],
+            top=[],
         )
         generators = row_generators(state) if self.sampling.temperature else []
         attention = None
@@ -107,6 +111,10 @@ class ForwardStep:
         if gathered.hidden:
             order = _order(torch.cat([place for place, _ in gathered.hidden]), prediction)
             prediction = replace(prediction, hidden=torch.cat([states for _, states in gathered.hidden])[order])
+        if gathered.top:
+            places, ids, shares = (torch.cat(parts) for parts in zip(*gathered.top, strict=True))
+            order = _order(places, prediction)
+            prediction = replace(prediction, top_ids=ids[order], top_shares=shares[order])
         return replace(state, forwards=forwards, columns=columns), prediction, broken
 
     @torch.inference_mode()
@@ -145,6 +153,10 @@ class ForwardStep:
         with self.watch("score"):
             for part, at in self._parts(hidden, rows, positions):
                 logits = self._logits(part, state, at)
+                if TOP in self.needs:
+                    best = logits.topk(TOP_TOKENS)
+                    shares = (best.values - logits.logsumexp(-1, keepdim=True)).exp()
+                    gathered.top.append((at[0] * state.gen_length + at[1], best.indices, shares.float()))
                 draw = Draw(self.sampling, row_noise(at[0], generators, logits.shape[-1]) if generators else None)
                 gathered.tokens[at], confidence, extras = propose(logits, draw, self.needs)
                 gathered.confidence[at] = confidence.float()

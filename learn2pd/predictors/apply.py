@@ -10,7 +10,7 @@ from torch import Tensor
 
 from learn2pd.errors import UserError
 from learn2pd.predictors.features import EXTRAS, cut, observe, observe_committed
-from learn2pd.predictors.hidden import NEEDED, in_window
+from learn2pd.predictors.hidden import NEEDED, TOP_NEEDED, in_window, top_in_window
 from learn2pd.predictors.networks import LengthFree, PredictorNetwork
 from learn2pd.predictors.saving import Contract, Predictor
 from learn2pd.tensors import canvas_view
@@ -49,8 +49,9 @@ def needs_of(predictor: Predictor) -> frozenset[str]:
     Args:
         predictor: The trained predictor.
     """
-    hidden = frozenset({NEEDED} if predictor.network.hidden_states else ())
-    return frozenset(predictor.network.channels) & frozenset(EXTRAS) | hidden
+    network = predictor.network
+    asked = ((NEEDED, network.hidden_states > 0), (TOP_NEEDED, network.overlap))
+    return frozenset(network.channels) & frozenset(EXTRAS) | {name for name, wanted in asked if wanted}
 
 
 def check_contract(predictor: Predictor, spec: ModelSpec, method: Method) -> None:
@@ -114,5 +115,7 @@ def probability(
         columns |= observe_committed(state, prediction)
     if isinstance(network, LengthFree) and network.hidden_states:
         columns["hidden"] = in_window(network.hidden_map, prediction, window, width)
+    if network.overlap:
+        columns["top_ids"], columns["top_shares"] = top_in_window(prediction, window, width)
     view = cut(columns, window, width, network.sees_committed)
     return canvas_view(network.probability(view), window, state.gen_length)

@@ -41,6 +41,7 @@ class PredictorNetwork(nn.Module):
         width: The only window length, in tokens, with which the network works; None stands for any length.
         sees_committed: True asks for the confidence of proposals at committed positions too.
         hidden_states: K, the numbers that it sees of the model's hidden state at every position; 0 where it sees none.
+        overlap: True lets it see how much the distributions of two positions have in common.
         adds_surest: True makes the policy commit the most confident position in every step, even where it accepts
             others. This is the paper's rule.
     """
@@ -50,6 +51,7 @@ class PredictorNetwork(nn.Module):
     sees_committed = False
     adds_surest = False
     hidden_states: int = 0
+    overlap: bool = False
 
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments as JSON values."""
@@ -64,7 +66,8 @@ class PredictorNetwork(nn.Module):
         Returns:
             [R, W] float32.
         """
-        logits: Tensor = self(stack(view, self.channels), view.valid, view.proposal)
+        more = (view.overlap,) if self.overlap else ()
+        logits: Tensor = self(stack(view, self.channels), view.valid, view.proposal, *more)
         return logits.sigmoid()
 
 
@@ -244,6 +247,7 @@ class Transformer(LengthFree):
         layers: The number of layers.
         heads: The number of attention heads.
         same_proposal: True lets the attention depend on equal proposals.
+        overlap: True lets it depend on the overlap of the two positions' distributions in place of equal proposals.
         hidden_states: As for `LengthFree`.
         model_width: As for `LengthFree`.
 
@@ -260,8 +264,12 @@ class Transformer(LengthFree):
         same_proposal: bool = True,
         hidden_states: int = 0,
         model_width: int = 0,
+        overlap: bool = False,
     ) -> None:
         super().__init__(channels, hidden, hidden_states, model_width)
+        if overlap and not same_proposal:
+            raise ValueError("overlap=True stands in place of equal proposals: leave same_proposal out")
+        self.overlap = overlap
         if hidden % heads:
             raise ValueError(f"hidden={hidden}: expected a multiple of heads={heads}")
         self.sizes = {"hidden": hidden, "layers": layers, "heads": heads, "same_proposal": same_proposal}
@@ -269,12 +277,14 @@ class Transformer(LengthFree):
         self.norm = nn.LayerNorm(hidden)
 
     def options(self) -> dict[str, Any]:
-        return super().options() | self.sizes
+        return super().options() | self.sizes | ({"overlap": True} if self.overlap else {})
 
-    def forward(self, inputs: Tensor, valid: Tensor, proposal: Tensor) -> Tensor:
-        """Compute the logits [R, W]."""
+    def forward(self, inputs: Tensor, valid: Tensor, proposal: Tensor, overlap: Tensor | None = None) -> Tensor:
+        """Compute the logits [R, W]. A network with `overlap` also takes the overlap [R, W, W] float32 of a window."""
         features = self._entered(inputs, valid)
-        same = (proposal[:, :, None] == proposal[:, None, :]) & (proposal != DECIDED)[:, :, None]  # [R, W, W]
+        same = overlap  # [R, W, W]
+        if same is None:
+            same = (proposal[:, :, None] == proposal[:, None, :]) & (proposal != DECIDED)[:, :, None]
         for block in self.blocks:
             features = block(features, valid, same)
         return self.leave(self.norm(features))[..., 0]

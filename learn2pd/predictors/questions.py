@@ -15,11 +15,12 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from learn2pd.predictors.features import cut, stack
+from learn2pd.predictors.features import WINDOW_COLUMNS, cut, stack
 from learn2pd.predictors.networks import PredictorNetwork
 from learn2pd.tensors import window_view
 from learn2pd.types import Window
 
+TOP_TOKENS = 4  # most probable tokens of a position, as the loop gives them
 CHECKED = ("checked", "checked_together")  # the kinds of labels that are known at some positions only
 Columns = dict[str, Tensor]  # the columns of recorded states by name, [N, G] or [N] each
 
@@ -77,6 +78,7 @@ class Batch(NamedTuple):
         counted: [N, W] bool, the positions that the training loss counts.
         judged: [N, W] bool, the positions that the metrics count.
         asked: [N, W] bool, the positions about which a run asks: the masked ones, or the committed ones.
+        overlap: [N, W, W] float32, as in `View`; None where the network does not see it.
     """
 
     inputs: Tensor
@@ -86,11 +88,12 @@ class Batch(NamedTuple):
     counted: Tensor
     judged: Tensor
     asked: Tensor
+    overlap: Tensor | None = None
 
     @property
-    def seen(self) -> tuple[Tensor, Tensor, Tensor]:
+    def seen(self) -> tuple[Tensor, ...]:
         """The arguments of a network's `forward`."""
-        return self.inputs, self.valid, self.proposal
+        return self.inputs, self.valid, self.proposal, *(() if self.overlap is None else (self.overlap,))
 
 
 def make_batch(columns: Columns, question: Question, network: PredictorNetwork) -> Batch:
@@ -106,9 +109,8 @@ def make_batch(columns: Columns, question: Question, network: PredictorNetwork) 
     """
     window = question.window(columns)
     width = network.width or int((window.stop - window.start).max())
-    if network.hidden_states:
-        numbers = columns["hidden"].view(len(columns["hidden"]), -1, network.hidden_states)
-        columns = columns | {"hidden": numbers}
+    several = {name: columns[name].view(len(columns[name]), -1, count) for name, count in several_of(network).items()}
+    columns = {name: values for name, values in columns.items() if name not in WINDOW_COLUMNS} | several
     view = cut(columns, window, width, network.sees_committed)
     asked = (question.label, question.counted, question.judged)
     label, counted, judged = (window_view(ask(columns), window, width) for ask in asked)
@@ -120,4 +122,15 @@ def make_batch(columns: Columns, question: Question, network: PredictorNetwork) 
         counted & view.valid,
         judged & view.valid,
         view.masked ^ question.of_committed,
+        view.overlap if network.overlap else None,
     )
+
+
+def several_of(network: PredictorNetwork) -> dict[str, int]:
+    """Return the recorded columns of a network that hold several values for a position, with the number of values.
+
+    Args:
+        network: The network.
+    """
+    hidden = {"hidden": network.hidden_states} if network.hidden_states else {}
+    return hidden | ({"top_ids": TOP_TOKENS, "top_shares": TOP_TOKENS} if network.overlap else {})

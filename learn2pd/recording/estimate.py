@@ -82,6 +82,7 @@ def estimate(
     processes: int = 1,
     labels: LabelCost | None = None,
     hidden_bytes: int = 0,
+    top_bytes: int = 0,
 ) -> str:
     """Word the prompts, forwards, disk space and time that a recording takes.
 
@@ -99,6 +100,7 @@ def estimate(
         processes: number of processes that will share the work.
         labels: what the labels cost; None where they are those of the reference.
         hidden_bytes: bytes of the hidden states of a state; 0 where none are kept.
+        top_bytes: bytes of the most probable tokens of a state; 0 where none are kept.
 
     Returns:
         Several lines of text for the terminal.
@@ -113,7 +115,7 @@ def estimate(
     calls = PASSES * gen_length * batches
     forwards = PASSES * gen_length * len(prompts)
     states = gen_length * len(prompts)
-    disk = _size(disk_bytes(prompts, len(sizes), gen_length) + states * hidden_bytes)
+    disk = _size(disk_bytes(prompts, len(sizes), gen_length) + states * (hidden_bytes + top_bytes))
     duration = _duration(calls * forward_s / processes)
     return "\n".join(
         (

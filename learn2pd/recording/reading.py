@@ -24,11 +24,11 @@ from learn2pd.recording.schema import (
     MANIFEST,
     features_of,
     groups_of,
-    hidden_numbers,
     read_recording,
     shard_count,
     shard_name,
     table_path,
+    wide_of,
 )
 from learn2pd.recording.writing import damage, entries
 
@@ -110,8 +110,7 @@ class Recording:
         """
         path = table_path(self.folder, shard, name)
         table = Dataset.from_file(str(path))
-        groups, hidden = groups_of(self.manifest), hidden_numbers(self.manifest)
-        if table.features != features_of(name, self.gen_length, groups, hidden):
+        if table.features != features_of(name, self.gen_length, groups_of(self.manifest), wide_of(self.manifest)):
             raise UserError(
                 f"{path}: its columns are not those of schema {self.manifest['schema']}: "
                 f"delete {self.folder} and {AGAIN}"

@@ -35,7 +35,7 @@ from learn2pd.models.loading import Model
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import GuidedPolicy, OraclePolicy
 from learn2pd.predictors.features import STANDING, observe, observe_committed
-from learn2pd.predictors.hidden import NEEDED, in_window
+from learn2pd.predictors.hidden import NEEDED, TOP_NEEDED, in_window, top_in_window
 from learn2pd.progress import progress_bar
 from learn2pd.recording.schema import RECORDING, entry_path, read_recording
 from learn2pd.recording.shard_claims import share
@@ -51,24 +51,37 @@ Judge = Callable[[Sequence[Prompt], Sequence[str]], Sequence[bool]]  # says whic
 
 
 @dataclass(frozen=True)
-class HiddenStates:
-    """What is kept of the model's hidden states: a few numbers at each position of the window.
+class WindowValues:
+    """What is kept of the windows beside one value for each position.
 
     Attributes:
-        projection: [D, K] float32, the map of hidden states to numbers.
         block_length: W, the positions of a window.
+        projection: [D, K] float32, the map of hidden states to numbers; None keeps no hidden states.
+        top: True keeps the most probable tokens.
     """
 
-    projection: Tensor
     block_length: int
+    projection: Tensor | None = None
+    top: bool = False
 
-    def of(self, step: Step) -> Tensor:
-        """Return the numbers of a step, [B, W * K] float16, 0 at positions that are not masked."""
+    @property
+    def needs(self) -> frozenset[str]:
+        """The extras of the prediction that are kept."""
+        asked = ((NEEDED, self.projection is not None), (TOP_NEEDED, self.top))
+        return frozenset(name for name, wanted in asked if wanted)
+
+    def of(self, step: Step) -> dict[str, Tensor]:
+        """Return the columns of a step, [B, W * K] each, 0 at positions that are not masked."""
         window = step.state.window
-        projection = self.projection.to(step.state.tokens.device)
-        numbers = in_window(projection, step.prediction, window, self.block_length)
-        masked = window_view(step.state.masked, window, self.block_length)
-        return (numbers * masked[..., None]).half().flatten(1)
+        values: dict[str, Tensor] = {}
+        if self.projection is not None:
+            projection = self.projection.to(step.state.tokens.device)
+            values["hidden"] = in_window(projection, step.prediction, window, self.block_length).half()
+        if self.top:
+            ids, shares = top_in_window(step.prediction, window, self.block_length)
+            values |= {"top_ids": ids.int(), "top_shares": shares.half()}
+        masked = window_view(step.state.masked, window, self.block_length)[..., None]
+        return {name: (several * masked).flatten(1) for name, several in values.items()}
 
 
 class StateRecorder(Observer):
@@ -80,7 +93,7 @@ class StateRecorder(Observer):
         reference: [N, G] long, the right answer of every prompt of the decode.
         eot_ids: end-of-text tokens; a proposal that is one of them is marked.
         delimiter_ids: tokens that end a line; a proposal that is one of them is marked.
-        hidden: what is kept of the model's hidden states; None keeps nothing.
+        windows: what else is kept of the windows; None keeps nothing.
     """
 
     needs = frozenset({"margin", "entropy"})
@@ -92,12 +105,12 @@ class StateRecorder(Observer):
         reference: Tensor,
         eot_ids: Sequence[int],
         delimiter_ids: Sequence[int],
-        hidden: HiddenStates | None = None,
+        windows: WindowValues | None = None,
     ) -> None:
         self.reference = reference
-        self.hidden = hidden
-        if hidden is not None:
-            self.needs = self.needs | {NEEDED}
+        self.windows = windows
+        if windows is not None:
+            self.needs = self.needs | windows.needs
         self.eot_ids = tuple(eot_ids)
         self.delimiter_ids = tuple(delimiter_ids)
         self.steps: list[dict[str, Tensor]] = []
@@ -112,19 +125,17 @@ class StateRecorder(Observer):
         state = step.state
         prediction = step.prediction
         reference = self.reference[state.index.cpu()].to(state.tokens.device)
-        hidden = {} if self.hidden is None else {"hidden": self.hidden.of(step)}
-        return (
-            observe(state, prediction, self.eot_ids, self.delimiter_ids)
-            | hidden
-            | {
-                "proposal": prediction.tokens.int(),
-                "label": prediction.valid & (prediction.tokens == reference),
-                "start": state.window.start.int(),
-                "stop": state.window.stop.int(),
-                "step": state.forwards.int() - 1,
-                "index": state.index,
-            }
-        )
+        columns = observe(state, prediction, self.eot_ids, self.delimiter_ids)
+        if self.windows is not None:
+            columns |= self.windows.of(step)
+        return columns | {
+            "proposal": prediction.tokens.int(),
+            "label": prediction.valid & (prediction.tokens == reference),
+            "start": state.window.start.int(),
+            "stop": state.window.stop.int(),
+            "step": state.forwards.int() - 1,
+            "index": state.index,
+        }
 
     def columns(self) -> dict[str, Tensor]:
         """Return all rows by column and release them.
@@ -158,7 +169,7 @@ def oracle_tables(
     batch_size: int,
     delimiter_ids: Sequence[int],
     given: Sequence[Any] | None = None,
-    hidden: HiddenStates | None = None,
+    windows: WindowValues | None = None,
 ) -> Tables:
     """Decode the references with one token a step, and then record the oracle's states, in blocks.
 
@@ -170,7 +181,7 @@ def oracle_tables(
         batch_size: rows that are decoded together.
         delimiter_ids: tokens that end a line.
         given: the parts of every answer that stand from the start, as for `decode`.
-        hidden: what is kept of the model's hidden states; None keeps nothing.
+        windows: what else is kept of the windows; None keeps nothing.
 
     Returns:
         The tables of the shard.
@@ -186,7 +197,7 @@ def oracle_tables(
     blocks = blocks_for(model.spec, block_length)
     cache = exact_cache_for(model.spec)
     reference = run(Method(FixedPolicy(), blocks, cache, EotStop(0.0)))
-    recorder = StateRecorder(reference.tokens, model.spec.eot_ids, delimiter_ids, hidden)
+    recorder = StateRecorder(reference.tokens, model.spec.eot_ids, delimiter_ids, windows)
     oracle = run(Method(OraclePolicy(reference.tokens), blocks, cache, NoStop()), observer=recorder)
     return _tables(prompts, recorder, reference.tokens, reference.lengths, reference.forwards, oracle.forwards)
 
@@ -201,7 +212,7 @@ def rollout_tables(
     delimiter_ids: Sequence[int],
     given: Sequence[Any] | None = None,
     judge: Judge | None = None,
-    hidden: HiddenStates | None = None,
+    windows: WindowValues | None = None,
 ) -> Tables:
     """Record the states that a policy meets while its errors are corrected.
 
@@ -219,7 +230,7 @@ def rollout_tables(
         delimiter_ids: tokens that end a line.
         given: the parts of every answer that stand from the start, as for `decode`.
         judge: says which answers are right; None takes the references for all prompts.
-        hidden: what is kept of the model's hidden states; None keeps nothing.
+        windows: what else is kept of the windows; None keeps nothing.
 
     Returns:
         The tables of the shard.
@@ -239,7 +250,7 @@ def rollout_tables(
         right = torch.tensor(judge(prompts, own.texts), dtype=torch.bool)
         tokens = torch.where(right[:, None], own.tokens.to(tokens.dtype), tokens)
         length = torch.where(right, own.lengths.to(length.dtype), length)
-    recorder = StateRecorder(tokens, model.spec.eot_ids, delimiter_ids, hidden)
+    recorder = StateRecorder(tokens, model.spec.eot_ids, delimiter_ids, windows)
     guided = dataclasses.replace(method, policy=GuidedPolicy(method.policy, tokens))
     decoded = run(guided, observer=recorder)
     return _tables(prompts, recorder, tokens, length, forwards, decoded.forwards)

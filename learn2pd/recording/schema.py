@@ -36,11 +36,14 @@ RECORDING = "recording.json"
 MANIFEST = "manifest.json"
 TABLES = ("states", "references")
 COUNTS = ("prompts", "shard_prompts", "gen_length")  # whole numbers in recording.json
+# Columns of states with several numbers for each of the positions start to start + block_length, with their types.
+WIDE = {"hidden": "float16", "top_ids": "int32", "top_shares": "float16"}
+LATER_KEYS = {"hidden_states", "top_tokens"}  # keys of recording.json that say that there are such columns
 # Groups of columns that only some recordings have, each with a column by which it is known.
 GROUPS = {"committed": "holds", "labels": "label_forwards", "checked": "labelled"}
 
 
-def state_features(gen_length: int, groups: Collection[str] = (), hidden: int = 0) -> Features:
+def state_features(gen_length: int, groups: Collection[str] = (), wide: Mapping[str, int] | None = None) -> Features:
     """Return the columns of the states: a row for each prompt and step.
 
     A row describes the whole canvas of G positions before the commit of its step. Proposals are scored at every masked
@@ -50,7 +53,7 @@ def state_features(gen_length: int, groups: Collection[str] = (), hidden: int = 
         gen_length: length of the canvas G, in tokens.
         groups: names in `GROUPS`. With `committed`, the states are those of a policy that nobody corrected, and the
             committed tokens are described too. With `checked`, a label is known at some positions only.
-        hidden: numbers of projected hidden states in a row; 0 where none are recorded.
+        wide: names in `WIDE` with the numbers that a row holds; None where there are none.
     """
 
     def canvas(kind: str) -> Any:
@@ -84,8 +87,7 @@ def state_features(gen_length: int, groups: Collection[str] = (), hidden: int = 
         }
         | (of_committed if "committed" in groups else {})
         | ({"labelled": canvas("bool")} if "checked" in groups else {})  # the label is known
-        # of the positions start to start + block_length, as many numbers for each
-        | ({"hidden": Sequence(Value("float16"), length=hidden)} if hidden else {})
+        | {name: Sequence(Value(WIDE[name]), length=numbers) for name, numbers in (wide or {}).items()}
     )
 
 
@@ -113,25 +115,27 @@ def reference_features(gen_length: int, groups: Collection[str] = ()) -> Feature
     )
 
 
-def features_of(table: str, gen_length: int, groups: Collection[str], hidden: int = 0) -> Features:
+def features_of(table: str, gen_length: int, groups: Collection[str], wide: Mapping[str, int]) -> Features:
     """Return the columns of a table.
 
     Args:
         table: `states` or `references`.
         gen_length: length of the canvas G, in tokens.
         groups: names in `GROUPS`.
-        hidden: numbers of projected hidden states in a row of the states.
+        wide: names in `WIDE` with the numbers that a row of the states holds.
     """
-    return state_features(gen_length, groups, hidden) if table == "states" else reference_features(gen_length, groups)
+    return state_features(gen_length, groups, wide) if table == "states" else reference_features(gen_length, groups)
 
 
-def hidden_numbers(description: Mapping[str, Any]) -> int:
-    """Return the numbers of projected hidden states in a row of the states of a recording.
+def wide_of(description: Mapping[str, Any]) -> dict[str, int]:
+    """Return the columns in `WIDE` that a recording has, with the numbers that a row holds.
 
     Args:
         description: the object in recording.json.
     """
-    return int(description.get("hidden_states", 0)) * int(description["block_length"])
+    several = {"hidden": description.get("hidden_states", 0)}
+    several |= dict.fromkeys(("top_ids", "top_shares"), description.get("top_tokens", 0))
+    return {name: int(count) * int(description["block_length"]) for name, count in several.items() if count}
 
 
 def groups_of(description: Mapping[str, Any]) -> frozenset[str]:
@@ -187,7 +191,7 @@ def describe_recording(
         The description, plain data for JSON.
     """
     return {
-        "schema": LATER_VERSION if groups_of(more) - {"committed"} or "hidden_states" in more else SCHEMA_VERSION,
+        "schema": LATER_VERSION if groups_of(more) - {"committed"} or LATER_KEYS & more.keys() else SCHEMA_VERSION,
         "model": model.spec.name,
         "model_fingerprint": model.spec.fingerprint,
         "mask_id": model.spec.mask_id,

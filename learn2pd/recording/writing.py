@@ -21,6 +21,7 @@ from learn2pd.recording.schema import (
     MANIFEST,
     RECORDING,
     TABLES,
+    WIDE,
     entry_path,
     features_of,
     read_recording,
@@ -61,11 +62,12 @@ def write_shard(folder: Path, number: int, tables: Tables, gen_length: int, reco
     paths = {name: table_path(folder, number, name) for name in TABLES}
     partials = {name: path.with_name(path.name + ".partial") for name, path in paths.items()}
     groups = [group for group, column in GROUPS.items() if column in tables.states or column in tables.references]
-    numbers = tables.states.get("hidden")
-    hidden = numbers.shape[1] if isinstance(numbers, Tensor) else 0
+    wide = {
+        name: values.shape[1] for name, values in tables.states.items() if name in WIDE and isinstance(values, Tensor)
+    }
     try:
         for name, partial in partials.items():
-            _write_table(partial, getattr(tables, name), features_of(name, gen_length, groups, hidden))
+            _write_table(partial, getattr(tables, name), features_of(name, gen_length, groups, wide))
         entry = {
             "recording": recording,
             "prompts": len(tables.references["prompt_id"]),

@@ -34,7 +34,7 @@ from torchmetrics.classification import (
 from learn2pd.errors import UserError
 from learn2pd.predictors.features import OBSERVED
 from learn2pd.predictors.networks import LengthFree, PredictorNetwork
-from learn2pd.predictors.questions import Batch, Columns, Question, make_batch
+from learn2pd.predictors.questions import Batch, Columns, Question, make_batch, several_of
 from learn2pd.recording.reading import Recording
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
 from learn2pd.training.lightning_setup import BEST, FitProgress, check_checkpoint, fit_by_epochs
@@ -83,8 +83,7 @@ class StateStream(IterableDataset[Batch]):
             The columns by their names.
         """
         generator = self._generator()
-        hidden = ("hidden",) if self.network.hidden_states else ()
-        names = (*OBSERVED, *self.question.columns, *hidden, *more)
+        names = (*OBSERVED, *self.question.columns, *several_of(self.network), *more)
         places = [(recording, shard) for recording in self.recordings for shard in range(len(recording))]
         order = (
             list(range(len(places))) if self.seed is None else torch.randperm(len(places), generator=generator).tolist()

@@ -28,12 +28,12 @@ from learn2pd.models.sizes import bytes_text, sizes_of
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.predictors.filter import FilterPolicy, load_policy
 from learn2pd.predictors.hidden import hidden_map
-from learn2pd.predictors.questions import CHECKED
+from learn2pd.predictors.questions import CHECKED, TOP_TOKENS
 from learn2pd.recording.estimate import LabelCost, estimate
 from learn2pd.recording.labels import Sample, labelled_tables
 from learn2pd.recording.processes import Processes
 from learn2pd.recording.reading import Recording
-from learn2pd.recording.recorder import HiddenStates, Judge, free_tables, oracle_tables, record, rollout_tables
+from learn2pd.recording.recorder import Judge, WindowValues, free_tables, oracle_tables, record, rollout_tables
 from learn2pd.recording.schema import RECORDING, describe_recording, open_recording, read_recording
 from learn2pd.recording.writing import Tables
 from learn2pd.schedulers.blocks import alignment_of, blocks_for
@@ -41,9 +41,10 @@ from learn2pd.stops.eot import EotStop
 from learn2pd.types import CONFIDENCE
 
 log = logging.getLogger(__name__)
-# what tells one recording of states from others, and what it keeps of hidden states
-DECODED_BY = ("round", "policy_fingerprint", "threshold", "hidden_states", "model_width")
+# what tells one recording of states from others, and what it keeps of windows
+DECODED_BY = ("round", "policy_fingerprint", "threshold", "hidden_states", "model_width", "top_tokens")
 HIDDEN_BYTES = 2**20  # the most that the hidden states of a prompt may take on disk
+TOP_BYTES = TOP_TOKENS * (4 + 2)  # of the most probable tokens of a position: an int32 and a float16 for each
 HALF_BYTES = 2  # bytes of a number in float16
 CONTINUED = ("continuation", *CHECKED)  # labels that are made by continuing recorded states
 
@@ -89,7 +90,7 @@ def check_recording(config: RunConfig, output: Path) -> None:
     folder = output / "records"
     if (folder / RECORDING).exists():
         model = model_of(config)
-        described = _described(config, model, recorded_prompts(config, model), **_hidden_described(config, model))
+        described = _described(config, model, recorded_prompts(config, model), **_windows_described(config, model))
         open_recording(folder, described)
 
 
@@ -139,17 +140,18 @@ def check_hidden(config: RunConfig) -> None:
         )
 
 
-def hidden_of(config: RunConfig, model: Model) -> HiddenStates | None:
-    """Return what a recording keeps of the model's hidden states.
+def windows_of(config: RunConfig, model: Model) -> WindowValues | None:
+    """Return what a recording keeps of the windows beside one value for each position.
 
     Args:
         config: the configuration.
         model: the model.
     """
-    if not config.record.hidden_states:
+    numbers = config.record.hidden_states
+    if not numbers and not config.record.top_tokens:
         return None
-    projection = hidden_map(model_width(model), config.record.hidden_states)
-    return HiddenStates(projection, config.decode.block_length)
+    projection = hidden_map(model_width(model), numbers) if numbers else None
+    return WindowValues(config.decode.block_length, projection, config.record.top_tokens)
 
 
 def model_width(model: Model) -> int:
@@ -311,9 +313,9 @@ def stage_record(config: RunConfig, output: Path) -> dict[str, Any] | None:
         batch_size=config.decode.rows,
         delimiter_ids=newline_ids(model.tokenizer),
         given=config.decode.given or None,
-        hidden=hidden_of(config, model),
+        windows=windows_of(config, model),
     )
-    open_recording(folder, _described(config, model, prompts, **_hidden_described(config, model)))
+    open_recording(folder, _described(config, model, prompts, **_windows_described(config, model)))
     figures = record(
         model, prompts, folder, produce, shard_prompts=config.record.shard_prompts, leads=processes.rank == 0
     )
@@ -376,7 +378,7 @@ def record_round(config: RunConfig, output: Path, number: int, policy: FilterPol
             delimiter_ids=recording.manifest["delimiter_ids"],
             given=config.decode.given or None,
             judge=judge,
-            hidden=hidden_of(config, model),
+            windows=windows_of(config, model),
         )
 
     decoded_by = {
@@ -384,7 +386,7 @@ def record_round(config: RunConfig, output: Path, number: int, policy: FilterPol
         "policy_fingerprint": policy.predictor.weights_fingerprint,
         "threshold": policy.threshold,
         **({"own_answers": True} if own else {}),
-        **_hidden_described(config, model),
+        **_windows_described(config, model),
     }
     open_recording(folder, _described(config, model, prompts, **decoded_by))
     figures = record(model, prompts, folder, produce, shard_prompts=config.record.shard_prompts)
@@ -468,6 +470,7 @@ def dry_run(config: RunConfig) -> str:
         processes=processes_of(config).count,
         labels=label_cost(config),
         hidden_bytes=HALF_BYTES * config.record.hidden_states * config.decode.block_length,
+        top_bytes=TOP_BYTES * config.decode.block_length if config.record.top_tokens else 0,
     )
 
 
@@ -498,10 +501,11 @@ def label_cost(config: RunConfig) -> LabelCost | None:
     )
 
 
-def _hidden_described(config: RunConfig, model: Model) -> dict[str, int]:
-    """Return what recording.json says of hidden states."""
+def _windows_described(config: RunConfig, model: Model) -> dict[str, int]:
+    """Return what recording.json says of the values that are kept of windows."""
     numbers = config.record.hidden_states
-    return {"hidden_states": numbers, "model_width": model_width(model)} if numbers else {}
+    hidden = {"hidden_states": numbers, "model_width": model_width(model)} if numbers else {}
+    return hidden | ({"top_tokens": TOP_TOKENS} if config.record.top_tokens else {})
 
 
 def _described(config: RunConfig, model: Model, prompts: Sequence[Prompt], **more: Any) -> dict[str, Any]:

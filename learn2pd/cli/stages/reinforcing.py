@@ -135,9 +135,10 @@ def _start(config: RunConfig, output: Path) -> Predictor:
             "calibrate before it"
         )
     start = load_predictor(folder, "filter")
-    if start.network.hidden_states:
+    if start.network.hidden_states or start.network.overlap:
+        read = "hidden states of the model" if start.network.hidden_states else "the most probable tokens"
         raise UserError(
-            f"policy={str(folder)!r} reads hidden states of the model, which the stage reinforce does not keep: "
+            f"policy={str(folder)!r} reads {read}, which the stage reinforce does not keep: "
             "begin with a filter that reads none"
         )
     return start

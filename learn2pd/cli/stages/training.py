@@ -175,6 +175,10 @@ def check_training(config: RunConfig) -> None:
             f"record.hidden_states={config.record.hidden_states}: filter=mlp sees confidences alone; "
             "take filter=conv or transformer"
         )
+    if config.filter != "transformer" and config.record.top_tokens:
+        raise UserError(
+            f"record.top_tokens=true: only the attention of filter=transformer reads them, and filter={config.filter}"
+        )
     width = network_of(config, "filter").width
     if width not in (None, config.decode.block_length):
         raise UserError(
@@ -212,6 +216,8 @@ def check_base(config: RunConfig, model: Model) -> None:
         base = base_of(config)
         check_same(base, facts | geometry)
         check_hidden_states(base, spec)
+        if base.network.overlap and not config.record.top_tokens:
+            raise UserError("policy reads the most probable tokens: set record.top_tokens=true, or train from scratch")
         if base.network.hidden_states != config.record.hidden_states:
             raise UserError(
                 f"policy reads {base.network.hidden_states} numbers of hidden states, and "
@@ -234,10 +240,12 @@ def network_of(config: RunConfig, kind: str, model_width: int | None = None) -> 
     """
     if kind in BESIDE_THE_FILTER:
         return BESIDE_THE_FILTER[kind]()
-    own = {"width": config.decode.block_length} if config.filter == "mlp" else {}
+    own: dict[str, Any] = {"width": config.decode.block_length} if config.filter == "mlp" else {}
     numbers = config.record.hidden_states
     if numbers:
-        own = {"hidden_states": numbers, "model_width": model_width or numbers}
+        own |= {"hidden_states": numbers, "model_width": model_width or numbers}
+    if config.record.top_tokens and config.filter == "transformer":
+        own |= {"overlap": True}
     network = build_network(config.filter, own | config.filter_options)
     if isinstance(network, LengthFree) and network.hidden_states and model_width:
         network.hidden_map.copy_(hidden_map(model_width, numbers))
