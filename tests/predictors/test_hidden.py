@@ -134,7 +134,7 @@ def test_overlaps_are_those_of_whole_distributions_up_to_the_tokens_that_are_lef
     run(tiny_model, make_prompts([7, 5]), ThresholdPolicy(0.4), **options)
     for step in watch.steps:
         prediction = step.prediction
-        shares = prediction.logits.softmax(-1)
+        shares = prediction.logits.softmax(-1).float()
         assert torch.allclose(shares.gather(1, prediction.top_ids), prediction.top_shares, atol=1e-6)
         assert prediction.top_ids.equal(shares.topk(4).indices)
         ids, kept = top_in_window(prediction, step.state.window, BLOCK)
