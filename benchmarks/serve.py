@@ -5,21 +5,26 @@
 
 It starts the server as a process of its own, with the embedded model. First it asks every prompt alone, one after the
 other; these answers are what all later ones must equal. Then `clients` clients ask `requests` times in random order.
-The two take turns for `rounds` rounds. The ratio compares the requests per second of the two in each round. Memory is
-that of the server's process, after every round. The exit code is 1 where an answer was wrong or lost.
+The two take turns for `rounds` rounds. The ratio compares the requests per second of the two in each round; its
+mean, least and largest value stand at the end. Memory is that of the server's process after every round, and when a
+quarter, a half, three quarters and all of its requests under load were answered. The exit code is 1 where an answer was
+wrong or lost.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
 import random
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import mean
 from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -75,28 +80,47 @@ def measure(process: subprocess.Popen[str], address: str, bodies: Sequence[objec
     """Ask alone and under load in turns, and print what each round shows."""
     ask(address, bodies[:2], 1)  # the first requests of a process are slow
     expected: list[str] = []
-    wrong = 0
-    print(f"{'round':>5} {'alone/s':>8} {'load/s':>8} {'ratio':>6} {'slowest s':>10} {'wrong':>6} {'MiB':>6}")
+    wrong = lost = asked = 0
+    ratios: list[float] = []
+    heads = f"{'round':>5} {'alone/s':>8} {'load/s':>8} {'ratio':>6} {'slowest s':>10} {'wrong':>6} {'lost':>5}"
+    print(f"{heads}  MiB at 25, 50, 75, 100%")
     for number in range(int(options["rounds"])):
         alone, alone_s, _ = ask(address, bodies, 1)
         expected = expected or alone
         order = [index % len(bodies) for index in range(int(options["requests"]))]
         random.Random(number).shuffle(order)
-        under_load, load_s, slowest = ask(address, [bodies[index] for index in order], int(options["clients"]))
-        wrong += sum(got != expected[index] for got, index in zip(under_load, order, strict=True))
-        wrong += sum(got != known for got, known in zip(alone, expected, strict=True))
+        memory: list[int] = []
+        marks = [len(order) * quarter // 4 for quarter in (1, 2, 3, 4)]
+
+        def watch(answered: int, marks: Sequence[int] = marks, memory: list[int] = memory) -> None:
+            memory.extend(memory_of(process.pid) for mark in marks if mark == answered)
+
+        load = [bodies[index] for index in order]
+        under_load, load_s, slowest = ask(address, load, int(options["clients"]), watch)
+        pairs = [(got, expected[index]) for got, index in zip(under_load, order, strict=True)]
+        pairs += zip(alone, expected, strict=True)
+        lost += sum(not got for got, _ in pairs)
+        wrong += sum(bool(got) and got != known for got, known in pairs)
+        asked += len(pairs)
         rates = len(bodies) / alone_s, len(order) / load_s
+        ratios.append(rates[1] / rates[0])
         print(
-            f"{number:>5} {rates[0]:>8.2f} {rates[1]:>8.2f} {rates[1] / rates[0]:>6.2f} {slowest:>10.2f} {wrong:>6} "
-            f"{memory_of(process.pid):>6}",
+            f"{number:>5} {rates[0]:>8.2f} {rates[1]:>8.2f} {ratios[-1]:>6.2f} {slowest:>10.2f} {wrong:>6} {lost:>5}  "
+            + " ".join(map(str, memory)),
             flush=True,
         )
-    if wrong:
-        sys.exit(f"{wrong} answers are wrong or lost")
+    print(
+        f"{asked} requests, {wrong} wrong, {lost} lost; under load {mean(ratios):.2f} times as many a second as alone, "
+        f"{min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} rounds"
+    )
+    if wrong or lost:
+        sys.exit(1)
 
 
-def ask(address: str, bodies: Sequence[object], clients: int) -> tuple[list[str], float, float]:
-    """Send all requests, as many at one time as there are clients.
+def ask(
+    address: str, bodies: Sequence[object], clients: int, watch: Callable[[int], None] = lambda answered: None
+) -> tuple[list[str], float, float]:
+    """Send all requests, as many at one time as there are clients. `watch` hears how many were answered.
 
     Returns:
         The texts in order (empty where an answer was lost), the seconds of all, and those of the slowest request.
@@ -105,12 +129,15 @@ def ask(address: str, bodies: Sequence[object], clients: int) -> tuple[list[str]
     free = iter(enumerate(bodies))
     texts = [""] * len(bodies)
     seconds = [0.0] * len(bodies)
+    answered_so_far = itertools.count(1)
 
     async def client() -> None:
         for number, body in free:
             begun = time.perf_counter()
-            texts[number] = await answered(str(place.hostname), place.port or 80, json.dumps(body).encode())
+            with contextlib.suppress(OSError):  # a connection that breaks is an answer that is lost
+                texts[number] = await answered(str(place.hostname), place.port or 80, json.dumps(body).encode())
             seconds[number] = time.perf_counter() - begun
+            watch(next(answered_so_far))
 
     async def all_clients() -> None:
         await asyncio.gather(*(client() for _ in range(clients)))

@@ -258,6 +258,9 @@ class Scheduler(Role):
 class Cache(Role):
     """The role that decides which columns a step recomputes.
 
+    A cache works on the host: its states, scores, plans and memories lie in the memory of the CPU, whatever the device
+    of the model. So it may read values, and the size of a forward is known without waiting for the device.
+
     Attributes:
         keeps: True where the plans of the cache keep keys and values.
         slides: True where the cache works with a window that moves at every step, without recomputing every column each

@@ -64,6 +64,19 @@ def most_confident(confidence: Tensor, eligible: Tensor, count: Tensor | int = 1
     return (rank < limit) & eligible
 
 
+def places_of(x: Tensor, places: Tensor) -> Tensor:
+    """Take some places out of each row.
+
+    Args:
+        x: [R, Q, D].
+        places: [R, M] long.
+
+    Returns:
+        [R, M, D].
+    """
+    return x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
+
+
 def window_view(values: Tensor, window: Window, width: int) -> Tensor:
     """Cut each row's window out of values over the canvas.
 

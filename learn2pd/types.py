@@ -10,9 +10,9 @@ N of scored positions, V of tokens of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ class RowMemory:
 def _rows(value: Any, index: Tensor) -> Any:
     if isinstance(value, RowMemory):
         return value.rows(index)
-    return value[index] if isinstance(value, Tensor) else value
+    return value[index.to(value.device)] if isinstance(value, Tensor) else value
 
 
 def _stacked(values: Sequence[Any]) -> Any:
@@ -101,10 +101,27 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Window(RowMemory):
-    """The positions that a policy may commit in each row: start <= position < stop."""
+    """The positions that a policy may commit in each row: start <= position < stop.
 
-    start: Tensor  # [B] long
-    stop: Tensor  # [B] long
+    Attributes:
+        start: [B] long, the first position.
+        stop: [B] long, the position behind the last one.
+        most: At least the number of positions of the longest window, if the host knows it. The loop fills it in before
+            the forward.
+    """
+
+    start: Tensor
+    stop: Tensor
+    most: int | None = None
+
+    @classmethod
+    def stack(cls, memories: Sequence[Window]) -> Window:
+        return replace(super().stack(memories), most=None)
+
+    @property
+    def width(self) -> int:
+        """At least the number of positions of the longest window. Without `most`, this waits for the device."""
+        return int((self.stop - self.start).max()) if self.most is None else self.most
 
     def mask(self, gen_length: int) -> Tensor:
         """Mark the positions of the window.
@@ -385,6 +402,8 @@ class ForwardPlan:
     first..stop-1 of the span. Without a span the model keeps nothing, and the query attends to itself. A row with fewer
     than Q columns to compute repeats its last column.
 
+    A cache makes plans on the host. The loop copies them to the device of the model.
+
     Attributes:
         rows: [R] long, the numbers of the rows, ascending.
         query: [R, Q] long, the columns to compute.
@@ -395,6 +414,8 @@ class ForwardPlan:
         span: The first column, and the column behind the last one, of the K columns that the query attends to. None
             where the query attends to itself, and K = Q.
         shadow: [R, S] long, the columns whose token the model predicts as if it knew every token but that one.
+        asked: [R, M] long, the places in the query and the shadow columns behind it whose hidden states are wanted; the
+            last layer leaves out the others. None for all. The loop fills it in.
     """
 
     rows: Tensor
@@ -405,6 +426,35 @@ class ForwardPlan:
     columns: Tensor
     span: tuple[int, int] | None = None
     shadow: Tensor | None = None
+    asked: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LogitsPart:
+    """The logits of some scored positions.
+
+    Attributes:
+        rows: [n] long, the row of each position.
+        positions: [n] long, the generation position.
+        logits: [n, V] float32, with the mask token at -inf.
+        draw: The draw that made the proposals of these positions; its noise is [n, V].
+    """
+
+    rows: Tensor
+    positions: Tensor
+    logits: Tensor
+    draw: Draw
+
+    def of(self, values: Tensor) -> Tensor:
+        """Return the values of these positions.
+
+        Args:
+            values: [B, G] or [B, G, ...].
+
+        Returns:
+            [n] or [n, ...].
+        """
+        return values[self.rows, self.positions]
 
 
 @dataclass(frozen=True)
@@ -419,9 +469,8 @@ class Prediction:
             proposals; and of the committed tokens of the window, each given all tokens but itself, the probability
             `leave_one_out`, the number of more probable tokens `leave_one_out_rank`, and the entropy in nats
             `leave_one_out_entropy`.
-        logits: [N, V] float32, the logits of the scored positions in row-major order, with the mask token at -inf. None
-            where no component needs `logits`.
-        draw: The draw that made the proposals; its noise is [N, V], in the order of `logits`. None without `logits`.
+        parts: Gives the logits of the scored positions, a few positions at a time, as often as it is called. None where
+            no component needs `logits`.
         hidden: [N, D], the hidden states from which the logits of the scored positions are computed, in row-major order
             and in the type of the model. None where no component needs `hidden`.
         top_ids: [N, 4] long, the four most probable tokens of the scored positions in row-major order. None where no
@@ -436,8 +485,7 @@ class Prediction:
     confidence: Tensor
     valid: Tensor
     extras: Mapping[str, Tensor] = field(default_factory=dict)
-    logits: Tensor | None = None
-    draw: Draw | None = None
+    parts: Callable[[], Iterable[LogitsPart]] | None = None
     hidden: Tensor | None = None
     top_ids: Tensor | None = None
     top_shares: Tensor | None = None
@@ -460,6 +508,46 @@ class Prediction:
                 f"the prediction has no {name!r}: the component that reads it must name it in its attribute 'needs'"
             )
         return self.extras[name]
+
+    def logits_parts(self) -> Iterable[LogitsPart]:
+        """Return the logits of the scored positions, a few positions at a time.
+
+        The logits of a whole canvas may not fit into memory. Parts that do not fit together are computed anew whenever
+        this is called. The parts hold the positions of failed rows too, which are not valid and never eligible.
+
+        Raises:
+            ValueError: No component asked for `logits`.
+        """
+        if self.parts is None:
+            raise ValueError(
+                "the prediction has no 'logits': the component that reads them must name them in its attribute 'needs'"
+            )
+        return self.parts()
+
+    @property
+    def logits(self) -> Tensor | None:
+        """The logits of all valid positions together, [N, V] float32 in row-major order, None where nobody needs them.
+
+        Reading them waits for the device and takes the memory of all of them. `logits_parts` does neither.
+        """
+        return None if self.parts is None else self._together(lambda part: part.logits)
+
+    @property
+    def draw(self) -> Draw | None:
+        """The draw that made the proposals, in the order of `logits`; None where nobody needs them."""
+        if self.parts is None:
+            return None
+        sampling = next(iter(self.parts())).draw.sampling
+        if not sampling.temperature:
+            return Draw(sampling)
+        return Draw(sampling, self._together(lambda part: cast(Tensor, part.draw.noise)))
+
+    def _together(self, of: Callable[[LogitsPart], Tensor]) -> Tensor:
+        """Put one value of all parts together, in the row-major order of the valid positions."""
+        parts = [(part.rows * self.valid.shape[1] + part.positions, of(part)) for part in self.logits_parts()]
+        place = torch.cat([at for at, _ in parts])
+        order = place.argsort()
+        return torch.cat([values for _, values in parts])[order[self.valid.flatten()[place[order]]]]
 
 
 @dataclass(frozen=True)

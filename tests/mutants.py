@@ -309,8 +309,8 @@ MUTANTS = (
     Mutant(
         "apd mixes with the weights exchanged",
         "apd",
-        "self.mixture_weight * prediction.logits[scored, :width] + (1 - self.mixture_weight) * joint[:, :width]",
-        "(1 - self.mixture_weight) * prediction.logits[scored, :width] + self.mixture_weight * joint[:, :width]",
+        "self.mixture_weight * part.logits[:, :width] + (1 - self.mixture_weight) * joint[:, :width]",
+        "(1 - self.mixture_weight) * part.logits[:, :width] + self.mixture_weight * joint[:, :width]",
         (APD,),
     ),
     Mutant(
@@ -495,7 +495,7 @@ MUTANTS = (
     Mutant(
         "allowed ids are ignored",
         "step",
-        "return logits if state.allowed is None else restrict_ids(logits, state.allowed[at])",
+        "return logits if state.allowed is None else restrict_ids(logits, state.allowed[rows, positions])",
         "return logits",
         (FIXED_TOKENS,),
         "allowed_ids",
@@ -519,7 +519,7 @@ MUTANTS = (
     Mutant(
         "a row's memory is that of the batch's first rows",
         "types",
-        "return value[index] if isinstance(value, Tensor) else value",
+        "return value[index.to(value.device)] if isinstance(value, Tensor) else value",
         "return value[: len(index)] if isinstance(value, Tensor) else value",
         (ROW_MEMORY,),
     ),
@@ -558,8 +558,8 @@ MUTANTS = (
     Mutant(
         "credits do not decay",
         "credit",
-        "memory.credit[at] * self.decay",
-        "memory.credit[at] * self.decay**0",
+        "credits[at] * self.decay",
+        "credits[at] * self.decay**0",
         (LATER_RULES,),
         "credit",
     ),

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from learn2pd import UserError, load_policy
+from learn2pd import UserError, load_keep, load_policy
 from learn2pd.cli import check as checks
 from learn2pd.cli import main as cli
 from learn2pd.predictors.saving import save_predictor
@@ -79,11 +79,11 @@ def test_a_policy_that_looks_at_other_rows_is_found(tiny_model_folder, capsys):
 
 
 def test_the_loss_of_a_calibrated_policy(tmp_path, capsys):
+    together = load_keep("checkpoints/tiny-llada-filter").setting
     shipped = load_policy("checkpoints/tiny-llada-filter").predictor
     code, shown = run(capsys, "policy=checkpoints/tiny-llada-filter", "prompts=math", "decode.block_length=32")
     assert code == 0
-    (calibrated,) = [setting for setting in shipped.curve if setting.threshold == shipped.threshold]
-    assert f"promised {calibrated.loss_bound:.2%}" in shown["calibrated loss"][1]
+    assert f"promised {together.loss_bound:.2%}" in shown["calibrated loss"][1]
     assert shown["calibrated loss"][0] == "ok"
     setting = replace(shipped.curve[0], threshold=0.0, loss_bound=0.01)
     reckless = replace(shipped, threshold=0.0, curve=(setting,))
@@ -100,6 +100,20 @@ def test_the_loss_of_a_calibrated_policy(tmp_path, capsys):
     assert "run_generated_code" in shown["calibrated loss"][1]
     code, shown = run(capsys, f"policy={tmp_path}", "options.threshold=0.5", "prompts=math", "decode.block_length=32")
     assert shown["calibrated loss"] == ("left out", "threshold 0.5 is not on the calibrated curve")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["options.take_back=0.1"],
+        ["options.one_more=1.0"],
+        ["policy=filter", "options.take_back=0.3"],
+        ["policy=filter", "options.one_more=0.5"],
+    ],
+)
+def test_a_bound_is_not_promised_for_options_with_which_nothing_was_measured(options, capsys):
+    _, shown = run(capsys, "count=2", "prompts=math", "decode.block_length=32", *options)
+    assert shown["calibrated loss"] == ("left out", "the calibrated curve was not measured with these options")
 
 
 def test_a_file_of_prompts_is_fresh_as_a_whole(tiny_model_folder, tmp_path, monkeypatch):

@@ -14,8 +14,9 @@ import pytest
 
 from learn2pd import UserError, __version__
 from learn2pd.cli import main as cli
-from learn2pd.cli.config import RunConfig
+from learn2pd.cli.config import RunConfig, load_config
 from learn2pd.cli.help import COMMANDS, written
+from learn2pd.cli.methods import policy_of
 from learn2pd.cli.options import OWN, DecodeOptions, own_options
 from learn2pd.cli.values import keys_of
 from learn2pd.embedded.config import EmbeddedConfig
@@ -185,14 +186,38 @@ def test_decode_needs_nothing_but_a_prompt():
     done = shell("decode", QUESTION)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
-    assert b"the shipped filter" in done.stderr
+    assert b"the shipped policy" in done.stderr
 
 
 def test_decode_needs_no_configuration_and_no_finished_run(capsys, caplog):
     caplog.set_level(logging.INFO, "learn2pd")
     cli.run_command("decode", [QUESTION, "decode.gen_length=32"])
     assert "12" in capsys.readouterr().out
-    assert "the shipped filter" in caplog.text
+    assert "the shipped policy" in caplog.text
+
+
+METHODS = {
+    (): "keep",
+    ("options.threshold=0.9",): "keep",
+    ("policy=checkpoints/tiny-llada-filter",): "keep",
+    ("policy=keep",): "keep",
+    ("policy=filter",): "filter",
+    ("policy=threshold",): "threshold",
+    ("decode.batch_size=3",): "keep",
+}
+
+
+@pytest.mark.parametrize(("arguments", "name"), METHODS.items(), ids=str)
+@pytest.mark.parametrize("command", ["decode", "serve"])
+def test_the_shipped_policy_is_used_as_it_was_calibrated(command, arguments, name, monkeypatch, tmp_path):
+    """Where a predictor `keep` lies beside the filter, both are used with the numbers that were set together."""
+    monkeypatch.chdir(tmp_path)
+    given = cli.read_arguments(command, list(arguments))
+    config = load_config(given.config, [*given.overrides, "decode.block_length=32"])
+    own = own_options(command, given.own)
+    policy, folder = policy_of(config, own, has_run=False)
+    assert policy == name
+    assert folder.name == "tiny-llada-filter"
 
 
 # ---- output that cannot be shown, and readers that go away

@@ -301,9 +301,11 @@ def _calibrated(case: Case, config: RunConfig, together: DecodeResult) -> Certif
     if not isinstance(policy, FilterPolicy):
         return Certificate(subject, "left out", f"policy {policy.name!r} is not calibrated")
     predictor = policy.predictor
-    setting = next((known for known in predictor.curve if known.threshold == policy.threshold), None)
-    if setting is None or setting.loss_bound is None:
+    if predictor.setting is None:
         return Certificate(subject, "left out", f"threshold {policy.threshold:.4g} is not on the calibrated curve")
+    setting = policy.setting
+    if setting is None or setting.loss_bound is None:
+        return Certificate(subject, "left out", "the calibrated curve was not measured with these options")
     confidence = float(predictor.metrics.get("confidence", CONFIDENCE))
     reference = case.decode(Method(FixedPolicy(), case.method.scheduler, stop=case.method.stop))
     count = len(case.prompts)

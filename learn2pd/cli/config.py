@@ -173,6 +173,21 @@ class RecordConfig:
 
 
 @dataclass
+class PlanConfig:
+    """What `--dry-run` assumes."""
+
+    sample_prompts: int = option(
+        0,
+        "prompts that --dry-run records in memory to say what to expect; 0 records none and names bounds alone",
+        least=0,
+        most=BILLION,
+    )
+    nodes: int = option(0, "nodes of the run that is planned; 0 takes record.num_nodes", least=0, most=10**6)
+    gpus_per_node: int = option(0, "GPUs of each node; 0 takes record.devices", least=0, most=10**6)
+    price_per_hour: float = option(0.0, "price of one GPU for an hour; 0 names no cost", least=0, most=10**6)
+
+
+@dataclass
 class TrainConfig:
     """The stage train."""
 
@@ -213,6 +228,11 @@ class TrainConfig:
     )
     keep_threshold: float = option(
         0.9, "threshold of the filter in those decodes; a bold one makes mistakes to learn from", least=0, most=1
+    )
+    together: bool = option(
+        False,
+        "all processes of torchrun or of a cluster train each network together (DDP) and record the rounds together; "
+        "false leaves both to the first process",
     )
     loggers: list[str] = option(
         ["csv"],
@@ -362,6 +382,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     filter: Literal["mlp", "conv", "transformer"] = option(
         "transformer", "network of the filter: mlp (the paper's), conv or transformer"
     )
@@ -514,13 +535,30 @@ def identity(config: Any) -> dict[str, Any]:
         Nested dicts without the keys that only say where, when or how a run is carried out.
     """
     described = as_dict(config)
-    for key in ("job", "resume", "overwrite", "stages", "output_dir", "threads", "quiet"):
+    for key in ("job", "resume", "overwrite", "stages", "output_dir", "threads", "quiet", "plan"):
         described.pop(key, None)
-    elsewhere = {"model": ("device", "compile"), "record": ("devices", "num_nodes", "strategy"), "train": ("loggers",)}
+    elsewhere = {
+        "model": ("device", "compile"),
+        "record": ("devices", "num_nodes", "strategy"),
+        "train": ("loggers", "together"),
+    }
     for section, keys in elsewhere.items():
         for key in keys:
             described.get(section, {}).pop(key, None)
     return described
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested dicts by their full keys.
+
+    Args:
+        tree: the dicts.
+        prefix: is written before every key.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:

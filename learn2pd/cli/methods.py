@@ -13,10 +13,11 @@ from learn2pd.errors import UserError, suggest
 from learn2pd.files import here_or_shipped
 from learn2pd.method import Method
 from learn2pd.models.loading import Model
+from learn2pd.predictors.keep import trained_policy
 from learn2pd.registry import COMPONENTS, is_known
 
 log = logging.getLogger(__name__)
-SHIPPED_FILTER = "checkpoints/tiny-llada-filter"  # trained for the embedded model
+SHIPPED_POLICY = "checkpoints/tiny-llada-filter"  # trained for the embedded model
 
 
 def chosen_method(config: Any, own: MethodOptions, model: Model, has_run: bool) -> Method:
@@ -49,10 +50,11 @@ def chosen_method(config: Any, own: MethodOptions, model: Model, has_run: bool) 
 
 
 def policy_of(config: Any, own: MethodOptions, has_run: bool) -> tuple[str, Path]:
-    """Return the name of the policy that a command uses, and the folder of the trained filter.
+    """Return the name of the policy that a command uses, and the folder of the trained policy.
 
-    Without `policy`, the trained policy of the run is used where there is one; else the shipped filter, if the
-    model is the embedded one that it was trained for; else the rule `threshold`.
+    Without `policy`, the trained policy of the run is used where there is one; else the shipped policy, if the
+    model is the embedded one that it was trained for; else the rule `threshold`. A folder in which a predictor `keep`
+    lies beside the filter holds the policy `keep`, with the thresholds that were calibrated together.
 
     Args:
         config: the configuration.
@@ -63,10 +65,10 @@ def policy_of(config: Any, own: MethodOptions, has_run: bool) -> tuple[str, Path
         UserError: the policy is neither a registered name nor a folder.
     """
     run = Path(config.output_dir) / "policy"
-    if own.policy == "filter":
-        return "filter", run
+    shipped = Path(here_or_shipped(SHIPPED_POLICY))
+    fits = config.model == ModelConfig(dtype=config.model.dtype, device=config.model.device) and shipped.is_dir()
     if own.policy is not None and is_known("policy", own.policy):
-        return own.policy, run
+        return own.policy, shipped if fits and not run.is_dir() else run
     if own.policy is not None:
         near = suggest(own.policy, COMPONENTS["policy"])
         if near and not Path(own.policy).is_dir():
@@ -74,13 +76,12 @@ def policy_of(config: Any, own: MethodOptions, has_run: bool) -> tuple[str, Path
             raise UserError(
                 f"policy={own.policy!r}: no such folder or name{near}; expected a folder, or one of {known}"
             )
-        return "filter", Path(own.policy)
+        return trained_policy(own.policy, own.options.get("revision")), Path(own.policy)
     if has_run and run.is_dir():
-        log.info("policy: the trained filter in %s", run)
-        return "filter", run
-    shipped = Path(here_or_shipped(SHIPPED_FILTER))
-    if shipped.is_dir() and config.model == ModelConfig(dtype=config.model.dtype, device=config.model.device):
-        log.info("policy: the shipped filter in %s", shipped)
-        return "filter", shipped
-    log.info("policy: threshold, since no trained filter belongs to this model; give policy=FOLDER for one of yours")
+        log.info("policy: the trained policy in %s", run)
+        return trained_policy(run), run
+    if fits:
+        log.info("policy: the shipped policy in %s", shipped)
+        return trained_policy(shipped), shipped
+    log.info("policy: threshold, since no trained policy belongs to this model; give policy=FOLDER for one of yours")
     return "threshold", run

@@ -26,7 +26,7 @@ class MethodOptions:
     policy: str | None = option(
         None,
         f"folder of a trained policy, or {_names('policy', 'oracle', 'search', 'filter')}; null takes the trained "
-        "policy of the configuration's run, else the shipped filter where it fits the model, else threshold",
+        "policy of the configuration's run, else the shipped policy where it fits the model, else threshold",
         path=True,
     )
     options: dict[str, Any] = option({}, "options of the policy, for example {threshold: 0.9}")

@@ -146,12 +146,13 @@ def _log_probability(
     scores: list[Tensor] = []
     for first in range(0, len(contexts), batch_size):
         seen = torch.stack(list(contexts[first : first + batch_size]))
-        score = torch.stack(list(scored[first : first + batch_size])).to(adapter.device)
+        score = torch.stack(list(scored[first : first + batch_size]))
         state = DecodeState.start([prompt] * len(seen), seen.shape[1], model.spec, given=seen, device=adapter.device)
-        plans, _ = NoCache().plan(state, score, None)
-        _, prediction, _ = forward(state, plans, None)
+        host = DecodeState.start([prompt] * len(seen), seen.shape[1], model.spec, given=seen)
+        plans, _ = NoCache().plan(host, score, None)
+        _, prediction, _ = forward(state, host, plans, None)
         assert prediction.logits is not None, "the step was asked for logits"
-        written = tokens.to(adapter.device).expand_as(score)[score]
+        written = tokens.expand_as(score)[score].to(adapter.device)
         log_p = prediction.logits.log_softmax(-1).gather(1, written[:, None])[:, 0].double().cpu()
         scores += log_p.split(score.sum(1).tolist())
     return scores

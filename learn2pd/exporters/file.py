@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from learn2pd.errors import UserError
 from learn2pd.kinds import check_kind
@@ -184,7 +185,8 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path) -> None:
     level = log.level
     log.setLevel(logging.ERROR)  # it says which parts of torchvision it does without
     try:
-        with warnings.catch_warnings():
+        # the exporter writes attention out as this kernel does, whose result has another layout than the fast one's
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 program,

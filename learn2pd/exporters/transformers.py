@@ -34,6 +34,7 @@ from learn2pd.predictors.filter import FilterPolicy, load_policy
 from learn2pd.registry import FAMILIES, build, import_family
 from learn2pd.roles import Policy, StopRule
 from learn2pd.schedulers.blocks import blocks_for
+from learn2pd.tensors import places_of
 from learn2pd.types import DecodeState, ModelSpec, Sampling
 
 GENERATE = '''"""Decode with a learn2pd policy: `model.generate(..., custom_generate=..., policy=...)`.
@@ -68,8 +69,10 @@ class LogitsAdapter(ModelAdapter):
     def new_store(self, rows: int, columns: int) -> KVStore:
         raise UserError("caches need a class of learn2pd: load the model with learn2pd.load_model, or use cache none")
 
-    def _logits(self, tokens: Tensor, position: Tensor, seen: Tensor | None, kept: KVView | None) -> Tensor:
-        """Compute the logits [R, Q, V], which the loop takes for hidden states."""
+    def _logits(
+        self, tokens: Tensor, position: Tensor, seen: Tensor | None, kept: KVView | None, asked: Tensor | None
+    ) -> Tensor:
+        """Compute the logits [R, Q or M, V], which the loop takes for hidden states."""
         given: dict[str, Tensor] = {}
         if seen is not None:
             lacking = {"attention_mask", "position_ids"} - self._takes
@@ -80,7 +83,7 @@ class LogitsAdapter(ModelAdapter):
                 )
             given = {"attention_mask": seen.long(), "position_ids": position.clamp_min(0)}
         logits: Tensor = self.network(input_ids=tokens, **given).logits
-        return logits
+        return logits if asked is None else places_of(logits, asked)
 
     def score(self, hidden: Tensor) -> Tensor:
         return hidden.clone()  # the loop writes into it

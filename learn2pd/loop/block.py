@@ -26,6 +26,7 @@ from learn2pd.types import (
     Commit,
     DecodeState,
     Draw,
+    LogitsPart,
     ModelSpec,
     Prediction,
     RowMemory,
@@ -227,29 +228,24 @@ def _predict(
     rows, places = scored.nonzero(as_tuple=True)
     noise = None
     if sampling.temperature:
-        noise = row_noise(rows, row_generators(state), logits.shape[-1])
+        noise = row_noise(rows.cpu(), row_generators(state), logits.shape[-1]).to(rows.device)
     values = {name: torch.zeros(scored.shape, device=logits.device) for name in EXTRAS if name in needs}
     tokens = torch.zeros_like(state.canvas)
     confidence = torch.zeros(scored.shape, device=logits.device)
-    kept = []
+    kept: list[LogitsPart] = []
     # the float32 logits of a whole batch may not fit into memory
     for part in torch.arange(len(rows), device=rows.device).split(max(1, SCORE_VALUES // logits.shape[-1])):
         at = (rows[part], places[part])
         asked = widened(logits[at])
         asked[:, mask_id] = -torch.inf
         draw = Draw(sampling, None if noise is None else noise[part])
+        if "logits" in needs:
+            kept.append(LogitsPart(*at, asked.clone(), draw))
         tokens[at], sure, extras = propose(asked, draw, needs)
         confidence[at] = sure.float()
         for name, extra in extras.items():
             values[name][at] = extra.float()
-        if "logits" in needs:
-            kept.append(asked)
     failed = confidence.sum(1).isnan()
     valid = scored & ~failed[:, None]
     prediction = Prediction(tokens, confidence.masked_fill(failed[:, None], 0), valid, values)
-    if "logits" in needs:
-        finite = valid[scored]
-        together = torch.cat(kept) if kept else logits.new_zeros(0, logits.shape[-1])
-        draw = Draw(sampling, None if noise is None else noise[finite])
-        prediction = replace(prediction, logits=together[finite], draw=draw)
-    return prediction, failed
+    return replace(prediction, parts=(lambda: kept) if "logits" in needs else None), failed

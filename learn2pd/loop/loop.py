@@ -1,21 +1,23 @@
 """The one decoding loop. It knows no method by name: the caller hands in policy, scheduler, cache and stop rule.
 
-Each step opens a window, plans the forward, runs it, resolves the window by the proposals, lets the policy select a
-commit, adds a position to an empty one, writes it, and closes what the stop rule ends. In the shapes, B is the number
-of rows and G the number of canvas positions.
+Each step plans the forward, runs it, resolves the window by the proposals, lets the policy select a commit, adds a
+position to an empty one, writes it, closes what the stop rule ends, and opens the window of the next step. Then it
+reads the state: a step waits once for the device. In the shapes, B is the number of rows and G the number of canvas
+positions.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from learn2pd.errors import UserError
 from learn2pd.loop.commits import at_least_one, outside, refusal, stays
 from learn2pd.loop.observing import Observer
-from learn2pd.loop.run import Run
+from learn2pd.loop.run import Run, read
 from learn2pd.loop.step import ForwardStep
 from learn2pd.loop.stopwatch import Stopwatch
 from learn2pd.models.adapter import ModelAdapter
@@ -59,18 +61,26 @@ class Loop:
         Args:
             state: The state that `DecodeState.start` made.
         """
-        memories = {role: part.start(state, self.model.spec) for role, part in self.method.parts.items()}
         position = torch.arange(1, state.gen_length + 1, device=state.given.device)
+        policy, scheduler, cache, stop = self.method.policy, self.method.scheduler, self.method.cache, self.method.stop
+        windows = scheduler.start(state, self.model.spec)
+        window = self._next_window(state, windows)
+        host, illegal = read(state, window, torch.zeros_like(state.failed))
         return Run(
             state=state,
+            window=window,
+            policy=policy.start(state, self.model.spec),
+            cache=cache.start(host, self.model.spec),
+            scheduler=windows,
+            stop=stop.start(state, self.model.spec),
             last_given=torch.where(state.given, position, 0).amax(1),
-            illegal=torch.zeros_like(state.failed),
-            store=self.model.new_store(*state.tokens.shape) if self.method.cache.keeps else None,
-            **memories,
+            host=host,
+            illegal=illegal,
+            store=self.model.new_store(*state.tokens.shape) if cache.keeps else None,
         )
 
     def goes_on(self, run: Run) -> bool:
-        """Say whether a row is open, and raise the error of the last step, so that a step waits once for the device.
+        """Say whether a row is open, and raise the error of the last step. Both are known on the host.
 
         Args:
             run: The run.
@@ -80,16 +90,15 @@ class Loop:
                 position.
         """
         policy = self.method.policy
-        stuck = run.state.step > run.state.gen_length + policy.revisions  # every step commits in every open row
-        goes_on, wrong, endless = torch.stack((run.state.open, run.illegal, stuck)).any(1).tolist()
-        if wrong:
+        if bool(run.illegal.any()):
             raise refusal(policy)
-        if endless:
+        # every step commits in every open row
+        if bool((run.host.step > run.host.gen_length + policy.revisions).any()):
             raise UserError(
                 f"scheduler {self.method.scheduler.name!r} and cache {self.method.cache.name!r} leave no position to "
                 "commit: one opens what the other hides"
             )
-        return bool(goes_on)
+        return bool(run.host.open.any())
 
     @torch.no_grad()
     def step(self, run: Run) -> Run:
@@ -103,20 +112,13 @@ class Loop:
         """
         spec = self.model.spec
         policy, scheduler, cache, stop = self.method.policy, self.method.scheduler, self.method.cache, self.method.stop
-        state = run.state
-        opened = state.open
-        window = scheduler.propose(state, run.scheduler)
-        state = replace(state, window=_kept(state, window) if policy.revisions else window)
-        inside = state.window.mask(state.gen_length)
-        score = inside & (opened[:, None] if self.scores_committed else state.masked)
-        score = score | state.masked if self.looks_ahead else score
-        score = score | opened[:, None] if policy.looks_ahead and policy.scores_committed else score
-        plans, plan_memory = cache.plan(state, score, run.cache)
-        state, prediction, broken = self.forward(state, plans, run.store)
+        plans, plan_memory = cache.plan(run.host, self._wanted(run.host), run.cache)
+        opened = run.state.open
+        state = replace(run.state, window=replace(run.window, most=run.host.window.width))
+        state, prediction, broken = self.forward(state, run.host, plans, run.store)
         window = scheduler.resolve(state, state.window, prediction, run.scheduler)
-        if window is not state.window:
-            state = replace(state, window=window)
-            inside = window.mask(state.gen_length)
+        state = replace(state, window=window)
+        inside = window.mask(state.gen_length)
         candidates = state.masked & prediction.valid
         eligible = inside & candidates
         with self.watch("policy"):
@@ -137,7 +139,23 @@ class Loop:
             stays=stays(commit, state, end, policy) & ~broken,
         )
         self.observer.observe(Step(state, prediction, commit, after))
-        return replace(run, state=after, policy=own, cache=plan_memory, illegal=illegal)
+        window = self._next_window(after, run.scheduler)
+        host, illegal = read(after, window, illegal, before=(run.state, run.host))
+        return replace(run, state=after, window=window, policy=own, cache=plan_memory, host=host, illegal=illegal)
+
+    def _wanted(self, state: DecodeState) -> Tensor:
+        """Mark the positions [B, G] for which the model proposes a token in a step."""
+        inside = state.window.mask(state.gen_length)
+        opened = state.open[:, None]
+        score = inside & (opened if self.scores_committed else state.masked)
+        score = score | state.masked if self.looks_ahead else score
+        policy = self.method.policy
+        return score | opened if policy.looks_ahead and policy.scores_committed else score
+
+    def _next_window(self, state: DecodeState, memory: Any) -> Window:
+        """Return the window of the step after a state."""
+        window = self.method.scheduler.propose(state, memory)
+        return _kept(state, window) if self.method.policy.revisions else window
 
 
 def decode_batch(

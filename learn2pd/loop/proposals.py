@@ -48,15 +48,16 @@ def row_generators(state: DecodeState, stream: int = 0) -> list[torch.Generator]
     A generator depends on the row's seed and step alone, so that the other rows of the batch do not change the draws.
 
     Args:
-        state: The state before the step.
+        state: The state before the step. Where it lies on a device, reading its seeds waits for the device.
         stream: What is drawn: 0 the tokens. A policy that draws itself has a number of its own.
 
     Returns:
         One generator for each row, on the CPU.
     """
-    pairs = zip(state.seed.tolist(), state.step.tolist(), strict=True)
+    seeds, steps = torch.stack((state.seed, state.step)).tolist()
     return [
-        torch.Generator().manual_seed((seed * SEED_FACTOR + step + stream * STREAM) % 2**63) for seed, step in pairs
+        torch.Generator().manual_seed((seed * SEED_FACTOR + step + stream * STREAM) % 2**63)
+        for seed, step in zip(seeds, steps, strict=True)
     ]
 
 
@@ -66,19 +67,19 @@ def row_noise(rows: Tensor, generators: Sequence[torch.Generator], vocab_size: i
     The noise is float64, because noise that is made from float32 draws saturates.
 
     Args:
-        rows: [N] long, the row of each position, ascending.
+        rows: [N] long, the row of each position, ascending, on the host.
         generators: One generator for each row of the batch.
         vocab_size: V.
 
     Returns:
-        [N, V] float64.
+        [N, V] float64, on the host.
     """
     counts = torch.bincount(rows, minlength=len(generators)).tolist()
     uniform = [
         torch.rand(count, vocab_size, generator=generator, dtype=torch.float64)
         for count, generator in zip(counts, generators, strict=True)
     ]
-    return -(-torch.cat(uniform).clamp_min(1e-300).log()).log().to(rows.device)
+    return -(-torch.cat(uniform).clamp_min(1e-300).log()).log()
 
 
 def standing(logits: Tensor, tokens: Tensor, needs: frozenset[str]) -> Mapping[str, Tensor]:
@@ -107,7 +108,7 @@ def propose(logits: Tensor, draw: Draw, needs: frozenset[str]) -> tuple[Tensor, 
     """Propose a token for each of N positions.
 
     Args:
-        logits: [N, V] float32, with the mask token at -inf.
+        logits: [N, V] float32, with the mask token at -inf. They are overwritten, since a copy takes as much memory.
         draw: The rule that draws the tokens.
         needs: The extras to compute; names outside `EXTRAS` are ignored.
 
@@ -120,7 +121,7 @@ def propose(logits: Tensor, draw: Draw, needs: frozenset[str]) -> tuple[Tensor, 
     top = logits.topk(2).values if needs & {"margin", "logit_margin"} else logits.amax(-1, keepdim=True)
     best = top[:, :1]
     tokens = draw(logits)
-    below = logits - best  # the difference best - logsumexp would lose digits for confidences near 1
+    below = logits.sub_(best)  # the difference best - logsumexp would lose digits for confidences near 1
     weight = below.gather(1, tokens[:, None])[:, 0].exp()  # [N], of the proposed token relative to the best one
     if "logit_margin" in needs:
         extras["logit_margin"] = top[:, 0] - top[:, 1]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor
 
+from learn2pd.loop.crossing import HOST, crossed
 from learn2pd.models.kv import KVStore
-from learn2pd.types import DecodeState, RowMemory
+from learn2pd.types import DecodeState, RowMemory, Window
 
 
 @dataclass(frozen=True)
@@ -20,21 +21,25 @@ class Run(RowMemory):
 
     Attributes:
         state: The state after the last step.
+        window: The window of the next step.
         policy: The memory of the policy, as the next ones of the other roles.
-        cache: The plan memory.
+        cache: The plan memory, on the host.
         scheduler: The memory of the windows.
         stop: The memory of the endings.
         last_given: [B] long, the position behind the last token that the caller gave.
-        illegal: [B] bool, the rows in which the policy did in the last step what it may not.
+        host: The state and the window of the next step once more, on the host, where the forwards are planned.
+        illegal: [B] bool on the host, the rows in which the policy did in the last step what it may not.
         store: The kept keys and values; None where the cache keeps nothing.
     """
 
     state: DecodeState
+    window: Window
     policy: Any
     cache: Any
     scheduler: Any
     stop: Any
     last_given: Tensor
+    host: DecodeState
     illegal: Tensor
     store: KVStore | None
 
@@ -45,11 +50,37 @@ class Run(RowMemory):
         Args:
             runs: The runs.
         """
-        width = max(run.state.longest_prompt for run in runs)
+        width = max(run.host.longest_prompt for run in runs)
         return super().stack([run._at_width(width) for run in runs])
 
     def _at_width(self, width: int) -> Run:
         """Return the run with another number of columns before the canvas."""
         added = width - self.state.prompt_width
         store = None if self.store is None else self.store.moved(added)
-        return replace(self, state=self.state.moved(added), store=store)
+        return replace(self, state=self.state.moved(added), host=self.host.moved(added), store=store)
+
+
+def read(
+    state: DecodeState, window: Window, illegal: Tensor, before: tuple[DecodeState, DecodeState] | None = None
+) -> tuple[DecodeState, Tensor]:
+    """Bring a state to the host. Only what has changed is read, and this is the one wait of a step.
+
+    Args:
+        state: The state.
+        window: The window of the next step.
+        illegal: [B] bool.
+        before: The state before, on the device and on the host; None where there is none.
+
+    Returns:
+        The state on the host, with the window of the next step, and `illegal` on the host.
+    """
+    values = {field.name: getattr(state, field.name) for field in fields(state) if field.name != "window"}
+    changed = {
+        name: value
+        for name, value in values.items()
+        if value is not None and (before is None or value is not getattr(before[0], name))
+    }
+    *copies, start, stop, illegal = crossed([*changed.values(), window.start, window.stop, illegal], HOST)
+    known = state if before is None else before[1]
+    copied: dict[str, Any] = dict(zip(changed, copies, strict=True))
+    return replace(known, **copied, window=Window(start, stop)), illegal

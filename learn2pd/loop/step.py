@@ -1,26 +1,29 @@
 """The model's part of a step: it runs the forward plans, gathers their proposals and counts forwards and columns.
 
-Nothing else in the package counts forwards. In the shapes, B is the number of rows of the batch, G of canvas positions,
-R of rows of a plan, Q of its query columns, S of its shadow columns, N of scored positions, V of tokens of the
-vocabulary.
+Nothing else in the package counts forwards. The plans lie on the host, so that how much a step computes is known
+without waiting for the device. In the shapes, B is the number of rows of the batch, G of canvas positions, R of rows of
+a plan, Q of its query columns, S of its shadow columns, M of the most scored columns of a row, N of scored positions, V
+of tokens of the vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from learn2pd.loop.attention import AttentionMaps, spread
+from learn2pd.loop.crossing import crossed, upload
 from learn2pd.loop.proposals import EXTRAS, SCORE_VALUES, propose, restrict_ids, row_generators, row_noise, standing
 from learn2pd.loop.stopwatch import Stopwatch
 from learn2pd.models.adapter import ModelAdapter
 from learn2pd.models.kv import KVStore
 from learn2pd.tensors import widened
-from learn2pd.types import DecodeState, Draw, ForwardPlan, Prediction, Sampling
+from learn2pd.types import DecodeState, Draw, ForwardPlan, LogitsPart, Prediction, Sampling
 
 LEAVE_ONE_OUT = ("leave_one_out", "leave_one_out_rank", "leave_one_out_entropy")
 ATTENTION = "attention"
@@ -29,7 +32,7 @@ TOP = "top"
 TOP_TOKENS = 4  # of `Prediction.top_ids`
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Gathered:
     """The proposals of a step, filled plan by plan. Each tensor is [B, G]."""
 
@@ -37,9 +40,30 @@ class _Gathered:
     confidence: Tensor
     valid: Tensor
     extras: dict[str, Tensor]
-    logits: list[tuple[Tensor, Tensor, Tensor | None]]  # places in the batch [N], logits [N, V], noise [N, V]
-    hidden: list[tuple[Tensor, Tensor]]  # places in the batch [N], hidden states [N, D]
     top: list[tuple[Tensor, Tensor, Tensor]]  # places in the batch [N], token ids and probabilities [N, 4]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A plan and its scored positions. Each tensor is [N] long, and on the device where nothing else is said.
+
+    Attributes:
+        plan: The plan, on the device.
+        row: The row of the plan.
+        place: The place among the hidden states that the forward returns.
+        rows: The row of the batch.
+        positions: The generation position.
+        host_rows: `rows` on the host.
+        shadows: The place of the first shadow column among the hidden states.
+    """
+
+    plan: ForwardPlan
+    row: Tensor
+    place: Tensor
+    rows: Tensor
+    positions: Tensor
+    host_rows: Tensor
+    shadows: int
 
 
 class ForwardStep:
@@ -60,13 +84,14 @@ class ForwardStep:
         self.positions_at_a_time = max(1, SCORE_VALUES // model.spec.vocab_size)
 
     def __call__(
-        self, state: DecodeState, plans: Sequence[ForwardPlan], store: KVStore | None
+        self, state: DecodeState, host: DecodeState, plans: Sequence[ForwardPlan], store: KVStore | None
     ) -> tuple[DecodeState, Prediction, Tensor]:
         """Run the plans of one step.
 
         Args:
             state: The state before the forward, with the window that the scheduler opened.
-            plans: The plans that the cache made.
+            host: The same state on the host.
+            plans: The plans that the cache made, on the host.
             store: The buffers for keys and values; None where the cache keeps nothing.
 
         Returns:
@@ -81,138 +106,163 @@ class ForwardStep:
             confidence=torch.zeros(shape, device=device),
             valid=torch.zeros_like(state.masked),
             extras={name: torch.zeros(shape, device=device) for name in names},
-            logits=[],
-            hidden=[],
             top=[],
         )
-        generators = row_generators(state) if self.sampling.temperature else []
+        scored = [self._scored(plan, host, device) for plan in plans]
+        keeps = "logits" in self.needs and sum(len(at.rows) for at in scored) <= self.positions_at_a_time
+        hidden = []
+        kept: list[LogitsPart] = []
         attention = None
         forwards = state.forwards
         columns = state.columns
-        for plan in plans:
-            if self.needs.intersection(LEAVE_ONE_OUT):
-                plan = with_shadows(plan, state)
+        for at in scored:
             maps = AttentionMaps(self.model.network.config.num_hidden_layers) if ATTENTION in self.needs else None
-            with maps or nullcontext():
-                self._run(state, plan, store, gathered, generators)
+            with maps or nullcontext(), torch.inference_mode(), self.watch("forward"):
+                states = self.model.forward(state.tokens, at.plan, store)  # [R, Q + S or M + S, D]
+                hidden.append(states[at.row, at.place])
+            with torch.no_grad() if keeps else torch.inference_mode(), self.watch("score"):
+                parts: Iterable[LogitsPart] = self._parts(hidden[-1], at, state, host)
+                if keeps:
+                    kept += (parts := list(parts))
+                self._propose(parts, gathered, overwrites=not keeps)
+                if at.plan.shadow is not None:
+                    self._score_shadows(state, at.plan, at.plan.shadow, states[:, at.shadows :], gathered)
+            gathered.valid[at.rows, at.positions] = True
             if maps is not None:
-                attention = spread(maps, plan, state)
-            forwards = forwards.index_add(0, plan.rows, torch.ones_like(plan.rows))
-            columns = columns.index_add(0, plan.rows, plan.columns)
+                attention = spread(maps, at.plan, state)
+            forwards = forwards.index_add(0, at.plan.rows, torch.ones_like(at.plan.rows))
+            columns = columns.index_add(0, at.plan.rows, at.plan.columns)
         broken = gathered.confidence.sum(1).isnan()  # the softmax of logits that are not finite is NaN
         nothing = broken[:, None]
-        valid = gathered.valid.masked_fill(nothing, False)
-        confidence = gathered.confidence.masked_fill(nothing, 0)
-        prediction = Prediction(gathered.tokens, confidence, valid, gathered.extras)
-        if ATTENTION in self.needs:
-            prediction = replace(prediction, attention=attention)
-        if gathered.logits:
-            prediction = self._with_logits(prediction, gathered.logits)
-        if gathered.hidden:
-            order = _order(torch.cat([place for place, _ in gathered.hidden]), prediction)
-            prediction = replace(prediction, hidden=torch.cat([states for _, states in gathered.hidden])[order])
+        prediction = Prediction(
+            gathered.tokens,
+            gathered.confidence.masked_fill(nothing, 0),
+            gathered.valid.masked_fill(nothing, False),
+            gathered.extras,
+            attention=attention,
+        )
+        if "logits" in self.needs:
+
+            def again() -> Iterator[LogitsPart]:
+                for states, at in zip(hidden, scored, strict=True):
+                    yield from self._parts(states, at, state, host)
+
+            prediction = replace(prediction, parts=(lambda: kept) if keeps else again)
+        if HIDDEN in self.needs and hidden:
+            order = _order(torch.cat([at.rows * shape[1] + at.positions for at in scored]), prediction)
+            prediction = replace(prediction, hidden=torch.cat(hidden)[order])
         if gathered.top:
-            places, ids, shares = (torch.cat(parts) for parts in zip(*gathered.top, strict=True))
+            places, ids, shares = (torch.cat(values) for values in zip(*gathered.top, strict=True))
             order = _order(places, prediction)
             prediction = replace(prediction, top_ids=ids[order], top_shares=shares[order])
         return replace(state, forwards=forwards, columns=columns), prediction, broken
 
-    @torch.inference_mode()
-    def _run(
-        self,
-        state: DecodeState,
-        plan: ForwardPlan,
-        store: KVStore | None,
-        gathered: _Gathered,
-        generators: Sequence[torch.Generator],
-    ) -> None:
-        """Run a plan and write its proposals into `gathered`.
-
-        Only here the model runs in inference mode, in which torch keeps no books. `gathered` is made outside, so that
-        what a policy or an observer receives can be used in training.
-        """
-        with self.watch("forward"):
-            hidden = self.model.forward(state.tokens, plan, store)  # [R, Q + S, D]
-        self._score(state, plan, hidden, gathered, generators)
-        if plan.shadow is not None:
-            self._score_shadows(state, plan, plan.shadow, hidden[:, plan.query.shape[1] :], gathered)
-
-    def _score(
-        self,
-        state: DecodeState,
-        plan: ForwardPlan,
-        hidden: Tensor,
-        gathered: _Gathered,
-        generators: Sequence[torch.Generator],
-    ) -> None:
-        """Write the proposals of the columns that the plan scores into `gathered`."""
-        row, place = plan.score.nonzero(as_tuple=True)  # [N] long each, row of the plan and place in its query
-        hidden = hidden[row, place - 1 if self.model.spec.shifted_logits else place]
+    def _scored(self, plan: ForwardPlan, host: DecodeState, device: torch.device) -> _Scored:
+        """Complete a plan of the host, and copy it with the places of its scored positions to the device."""
+        if self.needs.intersection(LEAVE_ONE_OUT):
+            plan = with_shadows(plan, host)
+        shift = int(self.model.spec.shifted_logits)
+        row, place = plan.score.nonzero(as_tuple=True)
         rows = plan.rows[row]
-        positions = plan.query[row, place] - state.prompt_width
-        with self.watch("score"):
-            for part, at in self._parts(hidden, rows, positions):
-                logits = self._logits(part, state, at)
-                if TOP in self.needs:
-                    best = logits.topk(TOP_TOKENS)
-                    shares = (best.values - logits.logsumexp(-1, keepdim=True)).exp()
-                    gathered.top.append((at[0] * state.gen_length + at[1], best.indices, shares.float()))
-                draw = Draw(self.sampling, row_noise(at[0], generators, logits.shape[-1]) if generators else None)
-                gathered.tokens[at], confidence, extras = propose(logits, draw, self.needs)
-                gathered.confidence[at] = confidence.float()
-                for name, values in extras.items():
-                    gathered.extras[name][at] = values.float()
-                if "logits" in self.needs:
-                    gathered.logits.append((at[0] * state.gen_length + at[1], logits, draw.noise))
-        if HIDDEN in self.needs:
-            gathered.hidden.append((rows * state.gen_length + positions, hidden))
-        gathered.valid[rows, positions] = True
+        positions = plan.query[row, place] - host.prompt_width
+        shadows = plan.query.shape[1]
+        # the maps of the attention read every query
+        asked = None if ATTENTION in self.needs else places_asked(plan, shift)
+        if asked is None:
+            place = place - shift
+        else:
+            plan = replace(plan, asked=asked)
+            place = (plan.score.cumsum(1) - 1)[row, place]
+            shadows = asked.shape[1] - (0 if plan.shadow is None else plan.shadow.shape[1])
+        values = {name: value for name, value in vars(plan).items() if isinstance(value, Tensor)}
+        *copies, row, place, moved, positions = crossed([*values.values(), row, place, rows, positions], device)
+        copied: dict[str, Any] = dict(zip(values, copies, strict=True))
+        return _Scored(replace(plan, **copied), row, place, moved, positions, rows, shadows)
+
+    def _propose(self, parts: Iterable[LogitsPart], gathered: _Gathered, overwrites: bool) -> None:
+        """Write the proposals of a plan into `gathered`.
+
+        Args:
+            parts: The logits.
+            gathered: The proposals.
+            overwrites: True where nobody reads the logits afterwards.
+        """
+        for part in parts:
+            at = part.rows, part.positions
+            logits = part.logits if overwrites else part.logits.clone()
+            if TOP in self.needs:
+                best = logits.topk(TOP_TOKENS)
+                shares = (best.values - logits.logsumexp(-1, keepdim=True)).exp().float()
+                place = part.rows * gathered.tokens.shape[1] + part.positions
+                gathered.top.append((place, best.indices, shares))
+            gathered.tokens[at], confidence, extras = propose(logits, part.draw, self.needs)
+            gathered.confidence[at] = confidence.float()
+            for name, values in extras.items():
+                gathered.extras[name][at] = values.float()
+            del part, logits  # the next part is made while a name in this loop would still hold this one
 
     def _score_shadows(
         self, state: DecodeState, plan: ForwardPlan, shadow: Tensor, hidden: Tensor, gathered: _Gathered
     ) -> None:
-        """Write what is known of each shadow column's token, given all tokens but itself, into `gathered`."""
-        with self.watch("score"):
-            rows = plan.rows[:, None].expand_as(shadow).flatten()
-            positions = shadow.flatten() - state.prompt_width
-            for part, at in self._parts(hidden.flatten(0, 1), rows, positions):
-                logits = self._logits(part, state, at)
-                for name, values in standing(logits, state.canvas[at], self.needs).items():
-                    gathered.extras[name][at] = values.float()
+        """Write what is known of each shadow column's token, given all tokens but itself, into `gathered`.
 
-    def _parts(self, hidden: Tensor, rows: Tensor, positions: Tensor) -> Iterable[tuple[Tensor, tuple[Tensor, Tensor]]]:
-        """Split N positions into a few at a time, since the logits of all of them may not fit into memory.
+        Args:
+            state: The state before the step.
+            plan: The plan.
+            shadow: [R, S] long, its shadow columns.
+            hidden: [R, S, D].
+            gathered: The proposals.
+        """
+        size = self.positions_at_a_time
+        rows = plan.rows[:, None].expand_as(shadow).flatten()
+        positions = shadow.flatten() - state.prompt_width
+        columns = (hidden.flatten(0, 1), rows, positions)
+        for part, *at in zip(*(column.split(size) for column in columns), strict=True):
+            described = standing(self._logits(part, state, *at), state.canvas[*at], self.needs)
+            for name, values in described.items():
+                gathered.extras[name][*at] = values.float()
+
+    def _parts(self, hidden: Tensor, at: _Scored, state: DecodeState, host: DecodeState) -> Iterator[LogitsPart]:
+        """Yield the logits of N positions, a few at a time, since the logits of all of them may not fit into memory.
 
         Args:
             hidden: [N, D].
-            rows: [N] long.
-            positions: [N] long.
-
-        Returns:
-            The hidden states of each part, and the row and the generation position of each of them.
+            at: The positions.
+            state: The state before the step.
+            host: The same state on the host.
         """
         size = self.positions_at_a_time
-        places = zip(rows.split(size), positions.split(size), strict=True)
-        return zip(hidden.split(size), places, strict=True)
+        generators = row_generators(host) if self.sampling.temperature else []
+        columns = (hidden, at.rows, at.positions, at.host_rows)
+        for part, rows, positions, host_rows in zip(*(column.split(size) for column in columns), strict=True):
+            # no name here holds the logits of a part while the next part is made
+            yield self._part(part, rows, positions, host_rows, state, generators)
 
-    def _logits(self, hidden: Tensor, state: DecodeState, at: tuple[Tensor, Tensor]) -> Tensor:
+    def _part(
+        self,
+        hidden: Tensor,
+        rows: Tensor,
+        positions: Tensor,
+        host_rows: Tensor,
+        state: DecodeState,
+        generators: Sequence[torch.Generator],
+    ) -> LogitsPart:
+        logits = self._logits(hidden, state, rows, positions)
+        noise = upload(row_noise(host_rows, generators, logits.shape[-1]), logits.device) if generators else None
+        return LogitsPart(rows, positions, logits, Draw(self.sampling, noise))
+
+    def _logits(self, hidden: Tensor, state: DecodeState, rows: Tensor, positions: Tensor) -> Tensor:
         """Return logits [N, V] in at least float32, with -inf at the mask token and at ids that are not allowed.
 
         Args:
             hidden: [N, D].
             state: The state before the step.
-            at: The row and the generation position of each hidden state, [N] long each.
+            rows: [N] long, the row of each hidden state.
+            positions: [N] long, the generation position of each hidden state.
         """
         logits = widened(self.model.score(hidden))
         logits[:, self.model.spec.mask_id] = -torch.inf
-        return logits if state.allowed is None else restrict_ids(logits, state.allowed[at])
-
-    def _with_logits(self, prediction: Prediction, parts: list[tuple[Tensor, Tensor, Tensor | None]]) -> Prediction:
-        """Add the logits and the noise of all plans to the prediction, in the row-major order of `valid`."""
-        order = _order(torch.cat([part[0] for part in parts]), prediction)
-        noise = None if parts[0][2] is None else torch.cat([part[2] for part in parts if part[2] is not None])[order]
-        logits = torch.cat([part[1] for part in parts])[order]
-        return replace(prediction, logits=logits, draw=Draw(self.sampling, noise))
+        return logits if state.allowed is None else restrict_ids(logits, state.allowed[rows, positions])
 
 
 def _order(place: Tensor, prediction: Prediction) -> Tensor:
@@ -221,18 +271,40 @@ def _order(place: Tensor, prediction: Prediction) -> Tensor:
     return order[prediction.valid.flatten()[place[order]]]
 
 
+def places_asked(plan: ForwardPlan, shift: int) -> Tensor | None:
+    """Return the places whose hidden states a plan needs: those of the scored and of the shadow columns.
+
+    Args:
+        plan: The plan, on the host.
+        shift: 1 where the output at a column predicts the token of the next one, else 0.
+
+    Returns:
+        [R, M + S] long, the places of the scored columns of each row in their order, other places behind them, and then
+        those of the shadow columns. None where all places are needed.
+    """
+    queries = plan.query.shape[1]
+    most = max(1, int(plan.score.sum(1).max()))
+    if most >= queries:
+        return None
+    asked = (plan.score.int().argsort(dim=1, descending=True, stable=True)[:, :most] - shift).clamp_min(0)
+    if plan.shadow is None:
+        return asked
+    shadows = queries + torch.arange(plan.shadow.shape[1], device=asked.device)
+    return torch.cat((asked, shadows.expand(len(asked), -1)), dim=1)
+
+
 def with_shadows(plan: ForwardPlan, state: DecodeState) -> ForwardPlan:
     """Add a shadow column to the plan for every committed position in the windows of its rows.
 
     Args:
-        plan: The plan without shadow columns.
-        state: The state before the forward.
+        plan: The plan without shadow columns, on the host.
+        state: The state before the forward, on the host.
 
     Returns:
         The plan with shadow columns; the same plan where no position of a window is committed.
     """
     committed = (state.window.mask(state.gen_length) & state.decided & ~state.given)[plan.rows]
-    width = int(committed.sum(1).max())  # this waits for the device
+    width = int(committed.sum(1).max())
     if not width:
         return plan
     # [R, S] long, the committed positions of each row first, other positions behind them

@@ -51,7 +51,8 @@ class ModelAdapter:
             store: The keys and values of the run; None where the cache keeps nothing.
 
         Returns:
-            [R, Q + S, D], the hidden states of the query columns, and behind them those of the shadow columns.
+            [R, Q + S, D], the hidden states of the query columns, and behind them those of the shadow columns; those
+            of `plan.asked` alone where it is given.
         """
         rows = plan.rows[:, None]
         query = tokens[rows, plan.query]
@@ -66,7 +67,7 @@ class ModelAdapter:
             query = torch.cat((query, unknown), dim=1)
             position = torch.cat((position, place - self._pad(plan)), dim=1)
             seen = self._with_shadows(plan, seen, place)
-        return self._hidden(query, position, seen, store.view(plan) if store is not None else None)
+        return self._hidden(query, position, seen, store.view(plan) if store is not None else None, plan.asked)
 
     def score(self, hidden: Tensor) -> Tensor:
         """Project hidden states to the vocabulary.

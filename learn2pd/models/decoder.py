@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from learn2pd.models.kv import KVView
-from learn2pd.models.layers import RMSNorm, attend_by_head
+from learn2pd.models.layers import Asked, RMSNorm, attend_by_head
 from learn2pd.models.network import DiffusionNetwork, Parts
 
 
@@ -38,12 +38,20 @@ class Attention(nn.Module):
         self.k_norm = nn.Identity() if norm_eps is None else RMSNorm(head_width, norm_eps)
 
     def forward(
-        self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int
+        self,
+        x: Tensor,
+        tables: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        kept: KVView | None,
+        layer: int,
+        asked: Asked | None = None,
     ) -> Tensor:
+        queried = x if asked is None else asked.of(x)
         q, k, v = (
-            project(x).unflatten(-1, (-1, self.head_width)) for project in (self.q_proj, self.k_proj, self.v_proj)
+            project(columns).unflatten(-1, (-1, self.head_width))
+            for project, columns in ((self.q_proj, queried), (self.k_proj, x), (self.v_proj, x))
         )
-        return self.o_proj(attend_by_head(self.q_norm(q), self.k_norm(k), v, tables, mask, kept, layer))
+        return self.o_proj(attend_by_head(self.q_norm(q), self.k_norm(k), v, tables, mask, kept, layer, asked))
 
 
 class DecoderLayer(nn.Module):
@@ -63,7 +71,13 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int
+        self,
+        x: Tensor,
+        tables: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        kept: KVView | None,
+        layer: int,
+        asked: Asked | None = None,
     ) -> Tensor:
         """Run the layer.
 
@@ -73,11 +87,13 @@ class DecoderLayer(nn.Module):
             mask: [R, 1, 1 or Q, K] bool, True where a query attends to a column; None attends everywhere.
             kept: The kept keys and values; None attends to the query itself.
             layer: The number of the layer.
+            asked: The columns whose outputs are read; None for all.
 
         Returns:
-            [R, Q, D].
+            [R, Q or M, D].
         """
-        x = x + self.self_attn(self.input_layernorm(x), tables, mask, kept, layer)
+        mixed = self.self_attn(self.input_layernorm(x), tables, mask, kept, layer, asked)
+        x = (x if asked is None else asked.of(x)) + mixed
         return x + self.mlp(self.post_attention_layernorm(x))
 
 

@@ -1,16 +1,18 @@
 """The layers that the families' transformers share: norm, rotary positions, attention, feed-forward.
 
-In the shapes, R is the number of rows, Q of query columns, K of attended columns.
+In the shapes, R is the number of rows, Q of query columns, K of attended columns, M of columns whose outputs are read.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from learn2pd.models.kv import KVView
-from learn2pd.tensors import widened
+from learn2pd.tensors import places_of, widened
 
 EXCHANGED = range(4, 9)  # rows of a product with a large weight that are faster as columns
 LARGE_VOCABULARY = 32_768
@@ -71,8 +73,48 @@ def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), dim=-1)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The columns of the last layer whose outputs somebody reads. Only they need queries and a feed-forward layer.
+
+    Attributes:
+        places: [R, M] long, the places of the columns in the query.
+        tables: The cosines and sines of `rotary_tables` of these columns.
+        mask: [R, 1, 1 or M, K] bool, as for `attend`, of these columns.
+    """
+
+    places: Tensor
+    tables: tuple[Tensor, Tensor]
+    mask: Tensor | None
+
+    @classmethod
+    def at(cls, places: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None) -> Asked:
+        """Choose tables and mask.
+
+        Args:
+            places: [R, M] long.
+            tables: The cosines and sines of all columns of the query.
+            mask: [R, 1, 1 or Q, K] bool, of all columns of the query, or None.
+        """
+        cos, sin = (table[:, 0].expand(len(places), -1, -1) for table in tables)
+        if mask is not None and mask.shape[2] > 1:
+            mask = places_of(mask[:, 0], places)[:, None]
+        return cls(places, (places_of(cos, places)[:, None], places_of(sin, places)[:, None]), mask)
+
+    def of(self, x: Tensor) -> Tensor:
+        """Take the columns out of values [R, Q, D]."""
+        return places_of(x, self.places)
+
+
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: tuple[Tensor, Tensor],
+    mask: Tensor | None,
+    kept: KVView | None,
+    layer: int,
+    asked: Asked | None = None,
 ) -> Tensor:
     """Compute attention of the query columns to themselves or, with `kept`, to the columns of its span.
 
@@ -84,17 +126,25 @@ def attend(
         mask: [R, 1, 1 or Q, K] bool, True where a query attends to a column; None attends everywhere.
         kept: It keeps k and v, and returns those of all K columns; with None, K = Q.
         layer: The number of the layer.
+        asked: The columns from which the queries come; None for all, else M of them are in `q`.
 
     Returns:
-        [R, Q, n_heads * head_width].
+        [R, Q or M, n_heads * head_width].
     """
     head_width = tables[0].shape[-1]
     q, k, v = (x.unflatten(-1, (-1, head_width)) for x in (q, k, v))
-    return attend_by_head(q, k, v, tables, mask, kept, layer)
+    return attend_by_head(q, k, v, tables, mask, kept, layer, asked)
 
 
 def attend_by_head(
-    q: Tensor, k: Tensor, v: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: tuple[Tensor, Tensor],
+    mask: Tensor | None,
+    kept: KVView | None,
+    layer: int,
+    asked: Asked | None = None,
 ) -> Tensor:
     """Compute attention as `attend` does, of queries, keys and values that are already split into heads.
 
@@ -106,13 +156,16 @@ def attend_by_head(
         mask: As for `attend`.
         kept: As for `attend`.
         layer: The number of the layer.
+        asked: As for `attend`.
 
     Returns:
-        [R, Q, n_heads * head_width].
+        [R, Q or M, n_heads * head_width].
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [R, heads, Q, head_width]
-    q = rotate(q, tables)
     k = rotate(k, tables)
+    if asked is not None:
+        tables, mask = asked.tables, asked.mask
+    q = rotate(q, tables)
     if kept is not None:
         k, v = kept.update(layer, k, v)
     mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=k.shape[1] != q.shape[1])

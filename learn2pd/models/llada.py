@@ -20,7 +20,7 @@ from transformers import PretrainedConfig
 
 from learn2pd.models.fields import check_positive, check_whole, plain_rotation
 from learn2pd.models.kv import KVView
-from learn2pd.models.layers import RMSNorm, attend
+from learn2pd.models.layers import Asked, RMSNorm, attend
 from learn2pd.models.network import DiffusionNetwork, Parts
 
 # The values that the `llama` block fixes. Without a check, another value would silently compute something else.
@@ -165,7 +165,13 @@ class LLaDABlock(nn.Module):
         self.ff_norm = RMSNorm(config.d_model, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int
+        self,
+        x: Tensor,
+        tables: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        kept: KVView | None,
+        layer: int,
+        asked: Asked | None = None,
     ) -> Tensor:
         """Run the layer.
 
@@ -175,13 +181,16 @@ class LLaDABlock(nn.Module):
             mask: [R, 1, 1 or Q, K] bool, True where a query attends to a column; None attends everywhere.
             kept: The kept keys and values; None attends to the query itself.
             layer: The number of the layer.
+            asked: The columns whose outputs are read; None for all.
 
         Returns:
-            [R, Q, D].
+            [R, Q or M, D].
         """
         normed = self.attn_norm(x)
-        mixed = attend(self.q_proj(normed), self.k_proj(normed), self.v_proj(normed), tables, mask, kept, layer)
-        x = x + self.attn_out(mixed)
+        k, v = self.k_proj(normed), self.v_proj(normed)
+        if asked is not None:
+            x, normed = asked.of(x), asked.of(normed)
+        x = x + self.attn_out(attend(self.q_proj(normed), k, v, tables, mask, kept, layer, asked))
         normed = self.ff_norm(x)
         return x + self.ff_out(functional.silu(self.ff_proj(normed)) * self.up_proj(normed))
 

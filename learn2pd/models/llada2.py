@@ -32,7 +32,7 @@ from learn2pd.models.fields import (
     take_fields,
 )
 from learn2pd.models.kv import KVView
-from learn2pd.models.layers import RMSNorm, SwiGLU, attend_by_head
+from learn2pd.models.layers import Asked, RMSNorm, SwiGLU, attend_by_head
 from learn2pd.models.network import DiffusionNetwork, Parts
 
 # The only values that this file implements. Without a check, another value would silently compute something else.
@@ -195,10 +195,19 @@ class LLaDA2Attention(nn.Module):
         self.dense = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
 
     def forward(
-        self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int
+        self,
+        x: Tensor,
+        tables: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        kept: KVView | None,
+        layer: int,
+        asked: Asked | None = None,
     ) -> Tensor:
         q, k, v = self.query_key_value(x).unflatten(-1, (sum(self.parts), -1)).split(self.parts, dim=2)
-        return self.dense(attend_by_head(self.query_layernorm(q), self.key_layernorm(k), v, tables, mask, kept, layer))
+        if asked is not None:
+            q = asked.of(q.flatten(2)).unflatten(-1, (self.parts[0], -1))
+        q, k = self.query_layernorm(q), self.key_layernorm(k)
+        return self.dense(attend_by_head(q, k, v, tables, mask, kept, layer, asked))
 
 
 class LLaDA2Gate(nn.Module):
@@ -257,10 +266,17 @@ class LLaDA2Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, kept: KVView | None, layer: int
+        self,
+        x: Tensor,
+        tables: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        kept: KVView | None,
+        layer: int,
+        asked: Asked | None = None,
     ) -> Tensor:
         """Run the layer. The arguments are those of `decoder.DecoderLayer`."""
-        x = x + self.attention(self.input_layernorm(x), tables, mask, kept, layer)
+        mixed = self.attention(self.input_layernorm(x), tables, mask, kept, layer, asked)
+        x = (x if asked is None else asked.of(x)) + mixed
         return x + self.mlp(self.post_attention_layernorm(x))
 
 

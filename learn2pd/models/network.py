@@ -13,7 +13,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from learn2pd.errors import UserError
 from learn2pd.models.experts import MixtureOfExperts
 from learn2pd.models.kv import KVStore, KVView
-from learn2pd.models.layers import RMSNorm, project, rotary_tables
+from learn2pd.models.layers import Asked, RMSNorm, project, rotary_tables
 from learn2pd.registry import EXPORTERS
 
 
@@ -23,7 +23,7 @@ class Parts(NamedTuple):
     Attributes:
         embedding: The input embedding.
         layers: The layers. The network calls each one with x [R, Q, D], the rotary tables, the mask
-            [R, 1, 1 or Q, K] or None, the kept keys and values or None, and its number.
+            [R, 1, 1 or Q, K] or None, the kept keys and values or None, its number, and `Asked` columns or None.
         norm: The last norm.
     """
 
@@ -111,6 +111,7 @@ class DiffusionNetwork(PreTrainedModel):
         position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         kept: KVView | None = None,
+        asked: Tensor | None = None,
     ) -> Tensor:
         """Compute the final hidden states.
 
@@ -120,9 +121,11 @@ class DiffusionNetwork(PreTrainedModel):
             attention_mask: [R, K], or [R, Q, K] with a row for each query, nonzero where a column may be attended to.
                 None attends everywhere.
             kept: The kept keys and values of other columns; with None, K = Q.
+            asked: [R, M] long, the places in the query whose hidden states are wanted; None for all. The last layer
+                computes queries and the feed-forward at these places alone, and keys and values at all.
 
         Returns:
-            [R, Q, D] in the type of the weights.
+            [R, Q or M, D] in the type of the weights.
         """
         parts = self.parts()
         if position_ids is None:
@@ -132,8 +135,10 @@ class DiffusionNetwork(PreTrainedModel):
             mask = attention_mask.bool().view(len(attention_mask), 1, -1, attention_mask.shape[-1])
         tables = rotary_tables(position_ids, self.rotary_width, self.config.rope_theta)
         x = parts.embedding(input_ids)
+        last = len(parts.layers) - 1
         for number, layer in enumerate(parts.layers):
-            x = layer(x, tables, mask, kept, number)
+            columns = None if asked is None or number < last else Asked.at(asked, tables, mask)
+            x = layer(x, tables, mask, kept, number, columns)
         return parts.norm(x)
 
     def score(self, hidden: Tensor) -> Tensor:

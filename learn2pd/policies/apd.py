@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,7 @@ import torch
 from torch import Tensor
 
 from learn2pd.errors import check_at_least
+from learn2pd.loop.crossing import upload
 from learn2pd.models.identity import file_states
 from learn2pd.policies.verifier import Verifier, VerifierMemory, load_verifier
 from learn2pd.roles import Policy
@@ -74,29 +74,30 @@ class APDPolicy(Policy):
         return self.verifier.start(state)
 
     def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: VerifierMemory) -> Commit:
-        rows = eligible.any(1).nonzero()[:, 0]
-        if not len(rows):
-            return Commit(eligible)
-        assert prediction.logits is not None
-        assert prediction.draw is not None
-        drafted = torch.where(eligible, prediction.tokens, state.canvas)
-        tokens = torch.cat((state.tokens[:, : state.prompt_width], drafted), dim=1)
+        asked = eligible.any(1)
         first = eligible.int().argmax(1)
         stop = eligible.shape[1] - eligible.flip(1).int().argmax(1)
-        first_column = first[rows] + state.prompt_width
-        stop_column = stop[rows] + state.prompt_width
-        scores, offset, memory = self.verifier.score(tokens, state.pad, rows, first_column, stop_column, memory)
-        place = eligible[rows].nonzero()  # [N, 2] long, number in `rows` and generation position
-        joint = scores[place[:, 0], place[:, 1] + state.prompt_width - offset]  # [N, V]
-        scored = eligible[prediction.valid]  # bool, the scored positions that are eligible
-        width = min(joint.shape[1], prediction.logits.shape[1])
-        mixture = self.mixture_weight * prediction.logits[scored, :width] + (1 - self.mixture_weight) * joint[:, :width]
-        noise = prediction.draw.noise
-        target = replace(prediction.draw, noise=None if noise is None else noise[scored])(mixture)
+        # the size of the verifier's forward follows from these: this waits for the device
+        described = torch.stack((asked, first, stop), 1).tolist()
+        bounds = [(row, begin, end) for row, (is_asked, begin, end) in enumerate(described) if is_asked]
+        if not bounds:
+            return Commit(eligible)
+        rows, begins, ends = zip(*bounds, strict=True)
+        drafted = torch.where(eligible, prediction.tokens, state.canvas)
+        tokens = torch.cat((state.tokens[:, : state.prompt_width], drafted), dim=1)
+        columns = min(begins) + state.prompt_width, max(ends) + state.prompt_width
+        scores, memory = self.verifier.score(
+            tokens, state.pad, upload(torch.tensor(rows), first.device), columns, memory
+        )
+        number = (asked.cumsum(0) - 1).clamp_min(0)  # [B] long, the place of each row among those that are scored
         differs = torch.zeros_like(eligible)
-        differs[rows[place[:, 0]], place[:, 1]] = target != prediction.tokens[rows[place[:, 0]], place[:, 1]]
-        differs = differs & (torch.arange(eligible.shape[1], device=first.device) != first[:, None])
-        return Commit(eligible & (differs.cumsum(1) == 0), auxiliary=eligible.any(1).long(), memory=memory)
+        for part in prediction.logits_parts():
+            joint = scores(number[part.rows], part.positions + state.prompt_width)
+            width = min(joint.shape[1], part.logits.shape[1])
+            mixture = self.mixture_weight * part.logits[:, :width] + (1 - self.mixture_weight) * joint[:, :width]
+            differs[part.rows, part.positions] = part.draw(mixture) != part.of(prediction.tokens)
+        differs = differs & eligible & (torch.arange(eligible.shape[1], device=first.device) != first[:, None])
+        return Commit(eligible & (differs.cumsum(1) == 0), auxiliary=asked.long(), memory=memory)
 
 
 @functools.lru_cache(maxsize=1)

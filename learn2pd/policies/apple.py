@@ -36,6 +36,7 @@ from torch.nn import functional
 
 from learn2pd.errors import UserError, first_line
 from learn2pd.files import read_json
+from learn2pd.loop.crossing import upload
 from learn2pd.loop.proposals import row_generators
 from learn2pd.roles import Policy
 from learn2pd.tensors import canvas_view, most_confident, window_view
@@ -242,7 +243,7 @@ class ApplePolicy(Policy):
         bar = torch.full_like(probability, 0.5)
         if self.sample:
             draws = [torch.rand(state.gen_length, generator=generator) for generator in row_generators(state, DRAWS)]
-            bar = torch.stack(draws).to(probability.device)
+            bar = upload(torch.stack(draws), probability.device)
         drawn = eligible & (probability > bar)
         best = most_confident(logits, eligible) & ~drawn.any(1, keepdim=True)
         return Commit(drawn | best, forced=best)
@@ -263,7 +264,7 @@ class ApplePolicy(Policy):
         if self.full_context:
             return network(state.masked, confidence, time, torch.ones_like(state.masked))
         window = state.window
-        width = int((window.stop - window.start).max())  # this waits for the device
+        width = window.width
         masked, confidence = (window_view(values, window, width) for values in (state.masked, confidence))
         real = torch.arange(width, device=time.device) < (window.stop - window.start)[:, None]
         return canvas_view(network(masked, confidence, time, real), window, state.gen_length)

@@ -21,7 +21,7 @@ mask token is no candidate; here the mask token is never proposed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -70,20 +70,20 @@ class CreditPolicy(Policy):
         return Credit(torch.zeros(*state.masked.shape, spec.vocab_size, device=state.masked.device))
 
     def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: Credit) -> Commit:
-        assert prediction.logits is not None
-        assert prediction.draw is not None
-        at = eligible.nonzero(as_tuple=True)
-        scored = eligible[prediction.valid]
-        logits = prediction.logits[scored, : memory.credit.shape[2]].float()
-        probability, token = logits.softmax(-1).max(-1, keepdim=True)
-        credit = memory.credit[at] * self.decay
-        credit = credit.scatter_add(1, token, probability**self.boost)
-        fused = logits + self.weight * credit.log1p()
-        noise = prediction.draw.noise
-        proposed = replace(prediction.draw, noise=None if noise is None else noise[scored])(fused)
-        tokens = prediction.tokens.index_put(at, proposed)
+        credits = memory.credit.clone()
+        tokens = prediction.tokens.clone()
         confidence = torch.zeros_like(prediction.confidence)
-        confidence[at] = fused.softmax(-1).gather(1, proposed[:, None])[:, 0]
+        for part in prediction.logits_parts():
+            at = part.rows, part.positions
+            asked = part.of(eligible)
+            logits = part.logits[:, : credits.shape[2]].float()
+            probability, token = logits.softmax(-1).max(-1, keepdim=True)
+            credit = (credits[at] * self.decay).scatter_add(1, token, probability**self.boost)
+            fused = logits + self.weight * credit.log1p()
+            proposed = part.draw(fused)
+            sure = fused.softmax(-1).gather(1, proposed[:, None])[:, 0]
+            tokens[at] = torch.where(asked, proposed, tokens[at])
+            confidence[at] = torch.where(asked, sure, 0.0)
+            credits[at] = torch.where(asked[:, None], credit, credits[at])
         bar = (confidence.amax(1, keepdim=True) - NEAR_TIE).clamp_max(self.threshold)
-        memory = Credit(memory.credit.index_put(at, credit))
-        return Commit(eligible & (confidence >= bar), tokens=tokens, memory=memory)
+        return Commit(eligible & (confidence >= bar), tokens=tokens, memory=Credit(credits))

@@ -95,7 +95,7 @@ class DawnPolicy(Policy):
         left = eligible & (confidence >= self.low_threshold) & ~sure & ~induced
         left = left & ~(among & kept_away[:, None]).any(2)
         committed = sure | induced
-        while left.any():  # this waits for the device
+        for _ in range(int(left.sum(1).max())):  # this waits for the device
             best = most_confident(confidence, left)
             committed = committed | best
             left = left & ~best & ~(among & best[:, None]).any(2)

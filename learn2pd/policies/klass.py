@@ -130,11 +130,15 @@ class KlassPolicy(Policy):
         Returns:
             `probability` and `divergence` of the next memory.
         """
-        assert prediction.logits is not None
         scored = state.masked & prediction.valid
-        at = scored.nonzero(as_tuple=True)
-        now = prediction.logits[scored[prediction.valid], : memory.probability.shape[2]].float().softmax(-1)
-        before = memory.probability[at]
-        change = (now * ((now + SMALLEST).log() - (before + SMALLEST).log())).sum(-1, keepdim=True)
-        divergence = torch.cat((memory.divergence[at][:, 1:], change), dim=1)
-        return memory.probability.index_put(at, now), memory.divergence.index_put(at, divergence)
+        probability = memory.probability.clone()
+        divergence = memory.divergence.clone()
+        for part in prediction.logits_parts():
+            at = part.rows, part.positions
+            now = part.logits[:, : probability.shape[2]].float().softmax(-1)
+            before = probability[at]
+            change = (now * ((now + SMALLEST).log() - (before + SMALLEST).log())).sum(-1, keepdim=True)
+            asked = part.of(scored)[:, None]
+            divergence[at] = torch.where(asked, torch.cat((divergence[at][:, 1:], change), dim=1), divergence[at])
+            probability[at] = torch.where(asked, now, before)
+        return probability, divergence

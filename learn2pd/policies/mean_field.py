@@ -63,17 +63,18 @@ class MeanFieldPolicy(Policy):
         self.top = check_at_least(1, "top", top)
 
     def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: None) -> Commit:
-        assert prediction.logits is not None
-        row, _ = eligible.nonzero(as_tuple=True)
-        place = eligible.cumsum(1)[eligible] - 1  # [N] long, among the eligible positions of the row
-        width = int(eligible.sum(1).max())  # this waits for the device
-        logits = prediction.logits[eligible[prediction.valid]]
-        probability = logits.new_zeros(len(eligible), width, logits.shape[1])
-        probability[row, place] = logits.softmax(-1)
-        confidence = prediction.confidence.new_zeros(len(eligible), width)
-        confidence[row, place] = prediction.confidence[eligible]
-        commit = self.decide(confidence, overlap(probability, min(self.top, logits.shape[1])).float())
-        return Commit(torch.zeros_like(eligible).masked_scatter(eligible, commit[row, place]))
+        width = state.window.width
+        # [B, G] long, the place among the eligible positions of the row; the others share a place behind them
+        place = torch.where(eligible, eligible.cumsum(1) - 1, width)
+        probability = torch.zeros(0, device=eligible.device)
+        for part in prediction.logits_parts():
+            if not len(probability):
+                probability = part.logits.new_zeros(len(eligible), width + 1, part.logits.shape[1])
+            probability[part.rows, part.of(place)] = part.logits.softmax(-1)
+        confidence = prediction.confidence.new_zeros(len(eligible), width + 1).scatter_(1, place, prediction.confidence)
+        probability, confidence = probability[:, :width], confidence[:, :width]
+        commit = self.decide(confidence, overlap(probability, min(self.top, probability.shape[2])).float())
+        return Commit(eligible & commit.gather(1, place.clamp_max(width - 1)))
 
     def decide(self, confidence: Tensor, overlaps: Tensor) -> Tensor:
         """Find the fixed point.

@@ -59,11 +59,10 @@ class RemaskPolicy(CheckedBlockPolicy):
     def revise(
         self, prediction: Prediction, standing: Tensor, state: DecodeState, memory: Checked
     ) -> tuple[Tensor, Tensor]:
-        assert prediction.logits is not None
-        logits = prediction.logits[standing[prediction.valid]]
-        token = state.canvas[standing][:, None]
         probability = torch.ones_like(prediction.confidence)
-        probability[standing] = logits.log_softmax(-1).gather(1, token)[:, 0].exp().float()
+        for part in prediction.logits_parts():
+            now = part.logits.log_softmax(-1).gather(1, part.of(state.canvas)[:, None])[:, 0].exp().float()
+            probability[part.rows, part.positions] = torch.where(part.of(standing), now, 1.0)
         improbable = standing & (probability < self.remask_threshold) & (memory.taken_back < self.per_position)
         most = (self.share * standing.sum(1).double()).long().clamp_min(1)
         return torch.zeros_like(standing), most_confident(-probability, improbable, most)

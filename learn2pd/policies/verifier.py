@@ -6,6 +6,7 @@ V of tokens of the vocabulary.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from learn2pd.errors import UserError
@@ -37,6 +38,35 @@ class VerifierMemory(RowMemory):
     def stack(cls, memories: Sequence[VerifierMemory]) -> VerifierMemory:
         """Return a memory of no columns, which the next step computes anew: the columns of several runs differ."""
         return super().stack([cls(memory.keys[:, :, :, :0], memory.values[:, :, :, :0]) for memory in memories])
+
+
+@dataclass(frozen=True)
+class DraftScores:
+    """The scores of a draft, which are computed when they are asked for.
+
+    Attributes:
+        outputs: [R, Q, D], the hidden states of the columns, or their logits [R, Q, V].
+        head: Turns them into logits.
+        first: The column that the first of them predicts.
+    """
+
+    outputs: Tensor
+    head: nn.Module
+    first: int
+
+    def __call__(self, number: Tensor, column: Tensor) -> Tensor:
+        """Return the logits of some columns.
+
+        Args:
+            number: [N] long, the place of the row among the scored rows.
+            column: [N] long, the column. Another one than those that were scored has a score without meaning.
+
+        Returns:
+            [N, V] float32.
+        """
+        place = (column - self.first).clamp(0, self.outputs.shape[1] - 1)
+        logits: Tensor = self.head(self.outputs[number, place])
+        return logits.float()
 
 
 class Verifier:
@@ -113,6 +143,7 @@ class Verifier:
                 f"verifier {self.source} is on {self.network.device}, the model on {state.tokens.device}: "
                 "APD needs both on one device"
             )
+        _ = self.plain_head  # it is found out here, so that no step waits for it
         config = self.network.config
         heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -120,10 +151,26 @@ class Verifier:
         empty = torch.zeros(shape, dtype=self.network.dtype, device=state.tokens.device)
         return VerifierMemory(empty, empty)
 
+    @functools.cached_property
+    def plain_head(self) -> bool:
+        """True where the logits are the output embedding of the last hidden states and nothing else.
+
+        They are then computed where they are needed, since those of a whole draft may not fit into memory. Some
+        families scale or bend the logits behind the embedding.
+        """
+        head = self.network.get_output_embeddings()
+        if head is None or self.network.base_model is self.network:
+            return False
+        # several tokens, since the embedding of the one that pads is zero in some families
+        tokens = torch.arange(min(8, self.vocab_size), device=self.network.device)[None]
+        with torch.no_grad():
+            hidden = self.network.base_model(input_ids=tokens).last_hidden_state
+            return bool(head(hidden).equal(self.network(input_ids=tokens).logits))
+
     def score(
-        self, tokens: Tensor, pad: Tensor, rows: Tensor, first: Tensor, stop: Tensor, memory: VerifierMemory
-    ) -> tuple[Tensor, int, VerifierMemory]:
-        """Score the columns first..stop-1 of some rows. The score of a column depends on the columns before it.
+        self, tokens: Tensor, pad: Tensor, rows: Tensor, columns: tuple[int, int], memory: VerifierMemory
+    ) -> tuple[DraftScores, VerifierMemory]:
+        """Score some columns of some rows. The score of a column depends on the columns before it.
 
         Rows are committed up to different columns. The memory keeps the columns up to which all scored rows are
         committed.
@@ -132,15 +179,13 @@ class Verifier:
             tokens: [B, L] long, the padded batch with the draft written into it.
             pad: [B] long, the columns of left padding.
             rows: [R] long, the rows that are scored, ascending.
-            first: [R] long, the first column of each row that is scored.
-            stop: [R] long, the column behind the last one that is scored.
+            columns: The first column that is scored, and the one behind the last.
             memory: The memory that `start`, or the last call of this method, returned.
 
         Returns:
-            Logits [R, Q, V], the column that the first of them predicts, and the next memory.
+            The scores, and the next memory.
         """
-        low = int(first.min()) - 1  # the output at a column predicts the next column
-        high = int(stop.max()) - 1
+        low, high = (column - 1 for column in columns)  # the output at a column predicts the next column
         start = min(low, memory.keys.shape[3])
         past = DynamicCache()
         if start:
@@ -155,14 +200,18 @@ class Verifier:
         blocked = torch.finfo(self.network.dtype).min
         mask = torch.zeros(seen.shape, dtype=self.network.dtype, device=tokens.device)
         mask = mask.masked_fill(~seen, blocked)[:, None]
-        output = self.network(
+        network = self.network.base_model if self.plain_head else self.network
+        output = network(
             input_ids=tokens[:, start:high],
             attention_mask=mask,
             position_ids=(column - pad[:, None]).clamp_min(0),
             use_cache=True,
             **{self.cache_name: past},
         )
-        return output.logits.float(), start + 1, _kept(memory, past, rows, low)
+        kept = _kept(memory, past, rows, low)
+        if self.plain_head:
+            return DraftScores(output.last_hidden_state, self.network.get_output_embeddings(), start + 1), kept
+        return DraftScores(output.logits, nn.Identity(), start + 1), kept
 
 
 def _kept(memory: VerifierMemory, past: DynamicCache, rows: Tensor, columns: int) -> VerifierMemory:

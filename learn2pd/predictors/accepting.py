@@ -84,7 +84,7 @@ class Acceptance(Policy):
             memory: What `start` returned.
         """
         network = memory.network
-        width = network.width or int((state.window.stop - state.window.start).max())  # this waits for the device
+        width = network.width or state.window.width
         return probability(network, self.predictor.contract, state, prediction, state.window, width)
 
     def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: NetworkMemory) -> Commit:

@@ -33,10 +33,11 @@ A step commits more tokens than it takes back, so that a run never takes more fo
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ from learn2pd.predictors.hub import OnHub
 from learn2pd.predictors.loading import load_predictor
 from learn2pd.predictors.lora import with_adapter
 from learn2pd.predictors.questions import CHECKED, Columns, positions
-from learn2pd.predictors.saving import Predictor, saved_folder
+from learn2pd.predictors.saving import Predictor, Setting, saved_folder
 from learn2pd.roles import REVISIONS
 from learn2pd.tensors import most_confident, revisable
 from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction, Window
@@ -204,6 +205,32 @@ class FilterPolicy(Acceptance, OnHub):
         except ValueError as error:
             raise UserError(str(error)) from error
 
+    @property
+    def setting(self) -> Setting | None:
+        """What the calibration measured at the threshold; None where the policy commits otherwise than it did there."""
+        return None if self.has_options else self.predictor.setting
+
+    @property
+    def has_options(self) -> bool:
+        """Whether the policy does more than commit above its threshold."""
+        return bool(self.take_back) or min(self.one_more, self.confidence_threshold) < 1
+
+    def at(self, aggressiveness: float) -> Self:
+        """Return this policy with the threshold at a place of its calibrated curve.
+
+        Args:
+            aggressiveness: The place, as for `Predictor.at`.
+
+        Returns:
+            A policy with the same networks and options.
+
+        Raises:
+            UserError: As for `Predictor.at`.
+        """
+        moved = copy.copy(self)
+        moved.predictor = self.predictor.at(aggressiveness)
+        return moved
+
     def describe(self) -> dict[str, Any]:
         described = saved_folder(self.predictor) | {"threshold": self.threshold}
         if self.take_back:
@@ -218,7 +245,7 @@ class FilterPolicy(Acceptance, OnHub):
         return FilterMemory(super().start(state, spec).network, torch.zeros_like(state.committed_at))
 
     def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: Any) -> Commit:
-        if not self.take_back and self.one_more == self.confidence_threshold == 1:
+        if not self.has_options:
             return super().select(prediction, eligible, state, memory)
         final = self.probability(prediction, state, memory)
         new = memory.taken_back == 0

@@ -95,23 +95,22 @@ class OnHub(ModelHubMixin):
         return policy_card(self.predictor)
 
 
-def policy_card(predictor: Predictor) -> ModelCard:
+def policy_card(predictor: Predictor, keeper: Predictor | None = None) -> ModelCard:
     """Write the model card of a trained policy.
 
     Args:
         predictor: The predictor of the policy.
+        keeper: The predictor `keep` that lies beside it; None where there is none.
 
     Returns:
         The card.
     """
     data = ModelCardData(library_name="learn2pd", tags=["learn2pd", "diffusion-llm", "decoding-policy"])
     model = predictor.contract.model or "a diffusion language model"
-    parameters = sum(parameter.numel() for parameter in predictor.network.parameters())
-    network = type(predictor.network).__name__
     parts = [
         f"# A decoding policy for {model}",
-        f"This policy decides which proposals of {model} are committed at each decoding step. It is a `{network}` of "
-        f"{parameters:,} parameters, which gives every position of a window the probability that its proposal is "
+        f"This policy decides which proposals of {model} are committed at each decoding step. It is a "
+        f"{_size(predictor)}, which gives every position of a window the probability that its proposal is "
         f"final. The policy commits a position whose probability is above {predictor.threshold:.4g}.",
         "```python\nfrom learn2pd import decode, load_model, load_policy\n\n"
         'model = load_model("PATH OR NAME OF THE MODEL")\n'
@@ -123,8 +122,32 @@ def policy_card(predictor: Predictor) -> ModelCard:
         _curve(predictor),
         "## Limits",
         _bullets(_limits(predictor)),
+        *([] if keeper is None else _taking_back(keeper)),
     ]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+
+
+def _size(predictor: Predictor) -> str:
+    parameters = sum(parameter.numel() for parameter in predictor.network.parameters())
+    return f"`{type(predictor.network).__name__}` of {parameters:,} parameters"
+
+
+def _taking_back(keeper: Predictor) -> list[str]:
+    """Describe the predictor `keep`, with which the filter takes commits back."""
+    beside = "its own threshold" if keeper.filter_threshold is None else f"{keeper.filter_threshold:.4g}"
+    sure = keeper.confidence_threshold
+    confident = f"commits what the model itself is surer of than {sure:.4g}, " if sure < 1 else ""
+    return [
+        "## Taking back",
+        f"The folder `keep` holds a `keep` predictor, a {_size(keeper)}, which gives every committed token of the "
+        f"window the probability that it still holds. The policy `keep` commits as the filter does above {beside}, "
+        f"commits one more position in every step whose probability is above {keeper.one_more:.4g}, "
+        f"{confident}and takes back "
+        f"tokens whose probability is below {keeper.threshold:.4g}. These numbers were calibrated together.",
+        '```python\nfrom learn2pd import load_keep\n\npolicy = load_keep("THIS REPOSITORY")\n```',
+        _curve(keeper),
+        _bullets(_measured(keeper)),
+    ]
 
 
 def _training(predictor: Predictor) -> list[str]:
@@ -156,13 +179,19 @@ def _number(value: float | None) -> str:
 
 def _limits(predictor: Predictor) -> list[str]:
     contract = predictor.contract
-    metrics = predictor.metrics
     lines = [
         f"It fits models with the mask id {contract.mask_id}, {contract.vocab_size} tokens and the end-of-text ids "
         f"{', '.join(map(str, contract.eot_ids))}. Other models are refused.",
     ]
     if contract.block_length is not None:
         lines.append(f"It works with blocks of {contract.block_length} tokens only.")
+    return lines + _measured(predictor)
+
+
+def _measured(predictor: Predictor) -> list[str]:
+    """Say how far the measurements of a calibration reach."""
+    metrics = predictor.metrics
+    lines = []
     if metrics.get("target_met") is False:
         lines.append("No threshold kept to the target of the calibration. The strictest one is set.")
     if predictor.curve:

@@ -22,16 +22,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from huggingface_hub import ModelCard
 from torch import Tensor
 
 from learn2pd.errors import UserError
+from learn2pd.models.files import check_folder, local_folder, path_text
 from learn2pd.predictors.apply import check_contract, needs_of, on_device, probability
 from learn2pd.predictors.features import COMMITTED, STANDING
 from learn2pd.predictors.filter import FilterMemory, FilterPolicy, check_numbers
-from learn2pd.predictors.loading import load_predictor
+from learn2pd.predictors.hub import policy_card
+from learn2pd.predictors.loading import FILES, load_predictor
 from learn2pd.predictors.networks import DEFAULT_CHANNELS, PredictorNetwork, Transformer
 from learn2pd.predictors.questions import Columns, positions
-from learn2pd.predictors.saving import Predictor, save_predictor
+from learn2pd.predictors.saving import DESCRIPTION, EXPECTED, Predictor, Setting, save_predictor
 from learn2pd.types import DecodeState, ModelSpec, Prediction, Window
 
 if TYPE_CHECKING:
@@ -91,6 +94,8 @@ class KeepPolicy(FilterPolicy):
         per_position: How often a position may be taken back, at least 0.
         one_more: As for the filter.
         confidence_threshold: As for the filter.
+        alone: The filter with the threshold and the curve of its own calibration, which is saved beside the network of
+            this file; None takes `predictor`.
 
     Raises:
         ValueError: A number is out of range.
@@ -106,13 +111,20 @@ class KeepPolicy(FilterPolicy):
         per_position: int = 3,
         one_more: float = 1.0,
         confidence_threshold: float = 1.0,
+        alone: Predictor | None = None,
     ) -> None:
         super().__init__(predictor, keeper.threshold, per_position, one_more, confidence_threshold)
         self.keeper = keeper
+        self.alone = predictor if alone is None else alone
         self.needs = needs_of(predictor) | needs_of(keeper) | frozenset(STANDING)
 
+    @property
+    def setting(self) -> Setting | None:
+        return self.predictor.setting
+
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {"take_back": self.take_back, "per_position": self.per_position}
+        names = ("take_back", "per_position", "one_more", "confidence_threshold")
+        return super().describe() | {name: getattr(self, name) for name in names}
 
     def check(self, spec: ModelSpec, method: Method) -> None:
         super().check(spec, method)
@@ -121,14 +133,46 @@ class KeepPolicy(FilterPolicy):
     def start(self, state: DecodeState, spec: ModelSpec) -> KeepMemory:
         return KeepMemory(**vars(super().start(state, spec)), keeper=on_device(self.keeper, state).network)
 
+    def generate_model_card(self, *arguments: Any, **options: Any) -> ModelCard:
+        return policy_card(self.alone, self._saved_keeper())
+
     def _holds(self, prediction: Prediction, state: DecodeState, memory: KeepMemory) -> Tensor:
-        width = int((state.window.stop - state.window.start).max())  # this waits for the device
+        width = state.window.width
         contract = self.keeper.contract
         return probability(memory.keeper, contract, state, prediction, state.window, width, committed=True)
 
+    def _saved_keeper(self) -> Predictor:
+        """Return the predictor of this file with everything that was set together."""
+        return replace(
+            self.keeper,
+            filter_threshold=self.threshold,
+            one_more=self.one_more,
+            confidence_threshold=self.confidence_threshold,
+            curve=self.predictor.curve,
+        )
+
     def _save_pretrained(self, save_directory: Path) -> None:
-        super()._save_pretrained(save_directory)
-        save_predictor(self.keeper, save_directory / PART)
+        save_predictor(self.alone, save_directory)
+        save_predictor(self._saved_keeper(), save_directory / PART)
+
+
+def trained_policy(folder: str | Path, revision: str | None = None) -> str:
+    """Return the name of the policy that a folder holds: `keep` where this predictor lies beside the filter.
+
+    Args:
+        folder: The folder of a trained filter, or the name of its repository of the hub.
+        revision: The revision of the hub repository.
+
+    Returns:
+        `keep` or `filter`.
+
+    Raises:
+        UserError: The folder holds no policy, or the hub cannot be reached.
+    """
+    source = path_text("policy", folder)
+    check_folder("policy", source, EXPECTED, DESCRIPTION)
+    place = local_folder("policy", source, revision, FILES, inner_folders=True)
+    return KeepPolicy.name if (place / PART / DESCRIPTION).is_file() else FilterPolicy.name
 
 
 def load_keep(
@@ -166,10 +210,17 @@ def load_keep(
     check_numbers(
         threshold, aggressiveness, take_back=take_back, one_more=one_more, confidence_threshold=confidence_threshold
     )
-    predictor = load_predictor(folder, "filter", revision=revision)
+    alone = load_predictor(folder, "filter", revision=revision)
     keeper = load_predictor(folder, "keep", PART, revision)
+    predictor = alone
     if keeper.filter_threshold is not None:
-        predictor = replace(predictor, threshold=keeper.filter_threshold, curve=keeper.curve)
+        measured = (
+            take_back in (None, keeper.threshold)
+            and one_more in (None, keeper.one_more)
+            and confidence_threshold in (None, keeper.confidence_threshold)
+        )
+        curve = keeper.curve if measured else tuple(Setting(setting.threshold) for setting in keeper.curve)
+        predictor = replace(alone, threshold=keeper.filter_threshold, curve=curve, metrics=keeper.metrics)
     if aggressiveness is not None:
         predictor = predictor.at(aggressiveness)
     if threshold is not None:
@@ -181,6 +232,6 @@ def load_keep(
     if confidence_threshold is None:
         confidence_threshold = keeper.confidence_threshold
     try:
-        return KeepPolicy(predictor, keeper, per_position, one_more, confidence_threshold)
+        return KeepPolicy(predictor, keeper, per_position, one_more, confidence_threshold, alone)
     except ValueError as error:
         raise UserError(str(error)) from error

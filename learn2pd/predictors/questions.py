@@ -108,7 +108,7 @@ def make_batch(columns: Columns, question: Question, network: PredictorNetwork) 
         The batch.
     """
     window = question.window(columns)
-    width = network.width or int((window.stop - window.start).max())
+    width = network.width or window.width
     several = {name: columns[name].view(len(columns[name]), -1, count) for name, count in several_of(network).items()}
     columns = {name: values for name, values in columns.items() if name not in WINDOW_COLUMNS} | several
     view = cut(columns, window, width, network.sees_committed)

@@ -186,6 +186,11 @@ class Predictor:
         return replace(self, threshold=float(torch.lerp(odds[0], odds[1], place - int(place)).sigmoid()))
 
     @property
+    def setting(self) -> Setting | None:
+        """The setting of the curve at the threshold; None where the threshold is not on the curve."""
+        return next((setting for setting in self.curve if setting.threshold == self.threshold), None)
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits that identify the network, its weights and the threshold."""
         return hashlib.sha256(f"{self.weights_fingerprint} {self.threshold!r}".encode()).hexdigest()[:16]

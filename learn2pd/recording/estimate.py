@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import torch
 
 from learn2pd.caches.causal_block import exact_cache_for
+from learn2pd.data.prompts import Prompt
 from learn2pd.decoding import encode_checked
 from learn2pd.loop.loop import decode_batch
 from learn2pd.method import Method
 from learn2pd.models.loading import Model
 from learn2pd.policies.fixed import FixedPolicy
-from learn2pd.recording.recorder import StateRecorder
+from learn2pd.recording.recorder import StateRecorder, oracle_tables
 from learn2pd.recording.schema import state_features
 from learn2pd.roles import StopRule
 from learn2pd.schedulers.blocks import blocks_for
@@ -149,6 +150,105 @@ def _label_line(labels: LabelCost, prompts: int, gen_length: int, row_s: float) 
     )
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a recording is expected to take, from a sample of its prompts.
+
+    Attributes:
+        sample: the prompts that were recorded for it.
+        forwards: forwards of all prompts, both passes.
+        disk_bytes: size of all tables.
+        work_s: seconds of one device for all prompts.
+        elapsed_s: seconds until the last device is done, where no device is lost and all are equally fast.
+        devices: the devices that share the shards.
+    """
+
+    sample: int
+    forwards: float
+    disk_bytes: float
+    work_s: float
+    elapsed_s: float
+    devices: int
+
+    def cost(self, price_per_hour: float) -> float:
+        """Return the price of all devices until the last one is done.
+
+        Args:
+            price_per_hour: the price of one device for an hour.
+        """
+        return self.devices * self.elapsed_s / 3600 * price_per_hour
+
+    def words(self, price_per_hour: float) -> str:
+        """Word the plan in one line for the terminal.
+
+        Args:
+            price_per_hour: the price of one device for an hour; 0 names no cost.
+        """
+        cost = f", cost {self.cost(price_per_hour):,.2f} at {price_per_hour:g} an hour" if price_per_hour else ""
+        return (
+            f"expected: {self.forwards:,.0f} forwards, {_size(self.disk_bytes)}, {_duration(self.elapsed_s)} on "
+            f"{self.devices} device{'s' if self.devices > 1 else ''} ({_duration(self.work_s)} of one){cost}; "
+            f"from {self.sample} prompts that were recorded here"
+        )
+
+
+def plan(
+    model: Model,
+    prompts: Sequence[Prompt],
+    *,
+    gen_length: int,
+    block_length: int,
+    batch_size: int,
+    shard_prompts: int,
+    delimiter_ids: Sequence[int],
+    sample: int,
+    devices: int = 1,
+) -> Plan:
+    """Record some of the prompts into memory, and compute what all of them take.
+
+    The sample is spread evenly over the prompts and decoded in batches as a recording decodes them. The time is that of
+    this machine's device, which is taken for each of the devices.
+
+    Args:
+        model: the model that decodes.
+        prompts: all prompts that would be recorded.
+        gen_length: length of the canvas, in tokens.
+        block_length: length of a block, in tokens.
+        batch_size: rows that are decoded together.
+        shard_prompts: prompts in each shard.
+        delimiter_ids: tokens that end a line.
+        sample: prompts that are recorded for the plan.
+        devices: the devices that will share the shards.
+    """
+    count = min(sample, len(prompts))
+    some = [prompts[number * len(prompts) // count] for number in range(count)]
+    forwards = states = 0
+    began = time.perf_counter()
+    for first in range(0, len(some), shard_prompts):
+        tables = oracle_tables(
+            model,
+            some[first : first + shard_prompts],
+            gen_length=gen_length,
+            block_length=block_length,
+            batch_size=batch_size,
+            delimiter_ids=delimiter_ids,
+        )
+        counted = (torch.as_tensor(tables.references[name]).sum() for name in ("forwards", "oracle_forwards"))
+        forwards += int(sum(counted))
+        states += len(tables.states["prompt_id"])
+    each_s = (time.perf_counter() - began) / len(some)
+    shards = -(-len(prompts) // shard_prompts)
+    return Plan(
+        sample=len(some),
+        forwards=forwards / len(some) * len(prompts),
+        disk_bytes=_disk(states / len(some) * len(prompts), [prompt.text for prompt in prompts], shards, gen_length),
+        work_s=each_s * len(prompts),
+        # a device makes whole shards
+        elapsed_s=each_s * min(-(-shards // devices) * shard_prompts, len(prompts)),
+        devices=devices,
+    )
+
+
 def _forward_s(model: Model, ids: Sequence[Sequence[int]], gen_length: int, block_length: int) -> float:
     seconds = 0.0
     method = Method(FixedPolicy(), blocks_for(model.spec, block_length), exact_cache_for(model.spec), _OneStep())
@@ -172,11 +272,16 @@ def disk_bytes(prompts: Sequence[str], shards: int, gen_length: int) -> float:
         shards: number of shards.
         gen_length: length of the canvas, in tokens.
     """
+    return _disk(gen_length * len(prompts), prompts, shards, gen_length)
+
+
+def _disk(rows: float, prompts: Sequence[str], shards: int, gen_length: int) -> float:
+    """Return the bytes of tables with a number of states."""
     widths = {"bool": 1 / 8, "int32": 4.0, "float32": 4.0}
     position = sum(
         widths[feature.feature.dtype] for feature in state_features(1).values() if hasattr(feature, "feature")
     )
-    states = gen_length * len(prompts) * (position * gen_length + ROW_BYTES)
+    states = rows * (position * gen_length + ROW_BYTES)
     references = sum(4 * gen_length + len(prompt.encode()) + ROW_BYTES for prompt in prompts)
     return states + references + shards * SHARD_BYTES
 

@@ -1,20 +1,51 @@
-"""The processes that record together.
+"""The processes that record together, on one node or several.
 
 They are started by torchrun, by a cluster's scheduler, or by Lightning Fabric, which runs the script again.
 
-The processes wait for each other one time, when the first of them is ready to record. From then on they share nothing
-but the recording's folder, so the loss of one process does not harm the others. (torchrun and Fabric do end the other
-processes when one is lost; each of those then loses at most one shard.)
+The processes meet one time, when all of them are ready to record. There they make sure that they do the same work: the
+same releases, configuration, model and prompts, in a folder that all of them see. From then on they share nothing but
+the recording's folder, so the loss of one process does not harm the others. (torchrun and Fabric do end the other
+processes of a node when one of them fails; each of those then loses at most one shard.)
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
+from torch import distributed
 
 from learn2pd.errors import UserError, first_line
+
+SEEN_WITHIN_S = 10.0  # a folder of the network may show a new file late
+MEETING = ".meeting-"  # beginning of the name of the file by which the processes see that their folder is the same
+NAMED = 4  # differences that a message names
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a process tells the others when they meet.
+
+    Attributes:
+        host: The name of its node.
+        facts: What must be the same in all processes, by name.
+        stopped: Why it cannot record; empty where it can.
+        mark: The name of a file that the first process has written to the folder.
+    """
+
+    host: str
+    facts: Mapping[str, Any]
+    stopped: str
+    mark: str
 
 
 class Processes:
@@ -27,58 +58,183 @@ class Processes:
         num_nodes: number of nodes.
         strategy: how Lightning Fabric starts the processes, in Fabric's words.
 
+    Attributes:
+        count: the number of all processes.
+        rank: the number of this process among all processes, from 0.
+        local_rank: the number of this process among those of its node, from 0.
+
     Raises:
         UserError: `devices` is neither "auto" nor a positive number, or Fabric does not accept the arguments together
             with the variables that a launcher has set.
     """
 
     def __init__(self, devices: int | str = 1, num_nodes: int = 1, strategy: str = "auto") -> None:
-        if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
-            count = _counted("LOCAL_WORLD_SIZE")
-            num_nodes = _counted("WORLD_SIZE") // count
-        elif devices == "auto":
-            count = max(1, torch.cuda.device_count())
+        self.fabric: Fabric | None = None
+        self.rank = self.local_rank = 0
+        self._met = False
+        self._others_run = True  # the launcher starts all processes at once
+        if distributed.is_available() and distributed.is_torchelastic_launched():
+            self.count = _number("WORLD_SIZE", least=1)
+            self.rank = _number("RANK")
+            self.local_rank = _number("LOCAL_RANK")
+            return
+        if devices == "auto":
+            local = max(1, torch.cuda.device_count())
         elif isinstance(devices, int) and devices >= 1:
-            count = devices
+            local = devices
         else:
             raise UserError(f"record.devices={devices!r}: expected auto or a number of processes, at least 1")
-        self.count = count * num_nodes
-        self.fabric = None
-        if self.count > 1:  # Fabric only starts the processes; each process puts its model on its own device
-            kind = "ddp" if strategy == "auto" else strategy
-            try:
-                self.fabric = Fabric(accelerator="cpu", devices=count, num_nodes=num_nodes, strategy=kind)
-                self.fabric.global_rank  # noqa: B018  # reads the variables of the launcher
-            except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, OSError) as error:
-                raise UserError(
-                    f"record.strategy={strategy!r}, record.devices={devices!r}, record.num_nodes={num_nodes}: "
-                    f"Lightning cannot start these processes here ({first_line(error)})"
-                ) from error
+        self.count = local * num_nodes
+        if self.count == 1:
+            return
+        kind = "ddp" if strategy == "auto" else strategy
+        try:  # Fabric only starts the processes; each process puts its model on its own device
+            self.fabric = Fabric(accelerator="cpu", devices=local, num_nodes=num_nodes, strategy=kind)
+            self.rank = self.fabric.global_rank  # reads the variables of the launcher
+            self.local_rank = self.fabric.local_rank
+            self._others_run = num_nodes > 1 or self.fabric.strategy.cluster_environment.creates_processes_externally
+        except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, OSError) as error:
+            raise UserError(
+                f"record.strategy={strategy!r}, record.devices={devices!r}, record.num_nodes={num_nodes}: "
+                f"Lightning cannot start these processes here ({first_line(error)})"
+            ) from error
 
-    @property
-    def rank(self) -> int:
-        """The number of this process among all processes, from 0."""
-        return self.fabric.global_rank if self.fabric else 0
-
-    @property
-    def local_rank(self) -> int:
-        """The number of this process among those of its node, from 0."""
-        return self.fabric.local_rank if self.fabric else 0
-
-    def meet(self) -> None:
-        """Start the other processes if nobody has started them, and wait until all of them have arrived.
+    def meet(self, facts: Mapping[str, Any], folder: Path, stay: bool = False) -> None:
+        """Start the other processes if nobody has started them, and wait until all of them are ready for the same work.
 
         Fabric divides the CPU's cores among the processes of a node.
+
+        Args:
+            facts: what must be the same in all processes, by name, plain data.
+            folder: the folder of the run, which exists in the first process.
+            stay: the processes stay connected, until the run ends, since they also train together.
+
+        Raises:
+            UserError: another process has stopped, works with other facts or sees another folder, or the processes do
+                not find each other. All processes raise it.
         """
+        if self.count == 1 or self._met:
+            return
+        mark = f"{MEETING}{uuid.uuid4().hex}" if self.rank == 0 else ""
+        try:
+            if mark:
+                (folder / mark).touch()
+            self._join()
+            reports = self._told_to_all(Report(socket.gethostname(), facts, "", mark))
+            self._compare(reports)
+            blind = self._told_to_all(not _appears(folder / reports[0].mark))
+            if any(blind):
+                self._refuse_folder(folder, reports, blind.index(True))
+        finally:
+            for left in folder.glob(f"{MEETING}*") if mark else ():
+                left.unlink(missing_ok=True)
+            if not stay:
+                self.part()
+
+    def first_says(self, value: Any) -> Any:
+        """Return the value of the first process in all connected processes; all of them wait for it.
+
+        Args:
+            value: the value of this process, plain data.
+
+        Raises:
+            UserError: a process is lost.
+        """
+        if self.count == 1 or not distributed.is_initialized():
+            return value
+        values = [value]
+        self._reached(lambda: distributed.broadcast_object_list(values))
+        return values[0]
+
+    def wait(self) -> None:
+        """Wait until all connected processes have arrived.
+
+        Raises:
+            UserError: a process is lost.
+        """
+        if self.count > 1 and distributed.is_initialized():
+            self._reached(distributed.barrier)
+
+    def give_up(self, error: UserError) -> None:
+        """Tell the processes that wait for this one why it does not come; after the meeting nobody waits.
+
+        Args:
+            error: why this process cannot record.
+        """
+        if self.count > 1 and self._others_run and not self._met:
+            with contextlib.suppress(UserError):  # the others have stopped as well
+                try:
+                    self._join()
+                    self._told_to_all(Report(socket.gethostname(), {}, str(error), ""))
+                finally:
+                    self.part()
+
+    def _join(self) -> None:
+        self._met = True
         if self.fabric is not None:
-            self.fabric.launch()
-            self.fabric.barrier()
-            torch.distributed.destroy_process_group()
+            self._reached(self.fabric.launch)
+        else:
+            self._reached(lambda: distributed.init_process_group("gloo"))
+
+    def part(self) -> None:
+        """Part from the other processes."""
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+    def _told_to_all(self, value: Any) -> list[Any]:
+        """Return the values of all processes, in their order."""
+        values: list[Any] = [None] * self.count
+        self._reached(lambda: distributed.all_gather_object(values, value))
+        return values
+
+    def _reached(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except (RuntimeError, ValueError, OSError) as error:  # of torch, where a process is lost or its host unknown
+            raise UserError(
+                f"process {self.rank} of {self.count} on {socket.gethostname()}: the other processes cannot be reached "
+                f"({first_line(error)}): start all of them again; finished work is kept"
+            ) from error
+
+    def _compare(self, reports: list[Report]) -> None:
+        """Raise the same error in all processes, where one of them cannot do the work of the first."""
+        for number, report in enumerate(reports):
+            if report.stopped:
+                raise UserError(f"process {number} on {report.host} has stopped: {report.stopped}")
+        first = reports[0]
+        for number, report in enumerate(reports):
+            names = [*first.facts, *(name for name in report.facts if name not in first.facts)]
+            changed = [
+                f"{name} is {first.facts.get(name)!r} in process 0 on {first.host}, "
+                f"{report.facts.get(name)!r} in process {number} on {report.host}"
+                for name in names
+                if first.facts.get(name) != report.facts.get(name)
+            ]
+            if changed:
+                raise UserError(
+                    f"{'; '.join(changed[:NAMED])}{'; ...' if len(changed) > NAMED else ''}: "
+                    "all processes need the same releases, configuration, model and prompts"
+                )
+
+    def _refuse_folder(self, folder: Path, reports: list[Report], number: int) -> None:
+        raise UserError(
+            f"output_dir={folder}: process {number} on {reports[number].host} does not see what process 0 on "
+            f"{reports[0].host} has written there: give a folder that all nodes share"
+        )
 
 
-def _counted(name: str) -> int:
-    """Return the number of processes that torchrun has put into a variable of the environment."""
+def _appears(path: Path) -> bool:
+    deadline = time.monotonic() + SEEN_WITHIN_S
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _number(name: str, least: int = 0) -> int:
+    """Return the number that torchrun has put into a variable of the environment."""
     text = os.environ.get(name, "")
-    if not text.isdecimal() or int(text) < 1:
+    if not text.isdecimal() or int(text) < least:
         raise UserError(f"the variable {name}={text!r} of the environment: expected a number, as torchrun sets it")
     return int(text)

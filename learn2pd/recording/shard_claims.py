@@ -11,6 +11,7 @@ tables behind; their names are the same in every process, so the next process th
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Set
@@ -18,10 +19,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from learn2pd.errors import UserError
 from learn2pd.recording.schema import entry_path, shard_name
 from learn2pd.recording.writing import damage
 
 log = logging.getLogger(__name__)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 LOOK_AGAIN_S = 0.2  # seconds between two looks at the shards that other processes are making
 
 
@@ -77,6 +80,9 @@ def claimed(folder: Path, number: int) -> Iterator[bool]:
 
     Yields:
         Whether this process holds the lock and may make the shard.
+
+    Raises:
+        UserError: the file system has no locks.
     """
     path = folder / f"{shard_name(number)}.lock"
     lock = FileLock(path)
@@ -85,6 +91,13 @@ def claimed(folder: Path, number: int) -> Iterator[bool]:
     except Timeout:
         yield False
         return
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise
+        raise UserError(
+            f"{folder}: this file system has no locks ({error}), which the processes need to share the shards: "
+            "choose an output_dir on another one, or mount it with locks"
+        ) from error
     try:
         yield True
     finally:

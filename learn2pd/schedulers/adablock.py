@@ -15,6 +15,7 @@ not, and this code does not either.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,7 +50,7 @@ class SemanticBlocks(Scheduler):
         searched = Window(window.start, torch.minimum(window.start + self.searched_tokens(state), window.stop))
         place, ends = self.block_end(state, searched, prediction, memory)
         stop = torch.where(ends, place, window.start + self.block_length)
-        return Window(window.start, torch.where(opens, torch.minimum(stop, window.stop), window.stop))
+        return replace(window, stop=torch.where(opens, torch.minimum(stop, window.stop), window.stop))
 
     def block_end(
         self, state: DecodeState, searched: Window, prediction: Prediction, memory: Any

@@ -258,7 +258,7 @@ class Server:
             return self.method
         if not isinstance(policy, FilterPolicy):
             raise UserError(f"aggressiveness={aggressiveness}: policy {policy.name!r} has no dial; leave it out")
-        return replace(self.method, policy=FilterPolicy(policy.predictor.at(aggressiveness)))
+        return replace(self.method, policy=policy.at(aggressiveness))
 
 
 class Events:

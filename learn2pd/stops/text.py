@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from learn2pd.errors import UserError
+from learn2pd.loop.crossing import upload
 from learn2pd.stops.eot import EotIds, EotStop
 from learn2pd.tensors import is_among
 from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction
@@ -85,7 +86,7 @@ class TextStop(EotStop):
             else state.gen_length
             for known, length, *row in described
         ]
-        end = torch.tensor(ends, device=state.end.device)
+        end = upload(torch.tensor(ends), state.end.device)
         return torch.minimum(end, super().ends(state, prediction, commit, memory))
 
     def final_text(self, text: str) -> str:

@@ -35,6 +35,7 @@ from learn2pd.errors import UserError
 from learn2pd.predictors.features import OBSERVED
 from learn2pd.predictors.networks import LengthFree, PredictorNetwork
 from learn2pd.predictors.questions import Batch, Columns, Question, make_batch, several_of
+from learn2pd.recording.processes import Processes
 from learn2pd.recording.reading import Recording
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
 from learn2pd.training.lightning_setup import BEST, FitProgress, check_checkpoint, fit_by_epochs
@@ -203,11 +204,12 @@ def predictor_metrics(threshold: float | None = None) -> MetricCollection:
     Returns:
         The metrics. 1 - `specificity` is the share of wrong proposals that would be committed.
     """
+    alone: dict[str, Any] = {"sync_on_compute": False}  # every process that trains has seen all states
     free: dict[str, Any] = {
-        "auroc": BinaryAUROC(),
-        "average_precision": BinaryAveragePrecision(),
-        "calibration_error": BinaryCalibrationError(n_bins=15),
-        "recall_at_99": RecallAtPrecision(min_precision=0.99),
+        "auroc": BinaryAUROC(**alone),
+        "average_precision": BinaryAveragePrecision(**alone),
+        "calibration_error": BinaryCalibrationError(n_bins=15, **alone),
+        "recall_at_99": RecallAtPrecision(min_precision=0.99, **alone),
     }
     if threshold is None:
         return MetricCollection(free)
@@ -226,6 +228,10 @@ class PredictorTraining(lightning.LightningModule):
         network: the network, which is trained in place.
         learning_rate: learning rate of AdamW.
         weight_decay: weight decay of AdamW.
+
+    Of several processes, each computes the loss of its share of the states of a batch. Its loss is weighted so that the
+    mean over the processes, which Lightning takes of the gradients, is the gradient of the whole batch. All of them
+    validate on all states, so that all of them stop at the same epoch.
     """
 
     def __init__(self, network: PredictorNetwork, learning_rate: float, weight_decay: float) -> None:
@@ -252,9 +258,20 @@ class PredictorTraining(lightning.LightningModule):
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Return the loss of a training batch."""
-        loss = self.loss(batch, batch.counted)[0]
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.label))
+        count = self.trainer.world_size
+        loss = self.loss(batch, batch.counted)[0] if count == 1 else self._share_of_loss(batch, count)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.label), sync_dist=count > 1)
         return loss
+
+    def _share_of_loss(self, batch: Batch, count: int) -> Tensor:
+        rank = self.trainer.global_rank
+        rows = torch.arange(rank, len(batch.label), count)
+        counted = batch.counted
+        if not len(rows):  # fewer states than processes; every process must take part in every step
+            rows, counted = torch.zeros(1, dtype=torch.long), torch.zeros_like(batch.counted)
+        mine = Batch(*(None if values is None else values[rows] for values in batch))
+        share = counted[rows].sum() / batch.counted.sum().clamp_min(1)
+        return self.loss(mine, counted[rows])[0] * share * count
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """Add a validation batch to the loss and to the metrics."""
@@ -302,7 +319,12 @@ def load_weights(network: PredictorNetwork, folder: Path) -> None:
 
 
 def train_predictor(
-    network: PredictorNetwork, data: PredictorData, folder: Path, recipe: Recipe, loggers: Sequence[Logger] = ()
+    network: PredictorNetwork,
+    data: PredictorData,
+    folder: Path,
+    recipe: Recipe,
+    loggers: Sequence[Logger] = (),
+    processes: Processes | None = None,
 ) -> dict[str, float]:
     """Train a network in place and give it the weights of the epoch with the least validation loss.
 
@@ -314,6 +336,8 @@ def train_predictor(
         folder: folder for checkpoints.
         recipe: the settings of the training.
         loggers: where the losses and figures of every epoch go; they are closed at the end.
+        processes: the connected processes that train the network together, all of which call this function; None
+            trains in this process alone.
 
     Returns:
         The validation figures of the best epoch, and `epochs`, the number of epochs that were trained.
@@ -329,7 +353,11 @@ def train_predictor(
         monitor="val_loss",
         callbacks=[stopping, bar],
         loggers=loggers,
+        rank=processes.rank if processes else 0,
+        count=processes.count if processes else 1,
     )
+    if processes is not None:
+        processes.wait()  # the first process has written the weights
     load_weights(network, folder)
     figures = trainer.validate(module, data, verbose=False)[0]
     close_loggers(loggers)

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from tqdm import tqdm
 
-from learn2pd.errors import UserError
+from learn2pd.errors import UserError, first_line
 from learn2pd.progress import progress_bar
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
 
@@ -22,12 +22,20 @@ BEST = "best.safetensors"  # checkpoint of the best epoch
 LAST = "last.safetensors"  # checkpoint of the last one
 
 
-class OneProcess(LightningEnvironment):
-    """The surroundings of a training in this process alone.
+class Surroundings(LightningEnvironment):
+    """The surroundings of a training in this process alone, or in several processes that are already connected.
 
     Lightning looks for the variables of Slurm, LSF, MPI and torchrun otherwise, and refuses a job with several tasks
-    although the training needs only one.
+    although the training needs only one. To Lightning, each process is a node with one device, so that nodes with
+    different numbers of processes can train together.
+
+    Args:
+        rank: the number of this process.
     """
+
+    def __init__(self, rank: int = 0) -> None:
+        super().__init__()
+        self.rank = rank
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -35,17 +43,21 @@ class OneProcess(LightningEnvironment):
         return True
 
     def local_rank(self) -> int:
-        """Return 0, the number of the only process."""
+        """Return 0, the number of the only process of a node."""
         return 0
 
     def node_rank(self) -> int:
-        """Return 0, the number of the only node."""
-        return 0
+        """Return the number of this process."""
+        return self.rank
 
 
-def plugins() -> list[Any]:
-    """Return the plugins of every training: checkpoints without pickle, and one process."""
-    return [SafetensorsCheckpointIO(), OneProcess()]
+def plugins(rank: int = 0) -> list[Any]:
+    """Return the plugins of every training: checkpoints without pickle, and the place of this process.
+
+    Args:
+        rank: the number of this process among those that train together.
+    """
+    return [SafetensorsCheckpointIO(), Surroundings(rank)]
 
 
 def check_checkpoint(path: Path, module: LightningModule) -> None:
@@ -81,12 +93,20 @@ def fit(trainer: lightning.Trainer, module: LightningModule, data: lightning.Lig
     Raises:
         KeyboardInterrupt: the user pressed Ctrl-C. Lightning turns it into an exit of its own, which this function
             turns back.
+        UserError: another process that trains with this one is lost.
     """
     try:
         trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None)
     except SystemExit:
         if trainer.interrupted:
             raise KeyboardInterrupt from None
+        raise
+    except RuntimeError as error:
+        if trainer.world_size > 1 and "gloo" in str(error):  # the library that connects the processes
+            raise UserError(
+                f"{last.parent}: another process of this training is lost ({first_line(error)}): start all of them "
+                "again; the training goes on after its last whole epoch"
+            ) from error
         raise
 
 
@@ -152,6 +172,8 @@ def fit_by_epochs(
     callbacks: Sequence[Callback],
     loggers: Sequence[Logger],
     validate_every: int = 1,
+    rank: int = 0,
+    count: int = 1,
 ) -> tuple[Trainer, ModelCheckpoint]:
     """Train a small network on the CPU, from the last checkpoint in a folder if there is one.
 
@@ -165,6 +187,8 @@ def fit_by_epochs(
         callbacks: further callbacks, such as the progress bar.
         loggers: where the figures go.
         validate_every: the number of epochs between validations.
+        rank: the number of this process among those that train together.
+        count: the number of processes that train together; they are connected, and all of them see the folder.
 
     Returns:
         The trainer, and the callback that knows the best epoch.
@@ -181,12 +205,14 @@ def fit_by_epochs(
     trainer = Trainer(
         accelerator="cpu",  # a few thousand parameters: a GPU would only add latency
         devices=1,
+        num_nodes=count,
+        strategy="ddp" if count > 1 else "auto",
         max_epochs=epochs,
         check_val_every_n_epoch=validate_every,
         callbacks=[best, latest, *callbacks],
         logger=list(loggers),
         enable_progress_bar=False,
-        plugins=plugins(),
+        plugins=plugins(rank),
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
         enable_model_summary=False,

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +18,7 @@ from learn2pd import BlocksScheduler, UserError, decode
 from learn2pd.cli import main as cli
 from learn2pd.models.loading import load_model
 
+ROOT = Path(__file__).resolve().parents[2]
 FAST = ["policy=threshold", "decode.block_length=16", "likelihood_samples=2"]
 
 
@@ -64,6 +69,30 @@ def test_known_answers_are_used_for_the_same_method_alone(arguments, capsys):
     assert "sums: 1 answers decoded" in run(capsys, *asked, *arguments, "policy=fixed", "overwrite=true")
     assert "limit" in refusal(*asked, *arguments, "policy=fixed", "limit=2")
     assert "sums: 0 answers decoded" in run(capsys, *asked, *arguments, "overwrite=true")  # of the first method
+
+
+def test_two_processes_of_torchrun_give_the_results_of_one(arguments, tmp_path, capsys):
+    asked = ["tasks=[sums, choices]", "limit=3", "gen_length=16", *arguments]
+    run(capsys, *asked)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    shared = [*asked, f"output_dir={tmp_path / 'shared'}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "-m", "learn2pd", "eval", *shared], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("results: ") == 1  # the first process alone prints
+    one, two = (
+        json.loads((tmp_path / name / "results.json").read_text(encoding="utf-8")) for name in ("out", "shared")
+    )
+    assert one["results"] == two["results"]
+    assert one["learn2pd"]["tasks"] == two["learn2pd"]["tasks"]
+    for task in ("sums", "choices"):
+        answers = []
+        for name in ("out", "shared"):
+            lines = (tmp_path / name / "samples" / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()
+            answers.append({sample["doc_id"]: sample["filtered_resps"] for sample in map(json.loads, lines)})
+        assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from learn2pd import FilterPolicy, KeepPolicy, Method, UserError, load_keep
-from learn2pd.predictors.keep import PART
+from learn2pd import FilterPolicy, KeepPolicy, Method, UserError, load_keep, load_policy
+from learn2pd.predictors.keep import PART, trained_policy
 from learn2pd.predictors.networks import PredictorNetwork
 from learn2pd.predictors.saving import Contract, Predictor, Setting, save_predictor
 from tests.contract.helpers import outcome, random_predictor, run
@@ -94,3 +94,62 @@ def test_a_filter_without_the_predictor_beside_it_says_what_is_missing(tmp_path)
     save_predictor(random_predictor(name="conv"), tmp_path)
     with pytest.raises(UserError, match=r"keep/policy\.json"):
         load_keep(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {},
+        {"threshold": 0.6},
+        {"take_back": 0.1},
+        {"one_more": 1.0},
+        {"aggressiveness": 0.2},
+        {"confidence_threshold": 0.9},
+    ],
+)
+def test_saving_keeps_what_was_set_and_leaves_the_filter_alone_as_it_was(choice, folder, tmp_path):
+    policy = load_keep(folder, **choice)
+    policy.save_pretrained(tmp_path / "copy")
+    copied = load_keep(tmp_path / "copy")
+    numbers = ("threshold", "take_back", "one_more", "confidence_threshold")
+    assert [getattr(copied, name) for name in numbers] == [getattr(policy, name) for name in numbers]
+    assert copied.predictor.curve == policy.predictor.curve
+    assert Method.from_dict(Method(policy).to_dict()).policy.describe() == policy.describe()
+    alone, original = load_policy(tmp_path / "copy").predictor, load_policy(folder).predictor
+    assert (alone.threshold, alone.curve) == (original.threshold, original.curve)
+
+
+@pytest.mark.parametrize("choice", [{"take_back": 0.1}, {"one_more": 1.0}, {"confidence_threshold": 0.9}])
+def test_a_curve_says_nothing_about_other_options(choice, folder):
+    assert load_keep(folder).predictor.curve[0].tokens_per_forward == 2.0
+    assert load_keep(folder, **choice).predictor.curve[0].tokens_per_forward is None
+
+
+@pytest.mark.parametrize("load", [load_keep, load_policy])
+def test_the_dial_moves_the_threshold_and_nothing_else(load, folder):
+    options = {"take_back": 0.3, "one_more": 0.8}
+    save_predictor(replace(random_predictor(name="conv"), curve=(Setting(0.9), Setting(0.2))), folder)
+    policy = load(folder, **options)
+    moved = policy.at(1.0)
+    assert type(moved) is type(policy)
+    assert moved.threshold == pytest.approx(0.2)
+    assert moved.describe() == load(folder, **options, aggressiveness=1.0).describe()
+    assert policy.describe() == load(folder, **options).describe()  # a policy never changes
+
+
+def test_a_folder_holds_the_policy_keep_where_the_predictor_lies_beside_the_filter(folder, tmp_path):
+    assert trained_policy(folder) == "keep"
+    save_predictor(random_predictor(name="conv"), tmp_path / "bare")
+    assert trained_policy(tmp_path / "bare") == "filter"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match=r"holds no policy\.json"):
+        trained_policy(empty)
+
+
+def test_the_card_describes_both_predictors(folder):
+    policy = load_keep(folder)
+    policy.save_pretrained(folder)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    for part in ("## Taking back", "load_keep", "above 0.7", "above 0.3", "below 0.4", "| 0.5 | 2 |"):
+        assert part in text

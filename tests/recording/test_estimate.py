@@ -5,7 +5,7 @@ import re
 import pytest
 
 from learn2pd.cli import main as cli
-from learn2pd.recording.estimate import estimate
+from learn2pd.recording.estimate import estimate, plan
 from learn2pd.recording.reading import Recording
 from tests.recording.helpers import BATCH, BLOCK, GEN, SHARD, files, make, some_prompts
 
@@ -41,6 +41,19 @@ def test_the_figures_are_bounds_of_what_a_recording_takes(tiny_model, tmp_path):
     assert calls == 2 * GEN * (2 + 2 + 1)  # shards of three, three and two prompts in batches of two
     assert size >= sum(len(content) for content in files(tmp_path).values())
     assert each > 0
+
+
+def test_a_plan_from_every_prompt_has_the_forwards_of_the_recording(tiny_model, tmp_path):
+    prompts = some_prompts()
+    make(tiny_model, prompts, tmp_path)
+    options = {"gen_length": GEN, "block_length": BLOCK, "batch_size": BATCH, "shard_prompts": SHARD}
+    planned = plan(tiny_model, prompts, **options, delimiter_ids=[], sample=99, devices=3)
+    references = Recording.load(tmp_path).references
+    assert planned.sample == len(prompts)
+    assert planned.forwards == sum(references["forwards"]) + sum(references["oracle_forwards"])
+    assert planned.elapsed_s == pytest.approx(planned.work_s / len(prompts) * SHARD)  # three shards, three devices
+    assert planned.cost(2.0) == pytest.approx(3 * planned.elapsed_s / 3600 * 2.0)
+    assert "on 3 devices" in planned.words(2.0)
 
 
 def test_processes_share_the_time(tiny_model):

@@ -15,10 +15,10 @@ def _rank(monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="auto is one process a GPU")
-def test_one_process_needs_no_group():
+def test_one_process_needs_no_group(tmp_path):
     for devices in (1, "auto"):
         processes = Processes(devices)
-        processes.meet()
+        processes.meet({}, tmp_path)
         assert (processes.count, processes.rank, processes.local_rank) == (1, 0, 0)
         assert not torch.distributed.is_initialized()
 

@@ -3,15 +3,19 @@
 A folder that belongs to another recording is refused.
 """
 
+import errno
 import gc
 import itertools
+import os
 import threading
+import time
 
 import pyarrow as pa
 import pytest
 import torch
 
 from learn2pd.errors import UserError
+from learn2pd.recording import writing
 from learn2pd.recording.reading import Recording
 from learn2pd.recording.schema import entry_path, open_recording
 from learn2pd.recording.shard_claims import claimed, share
@@ -169,3 +173,53 @@ def test_recording_holds_one_shard_however_many_there_are(tiny_model, tmp_path):
 
     make(tiny_model, some_prompts(9, 4), tmp_path, produce=measured, shard_prompts=1)
     assert bytes_held[12] <= bytes_held[3] + 10_000  # a shard has some 40,000 bytes
+
+
+@pytest.mark.parametrize("hours", [-100_000, -1, 1, 100_000])
+def test_a_lock_is_no_older_or_younger_for_the_clock_of_another_node(tmp_path, hours):
+    def make_one(number):
+        entry_path(tmp_path, number).write_text("{}")
+
+    moment = time.time() + hours * 3600
+    for number in range(3):
+        path = tmp_path / f"shard-{number:05d}.lock"
+        path.touch()
+        os.utime(path, (moment, moment))
+    shares = share(tmp_path, 3, make_one, frozenset())
+    with claimed(tmp_path, 1):
+        os.utime(tmp_path / "shard-00001.lock", (moment, moment))
+        assert [next(shares), next(shares)] == [0, 2]
+    assert list(shares) == [1]
+
+
+@pytest.mark.parametrize("name", ["write_json", "_write_table"])
+def test_a_disk_that_is_full_at_any_write_keeps_what_is_recorded(
+    tiny_model, prompts, recorded, tmp_path, monkeypatch, name
+):
+    real, calls = getattr(writing, name), itertools.count()
+
+    def full(*given, **more):
+        if next(calls) == (1 if name == "write_json" else 3):  # of the second shard
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*given, **more)
+
+    monkeypatch.setattr(writing, name, full)
+    with pytest.raises(UserError, match=r"no space left on the disk while writing .*shard-00001"):
+        make(tiny_model, prompts, tmp_path)
+    assert [entry_path(tmp_path, number).exists() for number in range(3)] == [True, False, False]
+    assert not list(tmp_path.glob("*.partial"))
+    monkeypatch.undo()
+    make(tiny_model, prompts, tmp_path)
+    assert files(tmp_path) == files(recorded)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOLCK, "No locks available"), OSError(errno.EOPNOTSUPP, "x"), NotImplementedError("flock")]
+)
+def test_a_file_system_without_locks_is_one_line(tmp_path, monkeypatch, error):
+    def refuse(*given, **more):
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with pytest.raises(UserError, match="has no locks"), claimed(tmp_path, 0):
+        pass

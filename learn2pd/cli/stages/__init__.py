@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning
@@ -30,12 +31,13 @@ from learn2pd.cli.stages.reinforcing import check_reinforcing, stage_reinforce
 from learn2pd.cli.stages.reporting import write_replays, write_report
 from learn2pd.cli.stages.run_folder import REPLAY_FILE, claim_output, open_output, write_metrics
 from learn2pd.cli.stages.training import check_base, check_training, stage_train
+from learn2pd.errors import UserError
+from learn2pd.recording.processes import Processes
 
 __all__ = ["dry_run", "run_stages", "write_report"]
 log = logging.getLogger(__name__)
-STAGE_FUNCTIONS = {
-    "record": stage_record,
-    "train": stage_train,
+SHARED = {"record": stage_record, "train": stage_train}  # stages in which several processes may take part
+STAGE_FUNCTIONS = {  # of the stages that the first process runs alone
     "calibrate": stage_calibrate,
     "reinforce": stage_reinforce,
     "compare": stage_compare,
@@ -45,7 +47,8 @@ STAGE_FUNCTIONS = {
 def run_stages(config: RunConfig, only: str | None = None) -> None:
     """Run the stages of a configuration in its output_dir.
 
-    Of several processes, the first one runs the stages. The other processes only help to record.
+    Of several processes, the first one runs the stages. The other processes only help to record, and to train where
+    `train.together` is set.
 
     Args:
         config: the configuration.
@@ -58,10 +61,24 @@ def run_stages(config: RunConfig, only: str | None = None) -> None:
         torch.set_num_threads(config.threads)
     lightning.seed_everything(config.seed, verbose=False)
     stages = [only] if only else config.stages
-    if processes_of(config).rank:
-        if "record" in stages:
-            stage_record(config, Path(config.output_dir))
-        return
+    processes = processes_of(config)
+    shared = [stage for stage in stages if stage == "record" or (stage == "train" and config.train.together)]
+    try:
+        if processes.rank == 0:
+            _lead(config, stages, processes)
+        else:
+            for stage in shared:
+                SHARED[stage](config, Path(config.output_dir), processes)
+    except UserError as error:
+        if shared:
+            processes.give_up(error)
+        raise
+    finally:
+        processes.part()
+
+
+def _lead(config: RunConfig, stages: Sequence[str], processes: Processes) -> None:
+    """Check the configuration and run the stages, in the first process of a run."""
     if "train" in stages:
         check_training(config)
     if "calibrate" in stages:
@@ -91,7 +108,10 @@ def run_stages(config: RunConfig, only: str | None = None) -> None:
             for stage in stages:
                 started = time.perf_counter()
                 log.info("stage %s", stage)
-                figures = STAGE_FUNCTIONS[stage](config, output)
+                if stage in SHARED:
+                    figures = SHARED[stage](config, output, processes)
+                else:
+                    figures = STAGE_FUNCTIONS[stage](config, output)
                 if figures is not None:
                     write_metrics(output, stage, figures | {"stage_seconds": round(time.perf_counter() - started, 2)})
             if stages:

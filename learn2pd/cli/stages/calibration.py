@@ -159,7 +159,7 @@ def _calibrate_filter(
         "states": metrics_at(probability, label, predictor.threshold),
     }
     predictor = replace(predictor, metrics=figures | {"trained_on": _trained_on(config)})
-    save_predictor(predictor, output / "policy")
+    FilterPolicy(predictor).save_pretrained(output / "policy")
     if trained.base is not None and trained.adapted is not None:
         save_adapter(trained.adapted, trained.base, predictor, output / "adapter")
     (output / "plots").mkdir(exist_ok=True)
@@ -210,12 +210,16 @@ def _calibrate_keep(config: RunConfig, output: Path, recording: Recording, promp
     keeper = replace(
         keeper,
         threshold=pair.take_back,
-        filter_threshold=pair.threshold,
-        one_more=options.one_more,
-        confidence_threshold=options.confidence_threshold,
-        curve=pair.curve,
         metrics=figures,
     )
-    save_predictor(keeper, output / "policy" / "keep")
+    together = replace(predictor, threshold=pair.threshold, curve=pair.curve)
+    policy = KeepPolicy(
+        together,
+        keeper,
+        one_more=options.one_more,
+        confidence_threshold=options.confidence_threshold,
+        alone=predictor,
+    )
+    policy.save_pretrained(output / "policy")
     curves = {str(take_back): [vars(setting) for setting in curve] for take_back, curve in pair.curves.items()}
     return figures | {"curves": curves}

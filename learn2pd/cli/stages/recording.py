@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
+from learn2pd import __version__
 from learn2pd.caches.causal_block import exact_cache_for
-from learn2pd.cli.config import RunConfig, identity
+from learn2pd.cli.config import RunConfig, identity, leaves
 from learn2pd.cli.stages.components import checkers_of, model_of, usable_prompts
 from learn2pd.cli.stages.run_folder import read_metrics
 from learn2pd.data.prompts import Prompt
@@ -29,7 +31,7 @@ from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.predictors.filter import FilterPolicy, load_policy
 from learn2pd.predictors.hidden import hidden_map
 from learn2pd.predictors.questions import CHECKED, TOP_TOKENS
-from learn2pd.recording.estimate import LabelCost, estimate
+from learn2pd.recording.estimate import LabelCost, estimate, plan
 from learn2pd.recording.labels import Sample, labelled_tables
 from learn2pd.recording.processes import Processes
 from learn2pd.recording.reading import Recording
@@ -280,7 +282,52 @@ def judge_of(config: RunConfig, prompts: Sequence[Prompt]) -> Judge:
     return judge
 
 
-def stage_record(config: RunConfig, output: Path) -> dict[str, Any] | None:
+def facts_of(config: RunConfig, described: dict[str, Any]) -> dict[str, Any]:
+    """Return what must be the same in all processes that record together, by name.
+
+    Args:
+        config: the configuration.
+        described: the description of the recording.
+    """
+    releases = {"learn2pd": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    together = {"train.together": config.train.together}
+    return (
+        releases
+        | leaves(identity(config))
+        | together
+        | {name: described[name] for name in described if name != "config"}
+    )
+
+
+def placed(config: RunConfig, processes: Processes) -> RunConfig:
+    """Return the configuration with the GPU of this process, where each process of a node has its own.
+
+    Args:
+        config: the configuration.
+        processes: the processes of the run.
+    """
+    if processes.local_rank and config.model.device == "auto" and torch.cuda.is_available():
+        return replace(config, model=replace(config.model, device=f"cuda:{processes.local_rank}"))
+    return config
+
+
+def meet(config: RunConfig, output: Path, processes: Processes) -> None:
+    """Let the processes of a run meet, unless they have met.
+
+    Args:
+        config: the configuration, the same in all processes but for the device.
+        output: the output_dir of the run.
+        processes: the processes of the run.
+
+    Raises:
+        UserError: the processes do not fit together.
+    """
+    model = model_of(config)
+    described = _described(config, model, recorded_prompts(config, model))
+    processes.meet(facts_of(config, described), output, stay=config.train.together)
+
+
+def stage_record(config: RunConfig, output: Path, processes: Processes) -> dict[str, Any] | None:
     """Record the references and the oracle's states of every train and validation prompt.
 
     Every process of a run calls this function. The output is output_dir/records.
@@ -288,6 +335,7 @@ def stage_record(config: RunConfig, output: Path) -> dict[str, Any] | None:
     Args:
         config: the configuration.
         output: the output_dir of the run.
+        processes: the processes that record together.
 
     Returns:
         The figures of the recording; None in a process that only helps, and where the recording was already complete
@@ -296,15 +344,13 @@ def stage_record(config: RunConfig, output: Path) -> dict[str, Any] | None:
     Raises:
         UserError: the recording cannot be made or continued.
     """
-    processes = processes_of(config)
-    threads = torch.get_num_threads()
-    processes.meet()
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    if processes.local_rank and config.model.device == "auto" and torch.cuda.is_available():
-        config = replace(config, model=replace(config.model, device=f"cuda:{processes.local_rank}"))
+    config = placed(config, processes)
     model = model_of(config)
     prompts = recorded_prompts(config, model)
+    threads = torch.get_num_threads()
+    meet(config, output, processes)
+    if config.threads:
+        torch.set_num_threads(config.threads)
     folder = output / "records"
     produce = functools.partial(
         oracle_tables,
@@ -342,7 +388,9 @@ def first_policy(config: RunConfig) -> FilterPolicy | None:
     return load_policy(config.policy, threshold=config.train.rollout_threshold)
 
 
-def record_round(config: RunConfig, output: Path, number: int, policy: FilterPolicy) -> dict[str, Any]:
+def record_round(
+    config: RunConfig, output: Path, number: int, policy: FilterPolicy, processes: Processes
+) -> dict[str, Any]:
     """Record the states that a policy meets when it decodes the recorded prompts, with the labels of their references.
 
     Unless `record.labels` is `reference`, the policy's own answers take the place of the references wherever a checker
@@ -353,6 +401,7 @@ def record_round(config: RunConfig, output: Path, number: int, policy: FilterPol
         output: the output_dir of the run.
         number: number of the round, from 1.
         policy: the trained policy.
+        processes: the processes that record together, all of which call this function; one, or connected ones.
 
     Returns:
         The figures of the recording.
@@ -389,12 +438,16 @@ def record_round(config: RunConfig, output: Path, number: int, policy: FilterPol
         **_windows_described(config, model),
     }
     open_recording(folder, _described(config, model, prompts, **decoded_by))
-    figures = record(model, prompts, folder, produce, shard_prompts=config.record.shard_prompts)
-    labels = record_labels(config, output, number, policy)
+    leads = processes.rank == 0
+    figures = record(model, prompts, folder, produce, shard_prompts=config.record.shard_prompts, leads=leads)
+    labels = record_labels(config, output, number, policy, leads)
+    processes.wait()  # the first process has written the manifests
     return {"record_seconds": figures["seconds"]} | summary(Recording.load(folder)) | labels
 
 
-def record_free(config: RunConfig, output: Path, number: int, policy: FilterPolicy) -> dict[str, Any]:
+def record_free(
+    config: RunConfig, output: Path, number: int, policy: FilterPolicy, processes: Processes
+) -> dict[str, Any]:
     """Record the states that a policy leads into when it decodes the recorded prompts and nobody corrects it.
 
     The output is output_dir/rounds/keep-NUMBER.
@@ -404,6 +457,7 @@ def record_free(config: RunConfig, output: Path, number: int, policy: FilterPoli
         output: the output_dir of the run.
         number: number of the round, from 1.
         policy: the policy, which takes back.
+        processes: the processes that record together, as for `record_round`.
 
     Returns:
         The figures of the recording.
@@ -434,7 +488,10 @@ def record_free(config: RunConfig, output: Path, number: int, policy: FilterPoli
         "threshold": policy.threshold,
     }
     open_recording(folder, _described(config, model, prompts, **decoded_by))
-    figures = record(model, prompts, folder, produce, shard_prompts=config.record.shard_prompts)
+    figures = record(
+        model, prompts, folder, produce, shard_prompts=config.record.shard_prompts, leads=processes.rank == 0
+    )
+    processes.wait()  # the first process has written the manifest
     return {"record_seconds": figures["seconds"]} | summary(Recording.load(folder))
 
 
@@ -460,18 +517,48 @@ def dry_run(config: RunConfig) -> str:
     longest = max(len(model.encode(prompt.content)) for prompt in prompts)
     network = read_skeleton(config.model.path, model.adapter.network.dtype, config.model.revision, config.model.family)
     sizes = sizes_of(network, config.decode.rows, longest + config.decode.gen_length)
-    return f"memory:   at most {bytes_text(sizes.whole)}: {sizes}\n" + estimate(
-        model,
-        [prompt.text for prompt in prompts],
-        gen_length=config.decode.gen_length,
-        block_length=config.decode.block_length,
-        batch_size=config.decode.rows,
-        shard_prompts=config.record.shard_prompts,
-        processes=processes_of(config).count,
-        labels=label_cost(config),
-        hidden_bytes=HALF_BYTES * config.record.hidden_states * config.decode.block_length,
-        top_bytes=TOP_BYTES * config.decode.block_length if config.record.top_tokens else 0,
-    )
+    options: dict[str, Any] = {
+        "gen_length": config.decode.gen_length,
+        "block_length": config.decode.block_length,
+        "batch_size": config.decode.rows,
+        "shard_prompts": config.record.shard_prompts,
+    }
+    devices = planned_devices(config)
+    lines = [
+        f"memory:   at most {bytes_text(sizes.whole)}: {sizes}",
+        estimate(
+            model,
+            [prompt.text for prompt in prompts],
+            **options,
+            processes=devices,
+            labels=label_cost(config),
+            hidden_bytes=HALF_BYTES * config.record.hidden_states * config.decode.block_length,
+            top_bytes=TOP_BYTES * config.decode.block_length if config.record.top_tokens else 0,
+        ),
+    ]
+    if config.plan.sample_prompts:
+        expected = plan(
+            model,
+            prompts,
+            **options,
+            delimiter_ids=newline_ids(model.tokenizer),
+            sample=config.plan.sample_prompts,
+            devices=devices,
+        )
+        lines.append(expected.words(config.plan.price_per_hour))
+    return "\n".join(lines)
+
+
+def planned_devices(config: RunConfig) -> int:
+    """Return the number of devices of the run that is planned.
+
+    Args:
+        config: the configuration.
+    """
+    nodes, each = config.plan.nodes, config.plan.gpus_per_node
+    if not nodes and not each:
+        return processes_of(config).count
+    return (nodes or config.record.num_nodes) * (each or Processes(config.record.devices).count)
 
 
 def label_cost(config: RunConfig) -> LabelCost | None:

@@ -27,7 +27,7 @@ from learn2pd.models.loading import Model
 from learn2pd.predictors.apply import check_contract
 from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.predictors.loading import load_predictor
-from learn2pd.predictors.saving import Predictor, save_predictor
+from learn2pd.predictors.saving import Predictor
 from learn2pd.schedulers.blocks import blocks_for
 from learn2pd.stops.eot import EotStop
 from learn2pd.training.loggers import build_loggers, check_loggers
@@ -88,7 +88,8 @@ def stage_reinforce(config: RunConfig, output: Path) -> dict[str, Any] | None:
         "alpha": recipe.alpha,
         "seed": recipe.seed,
     }
-    save_predictor(replace(predictor, metrics={"reinforced": figures, "trained_on": trained_on}), output / "reinforced")
+    exported = replace(predictor, metrics={"reinforced": figures, "trained_on": trained_on})
+    FilterPolicy(exported).save_pretrained(output / "reinforced")
     return figures
 
 

@@ -21,6 +21,8 @@ from learn2pd.cli.stages.recording import (
     first_policy,
     labels_folder,
     labels_oracle,
+    meet,
+    placed,
     record_free,
     record_labels,
     record_round,
@@ -29,18 +31,18 @@ from learn2pd.cli.stages.run_folder import read_metrics
 from learn2pd.cli.stages.validation import measure_on
 from learn2pd.errors import UserError, suggest
 from learn2pd.files import read_json, write_json
-from learn2pd.models.files import path_text
 from learn2pd.models.loading import Model
 from learn2pd.predictors.apply import check_hidden_states
 from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.predictors.hidden import hidden_map
 from learn2pd.predictors.keep import PART as KEEP_FOLDER
-from learn2pd.predictors.keep import KeepPolicy
+from learn2pd.predictors.keep import KeepPolicy, trained_policy
 from learn2pd.predictors.kinds import BESIDE_THE_FILTER, QUESTIONS
 from learn2pd.predictors.loading import load_predictor
 from learn2pd.predictors.lora import add_adapter
 from learn2pd.predictors.networks import LengthFree, PredictorNetwork
 from learn2pd.predictors.saving import Contract, Predictor, build_network, network_json
+from learn2pd.recording.processes import Processes
 from learn2pd.recording.reading import Recording
 from learn2pd.schedulers.blocks import alignment_of
 from learn2pd.training.calibration import DecodedValidation
@@ -62,7 +64,7 @@ class Start:
     adapted: PeftModel | None = None  # the peft model around `network`, whose layers carry the adapter
 
 
-def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
+def stage_train(config: RunConfig, output: Path, processes: Processes) -> dict[str, Any] | None:
     """Train the filter, first on the oracle's states and then in rounds, and train the other predictors.
 
     In a round, the trained filter decodes the recorded prompts, and a new filter is trained on the states that this
@@ -77,6 +79,8 @@ def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
     Args:
         config: the configuration.
         output: the output_dir of the run.
+        processes: the processes of the run. With `train.together`, all of them call this function, and they train and
+            record the rounds together; else the first one calls it.
 
     Returns:
         The figures of the rounds and of the other predictors; None where everything is already trained.
@@ -84,17 +88,24 @@ def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
     Raises:
         UserError: the recording is not complete, or the filter to fine-tune does not fit it.
     """
+    if config.train.together:
+        config = placed(config, processes)
+        meet(config, output, processes)
+    else:
+        processes = Processes()
     finished = read_metrics(output).get("train", {})
     enough_rounds = len(finished.get("rounds", [])) == config.train.rounds + 1
-    if enough_rounds and finished.keys() >= set(config.train.predictors):
+    if processes.first_says(enough_rounds and finished.keys() >= set(config.train.predictors)):
         log.info("already trained: %s", output / "train")
         return None
+    processes.wait()  # the first process has finished the recording
     oracle = Recording.load(output / "records")
     model = model_of(config)
     validation = [prompt for prompt in usable_prompts(config, model) if prompt.split == "validation"]
     measure = measure_on(config, model, validation, oracle)
     if labels_oracle(config):
-        record_labels(config, output, 0, first_policy(config))  # for a run that goes on with other labels
+        record_labels(config, output, 0, first_policy(config), processes.rank == 0)  # where other labels are wanted now
+        processes.wait()
     visited: list[Recording] = []
     labelled: list[Recording] = []
     rounds: list[dict[str, Any]] = []
@@ -105,23 +116,25 @@ def stage_train(config: RunConfig, output: Path) -> dict[str, Any] | None:
             figures: dict[str, Any] = {}
         else:
             states = labelled or [Recording.load(labels_folder(config, output, 0))]
-            network, figures = _train_or_load(config, states, output, "filter", f"round-{number}")
+            network, figures = _train_or_load(config, states, output, "filter", f"round-{number}", processes)
         predictor = Predictor("filter", network, config.train.rollout_threshold, contract_of(oracle.manifest, network))
-        rounds.append({"round": number, **figures, **_alone(measure(FilterPolicy(predictor)))})
+        rounds.append({"round": number, **figures})
+        if processes.rank == 0:
+            rounds[-1] |= _alone(measure(FilterPolicy(predictor)))
         if number < config.train.rounds:
-            rounds[-1] |= record_round(config, output, number + 1, FilterPolicy(predictor))
+            rounds[-1] |= record_round(config, output, number + 1, FilterPolicy(predictor), processes)
             visited.append(Recording.load(output / "rounds" / str(number + 1)))
             labelled.append(Recording.load(labels_folder(config, output, number + 1)))
     extra = {
-        name: _train_keep(config, output, predictor)
+        name: _train_keep(config, output, predictor, processes)
         if name == "keep"
-        else _train_or_load(config, [oracle, *visited], output, name, name)[1]
+        else _train_or_load(config, [oracle, *visited], output, name, name, processes)[1]
         for name in config.train.predictors
     }
     return {"filter": network_json(network)["name"], "rounds": rounds, **extra}
 
 
-def _train_keep(config: RunConfig, output: Path, predictor: Predictor) -> dict[str, Any]:
+def _train_keep(config: RunConfig, output: Path, predictor: Predictor, processes: Processes) -> dict[str, Any]:
     """Train the predictor `keep` in rounds.
 
     In the first round, the filter takes back by the leave-one-out probability; in the next ones, the network of the
@@ -131,6 +144,7 @@ def _train_keep(config: RunConfig, output: Path, predictor: Predictor) -> dict[s
         config: the configuration.
         output: the output_dir of the run.
         predictor: the trained filter.
+        processes: the processes that train together.
 
     Returns:
         The figures of the rounds.
@@ -140,9 +154,9 @@ def _train_keep(config: RunConfig, output: Path, predictor: Predictor) -> dict[s
     visited: list[Recording] = []
     rounds: list[dict[str, Any]] = []
     for number in range(1, config.train.keep_rounds + 1):
-        figures = record_free(config, output, number, policy)
+        figures = record_free(config, output, number, policy, processes)
         visited.append(Recording.load(output / "rounds" / f"keep-{number}"))
-        network, trained = _train_or_load(config, visited, output, "keep", f"keep-{number}")
+        network, trained = _train_or_load(config, visited, output, "keep", f"keep-{number}", processes)
         rounds.append({"round": number, **figures, **trained})
         policy = KeepPolicy(predictor, Predictor("keep", network, TAKE_BACK, contract_of(visited[0].manifest, network)))
     return {"rounds": rounds}
@@ -277,7 +291,7 @@ def start_of(config: RunConfig, kind: str, manifest: dict[str, Any]) -> Start:
         UserError: `policy` is missing or is not a filter, or it was trained for another geometry or vocabulary than
             that of the recording.
     """
-    if kind == "keep" and config.train.start != "scratch" and _has_keep(config):
+    if kind == "keep" and config.train.start != "scratch" and _has_keep(config.policy):
         keeper = load_predictor(str(config.policy), "keep", KEEP_FOLDER)
         return Start(copy.deepcopy(keeper.network), keeper)
     if kind != "filter" or config.train.start == "scratch":
@@ -289,9 +303,9 @@ def start_of(config: RunConfig, kind: str, manifest: dict[str, Any]) -> Start:
     return Start(network, base, adapted)
 
 
-def _has_keep(config: RunConfig) -> bool:
-    """Say whether a predictor `keep` lies beside the filter to fine-tune. One on the hub does not count."""
-    return config.policy is not None and (Path(path_text("policy", config.policy)) / KEEP_FOLDER).is_dir()
+def _has_keep(base: str | None) -> bool:
+    """Say whether a predictor `keep` lies beside the filter to fine-tune."""
+    return base is not None and trained_policy(base) == KeepPolicy.name
 
 
 def base_of(config: RunConfig) -> Predictor:
@@ -394,7 +408,7 @@ def load_trained(config: RunConfig, output: Path, kind: str, manifest: dict[str,
 
 
 def _train_or_load(
-    config: RunConfig, recordings: Sequence[Recording], output: Path, kind: str, name: str
+    config: RunConfig, recordings: Sequence[Recording], output: Path, kind: str, name: str, processes: Processes
 ) -> tuple[PredictorNetwork, dict[str, Any]]:
     """Train a predictor, or load it where an interrupted run has finished training it; return it with its figures."""
     folder = output / "train" / name
@@ -402,7 +416,7 @@ def _train_or_load(
     start = start_of(config, kind, recordings[0].manifest)
     network = start.network
     done = folder / DONE
-    if done.exists():
+    if processes.first_says(done.exists()):
         load_weights(network, folder)
         return network, _figures(done, start)
     data = data_of(config, recordings, kind, network)
@@ -410,12 +424,15 @@ def _train_or_load(
     data.prepare(normalise=start.base is None)
     recipe = Recipe(options.learning_rate, options.weight_decay, options.max_epochs, options.patience_epochs)
     loggers = build_loggers(options.loggers, folder, f"{config.name} {name}")
-    figures: dict[str, Any] = dict(train_predictor(network, data, folder, recipe, loggers))
+    figures: dict[str, Any] = dict(
+        train_predictor(network, data, folder, recipe, loggers, processes if processes.count > 1 else None)
+    )
     figures["train_seconds"] = round(time.perf_counter() - started, 2)
     figures["parameters"] = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     if start.base:
         figures["base"] = start.base.weights_fingerprint
-    write_json(done, figures)
+    if processes.rank == 0:
+        write_json(done, figures)
     return network, figures
 
 
