@@ -90,6 +90,15 @@ class Batch(NamedTuple):
     asked: Tensor
     overlap: Tensor | None = None
 
+    def rows(self, numbers: Tensor) -> Batch:
+        """Return some of the states.
+
+        Args:
+            numbers: The numbers of the states.
+        """
+        values = {name: value[numbers] for name, value in self._asdict().items() if value is not None}
+        return Batch(**values)
+
     @property
     def seen(self) -> tuple[Tensor, ...]:
         """The arguments of a network's `forward`."""

@@ -269,7 +269,7 @@ class PredictorTraining(lightning.LightningModule):
         counted = batch.counted
         if not len(rows):  # fewer states than processes; every process must take part in every step
             rows, counted = torch.zeros(1, dtype=torch.long), torch.zeros_like(batch.counted)
-        mine = Batch(*(None if values is None else values[rows] for values in batch))
+        mine = batch.rows(rows)
         share = counted[rows].sum() / batch.counted.sum().clamp_min(1)
         return self.loss(mine, counted[rows])[0] * share * count
 
