@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from learn2pd.policies.fixed import FixedPolicy as FixedPolicy
     from learn2pd.policies.hierarchical import HierarchicalPolicy as HierarchicalPolicy
     from learn2pd.policies.klass import KlassPolicy as KlassPolicy
+    from learn2pd.policies.label_oracle import LabelOracle as LabelOracle
     from learn2pd.policies.localleap import LocalLeapPolicy as LocalLeapPolicy
     from learn2pd.policies.low_confidence import LowConfidencePolicy as LowConfidencePolicy
     from learn2pd.policies.mean_field import MeanFieldPolicy as MeanFieldPolicy
@@ -130,6 +131,7 @@ _MODULES = {
     "HierarchicalPolicy": "policies.hierarchical",
     "KeepPolicy": "predictors.keep",
     "KlassPolicy": "policies.klass",
+    "LabelOracle": "policies.label_oracle",
     "LearnedAdaBlockScheduler": "predictors.boundary",
     "LearnedStop": "predictors.end_of_text",
     "LeftToRightPolicy": "policies.apd",
@@ -217,6 +219,7 @@ __all__ = [
     "HierarchicalPolicy",
     "KeepPolicy",
     "KlassPolicy",
+    "LabelOracle",
     "LearnedAdaBlockScheduler",
     "LearnedStop",
     "LeftToRightPolicy",

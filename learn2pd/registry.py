@@ -49,6 +49,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "keep": "learn2pd.predictors.keep:load_keep",
         "oracle": "learn2pd.policies.oracle:OraclePolicy",
         "search": "learn2pd.policies.search:SearchPolicy",
+        "label_oracle": "learn2pd.policies.label_oracle:LabelOracle",
     },
     "scheduler": {
         "blocks": "learn2pd.schedulers.blocks:BlocksScheduler",

@@ -471,6 +471,11 @@ class Prediction:
             `leave_one_out_entropy`.
         parts: Gives the logits of the scored positions, a few positions at a time, as often as it is called. None where
             no component needs `logits`.
+        hidden: [N, D], the hidden states from which the logits of the scored positions are computed, in row-major order
+            and in the type of the model. None where no component needs `hidden`.
+        top_ids: [N, 4] long, the four most probable tokens of the scored positions in row-major order. None where no
+            component needs `top`, like the next one.
+        top_shares: [N, 4] float32, the probabilities of these tokens.
         attention: [B, L, L] float32, how much each column attends to each, as the mean over all heads and the last
             eighth of the layers; 0 in the padding and where the forward computed nothing. None where no component needs
             `attention`.
@@ -481,6 +486,9 @@ class Prediction:
     valid: Tensor
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     parts: Callable[[], Iterable[LogitsPart]] | None = None
+    hidden: Tensor | None = None
+    top_ids: Tensor | None = None
+    top_shares: Tensor | None = None
     attention: Tensor | None = None
 
     def extra(self, name: str) -> Tensor:

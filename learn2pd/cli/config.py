@@ -148,6 +148,31 @@ class RecordConfig:
     )
     num_nodes: int = option(1, "number of nodes", least=1, most=10**6)
     strategy: str = option("auto", "how Lightning Fabric starts the processes")
+    hidden_states: int = option(
+        0,
+        "numbers that are kept of the model's hidden state at each position of a window, as channels of the filter; 32 "
+        "to 64 are a good number, and 0 keeps none",
+        least=0,
+        most=256,
+    )
+    top_tokens: bool = option(
+        False,
+        "keeps the four most probable tokens of each position of a window, so that the attention of filter=transformer "
+        "depends on the overlap of two positions' distributions in place of equal proposals",
+    )
+    labels: Literal["reference", "own_answer", "continuation", "checked", "checked_together"] = option(
+        "reference",
+        "which proposals are right: reference: those of the answer with one token a step; own_answer: in rounds, those "
+        "of the filter's own answer where it is right; continuation: what one token a step writes from this state; "
+        "checked: what can be committed so that the checker accepts the answer that follows; checked_together: the "
+        "same, committed together with what the continuation of this state confirms",
+    )
+    label_states: int = option(
+        8, "most states of a prompt that are continued for their labels; 0 takes all", least=0, most=BILLION
+    )
+    label_positions: int = option(
+        8, "most masked positions of such a state that are checked; 0 takes all", least=0, most=BILLION
+    )
 
 
 @dataclass

@@ -1,14 +1,14 @@
-"""The judge of the search oracle (policies/search.py): it continues an answer with one token a step."""
+"""What the oracles that search and those of labels must know: they continue answers with one token a step and judge."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from learn2pd.decoding import answer_lengths, decode
+from learn2pd.continuing import Continuer, Referee, by_check, by_continuation
 from learn2pd.method import Method
 from learn2pd.models.loading import Model
 
@@ -24,6 +24,7 @@ class Continuation:
         right: Says whether an answer is right, from the number of the prompt and the text of the answer.
         gen_length: G, the length of the canvas in tokens.
         batch_size: The rows that are decoded together.
+        given: [N, G] long, the tokens that the caller gave for each prompt, -1 elsewhere; None where none was.
     """
 
     model: Model
@@ -32,28 +33,26 @@ class Continuation:
     right: Callable[[int, str], bool]
     gen_length: int
     batch_size: int
+    given: Tensor | None = None
+
+    @functools.cached_property
+    def referee(self) -> Referee:
+        """The referee that continues with the method alone."""
+        continuer = Continuer(self.model, self.prompts, self.method, self.gen_length, self.batch_size, self.given)
+        return Referee([continuer], self.right)
 
     def __call__(self, index: Tensor, canvas: Tensor) -> tuple[Tensor, Tensor]:
         """Continue canvases, as `StillRight` says."""
-        numbers = index.tolist()
-        tokens = canvas.cpu()
-        forwards = torch.zeros(len(tokens), dtype=torch.long)
-        unfinished = (tokens < 0).any(1)
-        if unfinished.any():
-            result = decode(
-                self.model,
-                [list(self.prompts[number]) for number, left in zip(numbers, unfinished.tolist(), strict=True) if left],
-                self.method,
-                gen_length=self.gen_length,
-                batch_size=self.batch_size,
-                given=tokens[unfinished],
-            )
-            tokens = tokens.masked_scatter(unfinished[:, None], result.tokens)
-            forwards[unfinished] = result.forwards
-        lengths = answer_lengths(tokens, self.model.spec.eot_ids).tolist()
-        texts = [
-            self.model.tokenizer.decode(row[:length], skip_special_tokens=True)
-            for row, length in zip(tokens, lengths, strict=True)
-        ]
-        judged = [self.right(number, text) for number, text in zip(numbers, texts, strict=True)]
-        return torch.tensor(judged, device=canvas.device), forwards.to(canvas.device)
+        right, _, forwards = self.referee(index, canvas)
+        return right, forwards
+
+    def label(
+        self, labels: str, index: Tensor, canvas: Tensor, proposals: Tensor, asked: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Label proposals, as `Labelled` says."""
+        if labels == "continuation":
+            labelled = by_continuation(self.referee.continuers[0], index, canvas, proposals)
+        else:
+            together = asked if labels == "checked_together" else None
+            labelled = by_check(self.referee, index, canvas, proposals, asked, together)
+        return labelled.right, labelled.forwards

@@ -325,6 +325,11 @@ def export(policy: FilterPolicy, folder: Path) -> str:
     Returns:
         How the folder is used, in one line.
     """
+    if policy.predictor.network.hidden_states:
+        raise UserError(
+            f"policy {policy.name!r} needs the extra 'hidden', which belongs to one model; a model of transformers has "
+            "no fingerprint by which it could be known"
+        )
     policy.save_pretrained(folder)
     code = folder / "custom_generate"
     code.mkdir()

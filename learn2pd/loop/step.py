@@ -27,6 +27,9 @@ from learn2pd.types import DecodeState, Draw, ForwardPlan, LogitsPart, Predictio
 
 LEAVE_ONE_OUT = ("leave_one_out", "leave_one_out_rank", "leave_one_out_entropy")
 ATTENTION = "attention"
+HIDDEN = "hidden"
+TOP = "top"
+TOP_TOKENS = 4  # of `Prediction.top_ids`
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class _Gathered:
     confidence: Tensor
     valid: Tensor
     extras: dict[str, Tensor]
+    top: list[tuple[Tensor, Tensor, Tensor]]  # places in the batch [N], token ids and probabilities [N, 4]
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ class ForwardStep:
             confidence=torch.zeros(shape, device=device),
             valid=torch.zeros_like(state.masked),
             extras={name: torch.zeros(shape, device=device) for name in names},
+            top=[],
         )
         scored = [self._scored(plan, host, device) for plan in plans]
         keeps = "logits" in self.needs and sum(len(at.rows) for at in scored) <= self.positions_at_a_time
@@ -143,6 +148,13 @@ class ForwardStep:
                     yield from self._parts(states, at, state, host)
 
             prediction = replace(prediction, parts=(lambda: kept) if keeps else again)
+        if HIDDEN in self.needs and hidden:
+            order = _order(torch.cat([at.rows * shape[1] + at.positions for at in scored]), prediction)
+            prediction = replace(prediction, hidden=torch.cat(hidden)[order])
+        if gathered.top:
+            places, ids, shares = (torch.cat(values) for values in zip(*gathered.top, strict=True))
+            order = _order(places, prediction)
+            prediction = replace(prediction, top_ids=ids[order], top_shares=shares[order])
         return replace(state, forwards=forwards, columns=columns), prediction, broken
 
     def _scored(self, plan: ForwardPlan, host: DecodeState, device: torch.device) -> _Scored:
@@ -178,6 +190,11 @@ class ForwardStep:
         for part in parts:
             at = part.rows, part.positions
             logits = part.logits if overwrites else part.logits.clone()
+            if TOP in self.needs:
+                best = logits.topk(TOP_TOKENS)
+                shares = (best.values - logits.logsumexp(-1, keepdim=True)).exp().float()
+                place = part.rows * gathered.tokens.shape[1] + part.positions
+                gathered.top.append((place, best.indices, shares))
             gathered.tokens[at], confidence, extras = propose(logits, part.draw, self.needs)
             gathered.confidence[at] = confidence.float()
             for name, values in extras.items():
@@ -246,6 +263,12 @@ class ForwardStep:
         logits = widened(self.model.score(hidden))
         logits[:, self.model.spec.mask_id] = -torch.inf
         return logits if state.allowed is None else restrict_ids(logits, state.allowed[rows, positions])
+
+
+def _order(place: Tensor, prediction: Prediction) -> Tensor:
+    """Return the numbers of the places [N] that are valid, in row-major order."""
+    order = place.argsort()
+    return order[prediction.valid.flatten()[place[order]]]
 
 
 def places_asked(plan: ForwardPlan, shift: int) -> Tensor | None:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from learn2pd.errors import UserError
 from learn2pd.predictors.features import EXTRAS, cut, observe, observe_committed
-from learn2pd.predictors.networks import PredictorNetwork
+from learn2pd.predictors.hidden import NEEDED, TOP_NEEDED, in_window, top_in_window
+from learn2pd.predictors.networks import LengthFree, PredictorNetwork
 from learn2pd.predictors.saving import Contract, Predictor
 from learn2pd.tensors import canvas_view
 from learn2pd.types import DecodeState, ModelSpec, Prediction, RowMemory, Window
@@ -47,7 +49,9 @@ def needs_of(predictor: Predictor) -> frozenset[str]:
     Args:
         predictor: The trained predictor.
     """
-    return frozenset(predictor.network.channels) & frozenset(EXTRAS)
+    network = predictor.network
+    asked = ((NEEDED, network.hidden_states > 0), (TOP_NEEDED, network.overlap))
+    return frozenset(network.channels) & frozenset(EXTRAS) | {name for name, wanted in asked if wanted}
 
 
 def check_contract(predictor: Predictor, spec: ModelSpec, method: Method) -> None:
@@ -62,6 +66,25 @@ def check_contract(predictor: Predictor, spec: ModelSpec, method: Method) -> Non
         UserError: The run differs from the predictor's contract; the message names both values.
     """
     predictor.contract.check(spec, method.scheduler.block_length, method.scheduler.alignment)
+    check_hidden_states(predictor, spec)
+
+
+def check_hidden_states(predictor: Predictor, spec: ModelSpec) -> None:
+    """Refuse another model where the predictor reads the model's hidden states.
+
+    Args:
+        predictor: The trained predictor.
+        spec: The facts about the model of the run.
+
+    Raises:
+        UserError: The predictor was trained for another model; the message names both.
+    """
+    contract = predictor.contract
+    if predictor.network.hidden_states and contract.model_fingerprint != spec.fingerprint:
+        raise UserError(
+            f"the policy reads hidden states of {contract.model} ({contract.model_fingerprint}), this run has "
+            f"{spec.name} ({spec.fingerprint}): use a policy that was trained for this model"
+        )
 
 
 def probability(
@@ -90,5 +113,9 @@ def probability(
     columns = observe(state, prediction, contract.eot_ids, contract.delimiter_ids)
     if committed:
         columns |= observe_committed(state, prediction)
+    if isinstance(network, LengthFree) and network.hidden_states:
+        columns["hidden"] = in_window(network.hidden_map, prediction, window, width)
+    if network.overlap:
+        columns["top_ids"], columns["top_shares"] = top_in_window(prediction, window, width)
     view = cut(columns, window, width, network.sees_committed)
     return canvas_view(network.probability(view), window, state.gen_length)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from learn2pd.tensors import is_among, window_positions
 from learn2pd.types import NOT_PROPOSED, DecodeState, Prediction, Window
@@ -25,6 +26,8 @@ OBSERVED = ("proposal", *VALUES, "masked", "unchanged", "end_of_text", "delimite
 STANDING = ("leave_one_out", "leave_one_out_rank", "leave_one_out_entropy")  # values of committed tokens
 COMMITTED = (*STANDING, "committed_with", "age")  # numbers that describe a committed token
 EXTRAS = ("margin", "entropy", *STANDING)  # the values for which a component must ask in its attribute `needs`
+WINDOW_COLUMNS = ("hidden", "top_ids", "top_shares")  # columns that have several values at a position
+HIDDEN = "hidden_"  # begins the names of the channels of hidden states, which end in a number
 DECIDED = -1  # stands in place of a proposal at positions that are not masked
 
 
@@ -49,6 +52,9 @@ class View:
         leave_one_out_entropy: float32, in nats, of the distribution given all tokens but the committed one.
         committed_with: float32, the confidence with which the token was committed.
         age: the number of steps since the token was committed, 0 at positions that no earlier step committed.
+        hidden: [R, W, K] float32, the projected hidden states of masked positions; None where nobody asked for them.
+        top_ids: [R, W, 4] long, the most probable tokens of masked positions; None where nobody asked for them.
+        top_shares: [R, W, 4] float32, the probabilities of these tokens, 0 at other positions.
     """
 
     proposal: Tensor
@@ -65,6 +71,25 @@ class View:
     leave_one_out_entropy: Tensor | None = None
     committed_with: Tensor | None = None
     age: Tensor | None = None
+    hidden: Tensor | None = None
+    top_ids: Tensor | None = None
+    top_shares: Tensor | None = None
+
+    @property
+    def overlap(self) -> Tensor | None:
+        """How much the distributions of two positions have in common, [R, W, W] float32; None without `top_ids`.
+
+        It is the sum over the most probable tokens of both positions of the smaller of the two probabilities.
+        """
+        if self.top_ids is None or self.top_shares is None:
+            return None
+        ids, shares = self.top_ids, self.top_shares
+        common = torch.zeros(*ids.shape[:2], ids.shape[1], device=ids.device)
+        for one in range(ids.shape[2]):
+            for other in range(ids.shape[2]):
+                same = ids[:, :, None, one] == ids[:, None, :, other]
+                common = common + same * torch.minimum(shares[:, :, None, one], shares[:, None, :, other])
+        return common
 
 
 def features(
@@ -166,6 +191,7 @@ def cut(columns: Mapping[str, Tensor], window: Window, width: int, committed: bo
 
     Args:
         columns: The columns by name, [R, G] each. Without those of committed tokens, the windows do not describe them.
+            The columns `WINDOW_COLUMNS` may be among them, which are [R, W, K] and lie in the window already.
         window: The window of each row.
         width: W, at least the length of the longest window.
         committed: True keeps the values of proposals at committed positions. False sets them to zero, the same as for
@@ -182,8 +208,17 @@ def cut(columns: Mapping[str, Tensor], window: Window, width: int, committed: bo
         parts |= {name: _only(parts[name], parts["masked"]) for name in OF_PROPOSALS if name in parts}
     shown = valid if "token" in parts else parts["masked"]
     parts["proposal"] = parts.pop("token", parts["proposal"]).long().masked_fill(~shown, DECIDED)
+    for name in WINDOW_COLUMNS:
+        if name in columns:
+            values = columns[name].long() if name == "top_ids" else columns[name].float()
+            parts[name] = _only(_as_wide(values, width), parts["masked"][..., None])
     absent = {name: None for name in ("margin", "entropy") if name not in parts}
     return View(valid=valid, **parts, **absent)  # type: ignore[arg-type]
+
+
+def _as_wide(values: Tensor, width: int) -> Tensor:
+    """Give values [R, any, K] another number of positions, with zeros at new ones."""
+    return functional.pad(values, (0, 0, 0, width - values.shape[1]))
 
 
 def _only(values: Tensor, where: Tensor) -> Tensor:
@@ -215,7 +250,10 @@ def _channel(view: View, name: str) -> Tensor:
     Raises:
         ValueError: The prediction lacks the value of the channel.
     """
-    values = CHANNELS[name](view)
+    if name.startswith(HIDDEN):
+        values = None if view.hidden is None else view.hidden[..., int(name.removeprefix(HIDDEN))]
+    else:
+        values = CHANNELS[name](view)
     if values is None:
         raise ValueError(
             f"the channel {name!r} is not in this prediction: "

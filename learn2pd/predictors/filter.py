@@ -49,7 +49,7 @@ from learn2pd.predictors.apply import NetworkMemory
 from learn2pd.predictors.hub import OnHub
 from learn2pd.predictors.loading import load_predictor
 from learn2pd.predictors.lora import with_adapter
-from learn2pd.predictors.questions import Columns, positions
+from learn2pd.predictors.questions import CHECKED, Columns, positions
 from learn2pd.predictors.saving import Predictor, Setting, saved_folder
 from learn2pd.roles import REVISIONS
 from learn2pd.tensors import most_confident, revisable
@@ -68,12 +68,17 @@ class Final:
             masked positions up to the answer's end-of-text, and leaves out the padding behind it. Such a filter is
             better inside answers, but slow without a stop rule, since it does not accept padding. `all` is the paper's
             choice: it counts every position, so that the network is also rewarded for recognising committed ones.
+        labelled: Whether the recording says at which positions it knows the label; the others count nowhere.
     """
 
     loss_on: str = "masked"
+    labelled: bool = False
     kind: ClassVar[str] = "filter"
     of_committed: ClassVar[bool] = False
-    columns: ClassVar[tuple[str, ...]] = ("start", "stop", "label", "length")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("start", "stop", "label", "length", *(("labelled",) if self.labelled else ()))
 
     def window(self, columns: Columns) -> Window:
         return Window(columns["start"].long(), columns["stop"].long())
@@ -84,17 +89,19 @@ class Final:
     def counted(self, columns: Columns) -> Tensor:
         if self.loss_on == "answer":
             return self._answer(columns)
-        return columns["masked"] if self.loss_on == "masked" else torch.ones_like(columns["masked"])
+        counted = columns["masked"] if self.loss_on == "masked" else torch.ones_like(columns["masked"])
+        return counted & columns["labelled"] if self.labelled else counted
 
     def judged(self, columns: Columns) -> Tensor:
         return self._answer(columns)
 
     def _answer(self, columns: Columns) -> Tensor:
-        return columns["masked"] & (positions(columns) <= columns["length"][:, None])
+        answer = columns["masked"] & (positions(columns) <= columns["length"][:, None])
+        return answer & columns["labelled"] if self.labelled else answer
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any], loss_on: str) -> Final:
-        return cls(loss_on)
+        return cls(loss_on, manifest.get("labels") in CHECKED)
 
 
 @dataclass(frozen=True)

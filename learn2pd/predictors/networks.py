@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from learn2pd.predictors.features import CHANNELS, DECIDED, View, stack
+from learn2pd.predictors.features import CHANNELS, DECIDED, HIDDEN, View, stack
 
 DEFAULT_CHANNELS = (
     "log_odds",
@@ -40,6 +40,8 @@ class PredictorNetwork(nn.Module):
         channels: The names of the inputs in `CHANNELS`, in order.
         width: The only window length, in tokens, with which the network works; None stands for any length.
         sees_committed: True asks for the confidence of proposals at committed positions too.
+        hidden_states: K, the numbers that it sees of the model's hidden state at every position; 0 where it sees none.
+        overlap: True lets it see how much the distributions of two positions have in common.
         adds_surest: True makes the policy commit the most confident position in every step, even where it accepts
             others. This is the paper's rule.
     """
@@ -48,6 +50,8 @@ class PredictorNetwork(nn.Module):
     width: int | None = None
     sees_committed = False
     adds_surest = False
+    hidden_states: int = 0
+    overlap: bool = False
 
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments as JSON values."""
@@ -62,7 +66,8 @@ class PredictorNetwork(nn.Module):
         Returns:
             [R, W] float32.
         """
-        logits: Tensor = self(stack(view, self.channels), view.valid, view.proposal)
+        more = (view.overlap,) if self.overlap else ()
+        logits: Tensor = self(stack(view, self.channels), view.valid, view.proposal, *more)
         return logits.sigmoid()
 
 
@@ -105,24 +110,40 @@ class LengthFree(PredictorNetwork):
     Args:
         channels: Names in `CHANNELS`, at least one.
         width: The features at each position.
+        hidden_states: K, the numbers that are kept of a hidden state of the model; 0 shows none.
+        model_width: The features of such a hidden state.
 
     Raises:
-        ValueError: A channel is unknown, or none is given.
+        ValueError: A channel is unknown, or none is given, or more numbers are kept than there are.
     """
 
     mean: Tensor
     deviation: Tensor
+    hidden_map: Tensor  # [model_width, K], where hidden states are shown
 
-    def __init__(self, channels: Sequence[str], width: int) -> None:
+    def __init__(self, channels: Sequence[str], width: int, hidden_states: int = 0, model_width: int = 0) -> None:
         super().__init__()
         unknown = [name for name in channels if name not in CHANNELS]
         if unknown or not channels:
             raise ValueError(f"channels={list(channels)!r}: expected some of {', '.join(CHANNELS)}")
-        self.channels = tuple(channels)
-        self.register_buffer("mean", torch.zeros(len(channels)))
-        self.register_buffer("deviation", torch.ones(len(channels)))
-        self.enter = nn.Linear(len(channels), width)
+        if hidden_states > model_width:
+            raise ValueError(f"hidden_states={hidden_states}: the model's hidden states have {model_width} numbers")
+        self.of_proposals = tuple(channels)
+        self.hidden_states = hidden_states
+        self.channels = (*channels, *(f"{HIDDEN}{number}" for number in range(hidden_states)))
+        self.register_buffer("mean", torch.zeros(len(self.channels)))
+        self.register_buffer("deviation", torch.ones(len(self.channels)))
+        if hidden_states:
+            self.register_buffer("hidden_map", torch.zeros(model_width, hidden_states))
+        self.enter = nn.Linear(len(self.channels), width)
         self.leave = nn.Linear(width, 1)
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments that all of these networks have, as JSON values."""
+        described: dict[str, Any] = {"channels": list(self.of_proposals)}
+        if self.hidden_states:
+            described |= {"hidden_states": self.hidden_states, "model_width": len(self.hidden_map)}
+        return described
 
     def normalise_by(self, mean: Tensor, deviation: Tensor) -> None:
         """Set the normalisation. A channel that never varies is only shifted.
@@ -146,15 +167,23 @@ class Conv(LengthFree):
         hidden: The features at each position.
         layers: The number of convolutions.
         kernel: The width of a convolution in tokens, an odd number.
+        hidden_states: As for `LengthFree`.
+        model_width: As for `LengthFree`.
 
     Raises:
         ValueError: The kernel is even, or a channel is unknown.
     """
 
     def __init__(
-        self, channels: Sequence[str] = DEFAULT_CHANNELS, hidden: int = 32, layers: int = 4, kernel: int = 5
+        self,
+        channels: Sequence[str] = DEFAULT_CHANNELS,
+        hidden: int = 32,
+        layers: int = 4,
+        kernel: int = 5,
+        hidden_states: int = 0,
+        model_width: int = 0,
     ) -> None:
-        super().__init__(channels, hidden)
+        super().__init__(channels, hidden, hidden_states, model_width)
         if kernel % 2 == 0:
             raise ValueError(f"kernel={kernel}: expected an odd number")
         self.sizes = {"hidden": hidden, "layers": layers, "kernel": kernel}
@@ -163,7 +192,7 @@ class Conv(LengthFree):
         self.norm = nn.LayerNorm(hidden)
 
     def options(self) -> dict[str, Any]:
-        return {"channels": list(self.channels), **self.sizes}
+        return super().options() | self.sizes
 
     def forward(self, inputs: Tensor, valid: Tensor, proposal: Tensor) -> Tensor:
         """Compute the logits [R, W]. Positions behind a window's end do not change the logits inside it."""
@@ -218,6 +247,9 @@ class Transformer(LengthFree):
         layers: The number of layers.
         heads: The number of attention heads.
         same_proposal: True lets the attention depend on equal proposals.
+        overlap: True lets it depend on the overlap of the two positions' distributions in place of equal proposals.
+        hidden_states: As for `LengthFree`.
+        model_width: As for `LengthFree`.
 
     Raises:
         ValueError: `hidden` is not a multiple of `heads`, or a channel is unknown.
@@ -230,8 +262,14 @@ class Transformer(LengthFree):
         layers: int = 2,
         heads: int = 4,
         same_proposal: bool = True,
+        hidden_states: int = 0,
+        model_width: int = 0,
+        overlap: bool = False,
     ) -> None:
-        super().__init__(channels, hidden)
+        super().__init__(channels, hidden, hidden_states, model_width)
+        if overlap and not same_proposal:
+            raise ValueError("overlap=True stands in place of equal proposals: leave same_proposal out")
+        self.overlap = overlap
         if hidden % heads:
             raise ValueError(f"hidden={hidden}: expected a multiple of heads={heads}")
         self.sizes = {"hidden": hidden, "layers": layers, "heads": heads, "same_proposal": same_proposal}
@@ -239,12 +277,14 @@ class Transformer(LengthFree):
         self.norm = nn.LayerNorm(hidden)
 
     def options(self) -> dict[str, Any]:
-        return {"channels": list(self.channels), **self.sizes}
+        return super().options() | self.sizes | ({"overlap": True} if self.overlap else {})
 
-    def forward(self, inputs: Tensor, valid: Tensor, proposal: Tensor) -> Tensor:
-        """Compute the logits [R, W]."""
+    def forward(self, inputs: Tensor, valid: Tensor, proposal: Tensor, overlap: Tensor | None = None) -> Tensor:
+        """Compute the logits [R, W]. A network with `overlap` also takes the overlap [R, W, W] float32 of a window."""
         features = self._entered(inputs, valid)
-        same = (proposal[:, :, None] == proposal[:, None, :]) & (proposal != DECIDED)[:, :, None]  # [R, W, W]
+        same = overlap  # [R, W, W]
+        if same is None:
+            same = (proposal[:, :, None] == proposal[:, None, :]) & (proposal != DECIDED)[:, :, None]
         for block in self.blocks:
             features = block(features, valid, same)
         return self.leave(self.norm(features))[..., 0]

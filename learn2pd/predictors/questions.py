@@ -15,11 +15,13 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from learn2pd.predictors.features import cut, stack
+from learn2pd.predictors.features import WINDOW_COLUMNS, cut, stack
 from learn2pd.predictors.networks import PredictorNetwork
 from learn2pd.tensors import window_view
 from learn2pd.types import Window
 
+TOP_TOKENS = 4  # most probable tokens of a position, as the loop gives them
+CHECKED = ("checked", "checked_together")  # the kinds of labels that are known at some positions only
 Columns = dict[str, Tensor]  # the columns of recorded states by name, [N, G] or [N] each
 
 
@@ -28,13 +30,15 @@ class Question(Protocol):
 
     Attributes:
         kind: The name of the kind of predictor.
-        columns: The columns of recorded states that the question needs beside `features.OBSERVED`.
         of_committed: True where the question is about committed positions. The other questions are about masked ones.
     """
 
     kind: ClassVar[str]
     of_committed: ClassVar[bool]
-    columns: ClassVar[tuple[str, ...]]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of recorded states that the question needs beside `features.OBSERVED`."""
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any], loss_on: str) -> Question:
@@ -74,6 +78,7 @@ class Batch(NamedTuple):
         counted: [N, W] bool, the positions that the training loss counts.
         judged: [N, W] bool, the positions that the metrics count.
         asked: [N, W] bool, the positions about which a run asks: the masked ones, or the committed ones.
+        overlap: [N, W, W] float32, as in `View`; None where the network does not see it.
     """
 
     inputs: Tensor
@@ -83,11 +88,21 @@ class Batch(NamedTuple):
     counted: Tensor
     judged: Tensor
     asked: Tensor
+    overlap: Tensor | None = None
+
+    def rows(self, numbers: Tensor) -> Batch:
+        """Return some of the states.
+
+        Args:
+            numbers: The numbers of the states.
+        """
+        values = {name: value[numbers] for name, value in self._asdict().items() if value is not None}
+        return Batch(**values)
 
     @property
-    def seen(self) -> tuple[Tensor, Tensor, Tensor]:
+    def seen(self) -> tuple[Tensor, ...]:
         """The arguments of a network's `forward`."""
-        return self.inputs, self.valid, self.proposal
+        return self.inputs, self.valid, self.proposal, *(() if self.overlap is None else (self.overlap,))
 
 
 def make_batch(columns: Columns, question: Question, network: PredictorNetwork) -> Batch:
@@ -103,6 +118,8 @@ def make_batch(columns: Columns, question: Question, network: PredictorNetwork) 
     """
     window = question.window(columns)
     width = network.width or window.width
+    several = {name: columns[name].view(len(columns[name]), -1, count) for name, count in several_of(network).items()}
+    columns = {name: values for name, values in columns.items() if name not in WINDOW_COLUMNS} | several
     view = cut(columns, window, width, network.sees_committed)
     asked = (question.label, question.counted, question.judged)
     label, counted, judged = (window_view(ask(columns), window, width) for ask in asked)
@@ -114,4 +131,15 @@ def make_batch(columns: Columns, question: Question, network: PredictorNetwork) 
         counted & view.valid,
         judged & view.valid,
         view.masked ^ question.of_committed,
+        view.overlap if network.overlap else None,
     )
+
+
+def several_of(network: PredictorNetwork) -> dict[str, int]:
+    """Return the recorded columns of a network that hold several values for a position, with the number of values.
+
+    Args:
+        network: The network.
+    """
+    hidden = {"hidden": network.hidden_states} if network.hidden_states else {}
+    return hidden | ({"top_ids": TOP_TOKENS, "top_shares": TOP_TOKENS} if network.overlap else {})

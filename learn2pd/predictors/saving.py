@@ -29,6 +29,7 @@ from learn2pd.types import CONFIDENCE, ModelSpec
 
 SCHEMA_VERSION = 3
 LARGEST_SIZE = 4096  # of a network: a larger one is no small network, and building it may take all memory
+LARGEST_MODEL = 65536  # features of a model's hidden states
 DESCRIPTION = "policy.json"
 WEIGHTS = "model.safetensors"
 EXPECTED = f"{DESCRIPTION} and {WEIGHTS}, as a run or save_pretrained writes them"
@@ -261,8 +262,9 @@ def build_network(name: str, options: dict[str, Any]) -> PredictorNetwork:
     try:
         for option, value in options.items():
             check_kind(option, value, kinds[option])
-            if type(value) is int and not 1 <= value <= LARGEST_SIZE:
-                raise ValueError(f"{option}={value}: expected a size from 1 to {LARGEST_SIZE}")
+            largest = LARGEST_MODEL if option == "model_width" else LARGEST_SIZE
+            if type(value) is int and not 1 <= value <= largest:
+                raise ValueError(f"{option}={value}: expected a size from 1 to {largest}")
         return NETWORKS[name](**options)
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"filter {name!r}: {first_line(error)}") from error

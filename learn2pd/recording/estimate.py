@@ -26,6 +26,42 @@ ROW_BYTES = 160  # bytes of a row beside the columns that have a value for each 
 SHARD_BYTES = 24_000  # bytes of a shard beside its rows
 
 
+@dataclass(frozen=True)
+class LabelCost:
+    """What labels cost that are not those of the reference.
+
+    Attributes:
+        labels: the name of the labels.
+        recordings: the number of recordings whose states are labelled: the oracle's and those of rounds.
+        continued_by: who continues the states, in words.
+        states: the most states of a prompt that are labelled, 0 for all of them; None where no state is continued.
+        positions: the most positions of such a state that are checked, 0 for all of them; None where none is.
+        methods: the methods that may have to continue one state, one after another.
+    """
+
+    labels: str
+    recordings: int
+    continued_by: str
+    states: int | None = None
+    positions: int | None = None
+    methods: int = 1
+
+    def forwards(self, gen_length: int) -> int:
+        """Return a bound of the forwards for one prompt of one recording.
+
+        Args:
+            gen_length: length of the canvas G, in tokens.
+        """
+        if self.states is None:
+            return gen_length  # one more decode, of the policy alone
+        states = min(self.states or gen_length, gen_length)
+        masks = sum(gen_length - step for step in range(states))
+        if self.positions is None:
+            return self.methods * masks
+        each = [min(self.positions or gen_length, gen_length - step) for step in range(states)]
+        return self.methods * sum((gen_length - step) * (1 + each[step]) for step in range(states))
+
+
 class _OneStep(StopRule):
     """Ends every row after its first step."""
 
@@ -45,6 +81,9 @@ def estimate(
     batch_size: int,
     shard_prompts: int,
     processes: int = 1,
+    labels: LabelCost | None = None,
+    hidden_bytes: int = 0,
+    top_bytes: int = 0,
 ) -> str:
     """Word the prompts, forwards, disk space and time that a recording takes.
 
@@ -60,6 +99,9 @@ def estimate(
         batch_size: rows that are decoded together.
         shard_prompts: prompts in each shard.
         processes: number of processes that will share the work.
+        labels: what the labels cost; None where they are those of the reference.
+        hidden_bytes: bytes of the hidden states of a state; 0 where none are kept.
+        top_bytes: bytes of the most probable tokens of a state; 0 where none are kept.
 
     Returns:
         Several lines of text for the terminal.
@@ -74,7 +116,7 @@ def estimate(
     calls = PASSES * gen_length * batches
     forwards = PASSES * gen_length * len(prompts)
     states = gen_length * len(prompts)
-    disk = _size(disk_bytes(prompts, len(sizes), gen_length))
+    disk = _size(disk_bytes(prompts, len(sizes), gen_length) + states * (hidden_bytes + top_bytes))
     duration = _duration(calls * forward_s / processes)
     return "\n".join(
         (
@@ -85,7 +127,26 @@ def estimate(
             f"time:     at most about {duration} in {processes} process{'es' if processes > 1 else ''} "
             f"({forward_s:.3g} s a call on {model.adapter.device}, measured with the longest prompts)",
             "Answers that end early, and an oracle that commits many tokens a step, make it a small part of that.",
+            *((_hidden_line(hidden_bytes * gen_length),) if hidden_bytes else ()),
+            *(() if labels is None else (_label_line(labels, len(prompts), gen_length, forward_s / batch_size),)),
         )
+    )
+
+
+def _hidden_line(count: int) -> str:
+    return f"hidden:   at most {_size(count)} of the disk for the hidden states of each prompt, in float16"
+
+
+def _label_line(labels: LabelCost, prompts: int, gen_length: int, row_s: float) -> str:
+    """Word what labels cost. A continuation fills its batches, so that a row takes its share of a call."""
+    forwards = labels.recordings * prompts * labels.forwards(gen_length)
+    parts = [] if labels.states is None else [f"{labels.states or 'all'} states of a prompt"]
+    parts += [] if labels.positions is None else [f"{labels.positions or 'all'} positions of each"]
+    drawn = f" ({', '.join(parts)})" if parts else ""
+    return (
+        f"labels:   {labels.labels}: at most {forwards:,} more forwards, at most about "
+        f"{_duration(forwards * row_s)} of one process, in {labels.recordings} "
+        f"recording{'s' if labels.recordings > 1 else ''}{drawn}, continued by {labels.continued_by}"
     )
 
 

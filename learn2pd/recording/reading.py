@@ -20,7 +20,16 @@ from datasets import Dataset, concatenate_datasets
 
 from learn2pd.errors import UserError
 from learn2pd.files import read_json
-from learn2pd.recording.schema import MANIFEST, features_of, read_recording, shard_count, shard_name, table_path
+from learn2pd.recording.schema import (
+    MANIFEST,
+    features_of,
+    groups_of,
+    read_recording,
+    shard_count,
+    shard_name,
+    table_path,
+    wide_of,
+)
 from learn2pd.recording.writing import damage, entries
 
 DERIVED = ("length", "reference", "prompt")  # columns of a state that come from the row of its prompt
@@ -101,7 +110,7 @@ class Recording:
         """
         path = table_path(self.folder, shard, name)
         table = Dataset.from_file(str(path))
-        if table.features != features_of(name, self.gen_length, self.manifest.get("committed", False)):
+        if table.features != features_of(name, self.gen_length, groups_of(self.manifest), wide_of(self.manifest)):
             raise UserError(
                 f"{path}: its columns are not those of schema {self.manifest['schema']}: "
                 f"delete {self.folder} and {AGAIN}"
@@ -159,14 +168,43 @@ class Recording:
             raise UserError(f"{self.folder}: there is no prompt {missing[0]!r} in this recording")
         return self.references.select([self._places[name] for name in prompt_ids])
 
+    def states_of(self, prompt_ids: Sequence[str]) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Return the recorded states of some prompts.
+
+        Args:
+            prompt_ids: the identifiers of the prompts.
+
+        Returns:
+            [N] long, the place of each state's prompt in `prompt_ids`; and all columns of the states, [N] or [N, G]
+            each, texts as lists. The states are in the order of `prompt_ids` and of their steps.
+        """
+        ranges = [self._rows.get(name, range(0)) for name in prompt_ids]
+        counts = torch.tensor([len(rows) for rows in ranges])
+        rows = [row for rows in ranges for row in rows]
+        stored = self.states.with_format("arrow").select(rows)[:]
+        columns = {
+            name: stored[name].to_pylist()
+            if pa.types.is_string(stored[name].type)
+            else torch.from_numpy(np.array(self._values(stored[name])))
+            for name in stored.column_names
+        }
+        return torch.arange(len(counts)).repeat_interleave(counts), columns
+
+    @functools.cached_property
+    def _rows(self) -> dict[str, range]:
+        """The rows of every prompt's states, which stand together."""
+        owners = list(self.states["prompt_id"])
+        first = [row for row, owner in enumerate(owners) if row == 0 or owners[row - 1] != owner]
+        return {owners[row]: range(row, stop) for row, stop in zip(first, [*first[1:], len(owners)], strict=True)}
+
     @functools.cached_property
     def _places(self) -> dict[str, int]:
         return {name: place for place, name in enumerate(self.references["prompt_id"])}
 
     def _values(self, column: Any) -> np.ndarray:
-        """Return the values of an Arrow column as an array, [N] or [N, G]."""
+        """Return the values of an Arrow column as an array, [N] or [N, G], or [N, M] for a column of M numbers."""
         if pa.types.is_fixed_size_list(column.type):
             return np.concatenate([np.asarray(chunk.flatten()) for chunk in column.chunks]).reshape(
-                len(column), self.gen_length
+                len(column), column.type.list_size
             )
         return np.asarray(column)

@@ -16,6 +16,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from learn2pd.models.loading import Model
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.oracle import GuidedPolicy, OraclePolicy
 from learn2pd.predictors.features import STANDING, observe, observe_committed
+from learn2pd.predictors.hidden import NEEDED, TOP_NEEDED, in_window, top_in_window
 from learn2pd.progress import progress_bar
 from learn2pd.recording.schema import RECORDING, entry_path, read_recording
 from learn2pd.recording.shard_claims import share
@@ -41,10 +43,45 @@ from learn2pd.recording.writing import Tables, write_manifest, write_shard
 from learn2pd.schedulers.blocks import blocks_for
 from learn2pd.stops.eot import EotStop
 from learn2pd.stops.none import NoStop
+from learn2pd.tensors import window_view
 from learn2pd.types import Step
 
 Produce = Callable[[Model, Sequence[Prompt]], Tables]
 Judge = Callable[[Sequence[Prompt], Sequence[str]], Sequence[bool]]  # says which answers of prompts are right
+
+
+@dataclass(frozen=True)
+class WindowValues:
+    """What is kept of the windows beside one value for each position.
+
+    Attributes:
+        block_length: W, the positions of a window.
+        projection: [D, K] float32, the map of hidden states to numbers; None keeps no hidden states.
+        top: True keeps the most probable tokens.
+    """
+
+    block_length: int
+    projection: Tensor | None = None
+    top: bool = False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The extras of the prediction that are kept."""
+        asked = ((NEEDED, self.projection is not None), (TOP_NEEDED, self.top))
+        return frozenset(name for name, wanted in asked if wanted)
+
+    def of(self, step: Step) -> dict[str, Tensor]:
+        """Return the columns of a step, [B, W * K] each, 0 at positions that are not masked."""
+        window = step.state.window
+        values: dict[str, Tensor] = {}
+        if self.projection is not None:
+            projection = self.projection.to(step.state.tokens.device)
+            values["hidden"] = in_window(projection, step.prediction, window, self.block_length).half()
+        if self.top:
+            ids, shares = top_in_window(step.prediction, window, self.block_length)
+            values |= {"top_ids": ids.int(), "top_shares": shares.half()}
+        masked = window_view(step.state.masked, window, self.block_length)[..., None]
+        return {name: (several * masked).flatten(1) for name, several in values.items()}
 
 
 class StateRecorder(Observer):
@@ -56,14 +93,24 @@ class StateRecorder(Observer):
         reference: [N, G] long, the right answer of every prompt of the decode.
         eot_ids: end-of-text tokens; a proposal that is one of them is marked.
         delimiter_ids: tokens that end a line; a proposal that is one of them is marked.
+        windows: what else is kept of the windows; None keeps nothing.
     """
 
     needs = frozenset({"margin", "entropy"})
     scores_committed = True
     looks_ahead = True
 
-    def __init__(self, reference: Tensor, eot_ids: Sequence[int], delimiter_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        reference: Tensor,
+        eot_ids: Sequence[int],
+        delimiter_ids: Sequence[int],
+        windows: WindowValues | None = None,
+    ) -> None:
         self.reference = reference
+        self.windows = windows
+        if windows is not None:
+            self.needs = self.needs | windows.needs
         self.eot_ids = tuple(eot_ids)
         self.delimiter_ids = tuple(delimiter_ids)
         self.steps: list[dict[str, Tensor]] = []
@@ -78,7 +125,10 @@ class StateRecorder(Observer):
         state = step.state
         prediction = step.prediction
         reference = self.reference[state.index.cpu()].to(state.tokens.device)
-        return observe(state, prediction, self.eot_ids, self.delimiter_ids) | {
+        columns = observe(state, prediction, self.eot_ids, self.delimiter_ids)
+        if self.windows is not None:
+            columns |= self.windows.of(step)
+        return columns | {
             "proposal": prediction.tokens.int(),
             "label": prediction.valid & (prediction.tokens == reference),
             "start": state.window.start.int(),
@@ -119,6 +169,7 @@ def oracle_tables(
     batch_size: int,
     delimiter_ids: Sequence[int],
     given: Sequence[Any] | None = None,
+    windows: WindowValues | None = None,
 ) -> Tables:
     """Decode the references with one token a step, and then record the oracle's states, in blocks.
 
@@ -130,6 +181,7 @@ def oracle_tables(
         batch_size: rows that are decoded together.
         delimiter_ids: tokens that end a line.
         given: the parts of every answer that stand from the start, as for `decode`.
+        windows: what else is kept of the windows; None keeps nothing.
 
     Returns:
         The tables of the shard.
@@ -145,7 +197,7 @@ def oracle_tables(
     blocks = blocks_for(model.spec, block_length)
     cache = exact_cache_for(model.spec)
     reference = run(Method(FixedPolicy(), blocks, cache, EotStop(0.0)))
-    recorder = StateRecorder(reference.tokens, model.spec.eot_ids, delimiter_ids)
+    recorder = StateRecorder(reference.tokens, model.spec.eot_ids, delimiter_ids, windows)
     oracle = run(Method(OraclePolicy(reference.tokens), blocks, cache, NoStop()), observer=recorder)
     return _tables(prompts, recorder, reference.tokens, reference.lengths, reference.forwards, oracle.forwards)
 
@@ -159,10 +211,14 @@ def rollout_tables(
     batch_size: int,
     delimiter_ids: Sequence[int],
     given: Sequence[Any] | None = None,
+    judge: Judge | None = None,
+    windows: WindowValues | None = None,
 ) -> Tables:
     """Record the states that a policy meets while its errors are corrected.
 
-    The states are labelled with references that were recorded before.
+    The states are labelled with references that were recorded before. With a judge, the policy first decodes by itself,
+    and where its own answer is right, this answer takes the place of the reference. No token of such an answer is an
+    error, however the answer is worded.
 
     Args:
         model: the model that decodes.
@@ -173,22 +229,30 @@ def rollout_tables(
         batch_size: rows that are decoded together.
         delimiter_ids: tokens that end a line.
         given: the parts of every answer that stand from the start, as for `decode`.
+        judge: says which answers are right; None takes the references for all prompts.
+        windows: what else is kept of the windows; None keeps nothing.
 
     Returns:
         The tables of the shard.
     """
     known = references.with_format("torch")
     tokens, length, forwards = (torch.as_tensor(known[name][:]) for name in ("tokens", "length", "forwards"))
-    recorder = StateRecorder(tokens, model.spec.eot_ids, delimiter_ids)
-    decoded = decode(
+    run = functools.partial(
+        decode,
         model,
         encoded(model, prompts),
-        dataclasses.replace(method, policy=GuidedPolicy(method.policy, tokens)),
         gen_length=tokens.shape[1],
         batch_size=batch_size,
         given=None if given is None else [given] * len(prompts),
-        observer=recorder,
     )
+    if judge is not None:
+        own = run(method)
+        right = torch.tensor(judge(prompts, own.texts), dtype=torch.bool)
+        tokens = torch.where(right[:, None], own.tokens.to(tokens.dtype), tokens)
+        length = torch.where(right, own.lengths.to(length.dtype), length)
+    recorder = StateRecorder(tokens, model.spec.eot_ids, delimiter_ids, windows)
+    guided = dataclasses.replace(method, policy=GuidedPolicy(method.policy, tokens))
+    decoded = run(guided, observer=recorder)
     return _tables(prompts, recorder, tokens, length, forwards, decoded.forwards)
 
 

@@ -17,6 +17,7 @@ The files are the same, byte for byte, however many processes made them and howe
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from collections.abc import Sequence as SequenceOf
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,22 @@ from learn2pd.data.prompts import Prompt, prompts_digest
 from learn2pd.errors import UserError
 from learn2pd.files import read_json, write_json
 from learn2pd.models.loading import Model
+from learn2pd.predictors.questions import CHECKED
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 2  # of recordings whose columns are all known to release 0.1.0
+LATER_VERSION = 3  # of the others
 RECORDING = "recording.json"
 MANIFEST = "manifest.json"
 TABLES = ("states", "references")
 COUNTS = ("prompts", "shard_prompts", "gen_length")  # whole numbers in recording.json
+# Columns of states with several numbers for each of the positions start to start + block_length, with their types.
+WIDE = {"hidden": "float16", "top_ids": "int32", "top_shares": "float16"}
+LATER_KEYS = {"hidden_states", "top_tokens"}  # keys of recording.json that say that there are such columns
+# Groups of columns that only some recordings have, each with a column by which it is known.
+GROUPS = {"committed": "holds", "labels": "label_forwards", "checked": "labelled"}
 
 
-def state_features(gen_length: int, committed: bool = False) -> Features:
+def state_features(gen_length: int, groups: Collection[str] = (), wide: Mapping[str, int] | None = None) -> Features:
     """Return the columns of the states: a row for each prompt and step.
 
     A row describes the whole canvas of G positions before the commit of its step. Proposals are scored at every masked
@@ -43,7 +51,9 @@ def state_features(gen_length: int, committed: bool = False) -> Features:
 
     Args:
         gen_length: length of the canvas G, in tokens.
-        committed: the states are those of a policy that nobody corrected; the committed tokens are described too.
+        groups: names in `GROUPS`. With `committed`, the states are those of a policy that nobody corrected, and the
+            committed tokens are described too. With `checked`, a label is known at some positions only.
+        wide: names in `WIDE` with the numbers that a row holds; None where there are none.
     """
 
     def canvas(kind: str) -> Any:
@@ -75,16 +85,21 @@ def state_features(gen_length: int, committed: bool = False) -> Features:
             "delimiter": canvas("bool"),  # the proposal (at a committed position: the token) ends a line
             "label": canvas("bool"),  # the proposal equals the reference's token
         }
-        | (of_committed if committed else {})
+        | (of_committed if "committed" in groups else {})
+        | ({"labelled": canvas("bool")} if "checked" in groups else {})  # the label is known
+        | {name: Sequence(Value(WIDE[name]), length=numbers) for name, numbers in (wide or {}).items()}
     )
 
 
-def reference_features(gen_length: int) -> Features:
+def reference_features(gen_length: int, groups: Collection[str] = ()) -> Features:
     """Return the columns of the references: a row for each prompt, with the answer that has one token a step.
 
     Args:
         gen_length: length of the canvas G, in tokens.
+        groups: names in `GROUPS`.
     """
+    of_labels = {"label_forwards": Value("int32")}  # forwards of the continuations that made the labels
+    of_checks = {"wordings": Sequence(Value("string"))}  # the answers that were judged right, sorted
     return Features(
         {
             "prompt_id": Value("string"),
@@ -95,18 +110,50 @@ def reference_features(gen_length: int) -> Features:
             "forwards": Value("int32"),  # forwards of the decode that made this reference
             "oracle_forwards": Value("int32"),  # forwards of the decode that made the states
         }
+        | (of_labels if "labels" in groups else {})
+        | (of_checks if "checked" in groups else {})
     )
 
 
-def features_of(table: str, gen_length: int, committed: bool) -> Features:
+def features_of(table: str, gen_length: int, groups: Collection[str], wide: Mapping[str, int]) -> Features:
     """Return the columns of a table.
 
     Args:
         table: `states` or `references`.
         gen_length: length of the canvas G, in tokens.
-        committed: the committed tokens of the states are described too.
+        groups: names in `GROUPS`.
+        wide: names in `WIDE` with the numbers that a row of the states holds.
     """
-    return state_features(gen_length, committed) if table == "states" else reference_features(gen_length)
+    return state_features(gen_length, groups, wide) if table == "states" else reference_features(gen_length, groups)
+
+
+def wide_of(description: Mapping[str, Any]) -> dict[str, int]:
+    """Return the columns in `WIDE` that a recording has, with the numbers that a row holds.
+
+    Args:
+        description: the object in recording.json.
+    """
+    several = {"hidden": description.get("hidden_states", 0)}
+    several |= dict.fromkeys(("top_ids", "top_shares"), description.get("top_tokens", 0))
+    return {name: int(count) * int(description["block_length"]) for name, count in several.items() if count}
+
+
+def groups_of(description: Mapping[str, Any]) -> frozenset[str]:
+    """Return the groups of columns that a recording has beside those of every recording.
+
+    Args:
+        description: the object in recording.json.
+    """
+    labels = description.get("labels")
+    return frozenset(
+        group
+        for group, holds in (
+            ("committed", description.get("committed", False)),
+            ("labels", labels is not None),
+            ("checked", labels in CHECKED),
+        )
+        if holds
+    )
 
 
 def describe_recording(
@@ -144,7 +191,7 @@ def describe_recording(
         The description, plain data for JSON.
     """
     return {
-        "schema": SCHEMA_VERSION,
+        "schema": LATER_VERSION if groups_of(more) - {"committed"} or LATER_KEYS & more.keys() else SCHEMA_VERSION,
         "model": model.spec.name,
         "model_fingerprint": model.spec.fingerprint,
         "mask_id": model.spec.mask_id,
@@ -241,9 +288,10 @@ def read_recording(folder: Path) -> dict[str, Any]:
     recording = read_json(folder / RECORDING)
     if recording is None:
         raise UserError(f"{folder / RECORDING} is damaged: delete {folder} and run the stage 'record' again")
-    if recording.get("schema") != SCHEMA_VERSION:
+    if recording.get("schema") not in (SCHEMA_VERSION, LATER_VERSION):
+        known = f"{SCHEMA_VERSION} and {LATER_VERSION}"
         raise UserError(
-            f"{folder}: recorded with schema {recording.get('schema')!r}, this version reads {SCHEMA_VERSION}: "
+            f"{folder}: recorded with schema {recording.get('schema')!r}, this version reads {known}: "
             "record again with overwrite=true"
         )
     lacking = [key for key in COUNTS if not isinstance(recording.get(key), int) or recording[key] < 1]

@@ -17,17 +17,19 @@ from torch import Tensor
 from learn2pd.errors import UserError
 from learn2pd.files import read_json, sha256, sha256_once, write_json
 from learn2pd.recording.schema import (
+    GROUPS,
     MANIFEST,
     RECORDING,
-    SCHEMA_VERSION,
     TABLES,
+    WIDE,
     entry_path,
     features_of,
+    read_recording,
     shard_name,
     table_path,
 )
 
-Columns = Mapping[str, Tensor | Sequence[str]]
+Columns = Mapping[str, Tensor | Sequence[Any]]
 CHUNK_ROWS = 256  # rows of an Arrow record batch; a reader has to touch a whole batch to read one row
 
 
@@ -59,9 +61,13 @@ def write_shard(folder: Path, number: int, tables: Tables, gen_length: int, reco
     """
     paths = {name: table_path(folder, number, name) for name in TABLES}
     partials = {name: path.with_name(path.name + ".partial") for name, path in paths.items()}
+    groups = [group for group, column in GROUPS.items() if column in tables.states or column in tables.references]
+    wide = {
+        name: values.shape[1] for name, values in tables.states.items() if name in WIDE and isinstance(values, Tensor)
+    }
     try:
         for name, partial in partials.items():
-            _write_table(partial, getattr(tables, name), features_of(name, gen_length, "holds" in tables.states))
+            _write_table(partial, getattr(tables, name), features_of(name, gen_length, groups, wide))
         entry = {
             "recording": recording,
             "prompts": len(tables.references["prompt_id"]),
@@ -95,7 +101,7 @@ def _write_table(path: Path, columns: Columns, features: Features) -> None:
         writer.write_table(table, max_chunksize=CHUNK_ROWS)
 
 
-def _array(values: Tensor | Sequence[str], kind: Any) -> Any:
+def _array(values: Tensor | Sequence[Any], kind: Any) -> Any:
     if not isinstance(values, Tensor):
         return pa.array(values, kind)
     if values.ndim == 1:
@@ -169,6 +175,7 @@ def write_manifest(folder: Path, count: int) -> None:
     Raises:
         UserError: the entry of a shard is missing.
     """
-    manifest = {"schema": SCHEMA_VERSION, "recording": sha256(folder / RECORDING), "shards": entries(folder, count)}
+    schema = read_recording(folder)["schema"]
+    manifest = {"schema": schema, "recording": sha256(folder / RECORDING), "shards": entries(folder, count)}
     if read_json(folder / MANIFEST) != manifest:
         write_json(folder / MANIFEST, manifest)

@@ -34,7 +34,7 @@ from torchmetrics.classification import (
 from learn2pd.errors import UserError
 from learn2pd.predictors.features import OBSERVED
 from learn2pd.predictors.networks import LengthFree, PredictorNetwork
-from learn2pd.predictors.questions import Batch, Columns, Question, make_batch
+from learn2pd.predictors.questions import Batch, Columns, Question, make_batch, several_of
 from learn2pd.recording.processes import Processes
 from learn2pd.recording.reading import Recording
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
@@ -84,7 +84,7 @@ class StateStream(IterableDataset[Batch]):
             The columns by their names.
         """
         generator = self._generator()
-        names = (*OBSERVED, *self.question.columns, *more)
+        names = (*OBSERVED, *self.question.columns, *several_of(self.network), *more)
         places = [(recording, shard) for recording in self.recordings for shard in range(len(recording))]
         order = (
             list(range(len(places))) if self.seed is None else torch.randperm(len(places), generator=generator).tolist()
@@ -269,7 +269,7 @@ class PredictorTraining(lightning.LightningModule):
         counted = batch.counted
         if not len(rows):  # fewer states than processes; every process must take part in every step
             rows, counted = torch.zeros(1, dtype=torch.long), torch.zeros_like(batch.counted)
-        mine = Batch(*(values[rows] for values in batch))
+        mine = batch.rows(rows)
         share = counted[rows].sum() / batch.counted.sum().clamp_min(1)
         return self.loss(mine, counted[rows])[0] * share * count
 

@@ -84,5 +84,5 @@ def test_a_manifest_that_disagrees_with_the_shards_is_refused_and_written_anew(
 def test_a_recording_of_another_schema_version_is_refused(copied):
     path = copied / "recording.json"
     path.write_text(path.read_text().replace('"schema": 2', '"schema": 1'))
-    with pytest.raises(UserError, match="schema 1, this version reads 2"):
+    with pytest.raises(UserError, match="schema 1, this version reads 2 and 3"):
         Recording.load(copied)

@@ -19,7 +19,14 @@ from learn2pd.cli.config import RunConfig
 from learn2pd.cli.stages.calibration import check_target, stage_calibrate
 from learn2pd.cli.stages.comparison import check_comparison, stage_compare
 from learn2pd.cli.stages.components import check_decoding, checkers_of, model_of, prompts_of, usable_prompts
-from learn2pd.cli.stages.recording import check_recording, dry_run, processes_of, stage_record
+from learn2pd.cli.stages.recording import (
+    check_hidden,
+    check_labels,
+    check_recording,
+    dry_run,
+    processes_of,
+    stage_record,
+)
 from learn2pd.cli.stages.reinforcing import check_reinforcing, stage_reinforce
 from learn2pd.cli.stages.reporting import write_replays, write_report
 from learn2pd.cli.stages.run_folder import REPLAY_FILE, claim_output, open_output, write_metrics
@@ -81,6 +88,9 @@ def _lead(config: RunConfig, stages: Sequence[str], processes: Processes) -> Non
     prompts = usable_prompts(config, model)
     if "calibrate" in stages:
         check_target(config, prompts)
+    if {"record", "train"} & set(stages):
+        check_labels(config, prompts)
+        check_hidden(config)
     if set(stages) - {"record"}:
         checkers_of(config, prompts)
     if "train" in stages:

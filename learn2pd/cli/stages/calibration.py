@@ -13,6 +13,7 @@ from typing import Any
 
 from learn2pd.cli.config import RunConfig
 from learn2pd.cli.stages.components import model_of, usable_prompts
+from learn2pd.cli.stages.recording import labels_folder
 from learn2pd.cli.stages.training import check_trained, contract_of, data_of, load_trained
 from learn2pd.cli.stages.validation import measure_on
 from learn2pd.data.prompts import Prompt
@@ -55,8 +56,10 @@ def stage_calibrate(config: RunConfig, output: Path) -> dict[str, Any]:
     check_trained(output)
     recordings = [Recording.load(output / "records")]
     recordings += [Recording.load(output / "rounds" / str(number + 1)) for number in range(config.train.rounds)]
+    rounds = range(1, config.train.rounds + 1) if config.train.rounds else range(1)
+    labelled = [Recording.load(labels_folder(config, output, number)) for number in rounds]
     prompts = [prompt for prompt in usable_prompts(config, model_of(config)) if prompt.split == "validation"]
-    figures: dict[str, Any] = {"filter": _calibrate_filter(config, output, recordings, prompts)}
+    figures: dict[str, Any] = {"filter": _calibrate_filter(config, output, recordings[0], labelled, prompts)}
     for kind in config.train.predictors:
         if kind == "keep":
             figures[kind] = _calibrate_keep(config, output, recordings[0], prompts)
@@ -116,13 +119,14 @@ def _trained_on(config: RunConfig) -> dict[str, Any]:
 
 
 def _calibrate_filter(
-    config: RunConfig, output: Path, recordings: Sequence[Recording], prompts: Sequence[Prompt]
+    config: RunConfig, output: Path, recording: Recording, labelled: Sequence[Recording], prompts: Sequence[Prompt]
 ) -> dict[str, Any]:
+    """Set the threshold of the filter, and export it with its figures on the states that it was trained on."""
     options = config.calibrate
-    trained = load_trained(config, output, "filter", recordings[0].manifest)
+    trained = load_trained(config, output, "filter", recording.manifest)
     network = trained.network if trained.adapted is None else merged(trained.adapted)
-    predictor = Predictor("filter", network, 0.5, contract_of(recordings[0].manifest, network))
-    measure = measure_on(config, model_of(config), prompts, recordings[0])
+    predictor = Predictor("filter", network, 0.5, contract_of(recording.manifest, network))
+    measure = measure_on(config, model_of(config), prompts, recording)
     predictor, met = calibrate_filter(
         predictor,
         lambda predictor: measure(FilterPolicy(predictor)),
@@ -138,7 +142,7 @@ def _calibrate_filter(
             len(prompts),
         )
     probability, label = probabilities(
-        network, data_of(config, recordings[1:] or recordings, "filter", network).stream("validation", batch_rows=1024)
+        network, data_of(config, labelled, "filter", network).stream("validation", batch_rows=1024)
     )
     calibrated = next(setting for setting in predictor.curve if setting.threshold == predictor.threshold)
     figures = {

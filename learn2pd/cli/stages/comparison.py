@@ -56,14 +56,17 @@ from learn2pd.method import Method
 from learn2pd.models.infilling import given_tokens
 from learn2pd.models.loading import Model
 from learn2pd.policies.fixed import FixedPolicy
+from learn2pd.policies.label_oracle import LabelOracle
 from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.search import SearchPolicy
 from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.progress import progress_bar
 from learn2pd.registry import RIVALS, lacking
+from learn2pd.roles import Policy
 from learn2pd.statistics.bootstrap import Bootstrap
 
 log = logging.getLogger(__name__)
+INFORMED = ("oracle", "search", "label_oracle")  # policies that know the answers with one token a step
 
 
 def stage_compare(config: RunConfig, output: Path) -> dict[str, Any]:
@@ -141,7 +144,7 @@ def check_comparison(config: RunConfig, model: Model, output: Path, trains: bool
     if not config.compare.stops:
         raise UserError("compare.stops is empty: list at least one stop rule, such as eot")
     methods = expand_sweeps(config.compare.methods)
-    informed = [method.policy for _, method in methods if method.policy in ("oracle", "search")]
+    informed = [method.policy for _, method in methods if method.policy in INFORMED]
     if informed and methods[0][1].policy != "fixed":
         raise UserError(
             f"compare.methods: {informed[0]!r} needs a method with policy 'fixed' at the head of the list, "
@@ -352,7 +355,7 @@ def _informed(
         checkers: the checkers by the names of their tasks.
         reference: [N, G] long, the answers with one token a step.
     """
-    if not isinstance(built.policy, SearchPolicy):
+    if isinstance(built.policy, OraclePolicy):
         return dataclasses.replace(built, policy=OraclePolicy(reference))
     lengths = answer_lengths(reference, model.spec.eot_ids).tolist()
     texts = [
@@ -367,11 +370,22 @@ def _informed(
             prompt.task is not None and checkers[prompt.task].check(prompt.facts, text).correct
         )
 
-    one_a_step = dataclasses.replace(built, policy=FixedPolicy())
+    given = given_of(config, len(prompts))
     continuation = Continuation(
-        model, encoded(model, prompts), one_a_step, right, config.decode.gen_length, config.decode.rows
+        model,
+        encoded(model, prompts),
+        dataclasses.replace(built, policy=FixedPolicy()),
+        right,
+        config.decode.gen_length,
+        config.decode.rows,
+        None if given is None else given_tokens(model, given, config.decode.gen_length),
     )
-    return dataclasses.replace(built, policy=SearchPolicy(continuation, built.policy.filter))
+    informed: Policy = built.policy
+    if isinstance(informed, LabelOracle):
+        informed = LabelOracle(continuation.label, informed.labels)
+    elif isinstance(informed, SearchPolicy):
+        informed = SearchPolicy(continuation, informed.filter)
+    return dataclasses.replace(built, policy=informed)
 
 
 def _labels(described: MethodConfig, family: str, method: Method, task: str) -> Labels:

@@ -387,6 +387,7 @@ def method_of(config: RunConfig, model: Model, folder: Path, method: MethodConfi
             **provided_to(config, model, folder),
             "reference": lambda: unanswered,
             "still_right": lambda: None,
+            "labelled": lambda: None,
         },
     )
     built.check(model.spec)

@@ -7,6 +7,7 @@ policy leads into.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,20 +22,33 @@ from learn2pd.cli.config import RunConfig, identity, leaves
 from learn2pd.cli.stages.components import checkers_of, model_of, usable_prompts
 from learn2pd.cli.stages.run_folder import read_metrics
 from learn2pd.data.prompts import Prompt
+from learn2pd.errors import UserError
 from learn2pd.method import Method
 from learn2pd.models.delimiters import newline_ids
 from learn2pd.models.loading import Model, read_skeleton
 from learn2pd.models.sizes import bytes_text, sizes_of
-from learn2pd.predictors.filter import FilterPolicy
-from learn2pd.recording.estimate import estimate, plan
+from learn2pd.policies.fixed import FixedPolicy
+from learn2pd.predictors.filter import FilterPolicy, load_policy
+from learn2pd.predictors.hidden import hidden_map
+from learn2pd.predictors.questions import CHECKED, TOP_TOKENS
+from learn2pd.recording.estimate import LabelCost, estimate, plan
+from learn2pd.recording.labels import Sample, labelled_tables
 from learn2pd.recording.processes import Processes
 from learn2pd.recording.reading import Recording
-from learn2pd.recording.recorder import free_tables, oracle_tables, record, rollout_tables
-from learn2pd.recording.schema import RECORDING, describe_recording, open_recording
+from learn2pd.recording.recorder import Judge, WindowValues, free_tables, oracle_tables, record, rollout_tables
+from learn2pd.recording.schema import RECORDING, describe_recording, open_recording, read_recording
 from learn2pd.recording.writing import Tables
 from learn2pd.schedulers.blocks import alignment_of, blocks_for
 from learn2pd.stops.eot import EotStop
 from learn2pd.types import CONFIDENCE
+
+log = logging.getLogger(__name__)
+# what tells one recording of states from others, and what it keeps of windows
+DECODED_BY = ("round", "policy_fingerprint", "threshold", "hidden_states", "model_width", "top_tokens")
+HIDDEN_BYTES = 2**20  # the most that the hidden states of a prompt may take on disk
+TOP_BYTES = TOP_TOKENS * (4 + 2)  # of the most probable tokens of a position: an int32 and a float16 for each
+HALF_BYTES = 2  # bytes of a number in float16
+CONTINUED = ("continuation", *CHECKED)  # labels that are made by continuing recorded states
 
 
 def processes_of(config: RunConfig) -> Processes:
@@ -78,7 +92,194 @@ def check_recording(config: RunConfig, output: Path) -> None:
     folder = output / "records"
     if (folder / RECORDING).exists():
         model = model_of(config)
-        open_recording(folder, _described(config, model, recorded_prompts(config, model)))
+        described = _described(config, model, recorded_prompts(config, model), **_windows_described(config, model))
+        open_recording(folder, described)
+
+
+def check_labels(config: RunConfig, prompts: Sequence[Prompt]) -> None:
+    """Check, before anything is recorded, that the labels can be made.
+
+    Args:
+        config: the configuration.
+        prompts: the prompts of all splits.
+
+    Raises:
+        UserError: the labels need a checker, and a train or validation prompt has none; or they need rounds.
+    """
+    labels = config.record.labels
+    if labels == "own_answer" and not config.train.rounds:
+        raise UserError(
+            "record.labels=own_answer labels the states of rounds, and train.rounds=0: set train.rounds to 1 or more"
+        )
+    if labels not in ("own_answer", *CHECKED):
+        return
+    recorded = [prompt for prompt in prompts if prompt.split != "test"]
+    unjudged = [prompt for prompt in recorded if not prompt.task]
+    if unjudged:
+        raise UserError(
+            f"record.labels={labels} needs a checker, and {len(unjudged)} of {len(recorded)} train and validation "
+            f"prompts have none, such as {unjudged[0].place}: name one with data.answer_field and data.task, or set "
+            "record.labels=continuation"
+        )
+
+
+def check_hidden(config: RunConfig) -> None:
+    """Check that the hidden states of a prompt do not take too much disk.
+
+    Args:
+        config: the configuration.
+
+    Raises:
+        UserError: they may take more than 1 MiB.
+    """
+    each = config.decode.gen_length * config.decode.block_length * HALF_BYTES
+    if config.record.hidden_states * each > HIDDEN_BYTES:
+        raise UserError(
+            f"record.hidden_states={config.record.hidden_states} may take "
+            f"{bytes_text(config.record.hidden_states * each)} of disk for a prompt, and at most "
+            f"{bytes_text(HIDDEN_BYTES)} are allowed: take at most {HIDDEN_BYTES // each} with "
+            f"decode.gen_length={config.decode.gen_length}"
+        )
+
+
+def windows_of(config: RunConfig, model: Model) -> WindowValues | None:
+    """Return what a recording keeps of the windows beside one value for each position.
+
+    Args:
+        config: the configuration.
+        model: the model.
+    """
+    numbers = config.record.hidden_states
+    if not numbers and not config.record.top_tokens:
+        return None
+    projection = hidden_map(model_width(model), numbers) if numbers else None
+    return WindowValues(config.decode.block_length, projection, config.record.top_tokens)
+
+
+def model_width(model: Model) -> int:
+    """Return the number of features of a hidden state of a model."""
+    return int(model.adapter.network.get_output_embeddings().weight.shape[1])
+
+
+def labels_oracle(config: RunConfig) -> bool:
+    """Say whether the oracle's states get other labels than the reference.
+
+    Only a filter without rounds, or a new one in its first round, is trained on them.
+
+    Args:
+        config: the configuration.
+    """
+    trains = config.train.start == "scratch" or not config.train.rounds
+    return config.record.labels in CONTINUED and trains
+
+
+def labels_folder(config: RunConfig, output: Path, number: int) -> Path:
+    """Return the folder of the recording on which the filter is trained.
+
+    Args:
+        config: the configuration.
+        output: the output_dir of the run.
+        number: number of the round; 0 stands for the oracle's states.
+    """
+    if config.record.labels not in CONTINUED:
+        return states_folder(output, number)
+    if number:
+        return output / "rounds" / f"{config.record.labels}-{number}"
+    return output / "labels" / config.record.labels
+
+
+def states_folder(output: Path, number: int) -> Path:
+    """Return the folder of the recorded states of a round.
+
+    Args:
+        output: the output_dir of the run.
+        number: number of the round; 0 stands for the oracle's states.
+    """
+    return output / "rounds" / str(number) if number else output / "records"
+
+
+def record_labels(
+    config: RunConfig, output: Path, number: int, policy: FilterPolicy | None = None, leads: bool = True
+) -> dict[str, Any]:
+    """Label recorded states by continuing them, as `record.labels` says.
+
+    The output is output_dir/labels, and for the states of a round a folder in output_dir/rounds.
+
+    Args:
+        config: the configuration.
+        output: the output_dir of the run.
+        number: number of the round whose states are labelled; 0 stands for the oracle's states.
+        policy: a trained policy. Where labels are checked, it continues, since it takes fewer forwards than one token a
+            step.
+        leads: as for `record`.
+
+    Returns:
+        The figures of the labels; empty where the states keep their labels.
+    """
+    if config.record.labels not in CONTINUED:
+        return {}
+    model = model_of(config)
+    prompts = recorded_prompts(config, model)
+    checked = config.record.labels in CHECKED
+    states = states_folder(output, number)
+    recording = Recording(states, read_recording(states))
+    blocks = blocks_for(model.spec, config.decode.block_length)
+    cache = exact_cache_for(model.spec)
+    methods = [Method(FixedPolicy(), blocks, cache, EotStop(0.0))]
+    continued_by = ["one token a step"]
+    if checked and policy is not None:
+        methods.insert(0, Method(policy, blocks, cache, EotStop(config.decode.stop_floor)))
+        continued_by.insert(0, f"filter {policy.predictor.weights_fingerprint} at {policy.threshold:g}")
+    if leads:
+        log.info("labels %s, continued by %s", config.record.labels, ", where it is wrong by ".join(continued_by))
+    produce = functools.partial(
+        labelled_tables,
+        recording=recording,
+        methods=methods,
+        judge=judge_of(config, prompts) if checked else None,
+        sample=Sample(config.record.label_states, config.record.label_positions if checked else 0, config.seed),
+        together=config.record.labels == "checked_together",
+        batch_size=config.decode.rows,
+        given=config.decode.given or None,
+    )
+    labelled_by = {
+        "labels": config.record.labels,
+        "label_states": config.record.label_states,
+        **({"label_positions": config.record.label_positions} if checked else {}),
+        "continued_by": continued_by,
+        "stop_floor": config.decode.stop_floor,
+        **{name: recording.manifest[name] for name in DECODED_BY if name in recording.manifest},
+    }
+    folder = labels_folder(config, output, number)
+    open_recording(folder, _described(config, model, prompts, **labelled_by))
+    figures = record(model, prompts, folder, produce, shard_prompts=config.record.shard_prompts, leads=leads)
+    if not leads:
+        return {}
+    labelled = Recording.load(folder)
+    taken = labelled.references.with_format("numpy")["label_forwards"][:]
+    return {
+        "label_seconds": figures["seconds"],
+        "label_rows": len(labelled.states),
+        "label_forwards_mean": float(taken.mean()),
+    }
+
+
+def judge_of(config: RunConfig, prompts: Sequence[Prompt]) -> Judge:
+    """Return the function that says which answers are right.
+
+    Args:
+        config: the configuration.
+        prompts: the prompts whose checkers are needed.
+    """
+    checkers = checkers_of(config, prompts)
+
+    def judge(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[bool]:
+        return [
+            prompt.task is not None and bool(checkers[prompt.task].check(prompt.facts, text).correct)
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+
+    return judge
 
 
 def facts_of(config: RunConfig, described: dict[str, Any]) -> dict[str, Any]:
@@ -158,18 +359,33 @@ def stage_record(config: RunConfig, output: Path, processes: Processes) -> dict[
         batch_size=config.decode.rows,
         delimiter_ids=newline_ids(model.tokenizer),
         given=config.decode.given or None,
+        windows=windows_of(config, model),
     )
-    open_recording(folder, _described(config, model, prompts))
+    open_recording(folder, _described(config, model, prompts, **_windows_described(config, model)))
     figures = record(
         model, prompts, folder, produce, shard_prompts=config.record.shard_prompts, leads=processes.rank == 0
     )
+    labels = {}
+    if labels_oracle(config):
+        labels = record_labels(config, output, 0, first_policy(config), leads=processes.rank == 0)
     torch.set_num_threads(threads)
     if processes.rank:
         return None
     recording = Recording.load(folder)
     if "record" in read_metrics(output) and not figures["prompts_recorded_now"]:
         return None
-    return figures | {"processes": processes.count} | summary(recording)
+    return figures | {"processes": processes.count} | summary(recording) | labels
+
+
+def first_policy(config: RunConfig) -> FilterPolicy | None:
+    """Return the filter that the training begins with, at the threshold of its rollouts; None where it has none.
+
+    Args:
+        config: the configuration.
+    """
+    if config.train.start == "scratch" or config.policy is None:
+        return None
+    return load_policy(config.policy, threshold=config.train.rollout_threshold)
 
 
 def record_round(
@@ -177,7 +393,8 @@ def record_round(
 ) -> dict[str, Any]:
     """Record the states that a policy meets when it decodes the recorded prompts, with the labels of their references.
 
-    The output is output_dir/rounds/NUMBER.
+    Unless `record.labels` is `reference`, the policy's own answers take the place of the references wherever a checker
+    calls them right. The output is output_dir/rounds/NUMBER, and a folder beside it where the states are continued.
 
     Args:
         config: the configuration.
@@ -192,8 +409,12 @@ def record_round(
     model = model_of(config)
     recording = Recording.load(output / "records")
     prompts = recorded_prompts(config, model)
-    folder = output / "rounds" / str(number)
+    folder = states_folder(output, number)
     method = Method(policy, blocks_for(model.spec, config.decode.block_length), exact_cache_for(model.spec))
+    own = config.record.labels != "reference"
+    if own:
+        method = replace(method, stop=EotStop(config.decode.stop_floor))
+    judge = judge_of(config, prompts) if own else None
 
     def produce(model: Model, prompts: Sequence[Prompt]) -> Tables:
         references = recording.references_of([prompt.id for prompt in prompts])
@@ -205,19 +426,23 @@ def record_round(
             batch_size=config.decode.rows,
             delimiter_ids=recording.manifest["delimiter_ids"],
             given=config.decode.given or None,
+            judge=judge,
+            windows=windows_of(config, model),
         )
 
     decoded_by = {
         "round": number,
         "policy_fingerprint": policy.predictor.weights_fingerprint,
         "threshold": policy.threshold,
+        **({"own_answers": True} if own else {}),
+        **_windows_described(config, model),
     }
     open_recording(folder, _described(config, model, prompts, **decoded_by))
-    figures = record(
-        model, prompts, folder, produce, shard_prompts=config.record.shard_prompts, leads=processes.rank == 0
-    )
-    processes.wait()  # the first process has written the manifest
-    return {"record_seconds": figures["seconds"]} | summary(Recording.load(folder))
+    leads = processes.rank == 0
+    figures = record(model, prompts, folder, produce, shard_prompts=config.record.shard_prompts, leads=leads)
+    labels = record_labels(config, output, number, policy, leads)
+    processes.wait()  # the first process has written the manifests
+    return {"record_seconds": figures["seconds"]} | summary(Recording.load(folder)) | labels
 
 
 def record_free(
@@ -240,15 +465,9 @@ def record_free(
     model = model_of(config)
     recording = Recording.load(output / "records")
     prompts = recorded_prompts(config, model)
-    checkers = checkers_of(config, prompts)
+    judge = judge_of(config, prompts)
     folder = output / "rounds" / f"keep-{number}"
     method = Method(policy, blocks_for(model.spec, config.decode.block_length), stop=EotStop(config.decode.stop_floor))
-
-    def judge(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[bool]:
-        return [
-            prompt.task is not None and bool(checkers[prompt.task].check(prompt.facts, text).correct)
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
 
     def produce(model: Model, prompts: Sequence[Prompt]) -> Tables:
         return free_tables(
@@ -307,7 +526,15 @@ def dry_run(config: RunConfig) -> str:
     devices = planned_devices(config)
     lines = [
         f"memory:   at most {bytes_text(sizes.whole)}: {sizes}",
-        estimate(model, [prompt.text for prompt in prompts], **options, processes=devices),
+        estimate(
+            model,
+            [prompt.text for prompt in prompts],
+            **options,
+            processes=devices,
+            labels=label_cost(config),
+            hidden_bytes=HALF_BYTES * config.record.hidden_states * config.decode.block_length,
+            top_bytes=TOP_BYTES * config.decode.block_length if config.record.top_tokens else 0,
+        ),
     ]
     if config.plan.sample_prompts:
         expected = plan(
@@ -332,6 +559,40 @@ def planned_devices(config: RunConfig) -> int:
     if not nodes and not each:
         return processes_of(config).count
     return (nodes or config.record.num_nodes) * (each or Processes(config.record.devices).count)
+
+
+def label_cost(config: RunConfig) -> LabelCost | None:
+    """Return what the labels of a run cost; None where they are those of the reference.
+
+    Args:
+        config: the configuration.
+    """
+    labels = config.record.labels
+    if labels == "reference":
+        return None
+    if labels == "own_answer":
+        return LabelCost(labels, config.train.rounds, "the filter of the round")
+    if labels == "continuation":
+        by = "one token a step"
+    elif labels_oracle(config) and config.train.start == "scratch":
+        by = "one token a step, and in rounds by the filter where its answer is right, which takes fewer forwards"
+    else:
+        by = "the filter where its answer is right, which takes fewer forwards, and elsewhere by one token a step"
+    return LabelCost(
+        labels,
+        config.train.rounds + labels_oracle(config),
+        by,
+        config.record.label_states,
+        config.record.label_positions if labels in CHECKED else None,
+        1 if labels == "continuation" else 2,
+    )
+
+
+def _windows_described(config: RunConfig, model: Model) -> dict[str, int]:
+    """Return what recording.json says of the values that are kept of windows."""
+    numbers = config.record.hidden_states
+    hidden = {"hidden_states": numbers, "model_width": model_width(model)} if numbers else {}
+    return hidden | ({"top_tokens": TOP_TOKENS} if config.record.top_tokens else {})
 
 
 def _described(config: RunConfig, model: Model, prompts: Sequence[Prompt], **more: Any) -> dict[str, Any]:

@@ -135,7 +135,14 @@ def _start(config: RunConfig, output: Path) -> Predictor:
             "the stage reinforce needs a trained filter: give policy=FOLDER, or run the stages record, train and "
             "calibrate before it"
         )
-    return load_predictor(folder, "filter")
+    start = load_predictor(folder, "filter")
+    if start.network.hidden_states or start.network.overlap:
+        read = "hidden states of the model" if start.network.hidden_states else "the most probable tokens"
+        raise UserError(
+            f"policy={str(folder)!r} reads {read}, which the stage reinforce does not keep: "
+            "begin with a filter that reads none"
+        )
+    return start
 
 
 class _Decoder:

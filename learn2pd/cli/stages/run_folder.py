@@ -26,7 +26,7 @@ LOCK_FILE = ".lock"
 REPORT_FILE = "report.html"  # the page that shows the run
 REPLAY_FILE = "replays.json"  # every step of one prompt of each task, for that page
 STAGE_OUTPUTS = {  # names in the folder by the stage that makes them, the stages in their order
-    "record": ("records",),
+    "record": ("records", "labels"),
     "train": ("train", "rounds"),
     "calibrate": ("policy", "adapter", "plots/reliability.png"),
     "reinforce": ("reinforce", "reinforced"),

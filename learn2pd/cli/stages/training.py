@@ -19,19 +19,30 @@ from peft import PeftModel
 
 from learn2pd.cli.config import RunConfig
 from learn2pd.cli.stages.components import model_of, usable_prompts
-from learn2pd.cli.stages.recording import meet, placed, record_free, record_round
+from learn2pd.cli.stages.recording import (
+    first_policy,
+    labels_folder,
+    labels_oracle,
+    meet,
+    placed,
+    record_free,
+    record_labels,
+    record_round,
+)
 from learn2pd.cli.stages.run_folder import read_metrics
 from learn2pd.cli.stages.validation import measure_on
 from learn2pd.errors import UserError, suggest
 from learn2pd.files import read_json, write_json
 from learn2pd.models.loading import Model
+from learn2pd.predictors.apply import check_hidden_states
 from learn2pd.predictors.filter import FilterPolicy
+from learn2pd.predictors.hidden import hidden_map
 from learn2pd.predictors.keep import PART as KEEP_FOLDER
 from learn2pd.predictors.keep import KeepPolicy, trained_policy
 from learn2pd.predictors.kinds import BESIDE_THE_FILTER, QUESTIONS
 from learn2pd.predictors.loading import load_predictor
 from learn2pd.predictors.lora import add_adapter
-from learn2pd.predictors.networks import PredictorNetwork
+from learn2pd.predictors.networks import LengthFree, PredictorNetwork
 from learn2pd.predictors.saving import Contract, Predictor, build_network, network_json
 from learn2pd.recording.processes import Processes
 from learn2pd.recording.reading import Recording
@@ -94,7 +105,11 @@ def stage_train(config: RunConfig, output: Path, processes: Processes) -> dict[s
     model = model_of(config)
     validation = [prompt for prompt in usable_prompts(config, model) if prompt.split == "validation"]
     measure = measure_on(config, model, validation, oracle)
+    if labels_oracle(config):
+        record_labels(config, output, 0, first_policy(config), processes.rank == 0)  # where other labels are wanted now
+        processes.wait()
     visited: list[Recording] = []
+    labelled: list[Recording] = []
     rounds: list[dict[str, Any]] = []
     for number in range(config.train.rounds + 1):
         base = start_of(config, "filter", oracle.manifest).base if number == 0 and config.train.rounds else None
@@ -102,9 +117,8 @@ def stage_train(config: RunConfig, output: Path, processes: Processes) -> dict[s
             network = base.network
             figures: dict[str, Any] = {}
         else:
-            network, figures = _train_or_load(
-                config, visited or [oracle], output, "filter", f"round-{number}", processes
-            )
+            states = labelled or [Recording.load(labels_folder(config, output, 0))]
+            network, figures = _train_or_load(config, states, output, "filter", f"round-{number}", processes)
         predictor = Predictor("filter", network, config.train.rollout_threshold, contract_of(oracle.manifest, network))
         rounds.append({"round": number, **figures})
         if processes.rank == 0:
@@ -112,6 +126,7 @@ def stage_train(config: RunConfig, output: Path, processes: Processes) -> dict[s
         if number < config.train.rounds:
             rounds[-1] |= record_round(config, output, number + 1, FilterPolicy(predictor), processes)
             visited.append(Recording.load(output / "rounds" / str(number + 1)))
+            labelled.append(Recording.load(labels_folder(config, output, number + 1)))
     extra = {
         name: _train_keep(config, output, predictor, processes)
         if name == "keep"
@@ -171,6 +186,15 @@ def check_training(config: RunConfig) -> None:
         UserError: a predictor, a logger, an option of the network, or the filter to fine-tune does not exist.
     """
     check_loggers(config.train.loggers)
+    if config.filter == "mlp" and config.record.hidden_states:
+        raise UserError(
+            f"record.hidden_states={config.record.hidden_states}: filter=mlp sees confidences alone; "
+            "take filter=conv or transformer"
+        )
+    if config.filter != "transformer" and config.record.top_tokens:
+        raise UserError(
+            f"record.top_tokens=true: only the attention of filter=transformer reads them, and filter={config.filter}"
+        )
     width = network_of(config, "filter").width
     if width not in (None, config.decode.block_length):
         raise UserError(
@@ -205,10 +229,19 @@ def check_base(config: RunConfig, model: Model) -> None:
             "alignment": alignment_of(spec),
             "confidence": CONFIDENCE,
         }
-        check_same(base_of(config), facts | geometry)
+        base = base_of(config)
+        check_same(base, facts | geometry)
+        check_hidden_states(base, spec)
+        if base.network.overlap and not config.record.top_tokens:
+            raise UserError("policy reads the most probable tokens: set record.top_tokens=true, or train from scratch")
+        if base.network.hidden_states != config.record.hidden_states:
+            raise UserError(
+                f"policy reads {base.network.hidden_states} numbers of hidden states, and "
+                f"record.hidden_states={config.record.hidden_states}: set them equal, or train from scratch"
+            )
 
 
-def network_of(config: RunConfig, kind: str) -> PredictorNetwork:
+def network_of(config: RunConfig, kind: str, model_width: int | None = None) -> PredictorNetwork:
     """Build an untrained network for a kind of predictor.
 
     The filter's network is configured; the other kinds have a network of their own.
@@ -216,14 +249,23 @@ def network_of(config: RunConfig, kind: str) -> PredictorNetwork:
     Args:
         config: the configuration.
         kind: kind of the predictor.
+        model_width: features of a hidden state of the model; None where the network is not going to be used.
 
     Raises:
         UserError: the network does not take one of the `filter_options`.
     """
     if kind in BESIDE_THE_FILTER:
         return BESIDE_THE_FILTER[kind]()
-    width = {"width": config.decode.block_length} if config.filter == "mlp" else {}
-    return build_network(config.filter, width | config.filter_options)
+    own: dict[str, Any] = {"width": config.decode.block_length} if config.filter == "mlp" else {}
+    numbers = config.record.hidden_states
+    if numbers:
+        own |= {"hidden_states": numbers, "model_width": model_width or numbers}
+    if config.record.top_tokens and config.filter == "transformer":
+        own |= {"overlap": True}
+    network = build_network(config.filter, own | config.filter_options)
+    if isinstance(network, LengthFree) and network.hidden_states and model_width:
+        network.hidden_map.copy_(hidden_map(model_width, numbers))
+    return network
 
 
 def check_trained(output: Path) -> None:
@@ -255,7 +297,7 @@ def start_of(config: RunConfig, kind: str, manifest: dict[str, Any]) -> Start:
         keeper = load_predictor(str(config.policy), "keep", KEEP_FOLDER)
         return Start(copy.deepcopy(keeper.network), keeper)
     if kind != "filter" or config.train.start == "scratch":
-        return Start(network_of(config, kind))
+        return Start(network_of(config, kind, manifest.get("model_width")))
     base = base_of(config)
     check_same(base, manifest)
     network = copy.deepcopy(base.network)

@@ -1,0 +1,71 @@
+"""A run with other labels, through the command line: every stage uses them, and an interrupted run goes on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from learn2pd.cli import main as cli
+from learn2pd.recording.reading import Recording
+from tests.recording.helpers import files
+
+SMALL = [
+    "config=tiny_filter",
+    "train.start=scratch",
+    "train.rounds=1",
+    "train.predictors=[]",
+    "train.max_epochs=1",
+    "train.rollout_threshold=0.5",
+    "data.train_prompts=6",
+    "data.validation_prompts=6",
+    "data.test_prompts=3",
+    "decode.gen_length=24",
+    "decode.block_length=8",
+    "record.shard_prompts=6",
+    "record.label_states=2",
+    "record.label_positions=2",
+    "calibrate.target_agreement=0.2",
+    "calibrate.max_accuracy_drop=null",
+    "calibrate.thresholds=[0.5]",
+    "model.device=cpu",
+    "threads=1",
+]
+
+
+def folders(labels):
+    """The folders of recordings that a run with these labels has, each with the labels of its description."""
+    own = {"labels/" + labels: labels, f"rounds/{labels}-1": labels} if labels != "own_answer" else {}
+    return {"records": None, "rounds/1": None} | own
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pytest.param("own_answer", marks=pytest.mark.thorough),
+        pytest.param("continuation", marks=pytest.mark.thorough),
+        "checked",
+    ],
+)
+def test_a_run_trains_on_its_labels_and_goes_on_where_it_was_interrupted(tiny_model_folder, tmp_path, labels):
+    arguments = [*SMALL, f"model.path={tiny_model_folder}", f"record.labels={labels}", f"output_dir={tmp_path}"]
+    assert cli.run([*arguments, "stages=[record,train,calibrate]"]) == 0
+    expected = {name: files(tmp_path / name) for name in folders(labels)}
+    for name, of in folders(labels).items():
+        assert Recording.load(tmp_path / name).manifest.get("labels") == of
+    manifest = Recording.load(tmp_path / "rounds/1").manifest
+    assert manifest["own_answers"] is True
+    if labels != "own_answer":
+        continued = Recording.load(tmp_path / f"rounds/{labels}-1").manifest
+        assert continued["policy_fingerprint"] == manifest["policy_fingerprint"]
+        assert len(continued["continued_by"]) == (2 if labels == "checked" else 1)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["train"]["rounds"][0].get("label_forwards_mean", 1) > 0
+    assert metrics["calibrate"]["filter"]["states"]["auroc"] is not None
+    for name in folders(labels):
+        (tmp_path / name / "shard-00001.json").unlink()
+        (tmp_path / name / "manifest.json").unlink()
+    metrics.pop("train")
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    assert cli.run([*arguments, "stages=[record,train,calibrate]"]) == 0
+    assert {name: files(tmp_path / name) for name in folders(labels)} == expected
