@@ -59,6 +59,7 @@ NEEDS = {
     "apple": "folder",
     "filter": "folder",
     "keep": "folder",
+    "label_oracle": "labelled",
     "oracle": "reference",
     "search": "still_right",
     "adablock": "delimiter_ids",

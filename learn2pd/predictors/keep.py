@@ -115,7 +115,7 @@ class KeepPolicy(FilterPolicy):
     ) -> None:
         super().__init__(predictor, keeper.threshold, per_position, one_more, confidence_threshold)
         self.keeper = keeper
-        self.alone = predictor if alone is None else alone
+        self.alone = alone
         self.needs = needs_of(predictor) | needs_of(keeper) | frozenset(STANDING)
 
     @property
@@ -134,7 +134,7 @@ class KeepPolicy(FilterPolicy):
         return KeepMemory(**vars(super().start(state, spec)), keeper=on_device(self.keeper, state).network)
 
     def generate_model_card(self, *arguments: Any, **options: Any) -> ModelCard:
-        return policy_card(self.alone, self._saved_keeper())
+        return policy_card(self.alone or self.predictor, self._saved_keeper())
 
     def _holds(self, prediction: Prediction, state: DecodeState, memory: KeepMemory) -> Tensor:
         width = state.window.width
@@ -152,7 +152,7 @@ class KeepPolicy(FilterPolicy):
         )
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_predictor(self.alone, save_directory)
+        save_predictor(self.alone or self.predictor, save_directory)
         save_predictor(self._saved_keeper(), save_directory / PART)
 
 

@@ -99,6 +99,15 @@ class Processes:
                 f"Lightning cannot start these processes here ({first_line(error)})"
             ) from error
 
+    @classmethod
+    def alone(cls) -> Processes:
+        """Return this process by itself, whatever a launcher has started beside it."""
+        processes = cls.__new__(cls)
+        processes.fabric = None
+        processes.count, processes.rank, processes.local_rank = 1, 0, 0
+        processes._met = processes._others_run = False
+        return processes
+
     def meet(self, facts: Mapping[str, Any], folder: Path, stay: bool = False) -> None:
         """Start the other processes if nobody has started them, and wait until all of them are ready for the same work.
 

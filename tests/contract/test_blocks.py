@@ -161,7 +161,7 @@ def test_a_policy_that_reads_more_than_the_block_is_refused_in_one_line(name, ti
 
 def test_every_registered_policy_is_tried():
     tried = {policy.name for policy in policies().values()} | {"oracle"}
-    assert set(COMPONENTS["policy"]) - tried <= {"low_confidence", "entropy_sum", "search"}
+    assert set(COMPONENTS["policy"]) - tried <= {"low_confidence", "entropy_sum", "search", "label_oracle"}
 
 
 def test_an_oracle_that_continues_the_answer_is_refused_in_one_line(tiny_model):

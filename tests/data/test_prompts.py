@@ -76,7 +76,7 @@ def test_splits_depend_on_the_seed_and_not_on_the_order_of_the_lines(tmp_path):
 def test_fewer_prompts_than_asked_keep_the_proportions(tmp_path, caplog):
     prompts = run(write(tmp_path / "p.jsonl", questions(10)), counts={"train": 60, "validation": 20, "test": 20})
     assert sizes_of(prompts) == COUNTS
-    assert "100 prompts asked for, 10 there" in caplog.text
+    assert "100 prompts asked for, 10 available" in caplog.text
 
 
 @pytest.mark.parametrize("counts", [(1, 1000, 1000), (1, 1000, 1), (1000, 1, 1), (1, 1, 1000)])

@@ -149,10 +149,10 @@ def test_a_stage_alone_ends_in_a_report_with_a_replay(arguments, finished, tmp_p
 
 
 def test_an_interrupted_run_leaves_a_report_of_what_there_is(arguments, tmp_path, monkeypatch):
-    def interrupted(config, output):
+    def interrupted(config, output, processes):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(stages.STAGE_FUNCTIONS, "train", interrupted)
+    monkeypatch.setitem(stages.SHARED, "train", interrupted)
     assert cli.run([*arguments, f"output_dir={tmp_path}", "data.train_prompts=3"]) == 130
     assert "The stage train is not finished" in (tmp_path / "report.html").read_text()
 

@@ -53,6 +53,7 @@ def arguments(tiny_model_folder):
     ]
 
 
+@pytest.mark.thorough  # the other test of this file kills processes too, and starts none by a launcher
 def test_two_processes_by_fabric_lost_then_two_by_torchrun(arguments, tmp_path):
     """The first process is killed, and with it the one it started.
 

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.recording.test_kill import ENVIRONMENT, ROOT
 
+pytestmark = pytest.mark.thorough  # each test starts agents of torchrun, which takes half a minute
+
 
 def answer(*arguments):
     """What tests/recording/nodes.py prints, in a process of its own: it forks, and this one has threads."""
@@ -20,14 +22,14 @@ def answer(*arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("losses", [2, pytest.param(10, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("losses", [2, 10])
 def test_nodes_that_are_lost_and_come_back_leave_the_recording_of_one_process(tiny_model_folder, tmp_path, losses):
     figures = answer("losses", tiny_model_folder, tmp_path, 0, losses)
     assert figures["lost"] == losses
     assert figures["equal"] == figures["recordings"] >= 1
 
 
-@pytest.mark.parametrize("rounds", [0, pytest.param(1, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("rounds", [0, 1])
 def test_two_nodes_that_train_together_get_the_network_of_one_process(tiny_model_folder, tmp_path, rounds):
     """One of them is lost in the first training and comes back. Sums of two halves round otherwise than whole sums."""
     figures = answer("training", tiny_model_folder, tmp_path, rounds)

@@ -23,6 +23,17 @@ def test_one_process_needs_no_group(tmp_path):
         assert not torch.distributed.is_initialized()
 
 
+def test_a_process_alone_is_one_whatever_torchrun_has_started(monkeypatch):
+    """A training that is not shared would wait for a second process that has left."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert (Processes().count, Processes().rank) == (2, 1)
+    processes = Processes.alone()
+    assert (processes.count, processes.rank, processes.local_rank) == (1, 0, 0)
+    processes.wait()
+    assert processes.first_says(True)
+
+
 def test_the_first_process_knows_that_it_is(monkeypatch):
     processes = Processes(2, num_nodes=3)
     assert (processes.count, processes.rank, processes.local_rank) == (6, 0, 0)

@@ -94,7 +94,7 @@ def stage_train(config: RunConfig, output: Path, processes: Processes) -> dict[s
         config = placed(config, processes)
         meet(config, output, processes)
     else:
-        processes = Processes()
+        processes = Processes.alone()
     finished = read_metrics(output).get("train", {})
     enough_rounds = len(finished.get("rounds", [])) == config.train.rounds + 1
     if processes.first_says(enough_rounds and finished.keys() >= set(config.train.predictors)):
