@@ -381,7 +381,12 @@ def _equal(family: Family, number: int, field: Field) -> Entry:
     with np.errstate(divide="ignore", invalid="ignore"):  # all answers may be empty
         ratios = tokens_per_forward[:, None] / np.stack(speeds, 1)  # one token a step is always a rival
     best = int(ratios[0].argmin())
-    values = {"accuracy": accuracy, "tokens_per_forward": tokens_per_forward, "ratio": ratios.min(1)}
+    values = {
+        "accuracy": accuracy,
+        "accuracy_difference": accuracy - field.plain_quality,
+        "tokens_per_forward": tokens_per_forward,
+        "ratio": ratios.min(1),
+    }
     baseline = [place for place, rival in enumerate(rivals) if rival.settings[0].labels.mark == "baseline"]
     if baseline:
         values["ratio_baseline"] = ratios[:, baseline[0]]

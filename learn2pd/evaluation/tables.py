@@ -284,12 +284,14 @@ FASTEST = (
 )
 EQUAL_NOTE = (
     "Tokens per forward of a trained setting, divided by those of a rule's curve at the same accuracy. Every curve "
-    "begins with one token a step; a rule that is less accurate everywhere is taken at its most accurate point."
+    "begins with one token a step; a rule that is less accurate everywhere is taken at its most accurate point. "
+    "The difference to one token a step is that of the same prompts."
 )
 EQUAL = PLACE | {
     "family": _family,
     "setting": _text("setting"),
     "accuracy %": _number("accuracy", **PERCENT),
+    "vs one token a step %": _number("accuracy_difference", "{:+.1f}", 100),
     "tokens/forward": _number("tokens_per_forward"),
     "vs threshold's curve": _number("ratio_baseline", "{:.2f}x"),
     "vs best rule": _number("ratio", "{:.2f}x"),
@@ -319,6 +321,7 @@ SEED_FASTEST = RECIPE | WITHIN
 SEED_EQUAL = RECIPE | {
     "setting": _text("setting"),
     "accuracy %": _number("accuracy", **PERCENT),
+    "vs one token a step %": _number("accuracy_difference", "{:+.1f}", 100),
     "vs threshold's curve": _number("ratio_baseline", "{:.2f}x"),
     "vs best rule": _number("ratio", "{:.2f}x"),
 }
