@@ -13,8 +13,15 @@ from typing import Any
 class UserError(ValueError):
     """A mistake that the user can mend.
 
-    Its message says what was got, what is allowed, and what to do.
+    Its message says what was got, what is allowed, and what to do. It is one line that every terminal can show: line
+    breaks and other characters that nobody can see, which come from the user's files, are written as escapes.
+
+    Args:
+        message: the message.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(each if each.isprintable() else repr(each)[1:-1] for each in message))
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from learn2pd import FilterPolicy, Method, Predictor, UserError, decode, load_policy
@@ -93,6 +93,7 @@ def expected(pieces: list[bytes]) -> dict[int, Any]:
 
 
 @settings(max_examples=EXAMPLES)
+@example([b'{"\\n": null}'], b"\n", False, False)  # the name of a field breaks the line
 @given(st.lists(line(), min_size=1, max_size=6), st.sampled_from([b"\n", b"\r\n", b"\r"]), st.booleans(), st.booleans())
 def test_lines_are_read_as_they_stand_or_named(tmp_path_factory, lines, end, mark, packed):
     raw = (b"\xef\xbb\xbf" if mark else b"") + end.join(lines) + end

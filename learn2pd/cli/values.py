@@ -88,9 +88,9 @@ def plain(node: Node) -> Any:
 
 def _interpret(node: Node, kind: Any, name: str, schema: type) -> Any:
     """Interpret a node as a value of a kind; types of single values are checked when the object is built."""
-    if isinstance(node, ScalarNode) and INTERPOLATION in node.value:
+    if isinstance(node, ScalarNode) and name and INTERPOLATION in node.value:
         return node.value
-    if isinstance(node, ScalarNode) and node.value == MISSING:
+    if isinstance(node, ScalarNode) and name and node.value == MISSING:
         raise UserError(f"{name}={MISSING} must be set: give it a value")
     if dataclasses.is_dataclass(kind):
         if not isinstance(node, MappingNode):

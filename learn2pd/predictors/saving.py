@@ -324,6 +324,7 @@ def read_predictor(folder: Path, kind: str, source: str = "", revision: str | No
         Exception: A file is missing or damaged. Errors of many kinds are raised, and the caller words them.
     """
     described = check_kind("the file", json.loads((folder / DESCRIPTION).read_text(encoding="utf-8")), dict)
+    json.dumps(described, ensure_ascii=False).encode()  # half a character cannot be written into a file again
     if described["schema"] != SCHEMA_VERSION:
         raise UserError(
             f"schema {described['schema']!r}, this version reads {SCHEMA_VERSION}: train and export it again"

@@ -142,6 +142,10 @@ def test_a_missing_damaged_or_newer_policy_is_one_line(folder, tmp_path):
     (folder / "policy.json").write_text(json.dumps(described | {"schema": 99}))
     with pytest.raises(UserError, match="schema 99"):
         load_policy(folder)
+    contract = described["contract"] | {"model": "half a character: \ud83d"}
+    (folder / "policy.json").write_text(json.dumps(described | {"contract": contract}))
+    with pytest.raises(UserError, match="surrogates"):
+        load_policy(folder)
     (folder / "policy.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         load_policy(folder)
