@@ -78,6 +78,7 @@ def test_a_policy_that_looks_at_other_rows_is_found(tiny_model_folder, capsys):
     assert shown["row alone = row in batch"][0] == "wrong"
 
 
+@pytest.mark.thorough  # it decodes hundreds of prompts
 def test_the_loss_of_a_calibrated_policy(tmp_path, capsys):
     together = load_keep("checkpoints/tiny-llada-filter").setting
     shipped = load_policy("checkpoints/tiny-llada-filter").predictor

@@ -93,6 +93,7 @@ raise SystemExit(max(codes))
 """
 
 
+@pytest.mark.thorough  # it installs a wheel
 def test_an_installed_package_plans_and_decodes_in_an_empty_folder(site, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", f"QUESTION = {QUESTION!r}{BOTH_COMMANDS}"],

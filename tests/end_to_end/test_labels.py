@@ -44,7 +44,7 @@ def folders(labels):
     [
         pytest.param("own_answer", marks=pytest.mark.thorough),
         pytest.param("continuation", marks=pytest.mark.thorough),
-        "checked",
+        pytest.param("checked", marks=pytest.mark.thorough),  # tests/recording/test_labels.py labels in this process
     ],
 )
 def test_a_run_trains_on_its_labels_and_goes_on_where_it_was_interrupted(tiny_model_folder, tmp_path, labels):

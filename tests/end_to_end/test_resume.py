@@ -146,6 +146,7 @@ def test_more_rounds_leave_the_finished_trainings_alone(arguments, output):
     assert not (output / "policy").exists()
 
 
+@pytest.mark.thorough  # three runs
 def test_every_network_begins_with_weights_of_its_own_name_and_seed(arguments, output, tmp_path):
     """A run that goes on trains the networks of its next rounds as an uninterrupted one, which has drawn more."""
     changed = ("train.rounds=", "train.predictors=")

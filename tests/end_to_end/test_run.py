@@ -177,6 +177,7 @@ def test_a_filter_is_fine_tuned_for_a_domain_and_its_adapter_fits_the_base_alone
     assert {name.split("/")[0] for name in Recording.load(output / "records").references["prompt_id"]} == {"json"}
 
 
+@pytest.mark.thorough
 def test_a_fine_tuned_policy_learns_from_the_states_that_its_base_leads_into(arguments, finished, tmp_path):
     output, base = tmp_path / "tuned", finished / "policy"
     tuning = [
@@ -217,6 +218,7 @@ def test_another_configuration_in_the_same_folder_is_refused_until_told(argument
     assert "overwrite=true" in line
 
 
+@pytest.mark.thorough  # tests/end_to_end/test_resume.py overwrites too
 def test_overwrite_starts_again(arguments, tmp_path):
     output = tmp_path / "out"
     assert cli.run([*arguments, f"output_dir={output}", "stages=[record]"]) == 0
@@ -406,6 +408,7 @@ def test_a_number_of_a_process_that_is_none_is_one_line(arguments, monkeypatch, 
     assert f"{name}='first'" in failing(capsys, arguments)
 
 
+@pytest.mark.thorough  # the stages are those of the run above; questions are read in tests/data
 def test_gsm8k_style_questions_go_through(arguments, tmp_path):
     lines = [
         {"question": f"Ann has {n} apples — she buys £{n + 2} worth. How many?", "answer": f"so\n#### {2 * n + 2}"}
