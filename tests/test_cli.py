@@ -241,6 +241,8 @@ def test_what_a_terminal_cannot_show_is_replaced_and_never_lost(encoding, action
     written = done.stderr if "refuse" in action else done.stdout
     assert done.returncode == (2 if "refuse" in action else 0), done.stderr
     assert b"Traceback" not in done.stderr
+    if "refuse" in action:  # a message is one line, which does not command the terminal either
+        text = text.replace("\u0000\x1b", r"\x00\x1b")
     wanted = text.encode(encoding, errors="backslashreplace")
     assert b"".join(wanted.split()) in b"".join(written.split())
 
