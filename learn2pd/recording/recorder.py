@@ -44,7 +44,7 @@ from learn2pd.schedulers.blocks import blocks_for
 from learn2pd.stops.eot import EotStop
 from learn2pd.stops.none import NoStop
 from learn2pd.tensors import window_view
-from learn2pd.types import Step
+from learn2pd.types import DecodeResult, Step
 
 Produce = Callable[[Model, Sequence[Prompt]], Tables]
 Judge = Callable[[Sequence[Prompt], Sequence[str]], Sequence[bool]]  # says which answers of prompts are right
@@ -235,21 +235,10 @@ def rollout_tables(
     Returns:
         The tables of the shard.
     """
-    known = references.with_format("torch")
-    tokens, length, forwards = (torch.as_tensor(known[name][:]) for name in ("tokens", "length", "forwards"))
-    run = functools.partial(
-        decode,
-        model,
-        encoded(model, prompts),
-        gen_length=tokens.shape[1],
-        batch_size=batch_size,
-        given=None if given is None else [given] * len(prompts),
-    )
+    tokens, length, forwards = _known(references)
+    run = _decoder(model, prompts, tokens.shape[1], batch_size, given)
     if judge is not None:
-        own = run(method)
-        right = torch.tensor(judge(prompts, own.texts), dtype=torch.bool)
-        tokens = torch.where(right[:, None], own.tokens.to(tokens.dtype), tokens)
-        length = torch.where(right, own.lengths.to(length.dtype), length)
+        tokens, length = _right_answers(run(method), judge, prompts, tokens, length)
     recorder = StateRecorder(tokens, model.spec.eot_ids, delimiter_ids, windows)
     guided = dataclasses.replace(method, policy=GuidedPolicy(method.policy, tokens))
     decoded = run(guided, observer=recorder)
@@ -286,23 +275,11 @@ def free_tables(
     Returns:
         The tables of the shard.
     """
-    known = references.with_format("torch")
-    tokens, length, forwards = (torch.as_tensor(known[name][:]) for name in ("tokens", "length", "forwards"))
+    tokens, length, forwards = _known(references)
     recorder = CommittedRecorder(tokens, model.spec.eot_ids, delimiter_ids)
-    decoded = decode(
-        model,
-        encoded(model, prompts),
-        method,
-        gen_length=tokens.shape[1],
-        batch_size=batch_size,
-        given=None if given is None else [given] * len(prompts),
-        observer=recorder,
-    )
-    right = torch.tensor(judge(prompts, decoded.texts), dtype=torch.bool)
-    accepted = torch.where(right[:, None], decoded.tokens.int(), tokens)
-    tables = _tables(
-        prompts, recorder, accepted, torch.where(right, decoded.lengths.int(), length), forwards, decoded.forwards
-    )
+    decoded = _decoder(model, prompts, tokens.shape[1], batch_size, given)(method, observer=recorder)
+    accepted, length = _right_answers(decoded, judge, prompts, tokens, length)
+    tables = _tables(prompts, recorder, accepted, length, forwards, decoded.forwards)
     owner = {prompt.id: number for number, prompt in enumerate(prompts)}
     answer = accepted[torch.tensor([owner[str(name)] for name in tables.states["prompt_id"]])]
     confidence, proposal, token, age = (
@@ -310,6 +287,38 @@ def free_tables(
     )
     labels = {"label": (confidence > 0) & (proposal == answer), "holds": (age > 0) & (token == answer)}
     return Tables({**tables.states, **labels}, tables.references)
+
+
+def _known(references: Dataset) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the recorded answers [N, G], their lengths [N] and the forwards that they took [N]."""
+    known = references.with_format("torch")
+    tokens, length, forwards = (torch.as_tensor(known[name][:]) for name in ("tokens", "length", "forwards"))
+    return tokens, length, forwards
+
+
+def _decoder(
+    model: Model, prompts: Sequence[Prompt], gen_length: int, batch_size: int, given: Sequence[Any] | None
+) -> Callable[..., DecodeResult]:
+    """Return `decode` for the prompts of a shard, which takes the method and an observer."""
+    return functools.partial(
+        decode,
+        model,
+        encoded(model, prompts),
+        gen_length=gen_length,
+        batch_size=batch_size,
+        given=None if given is None else [given] * len(prompts),
+    )
+
+
+def _right_answers(
+    decoded: DecodeResult, judge: Judge, prompts: Sequence[Prompt], tokens: Tensor, length: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the answers [N, G] and their lengths [N]: the decoded one where it is right, else the reference."""
+    right = torch.tensor(judge(prompts, decoded.texts), dtype=torch.bool)
+    return (
+        torch.where(right[:, None], decoded.tokens.to(tokens.dtype), tokens),
+        torch.where(right, decoded.lengths.to(length.dtype), length),
+    )
 
 
 def _tables(
