@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import time
 
@@ -33,6 +34,7 @@ def report(capsys, *arguments: str) -> tuple[int, str, str]:
     started = time.process_time()
     code = guarded(lambda: run_command("doctor", arguments))
     assert time.process_time() - started < 5
+    assert gc.isenabled()
     out, err = capsys.readouterr()
     assert err.count("\n") == (1 if code else 0)
     return code, out, err
