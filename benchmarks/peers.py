@@ -410,8 +410,8 @@ def main(arguments: list[str]) -> int:
             raise UserError(f"gen_length={gen_length}: expected a multiple of {multiple}, the tokens of a block")
         settings = peer.settings(checkout, model, gen_length)
         wanted = [name for name in options["settings"].split(",") if name]
-        chosen = {name: part for name, part in settings.items() if not wanted or any(word in name for word in wanted)}
-        if not chosen:
+        compared = {name: part for name, part in settings.items() if not wanted or any(word in name for word in wanted)}
+        if not compared:
             raise UserError(f"settings={options['settings']}: expected parts of {'; '.join(settings)}")
         rng = random.Random(0)
         limit = min(model.spec.vocab_size, 1000)
@@ -422,7 +422,7 @@ def main(arguments: list[str]) -> int:
             "batch 1"
         )
         print(f"{'setting':28} {'theirs s':>9} {'ours s':>8} {'ratio':>6}  {'range':13} tokens")
-        for name, setting in chosen.items():
+        for name, setting in compared.items():
             pairs = measure(setting, model, prompts, gen_length)
             ratios = sorted(theirs / ours for theirs, ours in pairs)
             theirs, ours = (statistics.median(side) for side in zip(*pairs, strict=True))

@@ -133,18 +133,18 @@ def ask(
 
     async def client() -> None:
         for number, body in free:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             with contextlib.suppress(OSError):  # a connection that breaks is an answer that is lost
                 texts[number] = await answered(str(place.hostname), place.port or 80, json.dumps(body).encode())
-            seconds[number] = time.perf_counter() - begun
+            seconds[number] = time.perf_counter() - started
             watch(next(answered_so_far))
 
     async def all_clients() -> None:
         await asyncio.gather(*(client() for _ in range(clients)))
 
-    begun = time.perf_counter()
+    started = time.perf_counter()
     asyncio.run(all_clients())
-    return texts, time.perf_counter() - begun, max(seconds)
+    return texts, time.perf_counter() - started, max(seconds)
 
 
 async def answered(host: str, port: int, body: bytes) -> str:

@@ -91,13 +91,13 @@ class Device(TorchDispatchMode):
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         on_device = [isinstance(tensor, DeviceTensor) for tensor in tensors]
         target = kwargs.get("device")
-        goes_there = target is not None and torch.device(target).type == DEVICE.type
-        if goes_there:
+        made_there = target is not None and torch.device(target).type == DEVICE.type
+        if made_there:
             kwargs["device"] = torch.device("cpu")
         if func in (aten._to_copy.default, aten.copy_.default):
             return self._copy(func, args, kwargs, target)
         mixed = any(on_device) and any(
-            not there and tensor.ndim for there, tensor in zip(on_device, tensors, strict=True)
+            not mine and tensor.ndim for mine, tensor in zip(on_device, tensors, strict=True)
         )
         if mixed:
             raise RuntimeError(f"{func}: tensors of the host and of the device")
@@ -105,7 +105,7 @@ class Device(TorchDispatchMode):
             masked = func in INDEXED and any(index is not None and index.dtype == torch.bool for index in args[1])
             if func in READS or masked:
                 self._wait(str(func))
-        return self._computed(func, args, kwargs, there=any(on_device) or goes_there)
+        return self._computed(func, args, kwargs, to_device=any(on_device) or made_there)
 
     def _copy(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], target: Any) -> Any:
         """Copy to another type or device. A copy that does not block is one that is told so, to the device."""
@@ -114,17 +114,17 @@ class Device(TorchDispatchMode):
             blocks = here != source and not (here and (kwargs.get("non_blocking") or args[2:] == (True,)))
             if blocks and args[1].ndim:
                 self._wait("a copy")
-            return self._computed(func, args, kwargs, there=here)
+            return self._computed(func, args, kwargs, to_device=here)
         source = isinstance(args[0], DeviceTensor)
-        there = source if target is None else torch.device(target).type == DEVICE.type
-        if source != there and not (there and kwargs.get("non_blocking")):
-            self._wait("a copy to the device" if there else "a copy to the host")
-        return self._computed(func, args, kwargs, there=there)
+        to_device = source if target is None else torch.device(target).type == DEVICE.type
+        if source != to_device and not (to_device and kwargs.get("non_blocking")):
+            self._wait("a copy to the device" if to_device else "a copy to the host")
+        return self._computed(func, args, kwargs, to_device=to_device)
 
-    def _computed(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], there: bool) -> Any:
+    def _computed(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], to_device: bool) -> Any:
         args, kwargs = tree_map(lambda leaf: leaf.held if isinstance(leaf, DeviceTensor) else leaf, (args, kwargs))
         result = func(*args, **kwargs)
-        return tree_map(lambda leaf: DeviceTensor(leaf) if there and isinstance(leaf, Tensor) else leaf, result)
+        return tree_map(lambda leaf: DeviceTensor(leaf) if to_device and isinstance(leaf, Tensor) else leaf, result)
 
     def _wait(self, what: str) -> None:
         frames = [
@@ -149,17 +149,17 @@ def moved(module: nn.Module) -> Any:
     return copy.deepcopy(module).to(DEVICE)
 
 
-def there(value: Any) -> Any:
+def on_the_device(value: Any) -> Any:
     """A tensor, or a value of `learn2pd.types` with its tensors, on the device."""
     if isinstance(value, Tensor):
         return DeviceTensor(value)
     if isinstance(value, RowMemory):
-        return replace(value, **{name: there(part) for name, part in vars(value).items()})
+        return replace(value, **{name: on_the_device(part) for name, part in vars(value).items()})
     return value
 
 
 def held(value: Any) -> Any:
-    """The reverse of `there`, without a wait."""
+    """The reverse of `on_the_device`, without a wait."""
     if isinstance(value, DeviceTensor):
         return value.held
     if isinstance(value, RowMemory):

@@ -31,15 +31,15 @@ def test_a_file_has_the_mode_of_any_other_new_file(tmp_path, umask):
     assert {mode_of(path) for path in tmp_path.iterdir()} == {0o666 & ~umask}
 
 
-@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("exists", [False, True])
 @pytest.mark.parametrize("value", [{"a": object()}, {(1, 2): 3}], ids=["no JSON", "no key"])
-def test_a_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path, there, value):
+def test_a_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path, exists, value):
     path = tmp_path / "a.json"
-    if there:
+    if exists:
         write_json(path, {"old": 1})
     with pytest.raises((TypeError, ValueError)):
         write_json(path, value)
     with pytest.raises(TypeError), whole_file(path) as partial:
         partial.write_bytes("a text")
-    assert read_json(path) == ({"old": 1} if there else None)
-    assert [entry.name for entry in tmp_path.iterdir()] == (["a.json"] if there else [])
+    assert read_json(path) == ({"old": 1} if exists else None)
+    assert [entry.name for entry in tmp_path.iterdir()] == (["a.json"] if exists else [])

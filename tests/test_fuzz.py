@@ -134,7 +134,7 @@ def saved(tiny_model, tmp_path_factory) -> tuple[Path, dict[str, Any], bytes]:
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The paths of all values inside a JSON value."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [found for key, entry in inner for found in [(*path, key), *places(entry, (*path, key))]]
+    return [place for key, entry in inner for place in [(*path, key), *places(entry, (*path, key))]]
 
 
 @st.composite

@@ -68,31 +68,31 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)
-        chosen, weights = self.route(functional.linear(widened(tokens), widened(cast(Tensor, self.gate.weight))))
+        routed, weights = self.route(functional.linear(widened(tokens), widened(cast(Tensor, self.gate.weight))))
         mixed = self._mixed_in_groups if self.joined else self._mixed_one_by_one
-        return mixed(tokens, chosen, weights).view_as(x)
+        return mixed(tokens, routed, weights).view_as(x)
 
-    def _mixed_in_groups(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    def _mixed_in_groups(self, tokens: Tensor, routed: Tensor, weights: Tensor) -> Tensor:
         """Run all experts at once, each on the tokens that chose it, and add up their weighted outputs [N, D]."""
-        expert, order = chosen.flatten().sort(stable=True)
+        expert, order = routed.flatten().sort(stable=True)
         ends = torch.searchsorted(expert, torch.arange(len(self.experts), device=expert.device), right=True).int()
 
         def product(x: Tensor, name: str) -> Tensor:
             return functional.grouped_mm(x, self.joined[name].transpose(1, 2), offs=ends)
 
-        x = tokens[order // chosen.shape[1]]
+        x = tokens[order // routed.shape[1]]
         x = product(functional.silu(product(x, "gate_proj")) * product(x, "up_proj"), "down_proj")
-        outputs = torch.empty_like(x).index_copy_(0, order, x).view(*chosen.shape, -1)  # [N, C, D]
+        outputs = torch.empty_like(x).index_copy_(0, order, x).view(*routed.shape, -1)  # [N, C, D]
         return torch.einsum("ncd,nc->nd", outputs.to(weights.dtype), weights).to(tokens.dtype)
 
-    def _mixed_one_by_one(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    def _mixed_one_by_one(self, tokens: Tensor, routed: Tensor, weights: Tensor) -> Tensor:
         """Run every expert on the tokens that chose it, and add up its weighted outputs [N, D]."""
         mixed = torch.zeros_like(tokens, dtype=weights.dtype)
-        order = chosen.flatten().argsort(stable=True)
-        counts = torch.bincount(chosen.flatten(), minlength=len(self.experts)).tolist()  # this waits for the device
+        order = routed.flatten().argsort(stable=True)
+        counts = torch.bincount(routed.flatten(), minlength=len(self.experts)).tolist()  # this waits for the device
         for expert, choices in zip(self.experts, order.split(counts), strict=True):
             if len(choices):
-                rows = choices // chosen.shape[1]
+                rows = choices // routed.shape[1]
                 mixed.index_add_(0, rows, expert(tokens[rows]) * weights.flatten()[choices, None])
         return mixed.to(tokens.dtype)
 
@@ -122,5 +122,5 @@ def best_of_softmax(logits: Tensor, count: int, normalise: bool) -> tuple[Tensor
     Returns:
         The experts [N, C] long, and their weights [N, C].
     """
-    weights, chosen = logits.softmax(-1).topk(count, dim=-1)
-    return chosen, weights / weights.sum(-1, keepdim=True) if normalise else weights
+    weights, routed = logits.softmax(-1).topk(count, dim=-1)
+    return routed, weights / weights.sum(-1, keepdim=True) if normalise else weights

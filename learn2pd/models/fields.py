@@ -125,7 +125,7 @@ def check_full_attention(layer_types: Any, layers: int, family: str) -> None:
         )
 
 
-def check_chosen(num_experts_per_tok: int, num_experts: int) -> None:
+def check_experts(num_experts_per_tok: int, num_experts: int) -> None:
     """Refuse a token that chooses more experts than there are.
 
     Args:

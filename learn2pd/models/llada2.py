@@ -24,7 +24,7 @@ from transformers import PretrainedConfig
 
 from learn2pd.models.experts import MixtureOfExperts
 from learn2pd.models.fields import (
-    check_chosen,
+    check_experts,
     check_heads,
     check_positive,
     check_whole,
@@ -133,7 +133,7 @@ class LLaDA2MoeConfig(PretrainedConfig):
             routed_scaling_factor=routed_scaling_factor,
             partial_rotary_factor=partial_rotary_factor,
         )
-        check_chosen(num_experts_per_tok, num_experts)
+        check_experts(num_experts_per_tok, num_experts)
         _check_groups(num_experts, num_experts_per_tok, n_group, topk_group)
         rotary = head_dim * partial_rotary_factor
         if rotary > head_dim or rotary % 2 or other.pop("rotary_dim", rotary) != rotary:
@@ -169,17 +169,18 @@ class LLaDA2MoeConfig(PretrainedConfig):
         )
 
 
-def _check_groups(experts: int, chosen: int, groups: int, kept: int) -> None:
+def _check_groups(experts: int, per_token: int, groups: int, kept: int) -> None:
     """Refuse groups of experts among which a token cannot choose.
 
     Raises:
         ValueError: The message names the fields.
     """
     size = experts // groups
-    if experts % groups or size < 2 or kept > groups or kept * size < chosen:
+    if experts % groups or size < 2 or kept > groups or kept * size < per_token:
         raise ValueError(
-            f"config.json: num_experts={experts}, n_group={groups}, topk_group={kept}, num_experts_per_tok={chosen}: "
-            "the experts must divide into n_group groups of at least 2, of which topk_group hold enough to choose from"
+            f"config.json: num_experts={experts}, n_group={groups}, topk_group={kept}, "
+            f"num_experts_per_tok={per_token}: the experts must divide into n_group groups "
+            "of at least 2, of which topk_group hold enough to choose from"
         )
 
 
@@ -241,13 +242,13 @@ class LLaDA2Experts(MixtureOfExperts):
         grouped = (scores + self.gate.expert_bias).unflatten(-1, (self.groups, -1))  # [N, groups, experts of a group]
         best = grouped.topk(2, dim=-1).values.sum(-1).topk(self.kept_groups, dim=-1).indices
         closed = torch.ones(grouped.shape[:2], dtype=torch.bool, device=logits.device).scatter_(-1, best, False)
-        chosen = (
+        routed = (
             grouped.masked_fill(closed[..., None], -torch.inf).flatten(1).topk(self.experts_per_token, dim=-1).indices
         )
-        weights = scores.gather(-1, chosen)
+        weights = scores.gather(-1, routed)
         if self.experts_per_token > 1:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return chosen, weights * self.scale
+        return routed, weights * self.scale
 
     def forward(self, x: Tensor) -> Tensor:
         mixed = super().forward(x)

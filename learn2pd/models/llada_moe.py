@@ -19,8 +19,8 @@ from transformers import PretrainedConfig
 from learn2pd.models.decoder import Attention, DecoderLayer, DecoderNetwork
 from learn2pd.models.experts import MixtureOfExperts, best_of_softmax
 from learn2pd.models.fields import (
-    check_chosen,
     check_divides,
+    check_experts,
     check_heads,
     check_positive,
     check_whole,
@@ -103,7 +103,7 @@ class LLaDAMoEConfig(PretrainedConfig):
             check_whole(shared_expert_intermediate_size=shared_expert_intermediate_size)
         check_divides(hidden_size, num_attention_heads)
         check_heads(num_attention_heads, heads, hidden_size // num_attention_heads)
-        check_chosen(num_experts_per_tok, num_experts)
+        check_experts(num_experts_per_tok, num_experts)
         check_positive(rope_theta=rope_theta, rms_norm_eps=rms_norm_eps)
         frequency = [1] * num_hidden_layers if moe_layer_freq is None else moe_layer_freq
         if not isinstance(frequency, list | tuple) or len(frequency) != num_hidden_layers or {*frequency} - {0, 1}:

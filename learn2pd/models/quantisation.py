@@ -88,7 +88,7 @@ def saved_bytes(network: DiffusionNetwork, kind: str) -> int:
 
 def _matrices(network: DiffusionNetwork, kind: str) -> list[tuple[nn.Linear, nn.Module, str]]:
     """List the linear layers that are quantised, each with the module that holds it and its name there."""
-    found = []
+    matrices = []
     for holder in network.parts().layers.modules():
         for name, module in holder.named_children():
             routes = isinstance(holder, MixtureOfExperts) and name == "gate"
@@ -97,8 +97,8 @@ def _matrices(network: DiffusionNetwork, kind: str) -> list[tuple[nn.Linear, nn.
                 and not routes
                 and not (kind == "nf4" and module.in_features % VALUES_BY_SCALE)
             ):
-                found.append((module, holder, name))
-    return found
+                matrices.append((module, holder, name))
+    return matrices
 
 
 def _int8(matrix: nn.Linear, device: torch.device) -> nn.Module:

@@ -20,7 +20,7 @@ from transformers import PretrainedConfig
 from learn2pd.models.decoder import Attention, DecoderLayer, DecoderNetwork
 from learn2pd.models.experts import MixtureOfExperts, best_of_softmax
 from learn2pd.models.fields import (
-    check_chosen,
+    check_experts,
     check_full_attention,
     check_heads,
     check_positive,
@@ -144,7 +144,7 @@ class SDARMoeConfig(SDARConfig):
             num_experts_per_tok=num_experts_per_tok,
             decoder_sparse_step=decoder_sparse_step,
         )
-        check_chosen(num_experts_per_tok, num_experts)
+        check_experts(num_experts_per_tok, num_experts)
         self.moe_intermediate_size = moe_intermediate_size
         self.num_experts = num_experts
         self.num_experts_per_tok = num_experts_per_tok

@@ -15,7 +15,7 @@ from learn2pd.policies.apd import APDPolicy
 from learn2pd.policies.verifier import Verifier
 from learn2pd.types import DecodeState
 from tests.contract.helpers import CACHES, SCHEDULERS, STOPS, fits, policies, tiny_verifier
-from tests.device import Device, held, moved, there
+from tests.device import Device, held, moved, on_the_device
 
 CANVAS, STEPS = 12, 2  # the forward that opens a block and one that reuses what it kept
 MORE_WAITS = {
@@ -53,7 +53,7 @@ def check(model, prompts, method: Method, most: int = 1, sampling=Sampling(), mo
         if moved_policy:
             method = Method(moved_policy(), method.scheduler, method.cache, method.stop)
         loop = Loop(adapter, method, sampling=sampling)
-        after, waits = steps_of(loop, there(state), device)
+        after, waits = steps_of(loop, on_the_device(state), device)
     assert held(after).tokens.equal(expected.tokens)
     assert held(after).forwards.equal(expected.forwards)
     assert waits
@@ -109,13 +109,13 @@ def test_a_device_notices_what_waits():
     }
     for name, way in ways.items():
         with Device() as device:
-            way(there(torch.tensor([[1, 0, 2], [0, 0, 0]])))
+            way(on_the_device(torch.tensor([[1, 0, 2], [0, 0, 0]])))
         assert device.waits, name
 
 
 def test_a_device_refuses_tensors_of_the_host():
     with Device(), pytest.raises(RuntimeError, match="tensors of the host and of the device"):
-        there(torch.ones(3)) + torch.ones(3)
+        on_the_device(torch.ones(3)) + torch.ones(3)
 
 
 def test_a_copy_that_does_not_block_and_work_on_the_device_wait_for_nothing():

@@ -79,7 +79,7 @@ def write_trace(path: Path, stored: dict, runs: list[dict]) -> None:
     path.write_bytes(gzip.compress(f'{head[:-1]},\n"runs":[\n{lines}\n]}}\n'.encode(), mtime=0))
 
 
-def found(roots: Sequence[Path], name: str) -> Path:
+def first_with(roots: Sequence[Path], name: str) -> Path:
     """The file or folder of this name in the first root that has it."""
     return next(root / name for root in roots if (root / name).exists())
 
@@ -89,7 +89,7 @@ def main(roots: Sequence[Path]) -> None:
     shutil.rmtree(SHIPPED / "traces", ignore_errors=True)
     index = {}
     for number, (name, count) in enumerate(RUNS.items()):
-        stored = json.loads(found(roots, f"traces/{name}.json").read_text())
+        stored = json.loads(first_with(roots, f"traces/{name}.json").read_text())
         runs = pick(stored["runs"], count, number)
         write_trace(SHIPPED / "traces" / f"{name}.json.gz", stored, runs)
         index[f"{name}.json"] = {"runs": len(runs), "robust": len(runs)}
@@ -97,8 +97,8 @@ def main(roots: Sequence[Path]) -> None:
     for name in MODELS:
         folder = SHIPPED / name
         folder.mkdir(exist_ok=True)
-        (folder / "config.json").write_bytes(found(roots, f"{name}/config.json").read_bytes())
-        packed = gzip.compress(found(roots, f"{name}/model.safetensors").read_bytes(), mtime=0)
+        (folder / "config.json").write_bytes(first_with(roots, f"{name}/config.json").read_bytes())
+        packed = gzip.compress(first_with(roots, f"{name}/model.safetensors").read_bytes(), mtime=0)
         (folder / "model.safetensors.gz").write_bytes(packed)
 
 

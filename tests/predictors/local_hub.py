@@ -42,15 +42,15 @@ class LocalHub:
 
     def listed(self, kind: str, query: dict[str, list[str]]) -> list[dict[str, object]]:
         """The repositories of an author whose card has a tag."""
-        found = []
+        entries = []
         for name, branches in self.branches.items():
             card = self.commits[name][branches["main"]].get("README.md", b"---\n{}\n---").decode()
             tags = yaml.safe_load(card.split("---")[1]).get("tags", [])
             name_alone = name.removeprefix("datasets/")
             of_kind = name.startswith("datasets/") == (kind == "datasets")
             if of_kind and name_alone.split("/")[0] == query["author"][0] and query["filter"][0] in tags:
-                found.append({"id": name_alone, "modelId": name_alone, "tags": tags})
-        return found
+                entries.append({"id": name_alone, "modelId": name_alone, "tags": tags})
+        return entries
 
     def resolve(self, name: str, revision: str) -> str | None:
         number = self.branches.get(name, {}).get(revision, revision)

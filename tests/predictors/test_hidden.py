@@ -143,11 +143,11 @@ def test_overlaps_are_those_of_whole_distributions_up_to_the_tokens_that_are_lef
         scored = prediction.valid[row].nonzero()[:, 0] - step.state.window.start[row]
         whole = shares[: len(scored)]
         exact = torch.minimum(whole[:, None], whole[None]).sum(-1)
-        found = view.overlap[row][scored][:, scored]
+        overlap = view.overlap[row][scored][:, scored]
         left_out = 1 - prediction.top_shares[: len(scored)].sum(1)
-        assert (found <= exact + 1e-3).all()
-        assert (exact - found <= left_out[:, None] + left_out[None] + 1e-3).all()
-        assert torch.allclose(found.diagonal(), 1 - left_out.float(), atol=2e-3)
+        assert (overlap <= exact + 1e-3).all()
+        assert (exact - overlap <= left_out[:, None] + left_out[None] + 1e-3).all()
+        assert torch.allclose(overlap.diagonal(), 1 - left_out.float(), atol=2e-3)
 
 
 def test_equal_certain_proposals_overlap_wholly_and_different_ones_not_at_all():

@@ -260,8 +260,8 @@ class Wino:
         drafted = [i for i in look.ranked if look.conf[i] > self.threshold][:limit] or look.ranked[:1]
         decision = proposals(look, drafted)
         if len(drafted) > 1:
-            found = {i: look.leave_one_out(i) for i in look.standing}
-            doubtful = sorted((i for i, value in found.items() if value < self.back), key=found.get)
+            by_others = {i: look.leave_one_out(i) for i in look.standing}
+            doubtful = sorted((i for i, value in by_others.items() if value < self.back), key=by_others.get)
             decision.revoke = set(doubtful[: self.last - 1])
         self.last = len(drafted)
         return decision
@@ -286,8 +286,8 @@ class TakingBack:
         accepted += [i for i in new if look.conf[i] > self.one_more][:1]
         accepted = accepted or look.ranked[:1]
         decision = proposals(look, accepted)
-        found = {i: look.leave_one_out(i) for i in look.standing if self.times.get(i, 0) < self.per_position}
-        doubtful = sorted((i for i, value in found.items() if value < self.take_back), key=found.get)
+        by_others = {i: look.leave_one_out(i) for i in look.standing if self.times.get(i, 0) < self.per_position}
+        doubtful = sorted((i for i, value in by_others.items() if value < self.take_back), key=by_others.get)
         decision.revoke = set(doubtful[: len(accepted) - 1])
         for i in decision.revoke:
             self.times[i] = self.times.get(i, 0) + 1

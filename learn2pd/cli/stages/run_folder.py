@@ -148,7 +148,7 @@ def _continue(config: Any, output: Path, described: dict[str, Any], stages: Coll
         raise UserError(f"{held}: choose another, or set {ways}")
     order = list(STAGE_OUTPUTS)
     first = min((_first_stage(key) for key in changed), key=order.index)
-    done = [stage for stage in order[order.index(first) :] if _is_begun(output, stage)]
+    done = [stage for stage in order[order.index(first) :] if _has_started(output, stage)]
     if done and done[0] not in stages:
         raise UserError(
             f"resume=true with another configuration ({shown}): it changes the stage {done[0]!r}, which is done and is "
@@ -163,7 +163,7 @@ def _first_stage(key: str) -> str:
     return next((stage for start, stage in FIRST_STAGE.items() if key.startswith(start)), "train")
 
 
-def _is_begun(output: Path, stage: str) -> bool:
+def _has_started(output: Path, stage: str) -> bool:
     return stage in read_metrics(output) or any((output / name).exists() for name in STAGE_OUTPUTS[stage])
 
 
