@@ -45,7 +45,11 @@ class ModelConfig:
         None, "peft adapter that is added into the model's weights: name on the hub, or a folder", path=True
     )
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "type of the weights")
-    device: str = option("auto", "device of torch, such as cpu or cuda:0; auto takes a GPU where there is one")
+    device: str = option(
+        "auto",
+        "device of torch, such as cpu or cuda:0; auto takes a GPU where there is one; "
+        "several, such as cuda:0,cuda:1, share the layers",
+    )
     revision: str | None = option(None, "revision of a repository on the hub")
     family: str | None = option(None, "class of your own that reads the checkpoint, as package.module:Class")
     compile: bool = option(False, "use torch.compile: forwards are faster on a GPU, but the first ones are slow")

@@ -183,14 +183,14 @@ def _model(config: RunConfig, unreachable: str | None) -> Finding:
     import torch
     from huggingface_hub import constants
 
-    from learn2pd.models.loading import read_skeleton, resolve_device, resolve_dtype
+    from learn2pd.models.loading import read_skeleton, resolve_devices, resolve_dtype
     from learn2pd.models.sizes import bytes_text, sizes_of
 
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or unreachable is not None  # nobody asks the hub twice
     try:
         dtype = resolve_dtype(config.model.dtype)
-        device = resolve_device(config.model.device)
+        devices = resolve_devices(config.model.device)
         network = read_skeleton(config.model.path, dtype, config.model.revision, config.model.family)
         sizes = sizes_of(
             network, config.decode.rows, PROMPT_TOKENS + config.decode.gen_length, config.model.quantization
@@ -200,11 +200,13 @@ def _model(config: RunConfig, unreachable: str | None) -> Finding:
         return Finding("model", "wrong", f"model.{error}".replace("HF_HUB_OFFLINE is set", unreachable or ""))
     finally:
         constants.HF_HUB_OFFLINE = before
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _cpu_memory()
+    frees = [torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _cpu_memory() for device in devices]
+    free = None if None in frees else sum(size for size in frees if size is not None)
     decode = config.decode
     batch = f"for {decode.rows} rows of {PROMPT_TOKENS} tokens of prompt and {decode.gen_length} of canvas"
+    names = " and ".join(map(str, devices))
     kind = " and ".join(part for part in (config.model.dtype, config.model.quantization) if part)
-    told = f"{config.model.path} takes at most {bytes_text(sizes.whole)} in {kind} on {device} ({sizes}; {batch})"
+    told = f"{config.model.path} takes at most {bytes_text(sizes.whole)} in {kind} on {names} ({sizes}; {batch})"
     if free is not None and sizes.whole > MEMORY_SHARE * free:
         advice = "" if config.model.dtype != "float32" else ", or model.dtype=bfloat16"
         fewer = "use another model.device, fewer rows by decode.batch_size"

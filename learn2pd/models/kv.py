@@ -10,7 +10,7 @@ its span.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,30 +20,42 @@ from learn2pd.types import ForwardPlan, RowMemory
 
 
 class KVStore(RowMemory):
-    """Buffers of one run, [layers, B, columns so far, heads, head_width].
+    """Buffers of one run. Each layer has one of keys and one of values, [B, columns so far, heads, head_width].
 
-    A forward writes into them; `rows`, `stack` and `moved` make new ones.
+    A forward writes into them; `rows`, `stack` and `moved` make new ones. The buffers of a layer are on its device.
 
     Args:
-        keys: The keys.
-        values: The values.
+        keys: The keys by layer.
+        values: The values by layer.
         columns: The columns of the batch, which no buffer exceeds.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, columns: int) -> None:
+    def __init__(self, keys: list[Tensor], values: list[Tensor], columns: int) -> None:
         self.keys = keys
         self.values = values
         self.columns = columns
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all buffers."""
+        return sum(buffer.nbytes for buffer in (*self.keys, *self.values))
+
+    @property
+    def reached(self) -> int:
+        """The columns that the buffers hold so far."""
+        return self.keys[0].shape[1]
+
     def rows(self, index: Tensor) -> KVStore:
-        return KVStore(self.keys[:, index], self.values[:, index], self.columns)
+        return self._each(lambda buffer: buffer[index.to(buffer.device, non_blocking=True)], self.columns)
 
     @classmethod
     def stack(cls, memories: Sequence[KVStore]) -> KVStore:
+        longest = max(store.reached for store in memories)
         for store in memories:
-            store._reach(max(other.keys.shape[2] for other in memories))
-        keys = torch.cat([store.keys for store in memories], dim=1)
-        return cls(keys, torch.cat([store.values for store in memories], dim=1), memories[0].columns)
+            store._reach(longest)
+        keys = [torch.cat(buffers) for buffers in zip(*(store.keys for store in memories), strict=True)]
+        values = [torch.cat(buffers) for buffers in zip(*(store.values for store in memories), strict=True)]
+        return cls(keys, values, memories[0].columns)
 
     def moved(self, added: int) -> KVStore:
         """Return buffers with more columns of left padding, or with fewer of them.
@@ -53,9 +65,9 @@ class KVStore(RowMemory):
         """
 
         def of(buffer: Tensor) -> Tensor:
-            return buffer[:, :, -added:] if added < 0 else functional.pad(buffer, (0, 0, 0, 0, added, 0))
+            return buffer[:, -added:] if added < 0 else functional.pad(buffer, (0, 0, 0, 0, added, 0))
 
-        return KVStore(of(self.keys), of(self.values), self.columns + added)
+        return self._each(of, self.columns + added)
 
     def view(self, plan: ForwardPlan) -> KVView | None:
         """Return the store as the forward of one plan uses it, or None where the plan keeps nothing."""
@@ -66,11 +78,15 @@ class KVStore(RowMemory):
 
     def _reach(self, columns: int) -> None:
         """Lengthen the buffers where they end before a column, by half of what they hold at least."""
-        held = self.keys.shape[2]
+        held = self.reached
         if columns > held:
             added = min(self.columns, max(columns, held + held // 2)) - held
-            self.keys = functional.pad(self.keys, (0, 0, 0, 0, 0, added))
-            self.values = functional.pad(self.values, (0, 0, 0, 0, 0, added))
+            for buffers in (self.keys, self.values):
+                for layer, buffer in enumerate(buffers):  # one at a time, so that no two copies of all are alive
+                    buffers[layer] = functional.pad(buffer, (0, 0, 0, 0, 0, added))
+
+    def _each(self, change: Callable[[Tensor], Tensor], columns: int) -> KVStore:
+        return KVStore([change(buffer) for buffer in self.keys], [change(buffer) for buffer in self.values], columns)
 
 
 class KVView:
@@ -86,10 +102,10 @@ class KVView:
     def __init__(self, store: KVStore, plan: ForwardPlan) -> None:
         assert plan.span is not None
         self.store = store
-        self.rows = plan.rows[:, None]
-        self.query = plan.query
+        self.queries = plan.query.shape[1]
         self.span = slice(*plan.span)
-        self.all_rows = len(plan.rows) == store.keys.shape[1]
+        self.all_rows = len(plan.rows) == len(store.keys[0])
+        self._places = {plan.query.device: (plan.rows[:, None], plan.query)}
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keep the new keys and values of a layer, and return those to which the query attends.
@@ -105,10 +121,17 @@ class KVView:
         return self._update(self.store.keys[layer], keys), self._update(self.store.values[layer], values)
 
     def _update(self, buffer: Tensor, new: Tensor) -> Tensor:
-        queries = self.query.shape[1]
-        buffer[self.rows, self.query] = new[:, :, :queries].transpose(1, 2).to(buffer.dtype)
+        rows, query = self._on(buffer.device)
+        buffer[rows, query] = new[:, :, : self.queries].transpose(1, 2).to(buffer.dtype)
         columns = buffer[:, self.span]
-        attended = (columns if self.all_rows else columns[self.rows[:, 0]]).transpose(1, 2)
-        if new.shape[2] == queries:
+        attended = (columns if self.all_rows else columns[rows[:, 0]]).transpose(1, 2)
+        if new.shape[2] == self.queries:
             return attended
-        return torch.cat((attended, new[:, :, queries:].to(buffer.dtype)), dim=2)
+        return torch.cat((attended, new[:, :, self.queries :].to(buffer.dtype)), dim=2)
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the rows [R, 1] and the query columns [R, Q] of the plan on a device."""
+        if device not in self._places:
+            rows, query = next(iter(self._places.values()))
+            self._places[device] = (rows.to(device, non_blocking=True), query.to(device, non_blocking=True))
+        return self._places[device]

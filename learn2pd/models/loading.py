@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +32,7 @@ from learn2pd.models.neighbours import cause, told_in_one_line
 from learn2pd.models.network import DiffusionNetwork
 from learn2pd.models.prompts import prompt_ids, text_ids
 from learn2pd.models.quantisation import check_quantization, quantise
+from learn2pd.models.spreading import connect, devices_of_tensors
 from learn2pd.registry import FAMILIES, family_target, import_family
 from learn2pd.types import ModelSpec
 
@@ -135,6 +136,30 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return torch.device(device)
 
 
+def resolve_devices(device: str | torch.device) -> list[torch.device]:
+    """Turn the name of one device, or the names of several, into devices.
+
+    Args:
+        device: As for `resolve_device`, or several names with commas between them.
+
+    Returns:
+        The devices, of which several differ.
+
+    Raises:
+        UserError: The machine lacks a device, or one is named twice.
+    """
+    if not isinstance(device, str) or "," not in device:
+        return [resolve_device(device)]
+    names = [name.strip() for name in device.split(",")]
+    for name in names:
+        if name == "auto" or names.count(name) > 1:
+            raise UserError(
+                f"device={device!r}: expected one device, or different devices with commas between them, "
+                "such as cuda:0,cuda:1"
+            )
+    return [resolve_device(name) for name in names]
+
+
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """Turn the name of a type of weights into the type.
 
@@ -173,9 +198,11 @@ def load_model(
         path: A hub name such as `GSAI-ML/LLaDA-8B-Instruct`, or a folder in the hub's layout. A hub name is downloaded
             once; where the hub does not answer within seconds, its local cache is used.
         dtype: `float32`, `bfloat16` or `float16`, or the same as a torch.dtype.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...; or several, as in `cuda:0,cuda:1`, which share the layers of a
+            model that is too large for one.
         revision: The revision of the hub repository.
-        compile: Let torch.compile fuse the layers; the first forwards of every new shape take much longer.
+        compile: Let torch.compile fuse the layers; the first forwards of every new shape take much longer. It needs
+            all layers on one device.
         adapter: A hub name or folder of a peft adapter of this dLLM, which is added into the weights.
         family: A class of your own that reads the checkpoint, as `package.module:Class`; see docs/adding_a_family.md.
             The default takes the family that config.json names.
@@ -192,11 +219,13 @@ def load_model(
     if revision is not None and (not isinstance(revision, str) or not revision.strip()):
         raise UserError(f"revision={revision!r}: expected a branch, tag or commit of the hub repository, or None")
     kind = resolve_dtype(dtype)
-    target = resolve_device(device)
+    devices = resolve_devices(device)
+    if compile and len(devices) > 1:
+        raise UserError(f"compile=true: the layers are on several devices, device={device!r}; name one device")
     check_quantization(quantization)
     network_class, config = _network_and_config(path, revision, family)
-    place = target if quantization is None else torch.device("cpu")
-    network, digest = _load_weights(path, network_class, config, kind, place, revision)
+    places = devices if quantization is None else [torch.device("cpu")]
+    network, digest = _load_weights(path, network_class, config, kind, places, revision)
     tokenizer = load_tokenizer(path, network.config, revision)
     spec = _spec(path, network, tokenizer, digest)
     if adapter is not None:
@@ -209,9 +238,11 @@ def load_model(
     if quantization is None:
         network.join_experts()
     else:
-        quantise(network, quantization, target)
+        quantise(network, quantization, devices)
         own = hashlib.sha256(f"{spec.fingerprint}{quantization}".encode()).hexdigest()[: identity.DIGITS]
         spec = replace(spec, name=f"{spec.name}+{quantization}", fingerprint=own)
+    if len(devices) > 1:
+        connect(network)
     return Model(ModelAdapter(network, spec, compile), tokenizer)
 
 
@@ -341,10 +372,10 @@ def _load_weights(
     network_class: type[DiffusionNetwork],
     config: PretrainedConfig,
     dtype: torch.dtype,
-    device: torch.device,
+    devices: Sequence[torch.device],
     revision: str | None,
 ) -> tuple[DiffusionNetwork, str]:
-    """The network on its device, and the digest of its weights.
+    """The network on its devices, and the digest of its weights.
 
     Raises:
         UserError: A file of weights is missing or damaged, or a tensor does not fit; the message names it.
@@ -362,7 +393,8 @@ def _load_weights(
     kept = identity.KeptDigest(files, dtype)
     known = kept.read()
     digest = identity.WeightsDigest()
-    state = weights.read(subject, fitting, dtype, device, digest.add if known is None else None)
+    places = devices_of_tensors(network, devices)
+    state = weights.read(subject, fitting, dtype, places, digest.add if known is None else None)
     network.load_state_dict(state, assign=True)
     network.config.dtype = dtype
     if known is None:
@@ -384,7 +416,7 @@ def _without_tied_head(
     if name not in tensors:
         return tensors
     pair = {key: tensors[key] for key in (name, network.head_name)}
-    values = weights.read(subject, pair, torch.float32, torch.device("cpu"))
+    values = weights.read(subject, pair, torch.float32, dict.fromkeys(pair, torch.device("cpu")))
     if not values[name].equal(values[network.head_name]):
         return tensors
     return {key: stored for key, stored in tensors.items() if key != network.head_name}

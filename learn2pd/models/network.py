@@ -101,9 +101,10 @@ class DiffusionNetwork(PreTrainedModel):
             columns: The columns of the batch.
         """
         config = self.config
-        shape = (config.num_hidden_layers, rows, 0, config.num_key_value_heads, self.head_width)
-        keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
-        return KVStore(keys, torch.zeros_like(keys), columns)
+        shape = (rows, 0, config.num_key_value_heads, self.head_width)
+        devices = [next(layer.parameters()).device for layer in self.parts().layers]
+        keys, values = ([torch.zeros(shape, dtype=self.dtype, device=device) for device in devices] for _ in range(2))
+        return KVStore(keys, values, columns)
 
     def hidden(
         self,

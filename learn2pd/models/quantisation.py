@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from learn2pd.errors import UserError
 from learn2pd.models.experts import MixtureOfExperts
 from learn2pd.models.neighbours import cause, told_in_one_line
 from learn2pd.models.network import DiffusionNetwork
+from learn2pd.models.spreading import devices_of_layers
 
 KEY = "quantization"
 KINDS = {"int8": "torchao", "nf4": "bitsandbytes"}  # what each kind needs
@@ -49,24 +51,28 @@ def check_quantization(kind: str | None) -> None:
         raise UserError(f"{KEY}={kind!r}: the package {package} cannot be imported ({cause(error)})") from error
 
 
-def quantise(network: DiffusionNetwork, kind: str, device: torch.device) -> None:
-    """Quantise the matrices of the layers and bring the network to a device.
+def quantise(network: DiffusionNetwork, kind: str, devices: Sequence[torch.device]) -> None:
+    """Quantise the matrices of the layers and bring the network to its devices.
 
-    One matrix at a time goes to the device, so that the device never holds the plain weights.
+    One matrix at a time goes to a device, so that no device ever holds the plain weights.
 
     Args:
         network: The network on the CPU; it is changed.
         kind: A name in `KINDS`.
-        device: The device.
+        devices: The devices, which share the layers.
 
     Raises:
-        UserError: The package refuses the weights or the device.
+        UserError: The package refuses the weights or a device.
     """
-    with told_in_one_line(f"{KEY}={kind!r}: {KINDS[kind]} could not quantise the weights for {device}"):
-        for matrix, holder, name in _matrices(network, kind):
-            made = _int8(matrix, device) if kind == "int8" else _nf4(matrix, device)
-            setattr(holder, name, made)
-        network.to(device)
+    parts = network.parts()
+    for layer, device in zip(parts.layers, devices_of_layers(network, devices), strict=True):
+        with told_in_one_line(f"{KEY}={kind!r}: {KINDS[kind]} could not quantise the weights for {device}"):
+            for matrix, holder, name in _matrices(layer, kind):
+                made = _int8(matrix, device) if kind == "int8" else _nf4(matrix, device)
+                setattr(holder, name, made)
+            layer.to(device)
+    for module in (parts.embedding, parts.norm, network.get_output_embeddings()):
+        module.to(devices[0])
 
 
 def saved_bytes(network: DiffusionNetwork, kind: str) -> int:
@@ -77,7 +83,7 @@ def saved_bytes(network: DiffusionNetwork, kind: str) -> int:
         kind: A name in `KINDS`.
     """
     saved = 0
-    for matrix, _, _ in _matrices(network, kind):
+    for matrix, _, _ in _matrices(network.parts().layers, kind):
         weight = matrix.weight
         taken = weight.numel() + matrix.out_features * weight.element_size()
         if kind == "nf4":
@@ -86,10 +92,10 @@ def saved_bytes(network: DiffusionNetwork, kind: str) -> int:
     return saved
 
 
-def _matrices(network: DiffusionNetwork, kind: str) -> list[tuple[nn.Linear, nn.Module, str]]:
+def _matrices(layers: nn.Module, kind: str) -> list[tuple[nn.Linear, nn.Module, str]]:
     """List the linear layers that are quantised, each with the module that holds it and its name there."""
     matrices = []
-    for holder in network.parts().layers.modules():
+    for holder in layers.modules():
         for name, module in holder.named_children():
             routes = isinstance(holder, MixtureOfExperts) and name == "gate"
             if (

@@ -64,10 +64,10 @@ def sizes_of(network: DiffusionNetwork, rows: int, columns: int, quantization: s
     """
     saved = 0 if quantization is None else saved_bytes(network, quantization)
     store = network.new_store(rows, columns)
-    layers, _, _, heads, width = store.keys.shape
+    *_, heads, width = store.keys[0].shape
     return Sizes(
         sum(tensor.nbytes for tensor in network.state_dict().values()) - saved,
-        2 * layers * rows * columns * heads * width * store.keys.element_size(),
+        2 * len(store.keys) * rows * columns * heads * width * store.keys[0].element_size(),
         _activations(network, rows, columns),
     )
 

@@ -157,10 +157,10 @@ def read(
     subject: str,
     tensors: Mapping[str, Stored],
     dtype: torch.dtype,
-    device: torch.device,
+    devices: Mapping[str, torch.device],
     inspect: Callable[[str, Tensor], object] | None = None,
 ) -> dict[str, Tensor]:
-    """Every tensor on the device, in the wanted type.
+    """Every tensor on its device, in the wanted type.
 
     The processor's memory holds a few tensors at a time beside those of the result.
 
@@ -168,7 +168,7 @@ def read(
         subject: The model, for messages.
         tensors: The tensors that `fit` returned.
         dtype: The type of the result.
-        device: The device of the result.
+        devices: The device of every tensor of the result, by its name.
         inspect: A function that several threads call with every name and its tensor on the CPU.
 
     Raises:
@@ -188,7 +188,7 @@ def read(
             if inspect is not None:
                 inspect(name, value)
             # never the mapped file itself, which somebody may overwrite while the model is used
-            return value.to(device, copy=value.data_ptr() == mapped.data_ptr())
+            return value.to(devices[name], copy=value.data_ptr() == mapped.data_ptr())
 
         with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
             return dict(zip(tensors, pool.map(loaded, tensors), strict=True))

@@ -66,7 +66,7 @@ def test_keys_and_values_reach_as_far_as_the_answer(causal, make_prompts, monkey
     monkeypatch.setattr(KVStore, "__init__", noted)
     options = {"policy": ThresholdPolicy(0.3), "stop": EotFilledStop(), "allowed": ended(causal, 1)}
     decode(causal, make_prompts([9]), max_new_tokens=LONG, **options)
-    assert 0 < stores[0].keys.shape[2] <= 1.5 * (9 + END + BLOCK)
+    assert 0 < stores[0].reached <= 1.5 * (9 + END + BLOCK)
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)

@@ -76,4 +76,4 @@ def test_the_columns_of_a_prompt_that_has_left_are_given_back(tiny_model, make_p
     run = loop.step(loop.start(DecodeState.start(make_prompts([40, 3]), GEN, tiny_model.spec)))
     short = Run.stack([run.rows(torch.tensor([1]))])
     assert (short.state.prompt_width, short.store.columns) == (3, 3 + GEN)
-    assert short.store.keys.shape[2] <= 3 + GEN
+    assert short.store.reached <= 3 + GEN
