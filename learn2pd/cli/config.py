@@ -152,6 +152,10 @@ class RecordConfig:
     )
     num_nodes: int = option(1, "number of nodes", least=1, most=10**6)
     strategy: str = option("auto", "how Lightning Fabric starts the processes")
+    exchange: str | None = option(
+        None,
+        "URL of fsspec, such as s3://bucket/run, through which nodes without a shared folder exchange their shards",
+    )
     hidden_states: int = option(
         0,
         "numbers that are kept of the model's hidden state at each position of a window, as channels of the filter; 32 "
@@ -546,7 +550,7 @@ def identity(config: Any) -> dict[str, Any]:
         described.pop(key, None)
     elsewhere = {
         "model": ("device", "compile"),
-        "record": ("devices", "num_nodes", "strategy"),
+        "record": ("devices", "num_nodes", "strategy", "exchange"),
         "train": ("loggers", "together"),
     }
     for section, keys in elsewhere.items():

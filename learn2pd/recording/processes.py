@@ -3,8 +3,8 @@
 They are started by torchrun, by a cluster's scheduler, or by Lightning Fabric, which runs the script again.
 
 The processes meet one time, when all of them are ready to record. There they make sure that they do the same work: the
-same releases, configuration, model and prompts, in a folder that all of them see. From then on they share nothing but
-the recording's folder, so the loss of one process does not harm the others. (torchrun and Fabric do end the other
+same releases, configuration, model and prompts, in a folder or at a URL that all of them see. From then on they share
+nothing but that place, so the loss of one process does not harm the others. (torchrun and Fabric do end the other
 processes of a node when one of them fails; each of those then loses at most one shard.)
 """
 
@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning.fabric import Fabric
@@ -27,7 +27,7 @@ from torch import distributed
 from learn2pd.errors import UserError, first_line
 
 SEEN_WITHIN_S = 10.0  # a folder of the network may show a new file late
-MEETING = ".meeting-"  # beginning of the name of the file by which the processes see that their folder is the same
+MEETING = ".meeting-"  # beginning of the name of the file by which the processes see that their place is the same
 NAMED = 4  # differences that a message names
 
 
@@ -46,6 +46,42 @@ class Report:
     facts: Mapping[str, Any]
     stopped: str
     mark: str
+
+
+class Place(Protocol):
+    """Where the processes share what they record; its text names the key and the value."""
+
+    def put(self, name: str) -> None:
+        """Write a small file."""
+
+    def has(self, name: str) -> bool:
+        """Say whether a file is there now."""
+
+    def remove(self, name: str) -> None:
+        """Delete a file, if it is there."""
+
+
+@dataclass(frozen=True)
+class SharedFolder:
+    """A folder that all processes see.
+
+    Attributes:
+        path: The output_dir of the run, which exists in the first process.
+    """
+
+    path: Path
+
+    def put(self, name: str) -> None:
+        (self.path / name).touch()
+
+    def has(self, name: str) -> bool:
+        return (self.path / name).exists()
+
+    def remove(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)
+
+    def __str__(self) -> str:
+        return f"output_dir={self.path}"
 
 
 class Processes:
@@ -108,18 +144,18 @@ class Processes:
         processes._met = processes._others_run = False
         return processes
 
-    def meet(self, facts: Mapping[str, Any], folder: Path, stay: bool = False) -> None:
+    def meet(self, facts: Mapping[str, Any], place: Place, stay: bool = False) -> None:
         """Start the other processes if nobody has started them, and wait until all of them are ready for the same work.
 
         Fabric divides the CPU's cores among the processes of a node.
 
         Args:
             facts: what must be the same in all processes, by name, plain data.
-            folder: the folder of the run, which exists in the first process.
+            place: where they share what they record.
             stay: the processes stay connected, until the run ends, since they also train together.
 
         Raises:
-            UserError: another process has stopped, works with other facts or sees another folder, or the processes do
+            UserError: another process has stopped, works with other facts or sees another place, or the processes do
                 not find each other. All processes raise it.
         """
         if self.count == 1 or self._met:
@@ -127,16 +163,16 @@ class Processes:
         mark = f"{MEETING}{uuid.uuid4().hex}" if self.rank == 0 else ""
         try:
             if mark:
-                (folder / mark).touch()
+                place.put(mark)
             self._join()
             reports = self._told_to_all(Report(socket.gethostname(), facts, "", mark))
             self._compare(reports)
-            blind = self._told_to_all(not _appears(folder / reports[0].mark))
+            blind = self._told_to_all(not _appears(place, reports[0].mark))
             if any(blind):
-                self._refuse_folder(folder, reports, blind.index(True))
+                self._refuse_place(place, reports, blind.index(True))
         finally:
-            for left in folder.glob(f"{MEETING}*") if mark else ():
-                left.unlink(missing_ok=True)
+            if mark:
+                place.remove(mark)
             if not stay:
                 self.part()
 
@@ -225,16 +261,16 @@ class Processes:
                     "all processes need the same releases, configuration, model and prompts"
                 )
 
-    def _refuse_folder(self, folder: Path, reports: list[Report], number: int) -> None:
+    def _refuse_place(self, place: Place, reports: list[Report], number: int) -> None:
         raise UserError(
-            f"output_dir={folder}: process {number} on {reports[number].host} does not see what process 0 on "
-            f"{reports[0].host} has written there: give a folder that all nodes share"
+            f"{place}: process {number} on {reports[number].host} does not see what process 0 on "
+            f"{reports[0].host} has written there: give a folder that all nodes share, or a URL as record.exchange"
         )
 
 
-def _appears(path: Path) -> bool:
+def _appears(place: Place, name: str) -> bool:
     deadline = time.monotonic() + SEEN_WITHIN_S
-    while not path.exists():
+    while not place.has(name):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)

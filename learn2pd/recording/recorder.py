@@ -37,6 +37,7 @@ from learn2pd.policies.oracle import GuidedPolicy, OraclePolicy
 from learn2pd.predictors.features import STANDING, observe, observe_committed
 from learn2pd.predictors.hidden import NEEDED, TOP_NEEDED, in_window, top_in_window
 from learn2pd.progress import progress_bar
+from learn2pd.recording.exchange import Exchange
 from learn2pd.recording.schema import RECORDING, entry_path, read_recording
 from learn2pd.recording.shard_claims import share
 from learn2pd.recording.writing import Tables, write_manifest, write_shard
@@ -341,12 +342,19 @@ def _tables(
 
 
 def record(
-    model: Model, prompts: Sequence[Prompt], folder: Path, produce: Produce, *, shard_prompts: int, leads: bool = True
+    model: Model,
+    prompts: Sequence[Prompt],
+    folder: Path,
+    produce: Produce,
+    *,
+    shard_prompts: int,
+    leads: bool = True,
+    exchange: Exchange | None = None,
 ) -> dict[str, float]:
     """Record every shard that is missing or damaged.
 
-    Any number of processes may call this function at the same time with the same folder; the resulting files are always
-    the same.
+    Any number of processes may call this function at the same time, with the same folder or with one exchange; the
+    resulting files are always the same.
 
     Args:
         model: the model that decodes.
@@ -357,6 +365,7 @@ def record(
         leads: True in one process, False in the others. The leading process checks the shards that exist and writes the
             manifest, and returns when the recording is complete. The other processes return as soon as no shard is left
             for them.
+        exchange: the place through which processes with different folders share the shards.
 
     Returns:
         `prompts_recorded_now`, the number of prompts whose shards were missing or damaged, and `seconds`, the time it
@@ -384,7 +393,8 @@ def record(
         write_shard(folder, number, produce(model, shard), gen_length, recording)
 
     with progress_bar(len(prompts), f"record {folder.name}", "prompt", shown=leads) as bar:
-        for number in share(folder, len(chunks), make, frozenset(written) if leads else frozenset()):
+        check = frozenset(written) if leads or exchange else frozenset()
+        for number in (exchange.share if exchange else share)(folder, len(chunks), make, check):
             if number not in written:
                 missing += len(chunks[number])
             bar.update(len(chunks[number]))

@@ -57,12 +57,13 @@ def make(
     shard_prompts=SHARD,
     gen_length=GEN,
     block_length=BLOCK,
+    exchange=None,
     **more,
 ):
     """Record in this process, as one of several that may be at it."""
     open_recording(folder, described(model, prompts, gen_length, block_length, shard_prompts, **more))
     produce = produce or oracle_producer(model, gen_length, block_length)
-    return record(model, prompts, folder, produce, shard_prompts=shard_prompts, leads=leads)
+    return record(model, prompts, folder, produce, shard_prompts=shard_prompts, leads=leads, exchange=exchange)
 
 
 def files(folder: Path) -> dict[str, bytes]:

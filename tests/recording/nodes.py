@@ -1,11 +1,12 @@
-"""Nodes of one machine: agents of torchrun, each a fork of this process, which has everything imported.
+"""Nodes of one machine: agents of torchrun, each a fork of this process, with a worker that is started as a command.
 
     python -m tests.recording.nodes refusals MODEL FOLDER
+    python -m tests.recording.nodes exchange MODEL FOLDER
     python -m tests.recording.nodes losses MODEL FOLDER SEED LOSSES
     python -m tests.recording.nodes training MODEL FOLDER ROUNDS
 
-A node is a process group of its own with an agent of torchrun, which forks the node's worker. A node is lost by a
-SIGKILL of its whole group. The answer is one JSON object on standard output.
+A node is a process group of its own with an agent of torchrun, which has threads and so starts the node's worker anew
+instead of forking. A node is lost by a SIGKILL of its whole group. The answer is one JSON object on standard output.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from tqdm.auto import tqdm
 
 from learn2pd.cli import main as cli
-from learn2pd.cli import stages as preloaded  # noqa: F401  # a fork has it imported
 from learn2pd.cli.stages import recording as stage
 from learn2pd.files import read_json
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
@@ -147,14 +147,22 @@ def refusals(model: str, folder: str) -> dict[str, object]:
     return answers
 
 
-def agent(port: int, work: Callable[[], int]) -> int:
+def worker(slow: str, name: str, *given: str) -> int:
+    """Run a command as the worker of a node.
+
+    Args:
+        slow: The number of the process that records slowly, or `none`.
+        name: The name of the command.
+        given: Its arguments.
+    """
+    if os.environ["RANK"] == slow:
+        decode = stage.oracle_tables
+        stage.oracle_tables = lambda *taken, **more: (time.sleep(0.2), decode(*taken, **more))[1]
+    return command(name, given)
+
+
+def agent(port: int, given: Sequence[str]) -> int:
     """One node: an agent of torchrun with one worker, as `torchrun --nnodes=2 --nproc-per-node=1` starts it."""
-
-    def worker() -> None:
-        code = work()
-        if code:
-            sys.exit(code)
-
     config = LaunchConfig(
         min_nodes=2,
         max_nodes=2,
@@ -165,10 +173,27 @@ def agent(port: int, work: Callable[[], int]) -> int:
         rdzv_configs={"keep_alive_interval": HEARTBEAT_S, "keep_alive_max_attempt": 3, "read_timeout": 5},
         max_restarts=100,
         monitor_interval=0.1,
-        start_method="fork",
     )
-    elastic_launch(config, worker)()
+    elastic_launch(config, sys.executable)("-m", "tests.recording.nodes", "worker", *given)
     return 0
+
+
+def exchange(model: str, folder: str) -> dict[str, object]:
+    """Two processes that share no folder, only a URL: their exit codes, and whether both made shards of one recording.
+
+    The first one has all shards in the end, and the other one those that it made.
+    """
+    root, port = Path(folder), free_port()
+    url = f"record.exchange=file://{root / 'exchange'}"
+    given = [arguments(model, root / name, *more) for name, more in (("alone", []), ("0", [url]), ("1", [url]))]
+    assert ended(forked(lambda: command("record", given[0]), root / "alone.log"), time.monotonic() + LONGEST_S) == 0
+    crew = [
+        forked(ranked(rank, port, lambda own=given[1 + rank]: command("record", own)), root / f"{rank}.log")
+        for rank in (0, 1)
+    ]
+    codes = [ended(child, time.monotonic() + LONGEST_S) for child in crew]
+    made = [shards(root / name) for name in ("0", "1")]
+    return {"codes": codes, "equal": files_of(root / "0") == files_of(root / "alone"), "made": made}
 
 
 class Crew:
@@ -177,15 +202,15 @@ class Crew:
     The one that hosts torchrun's meeting place takes the other one with it. Then both are started again.
     """
 
-    def __init__(self, work: Callable[[], int], log: Path) -> None:
-        self.work = work
+    def __init__(self, given: Sequence[str], log: Path) -> None:
+        self.given = given
         self.log = log
         self.nodes: list[int | None] = [None, None]
         self.tend()
 
     def start(self, number: int) -> None:
         """Start a node, or start it again."""
-        self.nodes[number] = forked(lambda: agent(self.port, self.work), self.log)
+        self.nodes[number] = forked(lambda: agent(self.port, self.given), self.log)
 
     def lose(self, number: int) -> None:
         """Kill a node, the agent and its worker."""
@@ -234,17 +259,10 @@ def losses(model: str, folder: str, seed: str, count: str) -> dict[str, int]:
     figures = {"recordings": 0, "equal": 0, "lost": 0, "slow": 0}
     while left or not figures["recordings"]:
         output = root / f"shared-{figures['recordings']}"
-        slow = rng.choice((None, "0", "1"))
+        slow = rng.choice(("none", "0", "1"))
         log = root / f"{output.name}.log"
-
-        def work(output: Path = output, slow: str | None = slow) -> int:
-            if os.environ["RANK"] == slow:
-                decode = stage.oracle_tables
-                stage.oracle_tables = lambda *given, **more: (time.sleep(0.2), decode(*given, **more))[1]
-            return command("record", arguments(model, output))
-
         deadline = time.monotonic() + longest_s
-        crew = Crew(work, log)
+        crew = Crew([slow, "record", *arguments(model, output)], log)
         while files_of(output) != expected and time.monotonic() < deadline:
             if left and crew.reaches(output, shards(output) + rng.choice((1, 2, 3)), deadline):
                 time.sleep(rng.uniform(0, 0.1))
@@ -258,7 +276,7 @@ def losses(model: str, folder: str, seed: str, count: str) -> dict[str, int]:
             crew.tend()
             time.sleep(0.02)
         crew.end()
-        figures["slow"] += slow is not None
+        figures["slow"] += slow != "none"
         figures["equal"] += files_of(output) == expected
         figures["recordings"] += 1
     return figures
@@ -276,15 +294,15 @@ def training(model: str, folder: str, rounds: str) -> dict[str, object]:
     ]
     own += ["filter_options={hidden: 8}", "train.batch_rows=8", "train.loggers=[]", "data.train_prompts=6"]
 
-    def work(output: Path) -> int:
-        given = arguments(model, output)
-        kept = [entry for entry in given if entry.split("=")[0] not in {key.split("=")[0] for key in own}]
-        return command("run", [*kept, *own])
+    def given(output: Path) -> list[str]:
+        replaced = {key.split("=")[0] for key in own}
+        return [*(entry for entry in arguments(model, output) if entry.split("=")[0] not in replaced), *own]
 
-    assert ended(forked(lambda: work(root / "alone"), root / "alone.log"), time.monotonic() + LONGEST_S) == 0
+    alone = forked(lambda: command("run", given(root / "alone")), root / "alone.log")
+    assert ended(alone, time.monotonic() + LONGEST_S) == 0
     output = root / "shared"
     deadline = time.monotonic() + LONGEST_S
-    crew = Crew(lambda: work(output), root / "shared.log")
+    crew = Crew(["none", "run", *given(output)], root / "shared.log")
     lost = 0
     while not trained(output) and time.monotonic() < deadline:
         if not lost and (output / "train" / "round-0" / "last.safetensors").exists():
@@ -320,5 +338,7 @@ def files_of(output: Path) -> dict[str, bytes]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    action = {"refusals": refusals, "losses": losses, "training": training}[sys.argv[1]]
+    if sys.argv[1] == "worker":
+        sys.exit(worker(*sys.argv[2:]))
+    action = {"refusals": refusals, "exchange": exchange, "losses": losses, "training": training}[sys.argv[1]]
     print(json.dumps(action(*sys.argv[2:])))  # noqa: T201

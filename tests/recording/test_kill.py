@@ -14,7 +14,7 @@ from learn2pd.cli import main as cli
 from tests.recording.helpers import files
 
 ROOT = Path(__file__).parents[2]
-KILLS = int(os.environ.get("LEARN2PD_KILLS", "4"))  # 20 and more take a minute
+KILLS = int(os.environ.get("LEARN2PD_KILLS", "3"))  # 20 and more take a minute
 ENVIRONMENT = {
     name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 } | {"OMP_NUM_THREADS": "1"}

@@ -29,6 +29,13 @@ def test_nodes_that_are_lost_and_come_back_leave_the_recording_of_one_process(ti
     assert figures["equal"] == figures["recordings"] >= 1
 
 
+def test_nodes_without_a_shared_folder_exchange_their_shards(tiny_model_folder, tmp_path):
+    figures = answer("exchange", tiny_model_folder, tmp_path)
+    assert figures["codes"] == [0, 0]
+    assert figures["equal"]
+    assert figures["made"][1] > 0
+
+
 @pytest.mark.parametrize("rounds", [0, 1])
 def test_two_nodes_that_train_together_get_the_network_of_one_process(tiny_model_folder, tmp_path, rounds):
     """One of them is lost in the first training and comes back. Sums of two halves round otherwise than whole sums."""

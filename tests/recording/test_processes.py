@@ -5,7 +5,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from learn2pd.errors import UserError
-from learn2pd.recording.processes import Processes
+from learn2pd.recording.processes import Processes, SharedFolder
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +18,7 @@ def _rank(monkeypatch):
 def test_one_process_needs_no_group(tmp_path):
     for devices in (1, "auto"):
         processes = Processes(devices)
-        processes.meet({}, tmp_path)
+        processes.meet({}, SharedFolder(tmp_path))
         assert (processes.count, processes.rank, processes.local_rank) == (1, 0, 0)
         assert not torch.distributed.is_initialized()
 

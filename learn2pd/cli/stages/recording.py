@@ -32,8 +32,9 @@ from learn2pd.predictors.filter import FilterPolicy, load_policy
 from learn2pd.predictors.hidden import hidden_map
 from learn2pd.predictors.questions import CHECKED, TOP_TOKENS
 from learn2pd.recording.estimate import LabelCost, estimate, plan
+from learn2pd.recording.exchange import Exchange
 from learn2pd.recording.labels import Sample, labelled_tables
-from learn2pd.recording.processes import Processes
+from learn2pd.recording.processes import Processes, SharedFolder
 from learn2pd.recording.reading import Recording
 from learn2pd.recording.recorder import Judge, WindowValues, free_tables, oracle_tables, record, rollout_tables
 from learn2pd.recording.schema import RECORDING, describe_recording, open_recording, read_recording
@@ -61,6 +62,28 @@ def processes_of(config: RunConfig) -> Processes:
         UserError: a number of processes is not allowed.
     """
     return Processes(config.record.devices, config.record.num_nodes, config.record.strategy)
+
+
+def exchange_of(config: RunConfig, processes: Processes) -> Exchange | None:
+    """Return the place through which nodes without a shared folder exchange shards; None where they have a folder.
+
+    Args:
+        config: the configuration.
+        processes: the processes that record together.
+
+    Raises:
+        UserError: the place cannot be reached, or the run also shares what does not go through it.
+    """
+    url = config.record.exchange
+    if url is None:
+        return None
+    for key, shared in (
+        ("train.together=true", config.train.together),
+        (f"record.labels={config.record.labels}", labels_oracle(config)),
+    ):
+        if shared:
+            raise UserError(f"record.exchange={url}: {key} needs a folder that all nodes share; leave one of them out")
+    return Exchange(url, processes.rank, processes.count)
 
 
 def recorded_prompts(config: RunConfig, model: Model) -> list[Prompt]:
@@ -324,7 +347,8 @@ def meet(config: RunConfig, output: Path, processes: Processes) -> None:
     """
     model = model_of(config)
     described = _described(config, model, recorded_prompts(config, model))
-    processes.meet(facts_of(config, described), output, stay=config.train.together)
+    exchange = exchange_of(config, processes)
+    processes.meet(facts_of(config, described), exchange or SharedFolder(output), stay=config.train.together)
 
 
 def stage_record(config: RunConfig, output: Path, processes: Processes) -> dict[str, Any] | None:
@@ -363,7 +387,13 @@ def stage_record(config: RunConfig, output: Path, processes: Processes) -> dict[
     )
     open_recording(folder, _described(config, model, prompts, **_windows_described(config, model)))
     figures = record(
-        model, prompts, folder, produce, shard_prompts=config.record.shard_prompts, leads=processes.rank == 0
+        model,
+        prompts,
+        folder,
+        produce,
+        shard_prompts=config.record.shard_prompts,
+        leads=processes.rank == 0,
+        exchange=exchange_of(config, processes),
     )
     labels = {}
     if labels_oracle(config):
