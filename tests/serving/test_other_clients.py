@@ -18,7 +18,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
-from learn2pd.serving.app import Server  # noqa: E402
+from learn2pd.serving.app import Server
 
 QUESTIONS = (
     "Eva has 12 pens. She loses 5. How many pens are there in the end?",
