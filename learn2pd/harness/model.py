@@ -222,15 +222,21 @@ class DiffusionLM(TemplateLM):
         """
         answers = [""] * len(requests)
         groups: dict[Ask, list[int]] = {}
+        padding = padding_of(requests)
         for number, request in enumerate(requests):
-            groups.setdefault(self._ask(request), []).append(number)
-        with progress_bar(len(requests), "answers", "answer", shown=not disable_tqdm and self.rank == 0) as bar:
+            if number not in padding:
+                groups.setdefault(self._ask(request), []).append(number)
+        with progress_bar(
+            len(requests) - len(padding), "answers", "answer", shown=not disable_tqdm and self.rank == 0
+        ) as bar:
             for ask, numbers in groups.items():
                 for batch, prompts in self._batches(requests, numbers, ask):
                     for number, text in zip(batch, self._answers(requests, batch, prompts, ask), strict=True):
                         answers[number] = text
                         self.cache_hook.add_partial("generate_until", requests[number].args, text)
                     bar.update(len(batch))
+        for number, copied in padding.items():
+            answers[number] = answers[copied]
         return answers
 
     def _ask(self, request: Instance) -> Ask:
@@ -467,3 +473,20 @@ def stopping_at(method: Method, texts: Sequence[str]) -> Method:
         return method
     own = stop.strings if isinstance(stop, TextStop) else []
     return Method(method.policy, method.scheduler, method.cache, TextStop([*own, *texts], stop.floor))
+
+
+def padding_of(requests: Sequence[Instance]) -> dict[int, int]:
+    """Return the questions that lm-eval adds in a process with fewer of them, so that all processes have as many.
+
+    It repeats a question more often than its task does, and drops the answers.
+
+    Args:
+        requests: The questions of this process.
+
+    Returns:
+        The numbers of the added questions, each with the number of the question that it repeats.
+    """
+    asked: dict[int, list[int]] = {}
+    for number, request in enumerate(requests):
+        asked.setdefault(id(request), []).append(number)
+    return {number: numbers[0] for numbers in asked.values() for number in numbers[requests[numbers[0]].repeats or 1 :]}

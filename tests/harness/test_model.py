@@ -123,12 +123,23 @@ def test_a_canvas_of_ones_own_keeps_to_the_limit_of_the_task(tiny_model):
 def test_what_a_task_says_about_sampling_is_done(tiny_model):
     lm = DiffusionLM(tiny_model, METHODS["threshold"](), seed=5)
     drawn = {"max_gen_toks": 16, "do_sample": True, "temperature": 1.5, "top_p": 0.9}
-    got = lm.generate_until([asked(QUESTIONS[1], **drawn)] * 3, disable_tqdm=True)
+    question = asked(QUESTIONS[1], **drawn)
+    question.repeats = 3
+    got = lm.generate_until([question] * 3, disable_tqdm=True)
     prompts = [lm.tok_encode(QUESTIONS[1])] * 3
     assert got == decode(tiny_model, prompts, lm.method, gen_length=16, sampling=Sampling(1.5, 0.9), seed=5).texts
     assert len(set(got)) > 1
     cold = drawn | {"do_sample": False}
     assert len(set(lm.generate_until([asked(QUESTIONS[1], **cold)] * 3, disable_tqdm=True))) == 1
+
+
+def test_a_question_that_lm_eval_adds_for_another_process_is_decoded_once(tiny_model):
+    lm = DiffusionLM(tiny_model, METHODS["threshold"](), seed=5)
+    one, last = (asked(question, max_gen_toks=16) for question in QUESTIONS[:2])
+    last.repeats = 2
+    texts = lm.generate_until([one, last, last, last, last], disable_tqdm=True)
+    assert texts[1] == texts[2] == texts[3] == texts[4]
+    assert sum(figures["answers"] for figures in lm.figures.values()) == 3
 
 
 def test_likelihoods_are_those_of_the_model_and_no_method_changes_them(tiny_model):
