@@ -1,7 +1,7 @@
 """A peer's own code beside this toolkit: the same weights, prompts and settings, in turn, at equal tokens.
 
     python benchmarks/peers.py peer=PATH [model=PATH] [prompts=5] [prompt_length=64] [gen_length=64] [threads=1]
-        [settings=none,dual] [block=4]
+        [settings=none,dual] [block=4] [batch=1]
 
 `peer` is a checkout of Fast-dLLM, Learn2PD (Learning-to-Parallel-Decoding), DSB, dInfer or SDAR; which one it is is
 seen from its files. Nothing in it is changed, and its code is imported from there and run, so read it first. Without
@@ -14,9 +14,10 @@ most probable token of the same softmax takes its place. Its forwards that only 
 which its own network would compute.
 
 A prompt is decoded with the peer and with this toolkit, one directly after the other, and the order changes from prompt
-to prompt. The answers must be equal, token for token; where they are not, the process says so and ends with exit code
-1. What is compared is the processor time of this process on a CPU, and the time on the clock on a GPU. The ratio is the
-peer's time by ours: above 1 we are faster.
+to prompt. With `batch`, this toolkit decodes so many prompts together, and the peer one after the other, as its own
+scripts do where prompts differ in length. The answers must be equal, token for token; where they are not, the process
+says so and ends with exit code 1. What is compared is the processor time of this process on a CPU, and the time on the
+clock on a GPU. The ratio is the peer's time by ours: above 1 we are faster.
 """
 
 from __future__ import annotations
@@ -345,33 +346,38 @@ def timed(action: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, f
     return result, clock() - started
 
 
-def measure(setting: Setting, model: Model, prompts: list[list[int]], gen_length: int) -> list[tuple[float, float]]:
-    """Decode every prompt with both sides in turn.
+def measure(
+    setting: Setting, model: Model, batches: list[list[list[int]]], gen_length: int
+) -> list[tuple[float, float]]:
+    """Decode every batch with both sides in turn.
 
     Returns:
-        The seconds of the peer and of this toolkit, for each prompt.
+        The seconds of the peer and of this toolkit, for each batch.
 
     Raises:
         Unequal: The answers to a prompt differ.
     """
     device = model.adapter.device
 
-    def ours(prompt: list[int]) -> Tensor:
-        return decode(model, [prompt], stop=NoStop(), gen_length=gen_length, **setting.ours).tokens[0]
+    def ours(prompts: list[list[int]]) -> Tensor:
+        size = {"gen_length": gen_length, "batch_size": len(prompts)}
+        return decode(model, prompts, stop=NoStop(), **size, **setting.ours).tokens
 
-    def theirs(prompt: list[int]) -> Tensor:
-        tokens = setting.theirs(torch.tensor([prompt], device=device))[0]
-        return tokens[-gen_length:].cpu()
+    def theirs(prompts: list[list[int]]) -> Tensor:
+        answers = [setting.theirs(torch.tensor([prompt], device=device))[0, -gen_length:] for prompt in prompts]
+        return torch.stack(answers).cpu()
 
-    ours(prompts[0])
-    theirs(prompts[0])  # both sides warm up
+    ours(batches[0])
+    theirs(batches[0][:1])  # both sides warm up
     pairs = []
-    for number, prompt in enumerate(prompts):
+    for number, prompts in enumerate(batches):
         sides = [theirs, ours] if number % 2 else [ours, theirs]
-        results = {side: timed(functools.partial(side, prompt), device) for side in sides}
+        results = {side: timed(functools.partial(side, prompts), device) for side in sides}
         differ = int((results[ours][0] != results[theirs][0]).sum())
         if differ:
-            raise Unequal(f"prompt {number}: {differ} of {gen_length} tokens differ, so that no times are compared")
+            raise Unequal(
+                f"batch {number}: {differ} of {len(prompts) * gen_length} tokens differ, so that no times are compared"
+            )
         pairs.append((results[theirs][1], results[ours][1]))
     return pairs
 
@@ -387,6 +393,7 @@ def main(arguments: list[str]) -> int:
         "threads": "1",
         "settings": "",
         "block": "4",
+        "batch": "1",
     }
     options = options_of(arguments, defaults)
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # Fast-dLLM compiles its attention, which is slower on a CPU
@@ -416,14 +423,16 @@ def main(arguments: list[str]) -> int:
         rng = random.Random(0)
         limit = min(model.spec.vocab_size, 1000)
         prompts = [[rng.randrange(10, limit) for _ in range(length)] for _ in range(int(options["prompts"]))]
+        batch = max(1, int(options["batch"]))
+        batches = [prompts[first : first + batch] for first in range(0, len(prompts), batch)]
         print(
             f"{peer.name} beside learn2pd: {model.spec.name}, vocabulary {model.spec.vocab_size}, {device}, "
             f"{torch.get_num_threads()} threads, {len(prompts)} prompts of {length} tokens, canvas {gen_length}, "
-            "batch 1"
+            f"batch {batch}"
         )
         print(f"{'setting':28} {'theirs s':>9} {'ours s':>8} {'ratio':>6}  {'range':13} tokens")
         for name, setting in compared.items():
-            pairs = measure(setting, model, prompts, gen_length)
+            pairs = measure(setting, model, batches, gen_length)
             ratios = sorted(theirs / ours for theirs, ours in pairs)
             theirs, ours = (statistics.median(side) for side in zip(*pairs, strict=True))
             spread = f"{ratios[0]:.2f}-{ratios[-1]:.2f}"

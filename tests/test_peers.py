@@ -45,11 +45,12 @@ def test_answers_that_differ_end_the_comparison(tiny_model, make_prompts):
         answer = peers.decode(tiny_model, prompt.tolist(), stop=peers.NoStop(), gen_length=8, **ours).tokens
         return torch.cat((prompt, answer), dim=1)
 
-    pairs = peers.measure(peers.Setting(ours, same), tiny_model, prompts, 8)
-    assert len(pairs) == 2
-    assert all(seconds > 0 for pair in pairs for seconds in pair)
+    for batches in ([[prompts[0]], [prompts[1]]], [prompts]):
+        pairs = peers.measure(peers.Setting(ours, same), tiny_model, batches, 8)
+        assert len(pairs) == len(batches)
+        assert all(seconds > 0 for pair in pairs for seconds in pair)
     with pytest.raises(peers.Unequal, match="8 of 8 tokens differ"):
-        peers.measure(peers.Setting(ours, lambda prompt: same(prompt) + 1), tiny_model, prompts, 8)
+        peers.measure(peers.Setting(ours, lambda prompt: same(prompt) + 1), tiny_model, [[prompts[0]]], 8)
 
 
 def test_the_network_under_sdars_loop_forwards_block_by_block_what_it_forwards_at_once(tiny_family):
