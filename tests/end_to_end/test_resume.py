@@ -146,6 +146,18 @@ def test_more_rounds_leave_the_finished_trainings_alone(arguments, output):
     assert not (output / "policy").exists()
 
 
+def test_a_predictor_that_is_dropped_takes_no_other_training_with_it(arguments, output):
+    more = [entry for entry in arguments if not entry.startswith("train.predictors")]
+    both = ["resume=true", "stages=[train]", f"output_dir={output}"]
+    assert cli.run([*more, *both, "train.predictors=[end_of_text]"]) == 0
+    times = {path: path.stat().st_mtime_ns for path in (output / "train" / "round-0").rglob("*") if path.is_file()}
+    assert (output / "train" / "end_of_text" / "done.json").exists()
+    assert cli.run([*more, *both, "train.predictors=[]"]) == 0
+    assert not (output / "train" / "end_of_text").exists()
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert "end_of_text" not in json.loads((output / "metrics.json").read_text())["train"]
+
+
 @pytest.mark.thorough  # three runs
 def test_every_network_begins_with_weights_of_its_own_name_and_seed(arguments, output, tmp_path):
     """A run that goes on trains the networks of its next rounds as an uninterrupted one, which has drawn more."""

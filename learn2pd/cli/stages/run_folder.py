@@ -154,8 +154,21 @@ def _continue(config: Any, output: Path, described: dict[str, Any], stages: Coll
             f"resume=true with another configuration ({shown}): it changes the stage {done[0]!r}, which is done and is "
             f"not among the stages of this command: run it too, choose another output_dir, or set the key back"
         )
-    grown = all(_only_adds(key, old, new, described) for key, (old, new) in changed.items())
-    _invalidate(output, [stage for stage in done if not (grown and stage == "train")], shown)
+    kept = all(_keeps_trainings(key, old, new, described) for key, (old, new) in changed.items())
+    _invalidate(output, [stage for stage in done if not (kept and stage == "train")], shown)
+    old, new = changed.get("train.predictors", ([], []))
+    _drop_predictors(output, set(old) - set(new))
+
+
+def _drop_predictors(output: Path, names: Collection[str]) -> None:
+    """Delete the trainings of predictors that are not wanted any more, and their figures."""
+    for name in names:
+        for folder in (output / "train").glob(f"{name}*"):
+            _delete(folder)
+    figures = read_metrics(output)
+    if figures.get("train", {}).keys() & set(names):
+        kept = {name: entry for name, entry in figures["train"].items() if name not in names}
+        write_json(output / METRICS_FILE, figures | {"train": kept})
 
 
 def _first_stage(key: str) -> str:
@@ -167,12 +180,10 @@ def _has_started(output: Path, stage: str) -> bool:
     return stage in read_metrics(output) or any((output / name).exists() for name in STAGE_OUTPUTS[stage])
 
 
-def _only_adds(key: str, old: Any, new: Any, described: dict[str, Any]) -> bool:
-    """Say whether a changed key asks for more training, and leaves the finished trainings as they are."""
-    if _first_stage(key) != "train":
+def _keeps_trainings(key: str, old: Any, new: Any, described: dict[str, Any]) -> bool:
+    """Say whether a changed key leaves the finished trainings of the other networks as they are."""
+    if _first_stage(key) != "train" or key == "train.predictors":
         return True
-    if key == "train.predictors":
-        return set(old) <= set(new)
     # a filter that is fine-tuned in rounds is its own round 0
     return key == "train.rounds" and old < new and described["train"]["start"] == "scratch"
 
