@@ -11,8 +11,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from learn2pd.models.kv import KVView
-from learn2pd.models.layers import Asked, RMSNorm, attend_by_head
+from learn2pd.models.layers import LayerCall, RMSNorm
 from learn2pd.models.network import DiffusionNetwork, Parts
 
 
@@ -37,21 +36,13 @@ class Attention(nn.Module):
         self.q_norm = nn.Identity() if norm_eps is None else RMSNorm(head_width, norm_eps)
         self.k_norm = nn.Identity() if norm_eps is None else RMSNorm(head_width, norm_eps)
 
-    def forward(
-        self,
-        x: Tensor,
-        tables: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        kept: KVView | None,
-        layer: int,
-        asked: Asked | None = None,
-    ) -> Tensor:
-        queried = x if asked is None else asked.of(x)
+    def forward(self, x: Tensor, call: LayerCall) -> Tensor:
+        queried = call.at_asked(x)
         q, k, v = (
             project(columns).unflatten(-1, (-1, self.head_width))
             for project, columns in ((self.q_proj, queried), (self.k_proj, x), (self.v_proj, x))
         )
-        return self.o_proj(attend_by_head(self.q_norm(q), self.k_norm(k), v, tables, mask, kept, layer, asked))
+        return self.o_proj(call.attend(self.q_norm(q), self.k_norm(k), v))
 
 
 class DecoderLayer(nn.Module):
@@ -70,30 +61,18 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(
-        self,
-        x: Tensor,
-        tables: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        kept: KVView | None,
-        layer: int,
-        asked: Asked | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, call: LayerCall) -> Tensor:
         """Run the layer.
 
         Args:
             x: [R, Q, D].
-            tables: The cosines and sines of `rotary_tables`.
-            mask: [R, 1, 1 or Q, K] bool, True where a query attends to a column; None attends everywhere.
-            kept: The kept keys and values; None attends to the query itself.
-            layer: The number of the layer.
-            asked: The columns whose outputs are read; None for all.
+            call: What the layer needs beside it.
 
         Returns:
             [R, Q or M, D].
         """
-        mixed = self.self_attn(self.input_layernorm(x), tables, mask, kept, layer, asked)
-        x = (x if asked is None else asked.of(x)) + mixed
+        mixed = self.self_attn(self.input_layernorm(x), call)
+        x = call.at_asked(x) + mixed
         return x + self.mlp(self.post_attention_layernorm(x))
 
 

@@ -6,6 +6,7 @@ In the shapes, R is the number of rows, Q of query columns, K of attended column
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ class Asked:
     Attributes:
         places: [R, M] long, the places of the columns in the query.
         tables: The cosines and sines of `rotary_tables` of these columns.
-        mask: [R, 1, 1 or M, K] bool, as for `attend`, of these columns.
+        mask: [R, 1, 1 or M, K] bool, as for `LayerCall`, of these columns.
     """
 
     places: Tensor
@@ -106,70 +107,46 @@ class Asked:
         return places_of(x, self.places)
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    tables: tuple[Tensor, Tensor],
-    mask: Tensor | None,
-    kept: KVView | None,
-    layer: int,
-    asked: Asked | None = None,
-) -> Tensor:
-    """Compute attention of the query columns to themselves or, with `kept`, to the columns of its span.
+class LayerCall(NamedTuple):
+    """What a layer needs beside its input, in one forward.
 
-    Args:
-        q: [R, Q, n_heads * head_width], before rotation.
-        k: [R, Q, n_kv_heads * head_width], before rotation.
-        v: [R, Q, n_kv_heads * head_width].
-        tables: The cosines and sines of `rotary_tables`, of all features of a head.
-        mask: [R, 1, 1 or Q, K] bool, True where a query attends to a column; None attends everywhere.
-        kept: It keeps k and v, and returns those of all K columns; with None, K = Q.
-        layer: The number of the layer.
-        asked: The columns from which the queries come; None for all, else M of them are in `q`.
-
-    Returns:
-        [R, Q or M, n_heads * head_width].
-    """
-    head_width = tables[0].shape[-1]
-    q, k, v = (x.unflatten(-1, (-1, head_width)) for x in (q, k, v))
-    return attend_by_head(q, k, v, tables, mask, kept, layer, asked)
-
-
-def attend_by_head(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    tables: tuple[Tensor, Tensor],
-    mask: Tensor | None,
-    kept: KVView | None,
-    layer: int,
-    asked: Asked | None = None,
-) -> Tensor:
-    """Compute attention as `attend` does, of queries, keys and values that are already split into heads.
-
-    Args:
-        q: [R, Q, n_heads, head_width], before rotation.
-        k: [R, Q, n_kv_heads, head_width], before rotation.
-        v: [R, Q, n_kv_heads, head_width].
+    Attributes:
         tables: The cosines and sines of `rotary_tables`, of all features of a head or of the first ones.
-        mask: As for `attend`.
-        kept: As for `attend`.
+        mask: [R, 1, 1 or Q, K] bool, True where a query attends to a column; None attends everywhere.
+        kept: It keeps keys and values, and returns those of all K columns; with None, K = Q.
         layer: The number of the layer.
-        asked: As for `attend`.
-
-    Returns:
-        [R, Q or M, n_heads * head_width].
+        asked: The columns whose outputs are read; None for all.
     """
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [R, heads, Q, head_width]
-    k = rotate(k, tables)
-    if asked is not None:
-        tables, mask = asked.tables, asked.mask
-    q = rotate(q, tables)
-    if kept is not None:
-        k, v = kept.update(layer, k, v)
-    mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=k.shape[1] != q.shape[1])
-    return mixed.transpose(1, 2).flatten(2)
+
+    tables: tuple[Tensor, Tensor]
+    mask: Tensor | None
+    kept: KVView | None
+    layer: int
+    asked: Asked | None
+
+    def at_asked(self, x: Tensor) -> Tensor:
+        """Take the columns whose outputs are read out of values [R, Q, D]."""
+        return x if self.asked is None else self.asked.of(x)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Compute attention of the query columns to themselves or, with `kept`, to the columns of its span.
+
+        Args:
+            q: [R, Q or M, n_heads, head_width], before rotation; of the columns whose outputs are read.
+            k: [R, Q, n_kv_heads, head_width], before rotation.
+            v: [R, Q, n_kv_heads, head_width].
+
+        Returns:
+            [R, Q or M, n_heads * head_width].
+        """
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [R, heads, Q, head_width]
+        k = rotate(k, self.tables)
+        tables, mask = (self.tables, self.mask) if self.asked is None else (self.asked.tables, self.asked.mask)
+        q = rotate(q, tables)
+        if self.kept is not None:
+            k, v = self.kept.update(self.layer, k, v)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=k.shape[1] != q.shape[1])
+        return mixed.transpose(1, 2).flatten(2)
 
 
 def project(x: Tensor, weight: Tensor) -> Tensor:

@@ -19,8 +19,7 @@ from torch.nn import functional
 from transformers import PretrainedConfig
 
 from learn2pd.models.fields import check_positive, check_whole, plain_rotation
-from learn2pd.models.kv import KVView
-from learn2pd.models.layers import Asked, RMSNorm, attend
+from learn2pd.models.layers import LayerCall, RMSNorm
 from learn2pd.models.network import DiffusionNetwork, Parts
 
 # The values that the `llama` block fixes. Without a check, another value would silently compute something else.
@@ -153,7 +152,8 @@ class LLaDABlock(nn.Module):
 
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()
-        kv_width = config.n_kv_heads * (config.d_model // config.n_heads)
+        self.head_width = config.d_model // config.n_heads
+        kv_width = config.n_kv_heads * self.head_width
         self.q_proj = nn.Linear(config.d_model, config.d_model, bias=False)
         self.k_proj = nn.Linear(config.d_model, kv_width, bias=False)
         self.v_proj = nn.Linear(config.d_model, kv_width, bias=False)
@@ -164,33 +164,23 @@ class LLaDABlock(nn.Module):
         self.attn_norm = RMSNorm(config.d_model, config.rms_norm_eps)
         self.ff_norm = RMSNorm(config.d_model, config.rms_norm_eps)
 
-    def forward(
-        self,
-        x: Tensor,
-        tables: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        kept: KVView | None,
-        layer: int,
-        asked: Asked | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, call: LayerCall) -> Tensor:
         """Run the layer.
 
         Args:
             x: [R, Q, D].
-            tables: The cosines and sines of `rotary_tables`.
-            mask: [R, 1, 1 or Q, K] bool, True where a query attends to a column; None attends everywhere.
-            kept: The kept keys and values; None attends to the query itself.
-            layer: The number of the layer.
-            asked: The columns whose outputs are read; None for all.
+            call: What the layer needs beside it.
 
         Returns:
             [R, Q or M, D].
         """
         normed = self.attn_norm(x)
-        k, v = self.k_proj(normed), self.v_proj(normed)
-        if asked is not None:
-            x, normed = asked.of(x), asked.of(normed)
-        x = x + self.attn_out(attend(self.q_proj(normed), k, v, tables, mask, kept, layer, asked))
+        queried = call.at_asked(normed)
+        q, k, v = (
+            project(columns).unflatten(-1, (-1, self.head_width))
+            for project, columns in ((self.q_proj, queried), (self.k_proj, normed), (self.v_proj, normed))
+        )
+        x = call.at_asked(x) + self.attn_out(call.attend(q, k, v))
         normed = self.ff_norm(x)
         return x + self.ff_out(functional.silu(self.ff_proj(normed)) * self.up_proj(normed))
 

@@ -31,8 +31,7 @@ from learn2pd.models.fields import (
     plain_rotation,
     take_fields,
 )
-from learn2pd.models.kv import KVView
-from learn2pd.models.layers import Asked, RMSNorm, SwiGLU, attend_by_head
+from learn2pd.models.layers import LayerCall, RMSNorm, SwiGLU
 from learn2pd.models.network import DiffusionNetwork, Parts
 
 # The only values that this file implements. Without a check, another value would silently compute something else.
@@ -195,20 +194,11 @@ class LLaDA2Attention(nn.Module):
         self.key_layernorm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.dense = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
 
-    def forward(
-        self,
-        x: Tensor,
-        tables: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        kept: KVView | None,
-        layer: int,
-        asked: Asked | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, call: LayerCall) -> Tensor:
         q, k, v = self.query_key_value(x).unflatten(-1, (sum(self.parts), -1)).split(self.parts, dim=2)
-        if asked is not None:
-            q = asked.of(q.flatten(2)).unflatten(-1, (self.parts[0], -1))
-        q, k = self.query_layernorm(q), self.key_layernorm(k)
-        return self.dense(attend_by_head(q, k, v, tables, mask, kept, layer, asked))
+        if call.asked is not None:  # otherwise the flattening would copy
+            q = call.at_asked(q.flatten(2)).unflatten(-1, (self.parts[0], -1))
+        return self.dense(call.attend(self.query_layernorm(q), self.key_layernorm(k), v))
 
 
 class LLaDA2Gate(nn.Module):
@@ -266,18 +256,10 @@ class LLaDA2Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(
-        self,
-        x: Tensor,
-        tables: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        kept: KVView | None,
-        layer: int,
-        asked: Asked | None = None,
-    ) -> Tensor:
-        """Run the layer. The arguments are those of `decoder.DecoderLayer`."""
-        mixed = self.attention(self.input_layernorm(x), tables, mask, kept, layer, asked)
-        x = (x if asked is None else asked.of(x)) + mixed
+    def forward(self, x: Tensor, call: LayerCall) -> Tensor:
+        """Run the layer, as `decoder.DecoderLayer` does."""
+        mixed = self.attention(self.input_layernorm(x), call)
+        x = call.at_asked(x) + mixed
         return x + self.mlp(self.post_attention_layernorm(x))
 
 

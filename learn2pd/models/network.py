@@ -13,7 +13,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from learn2pd.errors import UserError
 from learn2pd.models.experts import MixtureOfExperts
 from learn2pd.models.kv import KVStore, KVView
-from learn2pd.models.layers import Asked, RMSNorm, project, rotary_tables
+from learn2pd.models.layers import Asked, LayerCall, RMSNorm, project, rotary_tables
 from learn2pd.registry import EXPORTERS
 
 
@@ -22,8 +22,7 @@ class Parts(NamedTuple):
 
     Attributes:
         embedding: The input embedding.
-        layers: The layers. The network calls each one with x [R, Q, D], the rotary tables, the mask
-            [R, 1, 1 or Q, K] or None, the kept keys and values or None, its number, and `Asked` columns or None.
+        layers: The layers. The network calls each one with x [R, Q, D] and a `LayerCall`.
         norm: The last norm.
     """
 
@@ -139,7 +138,7 @@ class DiffusionNetwork(PreTrainedModel):
         last = len(parts.layers) - 1
         for number, layer in enumerate(parts.layers):
             columns = None if asked is None or number < last else Asked.at(asked, tables, mask)
-            x = layer(x, tables, mask, kept, number, columns)
+            x = layer(x, LayerCall(tables, mask, kept, number, columns))
         return parts.norm(x)
 
     def score(self, hidden: Tensor) -> Tensor:

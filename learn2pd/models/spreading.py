@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learn2pd.models.layers import Asked
+from learn2pd.models.layers import Asked, LayerCall
 from learn2pd.models.network import DiffusionNetwork
 
 
@@ -74,14 +74,16 @@ class _Carrier:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.given: tuple[Any, ...] = ()
-        self.brought: tuple[Any, ...] = ()
+        self.given: LayerCall | None = None
+        self.brought: tuple[Any, Any] = (None, None)
 
     def __call__(self, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        x, tables, mask, kept, number, asked = inputs
-        if len(self.given) != 2 or self.given[0] is not tables or self.given[1] is not mask:
-            self.given, self.brought = (tables, mask), (self._bring(tables), self._bring(mask))
-        return self._bring(x), *self.brought, kept, number, self._bring(asked)
+        x, call = inputs
+        if self.given is None or self.given.tables is not call.tables or self.given.mask is not call.mask:
+            self.given = call._replace(kept=None, asked=None)
+            self.brought = (self._bring(call.tables), self._bring(call.mask))
+        tables, mask = self.brought
+        return self._bring(x), call._replace(tables=tables, mask=mask, asked=self._bring(call.asked))
 
     def _bring(self, value: Any) -> Any:
         if isinstance(value, Tensor):
