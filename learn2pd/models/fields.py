@@ -1,9 +1,9 @@
-"""Checks that the families run on the fields of a config.json before they build a network."""
+"""The fields of a config.json: the configuration class of the families, and the checks before a network is built."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
 
@@ -157,3 +157,86 @@ def check_divides(hidden_size: int, num_attention_heads: int) -> None:
             f"config.json: hidden_size={hidden_size}, num_attention_heads={num_attention_heads}: "
             "hidden_size must divide into num_attention_heads parts"
         )
+
+
+# ids and flags that transformers' own class keeps
+OF_TRANSFORMERS = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
+UNCHECKED = ("initializer_range", "mask_token_id", *OF_TRANSFORMERS)
+
+
+class DecoderConfig(PretrainedConfig):
+    """The fields of the config.json of a family whose layers are those of decoder.py, or much like them.
+
+    A field whose default is a number must be a number above 0, and a whole one where the default is whole. None stands
+    for as many `num_key_value_heads` as heads, and for a `head_dim` that divides `hidden_size` evenly.
+
+    Attributes:
+        family: The name of the family, for messages.
+        defaults: The fields that the network reads, with the values of the published model.
+        fixed: The only values that the network implements. Without a check, another value would silently compute
+            something else.
+        carried: Fields that do not change inference, with their defaults. They are kept so that a saved config has
+            every field.
+        may_be_zero: The fields of `defaults` that may be 0 or null, which is 0.
+
+    Args:
+        fields: The fields by name; those without a meaning here are kept as they are.
+
+    Raises:
+        ValueError: A field has a value that the network does not implement; the message names the field.
+    """
+
+    family: ClassVar[str]
+    defaults: ClassVar[Mapping[str, Any]]
+    fixed: ClassVar[Mapping[str, Any]] = {}
+    carried: ClassVar[Mapping[str, Any]] = {}
+    may_be_zero: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        if "__init__" not in cls.__dict__:  # transformers 5 would write one of its own, which knows no `defaults`
+            cls.__init__ = DecoderConfig.__init__  # type: ignore[method-assign]
+        super().__init_subclass__(**options)
+
+    def __init__(self, **fields: Any) -> None:
+        take_fields(self, fields, self.fixed, self.carried, self.family)
+        values = {name: fields.pop(name, default) for name, default in self.defaults.items()}
+        values["rope_theta"] = plain_rotation(fields, values["rope_theta"])
+        if values["num_key_value_heads"] is None:
+            values["num_key_value_heads"] = values["num_attention_heads"]
+        values |= {name: 0 for name in self.may_be_zero if values[name] is None}
+        self._check_numbers(values)
+        layer_types = fields.get("layer_types")
+        check_full_attention(layer_types, values["num_hidden_layers"], self.family)
+        self.check(values, fields)
+        of_transformers = {name: values.pop(name) for name in OF_TRANSFORMERS if name in values}
+        for name, value in values.items():
+            setattr(self, name, value)
+        super().__init__(**of_transformers, **fields)
+
+    def check(self, values: dict[str, Any], other: dict[str, Any]) -> None:
+        """Check how the fields go together, and complete those that are null. A family adds its own checks.
+
+        Args:
+            values: The fields of `defaults`, which may be changed.
+            other: The remaining fields, of which some may be removed.
+
+        Raises:
+            ValueError: The fields do not go together.
+        """
+        heads, width = values["num_attention_heads"], values["hidden_size"]
+        if "head_dim" not in values:
+            check_divides(width, heads)
+        elif values["head_dim"] is None:
+            values["head_dim"] = width // heads
+        head_dim = values.get("head_dim", width // heads)
+        check_whole(head_dim=head_dim)
+        check_heads(heads, values["num_key_value_heads"], head_dim)
+        if "num_experts" in values:
+            check_experts(values["num_experts_per_tok"], values["num_experts"])
+
+    def _check_numbers(self, values: Mapping[str, Any]) -> None:
+        numbers = {name: value for name, value in values.items() if name not in UNCHECKED}
+        numbers = {name: value for name, value in numbers.items() if not (name in self.may_be_zero and value == 0)}
+        whole = {name: value for name, value in numbers.items() if type(self.defaults[name]) is int}
+        check_whole(**{name: value for name, value in whole.items() if not (name == "head_dim" and value is None)})
+        check_positive(**{name: value for name, value in numbers.items() if type(self.defaults[name]) is float})

@@ -20,49 +20,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
 
 from learn2pd.models.experts import MixtureOfExperts
-from learn2pd.models.fields import (
-    check_experts,
-    check_heads,
-    check_positive,
-    check_whole,
-    plain_rotation,
-    take_fields,
-)
+from learn2pd.models.fields import DecoderConfig
 from learn2pd.models.layers import LayerCall, RMSNorm, SwiGLU
 from learn2pd.models.network import DiffusionNetwork, Parts
 
-# The only values that this file implements. Without a check, another value would silently compute something else.
-FIXED_FIELDS: dict[str, Any] = {
-    "hidden_act": "silu",
-    "moe_router_enable_expert_bias": True,
-    "norm_head": False,
-    "norm_softmax": False,
-    "norm_topk_prob": True,
-    "num_nextn_predict_layers": 0,
-    "router_dtype": "fp32",
-    "score_function": "sigmoid",
-    "use_bias": False,
-    "use_qk_norm": True,
-    "use_qkv_bias": False,
-    "use_rmsnorm": True,
-    "use_sliding_window": False,
-    "using_split_qkv_in_self_attention": False,
-}
-# Fields of the hub's config.json that do not change inference. They are kept so that a saved config has every field.
-CARRIED_FIELDS: dict[str, Any] = {
-    "attention_dropout": 0.0,
-    "embedding_dropout": 0.0,
-    "max_window_layers": 20,
-    "output_dropout": 0.0,
-    "output_router_logits": False,
-    "sliding_window": 4096,
-}
 
-
-class LLaDA2MoeConfig(PretrainedConfig):
+class LLaDA2MoeConfig(DecoderConfig):
     """The fields of the hub's config.json, and `block_size`.
 
     Raises:
@@ -70,102 +35,72 @@ class LLaDA2MoeConfig(PretrainedConfig):
     """
 
     model_type = "llada2_moe"
+    family = "LLaDA2"
+    defaults: ClassVar[dict[str, Any]] = {
+        "vocab_size": 157184,
+        "hidden_size": 2048,
+        "intermediate_size": 5120,
+        "moe_intermediate_size": 512,
+        "num_hidden_layers": 20,
+        "first_k_dense_replace": 1,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "num_experts": 256,
+        "num_experts_per_tok": 8,
+        "num_shared_experts": 1,
+        "n_group": 8,
+        "topk_group": 4,
+        "routed_scaling_factor": 2.5,
+        "partial_rotary_factor": 0.5,
+        "max_position_embeddings": 32768,
+        "rope_theta": 600000.0,
+        "rms_norm_eps": 1e-6,
+        "initializer_range": 0.02,
+        "block_size": 32,
+        "mask_token_id": 156895,
+        "eos_token_id": 156892,
+        "pad_token_id": 156892,
+        "tie_word_embeddings": False,
+        "use_cache": False,
+    }
+    fixed: ClassVar[dict[str, Any]] = {
+        "hidden_act": "silu",
+        "moe_router_enable_expert_bias": True,
+        "norm_head": False,
+        "norm_softmax": False,
+        "norm_topk_prob": True,
+        "num_nextn_predict_layers": 0,
+        "router_dtype": "fp32",
+        "score_function": "sigmoid",
+        "use_bias": False,
+        "use_qk_norm": True,
+        "use_qkv_bias": False,
+        "use_rmsnorm": True,
+        "use_sliding_window": False,
+        "using_split_qkv_in_self_attention": False,
+    }
+    carried: ClassVar[dict[str, Any]] = {
+        "attention_dropout": 0.0,
+        "embedding_dropout": 0.0,
+        "max_window_layers": 20,
+        "output_dropout": 0.0,
+        "output_router_logits": False,
+        "sliding_window": 4096,
+    }
+    may_be_zero = ("num_shared_experts", "first_k_dense_replace")
 
-    def __init__(
-        self,
-        vocab_size: int = 157184,
-        hidden_size: int = 2048,
-        intermediate_size: int = 5120,
-        moe_intermediate_size: int = 512,
-        num_hidden_layers: int = 20,
-        first_k_dense_replace: int = 1,
-        num_attention_heads: int = 16,
-        num_key_value_heads: int | None = 4,
-        head_dim: int | None = 128,
-        num_experts: int = 256,
-        num_experts_per_tok: int = 8,
-        num_shared_experts: int | None = 1,
-        n_group: int = 8,
-        topk_group: int = 4,
-        routed_scaling_factor: float = 2.5,
-        partial_rotary_factor: float = 0.5,
-        max_position_embeddings: int = 32768,
-        rope_theta: float = 600000.0,
-        rms_norm_eps: float = 1e-6,
-        initializer_range: float = 0.02,
-        block_size: int = 32,
-        mask_token_id: int = 156895,
-        eos_token_id: int = 156892,
-        pad_token_id: int | None = 156892,
-        tie_word_embeddings: bool = False,
-        use_cache: bool = False,
-        **other: Any,
-    ) -> None:
-        take_fields(self, other, FIXED_FIELDS, CARRIED_FIELDS, "LLaDA2")
-        heads = num_attention_heads if num_key_value_heads is None else num_key_value_heads
-        shared = 0 if num_shared_experts is None else num_shared_experts
-        rope_theta = plain_rotation(other, rope_theta)
-        check_whole(
-            vocab_size=vocab_size,
-            hidden_size=hidden_size,
-            intermediate_size=intermediate_size,
-            moe_intermediate_size=moe_intermediate_size,
-            num_hidden_layers=num_hidden_layers,
-            num_attention_heads=num_attention_heads,
-            num_key_value_heads=heads,
-            num_experts=num_experts,
-            num_experts_per_tok=num_experts_per_tok,
-            n_group=n_group,
-            topk_group=topk_group,
-            max_position_embeddings=max_position_embeddings,
-            block_size=block_size,
-        )
-        for name, count in {"num_shared_experts": shared, "first_k_dense_replace": first_k_dense_replace}.items():
-            if count != 0:
-                check_whole(**{name: count})
-        head_dim = hidden_size // num_attention_heads if head_dim is None else head_dim
-        check_whole(head_dim=head_dim)
-        check_heads(num_attention_heads, heads, head_dim)
-        check_positive(
-            rope_theta=rope_theta,
-            rms_norm_eps=rms_norm_eps,
-            routed_scaling_factor=routed_scaling_factor,
-            partial_rotary_factor=partial_rotary_factor,
-        )
-        check_experts(num_experts_per_tok, num_experts)
-        _check_groups(num_experts, num_experts_per_tok, n_group, topk_group)
-        rotary = head_dim * partial_rotary_factor
+    def check(self, values: dict[str, Any], other: dict[str, Any]) -> None:
+        super().check(values, other)
+        groups, kept = values["n_group"], values["topk_group"]
+        _check_groups(values["num_experts"], values["num_experts_per_tok"], groups, kept)
+        share, head_dim = values["partial_rotary_factor"], values["head_dim"]
+        rotary = head_dim * share
         if rotary > head_dim or rotary % 2 or other.pop("rotary_dim", rotary) != rotary:
             raise ValueError(
-                f"config.json: partial_rotary_factor={partial_rotary_factor}, head_dim={head_dim}: "
+                f"config.json: partial_rotary_factor={share}, head_dim={head_dim}: "
                 "their product must be an even number of at most head_dim, and rotary_dim the same number"
             )
-        self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.intermediate_size = intermediate_size
-        self.moe_intermediate_size = moe_intermediate_size
-        self.num_hidden_layers = num_hidden_layers
-        self.first_k_dense_replace = first_k_dense_replace
-        self.num_attention_heads = num_attention_heads
-        self.num_key_value_heads = heads
-        self.head_dim = head_dim
-        self.num_experts = num_experts
-        self.num_experts_per_tok = num_experts_per_tok
-        self.num_shared_experts = shared
-        self.n_group = n_group
-        self.topk_group = topk_group
-        self.routed_scaling_factor = routed_scaling_factor
-        self.partial_rotary_factor = partial_rotary_factor
-        self.max_position_embeddings = max_position_embeddings
-        self.rope_theta = rope_theta
-        self.rms_norm_eps = rms_norm_eps
-        self.initializer_range = initializer_range
-        self.block_size = block_size
-        self.mask_token_id = mask_token_id
-        self.use_cache = use_cache
-        super().__init__(
-            eos_token_id=eos_token_id, pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **other
-        )
 
 
 def _check_groups(experts: int, per_token: int, groups: int, kept: int) -> None:

@@ -21,11 +21,11 @@ from tests.conftest import CAUSAL_BLOCK, TINY_FAMILIES, save_tiny_family
 from tests.models.helpers import edit_json
 
 FIXED = {
-    "sdar": sdar.FIXED_FIELDS,
-    "sdar_moe": sdar.FIXED_FIELDS,
-    "llada2": llada2.FIXED_FIELDS,
-    "llada_moe": llada_moe.FIXED_FIELDS,
-    "fast_dllm_v2": fast_dllm_v2.FIXED_FIELDS,
+    "sdar": sdar.SDARConfig.fixed,
+    "sdar_moe": sdar.SDARConfig.fixed,
+    "llada2": llada2.LLaDA2MoeConfig.fixed,
+    "llada_moe": llada_moe.LLaDAMoEConfig.fixed,
+    "fast_dllm_v2": fast_dllm_v2.Fast_dLLM_QwenConfig.fixed,
 }
 MIXTURES = ["sdar_moe", "llada2", "llada_moe"]
 
@@ -145,13 +145,8 @@ def test_a_mask_id_that_no_file_names_is_the_published_one_where_the_tokenizer_h
     edit_json(folder / "config.json", mask_token_id=None)
     edit_json(folder / "tokenizer_config.json", mask_token=None)
     assert "no mask token" in refusal(folder)
-    monkeypatch.setattr(sdar.SDARConfig.__init__, "__defaults__", _defaults(mask))
+    monkeypatch.setitem(sdar.SDARConfig.defaults, "mask_token_id", mask)
     assert load_model(folder, device="cpu").spec.mask_id == mask
-
-
-def _defaults(mask: int) -> tuple:
-    """The defaults of SDAR's configuration with another published mask id."""
-    return tuple(mask if value == 151669 else value for value in sdar.SDARConfig.__init__.__defaults__)
 
 
 def test_experts_equal_those_of_qwen3(tokenizer, tmp_path):
