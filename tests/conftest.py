@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import random
 from collections.abc import Callable
@@ -33,6 +34,12 @@ settings.register_profile("plain", settings.get_profile("suite"), phases=[Phase.
 settings.load_profile("suite")
 
 MAX_LENGTH = 512
+
+
+def pytest_collection_finish() -> None:
+    """Let garbage be collected again, but for what was loaded until here."""
+    gc.freeze()
+    gc.enable()
 
 
 def save_scaled(model, tokenizer, folder: Path) -> Path:

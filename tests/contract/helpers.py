@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
+import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -68,6 +71,11 @@ CACHES = {
     "lookahead": LookaheadCache(4),
 }
 STOPS = {"none": NoStop(), "eot0": EotStop(0.0), "eot0.5": EotStop(0.5), "paper": EotpPaperStop()}
+
+
+def every_second(values: Iterable[Any]) -> list[Any]:
+    """The values as parameters of a test, of which the suite runs every second one and `-m thorough` the others."""
+    return [pytest.param(value, marks=pytest.mark.thorough if n % 2 else []) for n, value in enumerate(values)]
 
 
 @functools.cache

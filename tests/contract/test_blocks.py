@@ -94,8 +94,14 @@ def decoded(request: Request, sampling=GREEDY) -> tuple[list[int], int]:
     return request.canvas[0].tolist(), request.forwards
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("name", able())
+@pytest.mark.parametrize(
+    ("name", "temperature"),
+    [
+        pytest.param(name, temperature, marks=pytest.mark.thorough if (one + other) % 2 else [])
+        for one, name in enumerate(able())
+        for other, temperature in enumerate((0.0, 0.8))
+    ],
+)
 def test_blocks_outside_the_loop_are_those_of_the_loop(name, temperature, tiny_model, make_prompts):
     prompts = make_prompts([3, 17])
     policy = able()[name]

@@ -31,7 +31,7 @@ from learn2pd.models.loading import Model
 from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.predictors.networks import MLP
 from learn2pd.predictors.saving import Contract, Predictor
-from tests.contract.helpers import BLOCK, MODELS, Reviser, outcome, run
+from tests.contract.helpers import BLOCK, MODELS, Reviser, every_second, outcome, run
 
 GRID = BlocksScheduler(BLOCK, "grid")
 POLICIES = [
@@ -55,7 +55,7 @@ def causal_model(name, request):
     return Model(ModelAdapter(model.adapter.network, replace(model.spec, causal_block=BLOCK)), model.tokenizer)
 
 
-@pytest.fixture(params=[*MODELS, *FAMILIES])
+@pytest.fixture(params=every_second([*MODELS, *FAMILIES]))
 def causal(request):
     return causal_model(request.param, request)
 

@@ -91,10 +91,11 @@ def product_cases(turn: int) -> list[Case]:
 
 
 def meetings_of(case: Case) -> set[tuple[object, ...]]:
-    """What meets in a case: every two of its parts, and a scheduler and a cache with the model and the stop rule."""
-    of_policy = (case.scheduler, case.cache, case.family, case.stop, case.temperature, case.gen_length)
+    """What meets in a case: the policy and each other part, and a scheduler and a cache with the model and the rule."""
+    of_policy = (case.scheduler, case.cache, case.family, case.stop, case.temperature)
     pair = (case.scheduler, case.cache)
     others = {(*pair, case.family), (*pair, case.stop), (case.stop, case.temperature)}
+    others |= {(case.gen_length, case.family), (case.gen_length, case.stop)}
     return {(case.policy, number, part) for number, part in enumerate(of_policy)} | others
 
 

@@ -9,10 +9,11 @@ import pytest
 from learn2pd.cli import main as cli
 from learn2pd.recording.reading import Recording
 from tests.conftest import save_tiny_family
+from tests.contract.helpers import every_second
 from tests.end_to_end.test_run import SMALL, failing
 
 pytestmark = pytest.mark.usefixtures("undrawn_plots")
-FILTERS = [("sdar", 4, "mlp"), ("sdar", 8, "transformer"), ("fast_dllm_v2", 8, "mlp")]
+FILTERS = every_second([("sdar", 4, "mlp"), ("sdar", 8, "transformer"), ("fast_dllm_v2", 8, "mlp")])
 
 
 @pytest.fixture

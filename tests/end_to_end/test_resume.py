@@ -89,9 +89,9 @@ def test_every_output_of_a_run_is_one_that_overwrite_deletes(finished):
     [
         (["train.max_epochs=2"], "[train]", ["policy", "compare.json"], ["records", "train", "compare"]),
         (["train.learning_rate=1e-4"], "[train,calibrate]", ["compare.json", "compare.md"], ["policy"]),
-        (["filter=conv"], "[train]", ["policy"], ["train"]),
+        pytest.param(["filter=conv"], "[train]", ["policy"], ["train"], marks=pytest.mark.thorough),
         (["filter=conv", "filter_options={layers: 1}"], "[train]", ["policy"], ["train"]),
-        (["train.loss_on=all"], "[train]", ["policy"], ["train"]),
+        pytest.param(["train.loss_on=all"], "[train]", ["policy"], ["train"], marks=pytest.mark.thorough),
         (["calibrate.thresholds=[0.6]"], "[calibrate]", ["compare.json"], ["policy", "train", "records"]),
         (["calibrate.confidence=0.8"], "[calibrate]", ["compare.json"], ["plots/reliability.png"]),
         (["compare.bootstrap_samples=30"], "[compare]", [], ["compare.json", "policy", "train"]),

@@ -159,6 +159,7 @@ def test_an_interrupted_run_leaves_a_report_of_what_there_is(arguments, tmp_path
     assert "The stage train is not finished" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.thorough  # tests/training fits adapters
 def test_a_filter_is_fine_tuned_for_a_domain_and_its_adapter_fits_the_base_alone(arguments, finished, tmp_path, capsys):
     output, base = tmp_path / "tuned", finished / "policy"
     tuning = [

@@ -182,6 +182,7 @@ print(type(model).__name__, tokens.shape)
 """
 
 
+@pytest.mark.thorough  # a process of its own imports everything
 def test_register_and_not_the_import_makes_the_auto_classes_know_our_families(tiny_model_folder):
     done = subprocess.run(
         [sys.executable, "-c", REGISTERED, str(tiny_model_folder)], capture_output=True, text=True, check=False

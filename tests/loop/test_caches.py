@@ -19,12 +19,12 @@ from learn2pd import (
     PrefixCache,
     ThresholdPolicy,
 )
-from tests.contract.helpers import BLOCK, CACHES, GEN, MODELS, SCHEDULERS, fits, outcome, run
+from tests.contract.helpers import BLOCK, CACHES, GEN, MODELS, SCHEDULERS, every_second, fits, outcome, run
 
 LENGTHS = [3, 21, 12]
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=every_second(MODELS))
 def model(request):
     return request.getfixturevalue(request.param)
 

@@ -24,7 +24,12 @@ MORE_WAITS = {
     "apple": 1,  # its draws come from a generator of the CPU, whose seed it reads
 }
 CACHE_OF = {name: "dual" if fits(name, "blocks", "dual") else "none" for name in policies()}
-WINDOWS = [(scheduler, cache) for scheduler in SCHEDULERS for cache in CACHES if fits("threshold0.6", scheduler, cache)]
+WINDOWS = [
+    pytest.param(scheduler, cache, marks=pytest.mark.thorough if (one + other) % 2 else [])
+    for one, scheduler in enumerate(SCHEDULERS)
+    for other, cache in enumerate(CACHES)
+    if fits("threshold0.6", scheduler, cache)
+]
 
 
 @pytest.fixture(autouse=True)
