@@ -12,7 +12,6 @@ off is no shard.
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 
@@ -20,10 +19,9 @@ import fsspec
 
 from learn2pd.errors import UserError
 from learn2pd.models.neighbours import told_in_one_line
-from learn2pd.recording.schema import RECORDING, TABLES, entry_path, shard_name, table_path
-from learn2pd.recording.writing import damage
+from learn2pd.recording.schema import RECORDING, TABLES, entry_path, table_path
+from learn2pd.recording.shard_claims import drop_damaged
 
-log = logging.getLogger(__name__)
 KEY = "record.exchange"
 
 
@@ -103,7 +101,7 @@ class Exchange:
         """
         self.open_recording(folder)
         for number in check:
-            self._drop_damaged(folder, number)
+            drop_damaged(folder, number)
         mine = range(self.rank % self.processes, count, self.processes)
         others = [number for number in reversed(range(count)) if number not in mine]
         elsewhere = []
@@ -116,7 +114,7 @@ class Exchange:
         for number in sorted(elsewhere):
             if self.rank == 0:
                 self._fetch(folder, number)
-                self._drop_damaged(folder, number)
+                drop_damaged(folder, number)
                 if not entry_path(folder, number).exists():
                     self._publish(folder, number, make, again=True)
             yield number
@@ -136,13 +134,6 @@ class Exchange:
         with self._told():
             for path in (*(table_path(folder, number, name) for name in TABLES), entry_path(folder, number)):
                 self.files.get_file(f"{self.root}/{path.name}", str(path))
-
-    @staticmethod
-    def _drop_damaged(folder: Path, number: int) -> None:
-        wrong = damage(folder, number)
-        if wrong:
-            log.warning("%s is damaged (%s): it is recorded again", folder / shard_name(number), wrong)
-            entry_path(folder, number).unlink(missing_ok=True)
 
     def _told(self) -> contextlib.AbstractContextManager[None]:
         return told_in_one_line(f"{self} cannot be used", "expected the URL of a folder, in a form that fsspec knows")

@@ -61,13 +61,23 @@ def _settled(folder: Path, number: int, make: Callable[[int], None], check: bool
         return True
     with claimed(folder, number) as mine:
         if mine and check and entry.exists():
-            wrong = damage(folder, number)
-            if wrong:
-                log.warning("%s is damaged (%s): it is recorded again", folder / shard_name(number), wrong)
-                entry.unlink()
+            drop_damaged(folder, number)
         if mine and not entry.exists():
             make(number)
     return mine
+
+
+def drop_damaged(folder: Path, number: int) -> None:
+    """Delete the entry of a shard whose files are damaged, and name the shard in the log.
+
+    Args:
+        folder: the folder of the recording.
+        number: number of the shard, from 0.
+    """
+    wrong = damage(folder, number)
+    if wrong:
+        log.warning("%s is damaged (%s): it is recorded again", folder / shard_name(number), wrong)
+        entry_path(folder, number).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

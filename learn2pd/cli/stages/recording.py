@@ -334,13 +334,16 @@ def placed(config: RunConfig, processes: Processes) -> RunConfig:
     return config
 
 
-def meet(config: RunConfig, output: Path, processes: Processes) -> None:
+def meet(config: RunConfig, output: Path, processes: Processes) -> Exchange | None:
     """Let the processes of a run meet, unless they have met.
 
     Args:
         config: the configuration, the same in all processes but for the device.
         output: the output_dir of the run.
         processes: the processes of the run.
+
+    Returns:
+        The place through which they exchange shards; None where they share a folder.
 
     Raises:
         UserError: the processes do not fit together.
@@ -349,6 +352,7 @@ def meet(config: RunConfig, output: Path, processes: Processes) -> None:
     described = _described(config, model, recorded_prompts(config, model))
     exchange = exchange_of(config, processes)
     processes.meet(facts_of(config, described), exchange or SharedFolder(output), stay=config.train.together)
+    return exchange
 
 
 def stage_record(config: RunConfig, output: Path, processes: Processes) -> dict[str, Any] | None:
@@ -372,7 +376,7 @@ def stage_record(config: RunConfig, output: Path, processes: Processes) -> dict[
     model = model_of(config)
     prompts = recorded_prompts(config, model)
     threads = torch.get_num_threads()
-    meet(config, output, processes)
+    exchange = meet(config, output, processes)
     if config.threads:
         torch.set_num_threads(config.threads)
     folder = output / "records"
@@ -393,7 +397,7 @@ def stage_record(config: RunConfig, output: Path, processes: Processes) -> dict[
         produce,
         shard_prompts=config.record.shard_prompts,
         leads=processes.rank == 0,
-        exchange=exchange_of(config, processes),
+        exchange=exchange,
     )
     labels = {}
     if labels_oracle(config):
