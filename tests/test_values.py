@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learn2pd.cli.config import RunConfig, as_dict, config_names, load_config
@@ -101,6 +101,7 @@ def test_a_text_stays_as_it_is_written(text, tmp_path):
         assert from_file(tmp_path, f"data: {{tasks: [{text}, '{text}']}}").data.tasks == [text, text]
 
 
+@settings(max_examples=40)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1))
 def test_any_text_on_the_command_line_is_taken_as_it_is(text):
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
@@ -108,6 +109,7 @@ def test_any_text_on_the_command_line_is_taken_as_it_is(text):
         assert load_config(None, [f"model.revision={text}"]).model.revision == text
 
 
+@settings(max_examples=40)
 @given(st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: "${" not in text and text != "???"))
 def test_any_text_in_quotes_is_taken_as_it_is(text):
     written = yaml.safe_dump(text, default_style='"', allow_unicode=True, width=10**6).strip()

@@ -101,11 +101,12 @@ def meetings_of(case: Case) -> set[tuple[object, ...]]:
 
 def covering(cases: list[Case]) -> list[Case]:
     """A small part of the cases in which everything meets that meets in them: always the one with most that is new."""
-    missing = set().union(*map(meetings_of, cases))
+    meetings = {case: meetings_of(case) for case in cases}
+    missing = set().union(*meetings.values())
     part = []
     while missing:
-        part.append(max(cases, key=lambda case: len(meetings_of(case) & missing)))
-        missing -= meetings_of(part[-1])
+        part.append(max(cases, key=lambda case: len(meetings[case] & missing)))
+        missing -= meetings[part[-1]]
     return part
 
 

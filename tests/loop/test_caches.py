@@ -111,7 +111,7 @@ class Commits(Observer):
 
 def test_commits_count_towards_a_refresh_though_an_end_of_text_closes_them_later(model, make_prompts):
     closed = 0
-    for number in range(12):
+    for number in range(6):
         watched, commits = Counting(DSBCache(6, prefix_window=2)), Commits()
         parts = {"scheduler": DSBScheduler(BLOCK), "cache": watched, "stop": EotStop(0.0), "observer": commits}
         state = run(model, make_prompts([12], seed=number), ThresholdPolicy(0.8), gen_length=40, **parts)

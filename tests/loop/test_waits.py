@@ -25,7 +25,7 @@ MORE_WAITS = {
 }
 CACHE_OF = {name: "dual" if fits(name, "blocks", "dual") else "none" for name in policies()}
 WINDOWS = [
-    pytest.param(scheduler, cache, marks=pytest.mark.thorough if (one + other) % 2 else [])
+    pytest.param(scheduler, cache, marks=pytest.mark.thorough if (one + other) % 3 else [])
     for one, scheduler in enumerate(SCHEDULERS)
     for other, cache in enumerate(CACHES)
     if fits("threshold0.6", scheduler, cache)

@@ -45,6 +45,10 @@ def family(request) -> Family:
     return Family(folder, names, "model.layers", "self_attn.")
 
 
+# What is refused before any layer is looked at is tried with one family.
+one_family = pytest.mark.parametrize("family", ["tiny_model"], indirect=True)
+
+
 def network_of(folder: Path):
     """The network in a folder."""
     return load_model(str(folder), device="cpu").adapter.network
@@ -239,6 +243,7 @@ def test_a_recording_is_made_and_labelled_with_the_adapter(tiny_model_folder, tm
     assert "lora" in capsys.readouterr().err
 
 
+@one_family
 def test_another_name_of_the_base_is_only_a_warning(family, lora, caplog):
     for stated, warned in (
         (str(family.folder), False),
@@ -262,6 +267,7 @@ def refused(family: Family, folder: Path | str) -> str:
     return line
 
 
+@one_family
 def test_a_missing_folder_is_named(family, tmp_path):
     line = refused(family, tmp_path / "nowhere")
     assert "does not exist" in line
@@ -269,10 +275,12 @@ def test_a_missing_folder_is_named(family, tmp_path):
     assert WEIGHTS in line
 
 
+@one_family
 def test_a_folder_that_is_no_adapter_is_named(family):
     assert f"holds no {CONFIG}" in refused(family, family.folder)
 
 
+@one_family
 @pytest.mark.parametrize(
     "text", ["{", "", "[]", "\x00", '"LORA"', "{}", '{"peft_type": "UNHEARD"}', '{"peft_type": 7}']
 )
@@ -281,6 +289,7 @@ def test_unreadable_settings_are_refused(family, lora, text):
     assert CONFIG in refused(family, lora)
 
 
+@one_family
 @pytest.mark.parametrize(
     ("field", "value"), [("r", 0), ("r", "many"), ("lora_alpha", "x"), ("target_modules", 5), ("target_modules", None)]
 )
@@ -289,6 +298,7 @@ def test_settings_that_make_no_adapter_are_refused(family, lora, field, value):
     refused(family, lora)
 
 
+@one_family
 def test_pickled_weights_are_not_loaded(family, lora, monkeypatch):
     torch.save(load_file(lora / WEIGHTS), lora / "adapter_model.bin")
     (lora / WEIGHTS).unlink()
@@ -298,12 +308,14 @@ def test_pickled_weights_are_not_loaded(family, lora, monkeypatch):
     assert "pickle" in line
 
 
+@one_family
 def test_weights_cut_short_are_refused(family, lora):
     path = lora / WEIGHTS
     path.write_bytes(path.read_bytes()[:-100])
     assert WEIGHTS in refused(family, lora)
 
 
+@one_family
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(family, lora, value):
     edit_weights(lora, lambda tensors: next(iter(tensors.values()))[0, :1].fill_(value))
@@ -355,6 +367,7 @@ def test_an_adapter_of_a_deeper_or_wider_base_is_refused(tokenizer, tiny_model_f
         assert kind in refusal(tiny_model_folder, adapter=str(folder))
 
 
+@one_family
 @pytest.mark.parametrize(
     "config",
     [

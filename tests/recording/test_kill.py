@@ -20,6 +20,7 @@ ENVIRONMENT = {
 } | {"OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.thorough  # the suite interrupts recordings within one process, see test_shard_claims.py
 def test_killed_at_random_moments_the_recording_is_that_of_one_process(tiny_model_folder, tmp_path):
     command = [
         sys.executable,
@@ -53,7 +54,7 @@ def arguments(tiny_model_folder):
     ]
 
 
-@pytest.mark.thorough  # the other test of this file kills processes too, and starts none by a launcher
+@pytest.mark.thorough
 def test_two_processes_by_fabric_lost_then_two_by_torchrun(arguments, tmp_path):
     """The first process is killed, and with it the one it started.
 

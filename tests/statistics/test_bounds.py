@@ -148,7 +148,7 @@ def test_more_confidence_costs_a_higher_bound_of_a_share(losses, delta, other):
 @pytest.mark.parametrize("name", ["rare", "mixed", "uniform", "drops and gains"])
 def test_the_bound_falls_on_average_with_delta_and_with_the_number_of_prompts(name):
     draw = np.random.default_rng(3)
-    samples = [DISTRIBUTIONS[name](draw, 160) for _ in range(15)]
+    samples = [DISTRIBUTIONS[name](draw, 160) for _ in range(8)]
     by_delta = [np.mean([upper_bound(losses, delta) for losses in samples]) for delta in (0.01, 0.03, 0.1, 0.3)]
     assert by_delta == sorted(by_delta, reverse=True)
     by_count = [np.mean([upper_bound(losses[:count], 0.1) for losses in samples]) for count in (20, 40, 80, 160)]
@@ -172,7 +172,7 @@ def test_the_bound_is_closer_to_the_mean_than_hoeffdings(name, share):
         entropy = mean * np.log(mean / candidates) + (1 - mean) * np.log((1 - mean) / (1 - candidates))
         return low + (1 - low) * candidates[np.flatnonzero(count * entropy >= -math.log(delta))[0]]
 
-    samples = [DISTRIBUTIONS[name](draw, count) for _ in range(15)]
+    samples = [DISTRIBUTIONS[name](draw, count) for _ in range(6)]
     ours, theirs = (
         np.mean([bound(losses) - losses.mean() for losses in samples])
         for bound in (lambda x: upper_bound(x, delta), hoeffding)
