@@ -371,18 +371,22 @@ class DecodeState(RowMemory):
             auxiliary_forwards=auxiliary_forwards,
         )
 
-    def close(self, end: Tensor, fill_id: int, cut: bool) -> DecodeState:
+    def close(self, end: Tensor, fill_id: int, cut: bool, fails: Tensor | None = None) -> DecodeState:
         """End rows: close the positions from their end on. Positions that are closed already hold the same as new ones.
 
         Args:
             end: [B] long, the first position of each row that is closed, never behind the row's present end.
             fill_id: The token that closed positions hold.
             cut: True removes the closed positions from the sequence, so that the model sees them no more.
+            fails: [B] bool, the rows in which masked positions before the end hold that token too, since nothing more
+                can be decided in them; None for no row.
 
         Returns:
             The state after closing.
         """
         closed = torch.arange(self.gen_length, device=end.device) >= end[:, None]
+        if fails is not None:
+            closed = closed | (self.masked & fails[:, None])
         canvas = self.canvas.masked_fill(closed, fill_id)
         return replace(
             self,

@@ -1,9 +1,9 @@
-"""The one decoding loop. It knows no method by name: the caller hands in policy, scheduler, cache and stop rule.
+"""The one decoding loop. It never asks which method it runs: policy, scheduler, cache and stop rule are handed in.
 
-Each step plans the forward, runs it, resolves the window by the proposals, lets the policy select a commit, adds a
-position to an empty one, writes it, closes what the stop rule ends, and opens the window of the next step. Then it
-reads the state: a step waits once for the device. In the shapes, B is the number of rows and G the number of canvas
-positions.
+A step plans the forwards and runs them. The scheduler may then shorten the window, and the policy selects a commit. The
+loop adds a position where the commit of a row is empty, writes the commit, and closes what the stop rule ends. At last
+the scheduler opens the window of the next step, and the state is read to the host, the one wait for the device. In the
+shapes, B is the number of rows and G the number of canvas positions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from learn2pd.errors import UserError
 from learn2pd.loop.commits import at_least_one, outside, refusal, stays
 from learn2pd.loop.observing import Observer
-from learn2pd.loop.run import Run, read
+from learn2pd.loop.run import Run, read_to_host
 from learn2pd.loop.step import ForwardStep
 from learn2pd.loop.stopwatch import Stopwatch
 from learn2pd.models.adapter import ModelAdapter
@@ -61,38 +61,38 @@ class Loop:
         Args:
             state: The state that `DecodeState.start` made.
         """
-        position = torch.arange(1, state.gen_length + 1, device=state.given.device)
         policy, scheduler, cache, stop = self.method.policy, self.method.scheduler, self.method.cache, self.method.stop
-        windows = scheduler.start(state, self.model.spec)
-        window = self._next_window(state, windows)
-        host, illegal = read(state, window, torch.zeros_like(state.failed))
+        scheduler_memory = scheduler.start(state, self.model.spec)
+        window = self._next_window(state, scheduler_memory)
+        host, illegal = read_to_host(state, window, torch.zeros_like(state.failed))
+        behind = torch.arange(1, state.gen_length + 1, device=state.given.device)
         return Run(
             state=state,
             window=window,
-            policy=policy.start(state, self.model.spec),
-            cache=cache.start(host, self.model.spec),
-            scheduler=windows,
-            stop=stop.start(state, self.model.spec),
-            last_given=torch.where(state.given, position, 0).amax(1),
+            policy_memory=policy.start(state, self.model.spec),
+            cache_memory=cache.start(host, self.model.spec),
+            scheduler_memory=scheduler_memory,
+            stop_memory=stop.start(state, self.model.spec),
+            given_end=torch.where(state.given, behind, 0).amax(1),
             host=host,
             illegal=illegal,
             store=self.model.new_store(*state.tokens.shape) if cache.keeps else None,
         )
 
     def goes_on(self, run: Run) -> bool:
-        """Say whether a row is open, and raise the error of the last step. Both are known on the host.
+        """Say whether a row is open, and raise what the policy did wrong in the last step. The host knows both.
 
         Args:
             run: The run.
 
         Raises:
-            UserError: The policy commits or revokes a position that it may not, or cache and scheduler leave no
-                position.
+            UserError: The policy commits or revokes a position that it may not, or the cache lets the model compute no
+                position that the scheduler opens.
         """
         policy = self.method.policy
         if bool(run.illegal.any()):
             raise refusal(policy)
-        # every step commits in every open row
+        # Every step commits in every open row, so a run that takes more steps than this commits nothing any more.
         if bool((run.host.step > run.host.gen_length + policy.revisions).any()):
             raise UserError(
                 f"scheduler {self.method.scheduler.name!r} and cache {self.method.cache.name!r} leave no position to "
@@ -112,50 +112,60 @@ class Loop:
         """
         spec = self.model.spec
         policy, scheduler, cache, stop = self.method.policy, self.method.scheduler, self.method.cache, self.method.stop
-        plans, plan_memory = cache.plan(run.host, self._wanted(run.host), run.cache)
-        opened = run.state.open
+        plans, cache_memory = cache.plan(run.host, self._scored(run.host), run.cache_memory)
+        # the width of the widest row is known on the host, so that no code on the device has to ask for it
         state = replace(run.state, window=replace(run.window, most=run.host.window.width))
-        state, prediction, broken = self.forward(state, run.host, plans, run.store)
-        window = scheduler.resolve(state, state.window, prediction, run.scheduler)
+        state, prediction, not_finite = self.forward(state, run.host, plans, run.store)
+        window = scheduler.resolve(state, state.window, prediction, run.scheduler_memory)
         state = replace(state, window=window)
         inside = window.mask(state.gen_length)
-        candidates = state.masked & prediction.valid
-        eligible = inside & candidates
+        masked_and_scored = state.masked & prediction.valid
+        eligible = inside & masked_and_scored
         with self.watch("policy"):
-            commit = policy.select(prediction, eligible, state, run.policy)
-            own = run.policy if commit.memory is None else commit.memory
-            illegal = outside(commit, candidates if policy.looks_ahead else eligible, state, policy)
+            commit = policy.select(prediction, eligible, state, run.policy_memory)
+            policy_memory = run.policy_memory if commit.memory is None else commit.memory
+            illegal = outside(commit, masked_and_scored if policy.looks_ahead else eligible, state, policy)
             commit = at_least_one(commit, prediction, eligible)
-        fails = broken & state.masked.any(1)
-        end = torch.where(fails, state.leftmost_mask, stop.ends(state, prediction, commit, run.stop))
-        end = torch.maximum(end, run.last_given)  # no row ends before a token that the caller gave
-        after = state.commit(commit, prediction.tokens, spec.mask_id).close(end, spec.eot_ids[0], stop.cuts)
+        # A row whose logits are not finite ends at its leftmost mask; no row ends before a token that the caller gave.
+        fails = not_finite & state.masked.any(1)
+        end = torch.where(fails, state.leftmost_mask, stop.ends(state, prediction, commit, run.stop_memory))
+        end = torch.maximum(end, run.given_end)
+        after = state.commit(commit, prediction.tokens, spec.mask_id).close(end, spec.eot_ids[0], stop.cuts, fails)
         after = replace(
             after,
-            step=state.step + opened,
-            failed=state.failed | broken,
+            step=state.step + state.open,
+            failed=state.failed | not_finite,
             committed_with=torch.where(commit.mask, prediction.confidence, state.committed_with),
             previous=torch.where(inside & prediction.valid, prediction.tokens, NOT_PROPOSED),
-            stays=stays(commit, state, end, policy) & ~broken,
+            stays=stays(commit, state, end, policy) & ~not_finite,
         )
         self.observer.observe(Step(state, prediction, commit, after))
-        window = self._next_window(after, run.scheduler)
-        host, illegal = read(after, window, illegal, before=(run.state, run.host))
-        return replace(run, state=after, window=window, policy=own, cache=plan_memory, host=host, illegal=illegal)
+        window = self._next_window(after, run.scheduler_memory)
+        host, illegal = read_to_host(after, window, illegal, before=(run.state, run.host))
+        return replace(
+            run,
+            state=after,
+            window=window,
+            policy_memory=policy_memory,
+            cache_memory=cache_memory,
+            host=host,
+            illegal=illegal,
+        )
 
-    def _wanted(self, state: DecodeState) -> Tensor:
-        """Mark the positions [B, G] for which the model proposes a token in a step."""
-        inside = state.window.mask(state.gen_length)
-        opened = state.open[:, None]
-        score = inside & (opened if self.scores_committed else state.masked)
-        score = score | state.masked if self.looks_ahead else score
+    def _scored(self, state: DecodeState) -> Tensor:
+        """Mark the positions [B, G] at which the model proposes a token in a step."""
+        open_rows = state.open[:, None]
         policy = self.method.policy
-        return score | opened if policy.looks_ahead and policy.scores_committed else score
+        if policy.looks_ahead and policy.scores_committed:
+            return open_rows.expand_as(state.masked)
+        inside = state.window.mask(state.gen_length)
+        scored = inside & (open_rows if self.scores_committed else state.masked)
+        return scored | state.masked if self.looks_ahead else scored
 
     def _next_window(self, state: DecodeState, memory: Any) -> Window:
         """Return the window of the step after a state."""
         window = self.method.scheduler.propose(state, memory)
-        return _kept(state, window) if self.method.policy.revisions else window
+        return _kept_where_the_row_stays(state, window) if self.method.policy.revisions else window
 
 
 def decode_batch(
@@ -172,8 +182,8 @@ def decode_batch(
     Args:
         model: The adapter of a loaded model.
         state: The state that `DecodeState.start` made.
-        method: As for `Loop`, like the next ones.
-        sampling: How tokens are drawn.
+        method: Policy, scheduler, cache and stop rule, for which `Method.check` passed.
+        sampling: How tokens are drawn. Every row has its own seed in the state.
         observer: It receives every step.
         watch: It counts the seconds of the parts of a step.
 
@@ -190,7 +200,7 @@ def decode_batch(
     return run.state
 
 
-def _kept(state: DecodeState, proposed: Window) -> Window:
+def _kept_where_the_row_stays(state: DecodeState, proposed: Window) -> Window:
     """Return the last window in the rows whose policy looks at it once more, and the proposed one in the others."""
     stop = torch.minimum(state.window.stop, state.end)
     return Window(

@@ -22,23 +22,23 @@ class Run(RowMemory):
     Attributes:
         state: The state after the last step.
         window: The window of the next step.
-        policy: The memory of the policy, as the next ones of the other roles.
-        cache: The plan memory, on the host.
-        scheduler: The memory of the windows.
-        stop: The memory of the endings.
-        last_given: [B] long, the position behind the last token that the caller gave.
-        host: The state and the window of the next step once more, on the host, where the forwards are planned.
+        policy_memory: What the policy remembers of the run.
+        cache_memory: What the cache remembers of the run, on the host.
+        scheduler_memory: What the scheduler remembers of the run, which no step changes.
+        stop_memory: What the stop rule remembers of the run, which no step changes.
+        given_end: [B] long, the position behind the last token that the caller gave.
+        host: The state with the window of the next step once more, on the CPU, where the forwards are planned.
         illegal: [B] bool on the host, the rows in which the policy did in the last step what it may not.
-        store: The kept keys and values; None where the cache keeps nothing.
+        store: The kept keys and values, which a forward changes in place; None where the cache keeps nothing.
     """
 
     state: DecodeState
     window: Window
-    policy: Any
-    cache: Any
-    scheduler: Any
-    stop: Any
-    last_given: Tensor
+    policy_memory: Any
+    cache_memory: Any
+    scheduler_memory: Any
+    stop_memory: Any
+    given_end: Tensor
     host: DecodeState
     illegal: Tensor
     store: KVStore | None
@@ -60,7 +60,7 @@ class Run(RowMemory):
         return replace(self, state=self.state.moved(added), host=self.host.moved(added), store=store)
 
 
-def read(
+def read_to_host(
     state: DecodeState, window: Window, illegal: Tensor, before: tuple[DecodeState, DecodeState] | None = None
 ) -> tuple[DecodeState, Tensor]:
     """Bring a state to the host. Only what has changed is read, and this is the one wait of a step.
@@ -69,7 +69,8 @@ def read(
         state: The state.
         window: The window of the next step.
         illegal: [B] bool.
-        before: The state before, on the device and on the host; None where there is none.
+        before: The state before, on the device and on the host, of which the values that are the same objects are not
+            read again; None where there is none.
 
     Returns:
         The state on the host, with the window of the next step, and `illegal` on the host.

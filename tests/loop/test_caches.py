@@ -146,21 +146,40 @@ def test_kept_values_are_never_those_of_an_earlier_run(cache, model, make_prompt
     )
 
 
+def break_row(monkeypatch, model, number, value, after=2):
+    """Let the model give a row hidden states that are not finite, once it has made some forwards."""
+    forward, calls = model.adapter.forward, []
+
+    def breaking(tokens, plan, store):
+        hidden = forward(tokens, plan, store)
+        calls.append(len(plan.rows))
+        return torch.where(((plan.rows == number) & (len(calls) > after))[:, None, None], value, hidden)
+
+    monkeypatch.setattr(model.adapter, "forward", breaking)
+
+
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_a_row_whose_logits_are_not_finite_stops_and_the_others_go_on(cache, broken, model, make_prompts, monkeypatch):
     prompts = make_prompts(LENGTHS)
     alone = outcome(run(model, prompts[:1] + prompts[2:], ThresholdPolicy(0.6), cache=CACHES[cache]), model)
-    forward, calls = model.adapter.forward, []
-
-    def breaks_the_second_prompt(tokens, plan, store):
-        hidden = forward(tokens, plan, store)
-        calls.append(len(plan.rows))
-        return torch.where(((plan.rows == 1) & (len(calls) > 2))[:, None, None], broken, hidden)
-
-    monkeypatch.setattr(model.adapter, "forward", breaks_the_second_prompt)
+    break_row(monkeypatch, model, 1, broken)
     state = run(model, prompts, ThresholdPolicy(0.6), cache=CACHES[cache])
     assert state.failed.tolist() == [False, True, False]
     assert not state.masked.any()
     together = outcome(state, model)
     assert {key: [rows[0], rows[2]] for key, rows in together.items()} == alone
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_row_that_fails_keeps_the_tokens_that_the_caller_gave(after, model, make_prompts, monkeypatch):
+    """Between the leftmost mask and the last given token nothing is left to decide, and the others go on."""
+    prompts = make_prompts(LENGTHS)
+    given = torch.full((len(prompts), GEN), -1)
+    given[:, GEN - 2] = 7
+    break_row(monkeypatch, model, 1, float("nan"), after)
+    state = run(model, prompts, ThresholdPolicy(0.9), given=given)
+    assert state.failed.tolist() == [False, True, False]
+    assert not state.masked.any()
+    assert (state.canvas[:, GEN - 2] == 7).all()
+    assert state.forwards[1] == after + 1
