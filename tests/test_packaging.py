@@ -52,6 +52,15 @@ def test_torch_and_transformers_have_no_upper_end():
     assert [line.partition("==")[0] for line in tested if not line.startswith("#")] == ["torch"]
 
 
+def test_the_picture_of_the_packages_is_the_contract():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    layers = [line.replace("learn2pd.", "").replace(" : ", "   ") for line in contracts[0]["layers"]]
+    page = (ROOT / "docs" / "reading_the_code.md").read_text(encoding="utf-8")
+    assert "```\n" + "\n |\n".join(layers) + "\n```" in page
+    described = set(re.findall(r"`([a-z_]+)/?`", page.partition("## The packages")[2].partition("Imports point")[0]))
+    assert {name for line in layers for name in line.split()} <= described
+
+
 DISTRIBUTIONS = {"yaml": "pyyaml"}  # names on the package index that differ from those of the modules
 
 
