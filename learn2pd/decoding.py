@@ -92,8 +92,8 @@ def decode(
         allowed: [N, gen_length, A] long, the ids that a position may hold. Unused places hold -1. A position whose
             places all hold -1 may hold any id.
         on_step: A function that receives every step: committed and revoked positions, tokens and log-probabilities.
-        observer: As `on_step`, for observers that need more proposals or extras than the method. It wins over
-            `on_step` where both are given.
+        observer: As `on_step`, for observers that need more proposals or extras than the method. Only one of the two
+            may be given.
         progress: A function that receives the number of prompts of each finished batch.
 
     Returns:
