@@ -79,6 +79,8 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "text": "learn2pd.stops.text:TextStop",
     },
 }
+# Policies that know the answers with one token a step, and so are for recording and comparison alone.
+INFORMED = ("oracle", "search", "label_oracle")
 # Methods of autoregressive models, which stand beside those of the dLLM in a comparison. A method takes the place of
 # all four roles, so that these names stand for the whole of it.
 RIVALS = {

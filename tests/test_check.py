@@ -42,6 +42,12 @@ def test_a_rule_on_a_model_with_full_attention(tiny_model_folder, capsys):
     assert shown["calibrated loss"] == ("left out", "policy 'threshold' is not calibrated")
 
 
+def test_rows_that_are_decoded_alone_anyway_need_no_check(tiny_model_folder, capsys):
+    code, shown = run(capsys, f"model={tiny_model_folder}", "policy=threshold", "decode.batch_invariant=true")
+    assert code == 0
+    assert shown["row alone = row in batch"][0] == "left out"
+
+
 def test_the_cache_of_a_block_causal_model_is_exact(causal_folder, capsys):
     code, shown = run(capsys, f"model={causal_folder}", "policy=low_confidence", "prompts=math")
     assert code == 0

@@ -20,7 +20,7 @@ from learn2pd.cli.methods import policy_of
 from learn2pd.cli.options import OWN, DecodeOptions, own_options
 from learn2pd.cli.values import keys_of
 from learn2pd.embedded.config import EmbeddedConfig
-from learn2pd.registry import COMPONENTS
+from learn2pd.registry import COMPONENTS, INFORMED
 
 ROOT = Path(__file__).parents[1]
 QUESTION = "Mia has 7 pears. She buys 5 more. How many pears does Mia have now?"
@@ -86,8 +86,8 @@ def test_a_prompt_is_taken_as_it_is(prompt):
         ("decode", ["hi", "prompts=hi"], ["prompts", "did you mean 'prompt'"]),
         ("decode", ["hi", "gen_length=8"], ["gen_length", "did you mean 'decode.gen_length'"]),
         ("decode", ["hi", "policy=treshold"], ["treshold", "did you mean 'threshold'"]),
-        ("decode", ["hi", "policy=oracle"], ["oracle", "beforehand"]),
-        ("decode", ["hi", "policy=search"], ["search", "beforehand"]),
+        *(("decode", ["hi", f"policy={name}"], [name, "beforehand"]) for name in INFORMED),
+        ("check", ["policy=learn2pd.policies.label_oracle:LabelOracle"], ["LabelOracle", "beforehand"]),
         ("decode", ["hi", "policy=nowhere"], ["nowhere", "policy.json"]),
         ("decode", ["hi", "stop=eto"], ["eto", "did you mean 'eot'"]),
         ("decode", [" "], ["prompt is empty"]),
@@ -145,8 +145,9 @@ def test_every_key_has_a_meaning_and_every_number_has_limits():
 @pytest.mark.parametrize("role", ["policy", "scheduler", "cache", "stop"])
 def test_the_help_of_decode_names_every_component(role):
     entry = next(entry for entry in dataclasses.fields(DecodeOptions) if entry.name == role)
-    for name in COMPONENTS[role].keys() - {"oracle", "search", "filter"}:
+    for name in COMPONENTS[role].keys() - {*INFORMED, "filter"}:
         assert name in entry.metadata["meaning"]
+    assert not any(name in entry.metadata["meaning"] for name in INFORMED)
 
 
 @pytest.mark.parametrize(

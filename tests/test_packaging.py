@@ -53,7 +53,9 @@ def test_torch_and_transformers_have_no_upper_end():
 
 
 def test_the_picture_of_the_packages_is_the_contract():
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
     layers = [line.replace("learn2pd.", "").replace(" : ", "   ") for line in contracts[0]["layers"]]
     page = (ROOT / "docs" / "reading_the_code.md").read_text(encoding="utf-8")
     assert "```\n" + "\n |\n".join(layers) + "\n```" in page

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ from learn2pd.cli.config import RunConfig
 from learn2pd.cli.stages.components import provided_to
 from learn2pd.decoding import provided_by
 from learn2pd.policies.apd import load_apd
-from learn2pd.registry import COMPONENTS, build, name_of
+from learn2pd.registry import COMPONENTS, INFORMED, build, name_of
 
 PROVIDED = {"block_length": lambda: 8, "refresh_tokens": lambda: 8, "floor": lambda: 0.25}
 PAGE = Path(__file__).parents[1] / "docs" / "adding_a_policy.md"
@@ -78,6 +79,14 @@ def test_every_name_is_built_or_says_what_it_needs(kind, name):
         component = build(kind, name, {}, PROVIDED)
         assert component.name == name
         assert name_of(kind, component) == name
+
+
+def test_the_policies_that_know_the_answer_are_those_that_say_so():
+    places = {name: place.split(":") for name, place in COMPONENTS["policy"].items()}
+    classes = {
+        name: getattr(importlib.import_module(module), attribute) for name, (module, attribute) in places.items()
+    }
+    assert {name for name, component in classes.items() if getattr(component, "knows_answer", False)} == set(INFORMED)
 
 
 def test_what_the_caller_provides_reaches_the_component():

@@ -112,7 +112,7 @@ def check(config: RunConfig, own: CheckOptions, has_run: bool, show: Callable[[s
     model = model_of(config)
     method = chosen_method(config, own, model, has_run)
     prompts = fresh_prompts(config, own, model)
-    case = Case(model, method, encoded(model, prompts), prompts, config.decode.gen_length, config.decode.batch_size)
+    case = Case(model, method, encoded(model, prompts), prompts, config.decode.gen_length, config.decode.rows_together)
     failed = False
     for certificate in certificates(case, config, own):
         show(f"{certificate.state:9} {certificate.subject:24} {certificate.text}")
@@ -179,7 +179,9 @@ def _alone(case: Case, together: DecodeResult) -> Certificate:
     """A row alone equals the same row in a batch, tokens and forwards."""
     subject = "row alone = row in batch"
     if case.batch_size == 1:
-        return Certificate(subject, "left out", "decode.batch_size=1 decodes every row alone")
+        return Certificate(
+            subject, "left out", "decode.batch_size=1 or decode.batch_invariant=true decodes every row alone"
+        )
     lengths = [len(case.model.encode(prompt)) for prompt in case.prompts]
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     # the shortest and the longest prompts stand beside the most and the least padding

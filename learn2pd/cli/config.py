@@ -131,7 +131,7 @@ class DecodeConfig:
     top_k: int = option(0, "tokens that sampling keeps; 0 keeps all", least=0, most=BILLION)
 
     @property
-    def rows(self) -> int:
+    def rows_together(self) -> int:
         """The number of prompts that are decoded together."""
         return 1 if self.batch_invariant else self.batch_size
 

@@ -193,7 +193,7 @@ def _model(config: RunConfig, unreachable: str | None) -> Finding:
         devices = resolve_devices(config.model.device)
         network = read_skeleton(config.model.path, dtype, config.model.revision, config.model.family)
         sizes = sizes_of(
-            network, config.decode.rows, PROMPT_TOKENS + config.decode.gen_length, config.model.quantization
+            network, config.decode.rows_together, PROMPT_TOKENS + config.decode.gen_length, config.model.quantization
         )
     except UserError as error:
         # the flag was set here, so that its name in the message would mislead
@@ -203,7 +203,7 @@ def _model(config: RunConfig, unreachable: str | None) -> Finding:
     frees = [torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _cpu_memory() for device in devices]
     free = None if None in frees else sum(size for size in frees if size is not None)
     decode = config.decode
-    batch = f"for {decode.rows} rows of {PROMPT_TOKENS} tokens of prompt and {decode.gen_length} of canvas"
+    batch = f"for {decode.rows_together} rows of {PROMPT_TOKENS} tokens of prompt and {decode.gen_length} of canvas"
     names = " and ".join(map(str, devices))
     kind = " and ".join(part for part in (config.model.dtype, config.model.quantization) if part)
     told = f"{config.model.path} takes at most {bytes_text(sizes.whole)} in {kind} on {names} ({sizes}; {batch})"

@@ -32,8 +32,6 @@ def chosen_method(config: Any, own: MethodOptions, model: Model, has_run: bool) 
     Raises:
         UserError: the method cannot be built, does not fit, or needs the answers beforehand.
     """
-    if own.policy in ("oracle", "search"):
-        raise UserError(f"policy={own.policy!r} needs the answer beforehand: it is for recording and comparison")
     policy, folder = policy_of(config, own, has_run)
     described = MethodConfig(
         name="chosen",
@@ -46,7 +44,10 @@ def chosen_method(config: Any, own: MethodOptions, model: Model, has_run: bool) 
     )
     stop = "text" if config.decode.stop_strings and own.stop == MethodOptions.stop else own.stop
     check_decoding(config, model, [stop])
-    return method_of(config, model, folder, described, stop)
+    method = method_of(config, model, folder, described, stop)
+    if method.policy.knows_answer:
+        raise UserError(f"policy={own.policy!r} needs the answer beforehand: it is for recording and comparison")
+    return method
 
 
 def policy_of(config: Any, own: MethodOptions, has_run: bool) -> tuple[str, Path]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from learn2pd.kinds import option
-from learn2pd.registry import COMPONENTS, EXPORTERS
+from learn2pd.registry import COMPONENTS, EXPORTERS, INFORMED
 
 
 def _names(role: str, *without: str) -> str:
@@ -25,7 +25,7 @@ class MethodOptions:
     )
     policy: str | None = option(
         None,
-        f"folder of a trained policy, or {_names('policy', 'oracle', 'search', 'filter')}; null takes the trained "
+        f"folder of a trained policy, or {_names('policy', *INFORMED, 'filter')}; null takes the trained "
         "policy of the configuration's run, else the shipped policy where it fits the model, else threshold",
         path=True,
     )

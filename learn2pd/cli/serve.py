@@ -43,7 +43,7 @@ def serve(config: Any, own: ServeOptions, has_run: bool) -> None:
         sampling=sampling_of(config),
         stop_strings=config.decode.stop_strings,
         limits=Limits(
-            rows=config.decode.rows,
+            rows=config.decode.rows_together,
             queue=own.queue,
             prompt=own.max_prompt,
             length=own.max_length,

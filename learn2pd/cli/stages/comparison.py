@@ -61,12 +61,11 @@ from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.search import SearchPolicy
 from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.progress import progress_bar
-from learn2pd.registry import RIVALS, lacking
+from learn2pd.registry import INFORMED, RIVALS, lacking
 from learn2pd.roles import Policy
 from learn2pd.statistics.bootstrap import Bootstrap
 
 log = logging.getLogger(__name__)
-INFORMED = ("oracle", "search", "label_oracle")  # policies that know the answers with one token a step
 
 
 def stage_compare(config: RunConfig, output: Path) -> dict[str, Any]:
@@ -101,7 +100,7 @@ def stage_compare(config: RunConfig, output: Path) -> dict[str, Any]:
         "seed": config.seed,
         "gen_length": config.decode.gen_length,
         "block_length": config.decode.block_length,
-        "batch_size": config.decode.rows,
+        "batch_size": config.decode.rows_together,
         "bootstrap_samples": config.compare.bootstrap_samples,
         "accuracy_margin": config.compare.accuracy_margin,
         "device": str(model.adapter.device),
@@ -329,7 +328,7 @@ def _with_likelihood(
                 [model.encode(prompt.content) for prompt in prompts],
                 outcome,
                 None if given is None else given_tokens(model, given, config.decode.gen_length),
-                config.decode.rows,
+                config.decode.rows_together,
                 bar.update,
             )
 
@@ -377,7 +376,7 @@ def _informed(
         dataclasses.replace(built, policy=FixedPolicy()),
         right,
         config.decode.gen_length,
-        config.decode.rows,
+        config.decode.rows_together,
         None if given is None else given_tokens(model, given, config.decode.gen_length),
     )
     informed: Policy = built.policy

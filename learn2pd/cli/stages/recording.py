@@ -262,7 +262,7 @@ def record_labels(
         judge=judge_of(config, prompts) if checked else None,
         sample=Sample(config.record.label_states, config.record.label_positions if checked else 0, config.seed),
         together=config.record.labels == "checked_together",
-        batch_size=config.decode.rows,
+        batch_size=config.decode.rows_together,
         given=config.decode.given or None,
     )
     labelled_by = {
@@ -384,7 +384,7 @@ def stage_record(config: RunConfig, output: Path, processes: Processes) -> dict[
         oracle_tables,
         gen_length=config.decode.gen_length,
         block_length=config.decode.block_length,
-        batch_size=config.decode.rows,
+        batch_size=config.decode.rows_together,
         delimiter_ids=newline_ids(model.tokenizer),
         given=config.decode.given or None,
         windows=windows_of(config, model),
@@ -457,7 +457,7 @@ def record_round(
             prompts,
             references,
             method,
-            batch_size=config.decode.rows,
+            batch_size=config.decode.rows_together,
             delimiter_ids=recording.manifest["delimiter_ids"],
             given=config.decode.given or None,
             judge=judge,
@@ -510,7 +510,7 @@ def record_free(
             recording.references_of([prompt.id for prompt in prompts]),
             method,
             judge,
-            batch_size=config.decode.rows,
+            batch_size=config.decode.rows_together,
             delimiter_ids=recording.manifest["delimiter_ids"],
             given=config.decode.given or None,
         )
@@ -550,11 +550,13 @@ def dry_run(config: RunConfig) -> str:
     prompts = recorded_prompts(config, model)
     longest = max(len(model.encode(prompt.content)) for prompt in prompts)
     network = read_skeleton(config.model.path, model.adapter.network.dtype, config.model.revision, config.model.family)
-    sizes = sizes_of(network, config.decode.rows, longest + config.decode.gen_length, config.model.quantization)
+    sizes = sizes_of(
+        network, config.decode.rows_together, longest + config.decode.gen_length, config.model.quantization
+    )
     options: dict[str, Any] = {
         "gen_length": config.decode.gen_length,
         "block_length": config.decode.block_length,
-        "batch_size": config.decode.rows,
+        "batch_size": config.decode.rows_together,
         "shard_prompts": config.record.shard_prompts,
     }
     devices = planned_devices(config)

@@ -174,7 +174,7 @@ class _Decoder:
             [self.ids[number] for number in numbers],
             self.method(policy),
             gen_length=self.config.decode.gen_length,
-            batch_size=self.config.decode.rows,
+            batch_size=self.config.decode.rows_together,
             given=given_of(self.config, len(numbers)),
             observer=observer,
             seed=seed,

@@ -64,7 +64,7 @@ def measure_on(
                     EotStop(config.decode.stop_floor),
                 ),
                 gen_length=config.decode.gen_length,
-                batch_size=config.decode.rows,
+                batch_size=config.decode.rows_together,
                 given=given_of(config, len(prompts)),
                 progress=bar.update,
             )
