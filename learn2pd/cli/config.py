@@ -230,6 +230,11 @@ class TrainConfig:
         most=100,
     )
     rollout_threshold: float = option(0.9, "threshold of the filter in those decodes", least=0, most=1)
+    rollout_options: dict[str, Any] = option(
+        {},
+        "options of the filter in those decodes: those with which it will be used, for example {take_back: 0.3}, so "
+        "that it learns from the states into which they lead",
+    )
     predictors: list[str] = option([], "predictors trained beside the filter: end_of_text, boundary, keep")
     keep_rounds: int = option(
         2,

@@ -69,3 +69,35 @@ def test_a_run_trains_on_its_labels_and_goes_on_where_it_was_interrupted(tiny_mo
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     assert cli.run([*arguments, "stages=[record,train,calibrate]"]) == 0
     assert {name: files(tmp_path / name) for name in folders(labels)} == expected
+
+
+def test_the_rounds_decode_with_the_options_of_the_rollouts(tiny_model_folder, tmp_path):
+    """A filter that accepts nothing commits whole blocks where the model's own confidence is enough."""
+    strict = ["train.rollout_threshold=1", "record.labels=own_answer", f"model.path={tiny_model_folder}"]
+    forwards = {}
+    for name, options in (("alone", "{}"), ("confident", "{confidence_threshold: 0}")):
+        given = [f"train.rollout_options={options}", f"output_dir={tmp_path / name}", "stages=[record,train]"]
+        assert cli.run([*SMALL, *strict, *given]) == 0
+        rounds = Recording.load(tmp_path / name / "rounds/1")
+        forwards[name] = sum(rounds.references["oracle_forwards"])
+        assert rounds.manifest.get("options") == ({"confidence_threshold": 0} if name == "confident" else None)
+    assert forwards["confident"] <= 0.3 * forwards["alone"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("{take_bak: 0.3}", ["take_bak", "did you mean 'take_back'"]),
+        ("{take_back: 3}", ["take_back=3", "from 0 to 1"]),
+        ("{one_more: much}", ["one_more='much'", "expected"]),
+    ],
+)
+def test_an_option_that_the_filter_does_not_take_is_refused_before_anything_is_recorded(
+    options, words, tiny_model_folder, tmp_path, capsys
+):
+    given = [f"train.rollout_options={options}", f"output_dir={tmp_path / 'out'}", f"model.path={tiny_model_folder}"]
+    assert cli.run([*SMALL, *given]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "train.rollout_options" in line
+    assert all(word in line for word in words)
+    assert not (tmp_path / "out" / "records").exists()

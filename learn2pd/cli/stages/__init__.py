@@ -30,7 +30,7 @@ from learn2pd.cli.stages.recording import (
 from learn2pd.cli.stages.reinforcing import check_reinforcing, stage_reinforce
 from learn2pd.cli.stages.reporting import write_replays, write_report
 from learn2pd.cli.stages.run_folder import REPLAY_FILE, claim_output, open_output, write_metrics
-from learn2pd.cli.stages.training import check_base, check_training, stage_train
+from learn2pd.cli.stages.training import check_filter, check_training, stage_train
 from learn2pd.errors import UserError
 from learn2pd.recording.processes import Processes
 
@@ -94,7 +94,7 @@ def _lead(config: RunConfig, stages: Sequence[str], processes: Processes) -> Non
     if set(stages) - {"record"}:
         checkers_of(config, prompts)
     if "train" in stages:
-        check_base(config, model)
+        check_filter(config, model)
     if "reinforce" in stages:
         check_reinforcing(config, stages, prompts)
     if "compare" in stages:

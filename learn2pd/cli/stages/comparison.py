@@ -259,7 +259,7 @@ def _compare_outcomes(
                 shared: dict[str, Any] = {
                     "progress": bar.update,
                     "gen_length": decoding.gen_length,
-                    "batch_size": decoding.rows,
+                    "batch_size": decoding.rows_together,
                     "sampling": sampling_of(config),
                     "seed": config.seed,
                 }

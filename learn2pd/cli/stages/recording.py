@@ -468,6 +468,7 @@ def record_round(
         "round": number,
         "policy_fingerprint": policy.predictor.weights_fingerprint,
         "threshold": policy.threshold,
+        **({"options": config.train.rollout_options} if config.train.rollout_options else {}),
         **({"own_answers": True} if own else {}),
         **_windows_described(config, model),
     }

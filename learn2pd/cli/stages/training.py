@@ -46,6 +46,7 @@ from learn2pd.predictors.networks import LengthFree, PredictorNetwork
 from learn2pd.predictors.saving import Contract, Predictor, build_network, network_json
 from learn2pd.recording.processes import Processes
 from learn2pd.recording.reading import Recording
+from learn2pd.registry import build
 from learn2pd.schedulers.blocks import alignment_of
 from learn2pd.training.calibration import DecodedValidation
 from learn2pd.training.fit import PredictorData, Recipe, load_weights, train_predictor
@@ -122,9 +123,9 @@ def stage_train(config: RunConfig, output: Path, processes: Processes) -> dict[s
         predictor = Predictor("filter", network, config.train.rollout_threshold, contract_of(oracle.manifest, network))
         rounds.append({"round": number, **figures})
         if processes.rank == 0:
-            rounds[-1] |= _alone(measure(FilterPolicy(predictor)))
+            rounds[-1] |= _alone(measure(rollout_policy(config, predictor)))
         if number < config.train.rounds:
-            rounds[-1] |= record_round(config, output, number + 1, FilterPolicy(predictor), processes)
+            rounds[-1] |= record_round(config, output, number + 1, rollout_policy(config, predictor), processes)
             visited.append(Recording.load(output / "rounds" / str(number + 1)))
             labelled.append(Recording.load(labels_folder(config, output, number + 1)))
     extra = {
@@ -164,8 +165,26 @@ def _train_keep(config: RunConfig, output: Path, predictor: Predictor, processes
     return {"rounds": rounds}
 
 
+def rollout_policy(config: RunConfig, predictor: Predictor) -> FilterPolicy:
+    """Build the policy that decodes the recorded prompts in a round: the filter with `train.rollout_options`.
+
+    Args:
+        config: the configuration.
+        predictor: the filter of the round.
+
+    Raises:
+        UserError: the filter does not have one of the options, or refuses its value.
+    """
+    name = f"{FilterPolicy.__module__}:{FilterPolicy.__qualname__}"
+    try:
+        policy: FilterPolicy = build("policy", name, config.train.rollout_options, {"predictor": lambda: predictor})
+    except UserError as error:
+        raise UserError(f"train.rollout_options: {str(error).replace(repr(name), repr('filter'))}") from error
+    return policy
+
+
 def _alone(measured: DecodedValidation) -> dict[str, float | None]:
-    """Return the means over the validation prompts, which the round's filter decodes at `train.rollout_threshold`.
+    """Return the means over the validation prompts, which the filter of the round decodes as in a rollout.
 
     Nothing corrects the filter in this decode, unlike in the decode that records the states of a round.
     """
@@ -211,16 +230,19 @@ def check_training(config: RunConfig) -> None:
             )
 
 
-def check_base(config: RunConfig, model: Model) -> None:
-    """Check, before anything is recorded, that the filter to fine-tune fits the model and the blocks of this run.
+def check_filter(config: RunConfig, model: Model) -> None:
+    """Check the filter of the rounds, and one to fine-tune, against the model and the blocks before all recording.
 
     Args:
         config: the configuration.
         model: the model.
 
     Raises:
-        UserError: the filter was trained for something else.
+        UserError: the rounds have an option that the filter does not take, or the filter to fine-tune was trained for
+            something else.
     """
+    untrained = Predictor("filter", network_of(config, "filter", 1), 0.5, Contract.of(model.spec))
+    rollout_policy(config, untrained)
     if config.train.start != "scratch":
         spec = model.spec
         facts = {"mask_id": spec.mask_id, "vocab_size": spec.vocab_size, "eot_ids": spec.eot_ids}
