@@ -188,8 +188,8 @@ class Policy(Role):
 
         Args:
             prediction: The proposals of this step.
-            eligible: [B, G] bool, the masked positions of the window that the policy may commit. The loop ignores the
-                rows that have none. A policy that looks ahead may also commit other positions that are masked and
+            eligible: [B, G] bool, the masked positions of the window that the policy may commit; a commit of any other
+                position is an error. A policy that looks ahead may also commit other positions that are masked and
                 valid.
             state: The state before the commit.
             memory: The memory that `start` returned, or the `memory` of the latest commit that carried one.

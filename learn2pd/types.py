@@ -656,7 +656,7 @@ class DecodeResult:
         return [steps[:length] for steps, length in zip(self.committed_at.tolist(), lengths, strict=True)]
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """The answers and their counts as JSON values, one entry for each prompt in every list."""
+        """Return the answers and their counts as JSON values, one entry for each prompt in every list."""
         counts = ("lengths", "forwards", "columns", "auxiliary_forwards", "revoked", "edited", "flip_flops", "failed")
         described: dict[str, list[Any]] = {"texts": self.texts, "step_map": self.step_map}
         return described | {name: getattr(self, name).tolist() for name in counts}
@@ -665,7 +665,7 @@ class DecodeResult:
         return len(self.texts)
 
     def __iter__(self) -> Iterator[str]:
-        """The answers as texts, in the order of the prompts."""
+        """Return the answers as texts, in the order of the prompts."""
         return iter(self.texts)
 
     def __repr__(self) -> str:

@@ -176,7 +176,7 @@ def certificates(case: Case, config: RunConfig, own: CheckOptions) -> Iterator[C
 
 
 def _alone(case: Case, together: DecodeResult) -> Certificate:
-    """A row alone equals the same row in a batch, tokens and forwards."""
+    """Check that a row alone equals the same row in a batch, tokens and forwards."""
     subject = "row alone = row in batch"
     if case.batch_size == 1:
         return Certificate(
@@ -196,7 +196,7 @@ def _alone(case: Case, together: DecodeResult) -> Certificate:
 
 
 def _cache(case: Case, together: DecodeResult) -> Certificate:
-    """The cache of block-causal models changes nothing; for other models no cache is exact."""
+    """Check that the cache of a block-causal model changes nothing; for other models no cache is exact."""
     subject = "cache = no cache"
     if case.model.spec.causal_block is None:
         what = case.method.cache.name
@@ -219,7 +219,7 @@ def _cache(case: Case, together: DecodeResult) -> Certificate:
 
 
 def _block_step(case: Case) -> Certificate:
-    """One step over a block, as engines call it, equals the loop, tokens and forwards."""
+    """Check that one step over a block, as engines call it, equals the loop, tokens and forwards."""
     subject = "block step = loop"
     scheduler = case.method.scheduler
     if type(scheduler) is not BlocksScheduler:
@@ -280,7 +280,7 @@ def _verdict(case: Case, subject: str, equal: bool, text: str, advice: str) -> C
 
 
 def _reference(case: Case, config: RunConfig, own: CheckOptions, together: DecodeResult) -> Certificate:
-    """Tokens agree with those of the same model in float32 on the CPU."""
+    """Check that tokens agree with those of the same model in float32 on the CPU."""
     subject = "float32 on the CPU"
     network = case.model.adapter.network
     if not own.reference:
@@ -303,7 +303,7 @@ def _reference(case: Case, config: RunConfig, own: CheckOptions, together: Decod
 
 
 def _calibrated(case: Case, config: RunConfig, together: DecodeResult) -> Certificate:
-    """The loss on fresh prompts does not contradict the bound of the policy's calibration."""
+    """Check that the loss on fresh prompts does not contradict the bound of the policy's calibration."""
     subject = "calibrated loss"
     policy = case.method.policy
     if not isinstance(policy, FilterPolicy):

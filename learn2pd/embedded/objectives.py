@@ -115,7 +115,7 @@ def canvas(rows: Sequence[Row], eot_id: int) -> Canvas:
 
 
 def _prompts(rows: Sequence[Row]) -> Tensor:
-    """[R, 1] long: the lengths of the prompts."""
+    """Return the lengths of the prompts, [R, 1] long."""
     return torch.tensor([len(row.prompt) for row in rows])[:, None]
 
 
@@ -201,11 +201,11 @@ class BlockDiffusion:
         )
 
     def _behind(self, row: Row) -> int:
-        """The number of positions of the last block behind the end of a row."""
+        """Return the number of positions of the last block behind the end of a row."""
         return -(row.length - (len(row.prompt) if self.alignment == "prompt" else 0)) % self.block_length
 
     def _blocks(self, positions: Tensor, prompts: Tensor) -> Tensor:
-        """[R, T] long: the number of each position's block."""
+        """Return the number of each position's block, [R, T] long."""
         if self.alignment == "grid":
             return positions // self.block_length
         in_answer = 1 + (positions - prompts).div(self.block_length, rounding_mode="floor")
@@ -213,7 +213,7 @@ class BlockDiffusion:
 
 
 def two_copies(clean: Tensor, noised: Tensor) -> Tensor:
-    """The attention between a clean and a noised copy of a sequence that stand side by side.
+    """Return the attention between a clean and a noised copy of a sequence that stand side by side.
 
     Args:
         clean: [R, T] long, the number of each position's block.

@@ -108,7 +108,7 @@ def _check_choice(key: str, value: str, allowed: Sequence[str]) -> None:
 
 
 def example_source(options: ExamplesConfig) -> ExampleSource:
-    """Problems of the built-in tasks, or requests from files.
+    """Return problems of the built-in tasks, or requests from files.
 
     Args:
         options: The part of the configuration that says where examples come from.
@@ -168,7 +168,7 @@ def _requests(key: str, path: str, digest: str | None) -> list[tuple[str, dict[s
 
 
 def _request(entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The prompt and the record of one line.
+    """Return the prompt and the record of one line.
 
     Raises:
         ValueError: The line holds no request that can be learnt.
@@ -185,7 +185,7 @@ def _request(entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def foreign_tokenizer(path: str, has_mask: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer in the folder of another model.
+    """Return the tokenizer in the folder of another model.
 
     Args:
         path: The folder.
@@ -211,7 +211,7 @@ def foreign_tokenizer(path: str, has_mask: bool) -> PreTrainedTokenizerBase:
 
 
 def tokenizer_of(config: EmbeddedConfig, source: ExampleSource, folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that a training began with, or a new one where the training has not begun.
+    """Return the tokenizer that a training began with, or a new one where the training has not begun.
 
     Args:
         config: The configuration of the training.

@@ -101,7 +101,7 @@ class BatchStream(IterableDataset[Batch]):
             yield self.batch(number)
 
     def batch(self, number: int) -> Batch:
-        """One batch.
+        """Return one batch.
 
         Args:
             number: The number of the batch.
@@ -132,7 +132,7 @@ class BatchStream(IterableDataset[Batch]):
 
 
 def _row(prompt: list[int], answer: list[int], shape: Shape, rng: random.Random) -> Row | None:
-    """An example as a row, or None where it is too long."""
+    """Return an example as a row, or None where it is too long."""
     short = len(prompt) + len(answer) + 1 + rng.randint(0, LARGEST_TAIL)
     length = shape.length if rng.random() < shape.long_share else min(short, shape.length)
     given = rng.randint(0, len(answer)) if rng.random() < shape.prefix_share else 0
@@ -152,7 +152,7 @@ def _groups(rows: Sequence[Row], micro_tokens: int) -> Iterator[list[Row]]:
 
 
 def chat_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """The token ids of users' turns, each with the opening of its answer.
+    """Return the token ids of users' turns, each with the opening of its answer.
 
     Args:
         tokenizer: A tokenizer with a chat template.
@@ -178,12 +178,12 @@ class StreamData(lightning.LightningDataModule):
         self.workers = workers
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """The training batches from the trainer's step on."""
+        """Return the training batches from the trainer's step on."""
         step = self.trainer.global_step if self.trainer else 0
         return DataLoader(self.stream(start=step), batch_size=None, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """The validation batches, which are the same in every run of one seed."""
+        """Return the validation batches, which are the same in every run of one seed."""
         stream = self.stream(split="validation")
         batches = [stream.batch(number) for number in range(VALIDATION_BATCHES)]
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]

@@ -74,7 +74,7 @@ class Schedule:
             raise ValueError(f"schedule.weight_decay={self.weight_decay}: expected a number of at least 0")
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0, as a share of its plateau."""
+        """Return the learning rate of a step, counted from 0, as a share of its plateau."""
         decay_steps = max(self.decay_share * self.total_steps, 1)
         rising = (step + 1) / self.warmup_steps
         falling = (self.total_steps - step) / decay_steps
@@ -101,7 +101,7 @@ class LanguageTraining(lightning.LightningModule):
         self._counted = self.clock()
 
     def scores(self, batch: MicroBatch) -> Tensor:
-        """The logits [N, V] of the scored positions of a micro-batch."""
+        """Return the logits [N, V] of the scored positions of a micro-batch."""
         raise NotImplementedError
 
     def losses(self, batch: Batch) -> Iterable[tuple[Tensor, Tensor]]:
@@ -150,14 +150,14 @@ class LanguageTraining(lightning.LightningModule):
         self.seconds = float(checkpoint["seconds"])
 
     def seconds_so_far(self) -> float:
-        """The seconds of the clock that all processes of this training have spent."""
+        """Return the seconds of the clock that all processes of this training have spent."""
         now = self.clock()
         self.seconds += now - self._counted
         self._counted = now
         return self.seconds
 
     def configure_optimizers(self) -> Any:
-        """Muon for the matrices of the blocks, and AdamW for all other parameters."""
+        """Return Muon for the matrices of the blocks, and AdamW for all other parameters."""
         sharp = {id(parameter) for name, parameter in self.matrices.items() if "q_proj" in name or "k_proj" in name}
         inside = {id(parameter) for parameter in self.matrices.values()}
         others = [parameter for parameter in self.model.parameters() if id(parameter) not in inside]
@@ -170,7 +170,7 @@ class LanguageTraining(lightning.LightningModule):
 
 
 def _figures(split: str, batch: Batch, parts: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """The figures that are logged of a batch, from what `losses` gives for its micro-batches."""
+    """Return the figures that are logged of a batch, from what `losses` gives for its micro-batches."""
     scored = sum(len(part.targets) for part in batch)
     loss = torch.stack([loss for loss, _ in parts]).sum()
     right = torch.stack([right for _, right in parts]).sum()
@@ -185,7 +185,7 @@ class DiffusionTraining(LanguageTraining):
     """Trains a masked diffusion language model (a `DiffusionNetwork`)."""
 
     def scores(self, batch: MicroBatch) -> Tensor:
-        """The logits [N, V] of the scored positions, each for its own token."""
+        """Return the logits [N, V] of the scored positions, each for its own token."""
         hidden = self.model.hidden(batch.inputs, batch.positions, batch.attention)
         return self.model.score(hidden[batch.scored])
 
@@ -194,7 +194,7 @@ class CausalTraining(LanguageTraining):
     """Trains an autoregressive model of the transformers kind."""
 
     def scores(self, batch: MicroBatch) -> Tensor:
-        """The logits [N, V] of the scored positions, each for the token after it."""
+        """Return the logits [N, V] of the scored positions, each for the token after it."""
         hidden = self.model.model(batch.inputs, position_ids=batch.positions).last_hidden_state
         return self.model.lm_head(hidden[batch.scored])
 

@@ -45,7 +45,7 @@ class MethodStatistics:
 
     @property
     def kind(self) -> str:
-        """The kind of the method: `oracle`, `learned` or `training-free`."""
+        """The kind of the method: `oracle`, `learned`, `training-free` or `autoregressive`."""
         return self.labels.kind
 
     @property

@@ -33,7 +33,7 @@ LFS_POINTER = b"version https://git-lfs.github.com"
 
 
 def path_text(key: str, path: object) -> str:
-    """A folder or a hub name as text, with `~` as the home folder, and the package's own folders by their names.
+    """Return a folder or a hub name as text, with `~` as the home folder, and the package's own folders by their names.
 
     Args:
         key: The argument's name, for messages.
@@ -94,7 +94,7 @@ def local_folder(
     patterns: Iterable[str] = DESCRIPTIONS,
     inner_folders: bool = False,
 ) -> Path:
-    """The folder with the files of a hub name or folder; a folder is itself.
+    """Return the folder with the files of a hub name or folder; a folder is itself.
 
     Args:
         key: The argument's name, for messages.

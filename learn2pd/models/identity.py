@@ -67,7 +67,7 @@ CANNOT_MATTER = frozenset(
 
 
 def fingerprint(config: PretrainedConfig, weights: str) -> str:
-    """The identity of a model.
+    """Return the identity of a model.
 
     Args:
         config: Every field counts but those of `CANNOT_MATTER` and those that have transformers' own default.
@@ -104,12 +104,12 @@ class WeightsDigest:
         self._lines[name] = f"{name} {tensor.dtype} {tuple(tensor.shape)} {digest}"
 
     def hexdigest(self) -> str:
-        """64 hex digits of everything added so far."""
+        """Return 64 hex digits of everything added so far."""
         return hashlib.sha256("\n".join(self._lines[name] for name in sorted(self._lines)).encode()).hexdigest()
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """The digest of tensors that are already in memory, such as a network's `state_dict()`."""
+    """Return the digest of tensors that are already in memory, such as a network's `state_dict()`."""
     digest = WeightsDigest()
     for name, tensor in tensors.items():
         digest.add(name, tensor)
@@ -138,7 +138,7 @@ class KeptDigest:
         return self._before is not None and file_states(self._files) == self._before
 
     def read(self) -> str | None:
-        """The kept digest; None where these files were not digested before."""
+        """Return the kept digest; None where these files were not digested before."""
         if self._before is None:
             return None
         try:
@@ -168,7 +168,7 @@ class KeptDigest:
 
 
 def cache_folder() -> Path:
-    """Where digests are kept: `learn2pd/weights` in XDG_CACHE_HOME, else in HF_HOME, else in ~/.cache."""
+    """Return where digests are kept: `learn2pd/weights` in XDG_CACHE_HOME, else in HF_HOME, else in ~/.cache."""
     for name in ("XDG_CACHE_HOME", "HF_HOME"):
         if os.environ.get(name, "").strip():
             return Path(os.environ[name]).expanduser() / "learn2pd" / "weights"

@@ -82,7 +82,7 @@ class Model:
         return f"Model({self.spec.name!r}, {kind} on {self.adapter.device})"
 
     def encode(self, prompt: object) -> list[int]:
-        """Token ids of one prompt.
+        """Return the token ids of one prompt.
 
         Args:
             prompt: A text, which becomes a user's turn where the tokenizer has a chat template; chat messages, a list
@@ -99,7 +99,7 @@ class Model:
         return ids
 
     def encode_text(self, text: str, subject: str) -> list[int]:
-        """Token ids of a part of an answer: no chat template and no token at the beginning is added.
+        """Return the token ids of a part of an answer: no chat template and no token at the beginning is added.
 
         Args:
             text: The text. Control tokens that it spells out stay text.
@@ -354,7 +354,7 @@ def _tool(settings: Any) -> str:
 
 
 def _experts(fields: dict[str, Any]) -> str:
-    """The fields by which a configuration says that it is a mixture of experts; empty where it is none."""
+    """Return the fields by which a configuration says that it is a mixture of experts; empty where it is none."""
     told = [f"{name}={fields[name]}" for name in EXPERTS if type(fields.get(name)) is int and fields[name] > 1]
     classes = fields.get("architectures")
     named = (
@@ -375,7 +375,7 @@ def _load_weights(
     devices: Sequence[torch.device],
     revision: str | None,
 ) -> tuple[DiffusionNetwork, str]:
-    """The network on its devices, and the digest of its weights.
+    """Return the network on its devices, and the digest of its weights.
 
     Raises:
         UserError: A file of weights is missing or damaged, or a tensor does not fit; the message names it.
@@ -425,7 +425,7 @@ def _without_tied_head(
 def load_tokenizer(
     path: str | os.PathLike[str], config: PretrainedConfig, revision: str | None = None, key: str = "path"
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the weights. No remote code is run, and nobody is asked whether to.
+    """Return the tokenizer beside the weights. No remote code is run, and nobody is asked whether to.
 
     What it decodes is not altered: `clean_up_tokenization_spaces` is off whatever the files say, since it removes
     spaces before punctuation, which programs and formulas need. `split_special_tokens` is off too, since with it a chat
@@ -525,7 +525,7 @@ def _spec(path: str, network: DiffusionNetwork, tokenizer: PreTrainedTokenizerBa
 
 
 def _stated(in_config: Any, name: str, value: Any) -> str:
-    """Which file says what the id of a token is."""
+    """Say which file states the id of a token."""
     return (
         f"the tokenizer's {name}_token has the id {value!r}"
         if in_config is None

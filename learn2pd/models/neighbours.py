@@ -24,7 +24,7 @@ MOST_CHARACTERS = 300  # of a cause; transformers appends whole manuals to some 
 
 
 def _system(error: Any) -> str:
-    """The system's words for the error number, and the file it is about."""
+    """Return the system's words for the error number, and the file it is about."""
     if error.errno is None:
         return _one_line(error)
     name = "" if error.filename is None else f": {error.filename}"
@@ -32,7 +32,7 @@ def _system(error: Any) -> str:
 
 
 def _status(error: Any) -> str:
-    """The answer of the hub, by its number."""
+    """Return the answer of the hub, by its number."""
     return _one_line(error) if error.response is None else f"the hub answered {error.response.status_code}"
 
 
@@ -90,7 +90,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def cause(error: BaseException) -> str:
-    """What went wrong, in one line.
+    """Say in one line what went wrong.
 
     Args:
         error: Whatever a neighbour raised.

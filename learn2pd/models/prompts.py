@@ -69,7 +69,7 @@ def prompt_list(prompts: object) -> list[Any]:
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: object, control_ids: Collection[int] = ()) -> list[int]:
-    """Token ids of one prompt.
+    """Return the token ids of one prompt.
 
     Args:
         tokenizer: The model's.
@@ -95,7 +95,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: object, control_ids: 
 def text_ids(
     tokenizer: PreTrainedTokenizerBase, text: str, subject: str, control_ids: Collection[int] = ()
 ) -> list[int]:
-    """Token ids of a part of an answer, to which nothing is added.
+    """Return the token ids of a part of an answer, to which nothing is added.
 
     Args:
         tokenizer: The model's.
@@ -148,7 +148,7 @@ def _rows_of_a_tokenizer(given: Mapping[Any, Any]) -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays and tensors, also inside a list or a tuple, as lists."""
+    """Return arrays and tensors as lists, also those inside a list or a tuple."""
     if isinstance(value, torch.Tensor | np.ndarray):
         return value.tolist()
     if isinstance(value, list | tuple):
@@ -263,7 +263,7 @@ def _messages(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Any]) -> list
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
-    """The text that the chat template makes of a conversation.
+    """Return the text that the chat template makes of a conversation.
 
     Raises:
         UserError: The template fails; the message gives the real cause.
@@ -292,7 +292,7 @@ def _tokenize(
     messages: list[dict[str, str]] | None,
     control_ids: Collection[int],
 ) -> list[int]:
-    """Ids of a plain text or of a conversation, in which control tokens that the user spelt out are text."""
+    """Return the ids of a plain text or of a conversation, in which control tokens that the user spelt out are text."""
     control = _control_tokens(tokenizer, control_ids)
     spelt = _any_of(control)
     contents = [text or ""] if messages is None else [message["content"] for message in messages]
@@ -337,7 +337,7 @@ def _tokenize_apart(
     messages: list[dict[str, str]] | None,
     control: Mapping[str, Any],
 ) -> list[int]:
-    """Ids where text and control tokens of the same spelling meet.
+    """Return the ids where text and control tokens of the same spelling meet.
 
     The template sees a stand-in for every control token that the user spelt out. What it writes itself is then a
     control token for certain, and the stand-ins become the user's spelling again.
@@ -407,13 +407,13 @@ class _RenamedControlTokens:
         self.tokenizer.no_truncation()
 
     def _makes_control(self, merge: Any) -> bool:
-        """Whether a merge, written as a pair or with a space, makes a control token or goes on from one."""
+        """Say whether a merge, written as a pair or with a space, makes a control token or goes on from one."""
         first, second = merge.split(" ") if isinstance(merge, str) else merge
         return not self.names.keys().isdisjoint({first, second, first + second})
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, control: Mapping[str, Any]) -> _RenamedControlTokens | None:
-        """The copy for a tokenizer as it is now; None where its control tokens cannot be renamed."""
+        """Return the copy for a tokenizer as it is now; None where its control tokens cannot be renamed."""
         version = (len(tokenizer), tuple(control))
         if tokenizer not in _RENAMED or _RENAMED[tokenizer][0] != version:
             _RENAMED[tokenizer] = (version, cls._made(tokenizer, control))
@@ -432,7 +432,7 @@ class _RenamedControlTokens:
         return renamed if kept else None
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        """Ids of a text in which control tokens are written by their names."""
+        """Return the ids of a text in which control tokens are written by their names."""
         return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
 

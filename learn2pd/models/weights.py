@@ -160,7 +160,7 @@ def read(
     devices: Mapping[str, torch.device],
     inspect: Callable[[str, Tensor], object] | None = None,
 ) -> dict[str, Tensor]:
-    """Every tensor on its device, in the wanted type.
+    """Return every tensor on its device, in the wanted type.
 
     The processor's memory holds a few tensors at a time beside those of the result.
 
@@ -195,7 +195,7 @@ def read(
 
 
 def _index(subject: str, folder: Path) -> dict[str, str]:
-    """File names by tensor."""
+    """Return the file names by tensor."""
     check_file(subject, folder / INDEX)
     with told_in_one_line(f"{subject}: {INDEX} could not be read", "expected an object with weight_map"):
         fields = json.loads((folder / INDEX).read_text(encoding="utf-8"))

@@ -3,7 +3,8 @@
 The filter is judged by its decodes. It decodes held-out prompts with each threshold, and calibration selects the
 fastest threshold whose upper confidence bound of the loss against one token a step meets the target
 (statistics/bounds.py). The measurements of all thresholds are kept as the curve that `aggressiveness` moves along. The
-other two predictors are judged on the recorded states.
+filter and the predictor `keep` are also calibrated together, by decodes. The predictors of the end of text and of
+boundaries are judged on the recorded states.
 """
 
 from __future__ import annotations

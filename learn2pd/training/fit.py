@@ -1,9 +1,9 @@
-"""Training of predictors (predictors/__init__.py) on recordings.
+"""Training of predictors on recordings.
 
 A predictor answers one yes-or-no question at each position, from the channels of a window. The rows are read from the
 shards, a few shards at a time, so that a recording that is larger than memory can be trained on as well. Prompts are
-assigned to splits when they are recorded. The loss counts positions that are still to decode; committed positions are
-inputs.
+assigned to splits when they are recorded. The question of a predictor (predictors/questions.py) says which positions
+the loss counts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The stages of a run: record, train, calibrate, compare.
+"""The stages of a run: record, train, calibrate, reinforce, compare.
 
 This is the edge of the package. Here a configuration becomes components with flat arguments, and their results become
 files in output_dir. Each stage writes its figures to metrics.json and continues its work where an interruption stopped

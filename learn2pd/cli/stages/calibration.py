@@ -40,8 +40,8 @@ log = logging.getLogger(__name__)
 def stage_calibrate(config: RunConfig, output: Path) -> dict[str, Any]:
     """Set the thresholds of the trained predictors and export them.
 
-    The filter's threshold is set by decoding the validation prompts; the thresholds of the other predictors are set on
-    their recorded states.
+    The thresholds of the filter and of `keep` are set by decoding the validation prompts; those of the other predictors
+    are set on their recorded states.
 
     Args:
         config: the configuration.

@@ -363,7 +363,7 @@ def _informed(
     ]
 
     def right(number: int, text: str) -> bool:
-        """An answer is right if the checker says so, or if it is that of one token a step."""
+        """Say whether the checker calls an answer right, or it is that of one token a step."""
         prompt = prompts[number]
         return text == texts[number] or (
             prompt.task is not None and checkers[prompt.task].check(prompt.facts, text).correct

@@ -36,7 +36,7 @@ STEP = re.compile(
 
 
 def lead(style: str, index: int) -> str:
-    """How a step line begins.
+    """Return how a step line begins.
 
     Args:
         style: A key of `LEADS`.
@@ -48,7 +48,7 @@ def lead(style: str, index: int) -> str:
 
 
 def worked_steps(facts: dict[str, Any]) -> list[tuple[int, str, int]]:
-    """The arithmetic of a problem.
+    """Return the arithmetic of a problem.
 
     Args:
         facts: The facts of the problem, as `MathTask.draw` makes them.
@@ -150,7 +150,7 @@ class MathTask:
         raise ValueError("the task 'math' judges the problems of its own generator only")
 
     def check(self, facts: dict[str, Any], text: str) -> Verdict:
-        """Whether an answer takes the right steps, ends with the right number and is worded alike in all lines."""
+        """Say whether an answer takes the right steps, ends with the right number and is worded alike in all lines."""
         steps = worked_steps(facts)
         total = APPLY[steps[-1][1]](steps[-1][0], steps[-1][2])
         lines = text.strip().split("\n")
