@@ -1,7 +1,7 @@
 """Questions: each kind of predictor answers one question about recorded states.
 
 A question says which window the network sees, which label every position has, and which positions count in the loss and
-in the metrics. Each kind has a file of its own (filter.py, end_of_text.py, boundary.py, keep.py). The same file holds the
+in the metrics. Each kind has a file of its own (filter.py, end_of_text.py, boundary.py, keep.py), which also holds the
 component that asks the trained network during a run.
 
 In the shapes, N is the number of recorded states, G of canvas positions, W of positions of a window, C of channels.
