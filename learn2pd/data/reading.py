@@ -28,6 +28,7 @@ from learn2pd.files import here_or_shipped
 
 LINE_END = re.compile(rb"\r\n|\n|\r")
 BYTE_ORDER_MARK = "\ufeff"
+MARK = BYTE_ORDER_MARK.encode()
 LARGEST_CELL = 2**31 - 1  # characters of a CSV cell; Python's own limit is 128 KiB
 LONGEST_INTEGER = 4000  # digits that int() takes by default, less a few
 COLUMNS_BY = {".csv": ",", ".tsv": "\t"}
@@ -94,7 +95,7 @@ def read_records(path: str | Path, key: str = "data.path") -> Records:
             raise UserError(
                 f"{source}: cannot be read, the compressed file is cut off or damaged ({first_line(error)})"
             ) from error
-    if not raw.removeprefix(b"\xef\xbb\xbf").strip():
+    if not raw.removeprefix(MARK).strip():
         raise UserError(f"{source}: the file is empty; expected one JSON object a line, or another of {KINDS}")
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UserError(f"{source}: cannot be read, it is UTF-16; expected {KINDS}")
@@ -162,15 +163,70 @@ def _parsed(text: str) -> Any:
 
 
 def _add(records: Records, place: str, value: Any) -> None:
-    if isinstance(value, _Repeated):
-        records.complaints.append(f"{place}: the key {value.key!r} stands twice")
-    elif isinstance(value, dict):
+    if not isinstance(value, dict):
+        records.complaints.append(f"{place}: not an object but {type(value).__name__}")
+        return
+    repeated = _repeated_key(value)
+    if repeated is None:
         records.rows.append(Record(value, place))
     else:
-        records.complaints.append(f"{place}: not an object but {type(value).__name__}")
+        records.complaints.append(f"{place}: the key {repeated!r} stands twice")
+
+
+def _repeated_key(value: Any) -> str | None:
+    """A key that stands twice in an object or in one that it holds, None where there is none."""
+    held = [value]
+    while held:
+        part = held.pop()
+        if isinstance(part, _Repeated):
+            return part.key
+        if isinstance(part, dict):
+            held += part.values()
+        elif isinstance(part, list):
+            held += part
+    return None
 
 
 def _read_json(raw: bytes, records: Records) -> None:
+    start = raw.removeprefix(MARK).lstrip()[:1]
+    if start == b"[" and _read_array(raw, records):
+        return
+    _read_lines(raw, records)
+    if start == b"{" and not records.rows:
+        _refuse_one_object(raw, records)
+
+
+def _read_array(raw: bytes, records: Records) -> bool:
+    """Read a file that is one JSON array, and say whether it is one.
+
+    Raises:
+        UserError: The file is an array that is damaged, of which the lines would give some entries and not others.
+    """
+    try:
+        entries = _parsed(raw.decode("utf-8-sig"))
+    except ValueError as error:
+        if _lines_are_pieces(raw):
+            raise UserError(f"{records.source}: cannot be read as a JSON array: {first_line(error)}") from error
+        return False
+    if not entries:
+        raise UserError(f"{records.source}: the file is empty; expected an array of objects, got []")
+    records.unit = "entry"
+    for number, entry in enumerate(entries, 1):
+        _add(records, f"entry {number}", entry)
+    return True
+
+
+def _lines_are_pieces(raw: bytes) -> bool:
+    """Whether the lines of a file are pieces of one array: the first is no value, and others end as pieces do."""
+    lines = [line.strip() for line in LINE_END.split(raw.removeprefix(MARK)) if line.strip()]
+    try:
+        _parsed(lines[0].decode())
+    except ValueError:
+        return lines[-1].endswith(b"]") or any(line.endswith(b",") for line in lines)
+    return False
+
+
+def _read_lines(raw: bytes, records: Records) -> None:
     undecoded = 0
     for number, piece in enumerate(LINE_END.split(raw), 1):
         place = f"line {number}"
@@ -183,33 +239,19 @@ def _read_json(raw: bytes, records: Records) -> None:
             records.complaints.append(f"{place}: not UTF-8 (byte {piece[error.start]:#04x})")
         except ValueError as error:
             records.complaints.append(f"{place}: {error}")
-    if records.rows:
-        return
-    if undecoded == len(records.complaints):
+    if not records.rows and undecoded == len(records.complaints):
         raise UserError(f"{records.source}: cannot be read, it is not text ({records.complaints[0]}); expected {KINDS}")
-    start = raw.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    if start in (b"[", b"{"):
-        _read_whole(raw, records, expect_array=start == b"[")
 
 
-def _read_whole(raw: bytes, records: Records, expect_array: bool) -> None:
-    """A file that is one JSON value. It stays lines with complaints where no reading as one value is better."""
+def _refuse_one_object(raw: bytes, records: Records) -> None:
+    """Refuse a file whose lines hold no record because they are one object together."""
     try:
-        value = _parsed(raw.decode("utf-8-sig"))
-    except ValueError as error:
-        if len(records.complaints) > 1 and expect_array and raw.rstrip().endswith(b"]"):
-            raise UserError(f"{records.source}: cannot be read as a JSON array: {error}") from error
+        _parsed(raw.decode("utf-8-sig"))
+    except ValueError:
         return
-    if isinstance(value, dict):
-        raise UserError(
-            f"{records.source}: the file is one JSON object; expected an array of objects, or one object a line"
-        )
-    if not value:
-        raise UserError(f"{records.source}: the file is empty; expected an array of objects, got []")
-    records.unit = "entry"
-    records.complaints.clear()
-    for number, entry in enumerate(value, 1):
-        _add(records, f"entry {number}", entry)
+    raise UserError(
+        f"{records.source}: the file is one JSON object; expected an array of objects, or one object a line"
+    )
 
 
 # ---- tables
@@ -225,15 +267,19 @@ def _read_table(raw: bytes, delimiter: str, records: Records) -> None:
             f"{records.source}: cannot be read, line {number} is not UTF-8 (byte {raw[error.start]:#04x})"
         ) from error
     csv.field_size_limit(LARGEST_CELL)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    lines = _table_lines(reader, records)
-    header = next(lines, ([], 0))[0]
+    rows = _table_rows(list(io.StringIO(text, newline="")), delimiter, records)
+    header = next(rows, ([], 0))[0]
+    if records.complaints:
+        raise UserError(
+            f"{records.source}: cannot be read, {records.complaints[0]}; "
+            "expected a first line with a name for each column"
+        )
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
         raise UserError(
             f"{records.source}: two columns are called {twice!r}; expected a first line with a name for each column"
         )
-    for cells, number in lines:
+    for cells, number in rows:
         if len(cells) == len(header):
             records.rows.append(Record(dict(zip(header, cells, strict=True)), f"line {number}"))
         else:
@@ -244,17 +290,26 @@ def _read_table(raw: bytes, delimiter: str, records: Records) -> None:
         )
 
 
-def _table_lines(reader: Any, records: Records) -> Iterator[tuple[list[str], int]]:
-    """Each row with the number of the line that it begins in; rows that cannot be read become complaints."""
-    while True:
-        number = reader.line_num + 1
+def _table_rows(lines: Sequence[str], delimiter: str, records: Records) -> Iterator[tuple[list[str], int]]:
+    """Each row with the number of the line that it begins in; lines that cannot be read become complaints.
+
+    A stray quote makes a cell out of all that follows, up to a line in which the cell cannot end. Only the line of the
+    quote is damaged, so reading goes on in the next one. The lines that the cell took in are read one by one: where a
+    quote is still open at the end of such a line, the row fails where the first one failed.
+    """
+    place = one_by_one = 0  # the next line, and the first line behind those that a damaged row took in
+    while place < len(lines):
+        end = place + 1 if place < one_by_one else len(lines)
+        reader = csv.reader((lines[at] for at in range(place, end)), delimiter=delimiter, strict=True)
+        number = place + 1
         try:
             cells = next(reader)
-        except StopIteration:
-            return
         except csv.Error as error:
             records.complaints.append(f"line {number}: not a row of a table ({error})")
+            one_by_one = max(one_by_one, place + reader.line_num - 1)
+            place += 1
             continue
+        place += reader.line_num
         if cells:
             yield cells, number
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import csv
 import gzip
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -15,6 +17,8 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from learn2pd.cli.config import load_config
 from learn2pd.cli.stages.components import prompts_of
@@ -197,6 +201,107 @@ def test_entries_of_an_array_that_are_no_records_are_counted(tmp_path, caplog):
     assert "entry 15: the key 'question' stands twice" in caplog.text
 
 
+ARRAYS = {
+    "one line": lambda rows: json.dumps(rows),
+    "one entry a line": lambda rows: "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n",
+    "one entry a line, the first behind the bracket": lambda rows: "[" + ",\n".join(map(json.dumps, rows)) + "]",
+    "commas at the beginnings": lambda rows: "\ufeff\r\n[\r\n " + "\r\n,".join(map(json.dumps, rows)) + "\r\n]",
+    "indented": lambda rows: json.dumps(rows, indent=2),
+    "a line for every value": lambda rows: re.sub(r"([{}:])", r"\n\1\n", json.dumps(rows)),
+    "nested objects in lines": lambda rows: json.dumps(rows).replace(
+        '{"question": "inner"}', '\n{"question": "inner"}\n'
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", ARRAYS)
+def test_every_entry_of_an_array_is_read_whatever_its_line_ends(tmp_path, layout):
+    rows = questions(meta={"question": "inner"})
+    (tmp_path / "rows.json").write_text(ARRAYS[layout](rows), encoding="utf-8")
+    records = read_records(tmp_path / "rows.json")
+    assert [row.fields for row in records.rows] == rows
+    assert records.complaints == []
+    assert records.rows[2].place == "entry 3"
+
+
+TWICE = [
+    '{"question": "q", "answer": {"x": 1, "x": 2}}',
+    '{"question": "q", "answer": {"x": {"y": [0, [{"x": 1, "x": 1}]]}}}',
+    '{"messages": [{"role": "user", "content": "one", "x": "two", "x": "three"}]}',
+]
+
+
+@pytest.mark.parametrize("line", TWICE)
+def test_a_key_that_stands_twice_at_any_depth_costs_its_record(tmp_path, line):
+    lines = [json.dumps({"question": "a", "answer": {"x": [1, 1], "y": {"x": 1}}}), line, '{"question": "b"}']
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "rows.json").write_text(f"[{','.join(lines)}]", encoding="utf-8")
+    for name, place in (("rows.jsonl", "line 2"), ("rows.json", "entry 2")):
+        records = read_records(tmp_path / name)
+        assert [row.fields["question"] for row in records.rows] == ["a", "b"]
+        assert records.complaints == [f"{place}: the key 'x' stands twice"]
+
+
+STRAY = ['"5 inch pipe,2', 'a pipe,"2', 'one,"a ""pipe"" of 5 inch', '"5 inch" pipe,2', '"5 inch",pipe","2']
+
+
+@pytest.mark.parametrize("after", ["", '"a, b",1\n', '"two\nlines",1\n'], ids=["plain", "quoted", "two lines"])
+@pytest.mark.parametrize("line", STRAY)
+def test_a_stray_quote_costs_its_own_line_alone(tmp_path, line, after):
+    rows = [f"q{n},{n}\n" for n in range(1000)]
+    text = "question,answer\n" + rows[0] + line + "\n" + "".join(rows[1:500]) + after + "".join(rows[500:])
+    (tmp_path / "rows.csv").write_text(text, encoding="utf-8")
+    records = read_records(tmp_path / "rows.csv")
+    assert [row.fields["answer"] for row in records.rows if row.fields["question"][0] == "q"] == [
+        *map(str, range(1000))
+    ]
+    assert len(records.rows) == 1000 + bool(after)
+    assert len(records.complaints) == 1
+    assert records.complaints[0].startswith("line 3: not a row of a table (")
+    assert records.rows[1].place == "line 4"
+
+
+@given(
+    rows=st.lists(st.lists(st.text('a,"\n\r ', min_size=1, max_size=6), min_size=2, max_size=2), max_size=8),
+    damaged=st.lists(st.text('ab,"', min_size=1, max_size=8), max_size=4),
+)
+def test_the_rows_before_a_damaged_line_are_read_and_no_line_is_counted_twice(tmp_path, rows, damaged):
+    file = io.StringIO(newline="")
+    csv.writer(file).writerows([["question", "answer"], *rows])
+    good = file.getvalue()
+    (tmp_path / "rows.csv").write_text(good + "x,y\n" + "\n".join(damaged), encoding="utf-8", newline="")
+    records = read_records(tmp_path / "rows.csv")
+    assert [list(row.fields.values()) for row in records.rows[: len(rows)]] == rows
+    places = [row.place for row in records.rows] + [line.split(":")[0] for line in records.complaints]
+    assert len(set(places)) == len(places)
+    assert set(places) <= {f"line {number}" for number in range(2, len(io.StringIO(good, newline="").readlines()) + 10)}
+
+
+def test_a_table_with_damage_in_every_line_takes_no_longer_than_its_lines(tmp_path, monkeypatch):
+    lines = 3000
+    (tmp_path / "rows.csv").write_text("question,answer\n" + 'one","two\n' * lines, encoding="utf-8")
+    taken = []
+
+    class Counting:
+        def __init__(self, source, **options):
+            self.reader = original(map(self.take, source), **options)
+
+        def take(self, line):
+            taken.append(line)
+            return line
+
+        def __next__(self):
+            return next(self.reader)
+
+        line_num = property(lambda self: self.reader.line_num)
+
+    original = csv.reader
+    monkeypatch.setattr(csv, "reader", Counting)
+    records = read_records(tmp_path / "rows.csv")
+    assert len(records.complaints) == lines
+    assert len(taken) <= 3 * lines
+
+
 REFUSED = {
     "empty": ("rows.jsonl", b"", "the file is empty"),
     "blank": ("rows.jsonl", b"\n \r\n\n", "the file is empty"),
@@ -214,6 +319,15 @@ REFUSED = {
     "no text": ("rows.jsonl", b"\x80\x81\n\xff", "cannot be read"),
     "a table in another encoding": ("rows.csv", "question\nWie heißt\n".encode("latin-1"), "line 2 is not UTF-8"),
     "a broken array": ("rows.json", b'[\n{"question": "a"},\n{"question": }\n]', "JSON array"),
+    "a broken array in one line": ("rows.json", b'[{"question": "a"}, {"question": }]', "JSON array"),
+    "a broken array with a good last line": ("rows.json", b'[\n{"question": },\n{"question": "a"}\n]', "JSON array"),
+    "an array that is cut off": ("rows.json", b'[\n{"question": "a"},\n{"question": "b"}\n', "JSON array"),
+    "an array in another encoding": (
+        "rows.json",
+        '[\n{"question": "ß"},\n{"question": "b"}\n]'.encode("latin-1"),
+        "0xdf",
+    ),
+    "a first line with a stray quote": ("rows.csv", b'question,"ans\na,1\nb,2\n', "line 1: not a row of a table"),
     "one object": ("rows.json", b'{\n"rows": []\n}', "one JSON object"),
 }
 
