@@ -139,7 +139,11 @@ try:
     exec(job["source"], scope)
     results = [scope[job["function"]](argument) for argument in job["arguments"]]
     text = json.dumps({"results": results})
-    sys.stdout.write(text if len(text) < 65536 else json.dumps({"error": "the results are longer than 64 KiB"}))
+    if len(text) >= 65536:
+        text = json.dumps({"error": "the results are longer than 64 KiB"})
+    elif json.loads(text)["results"] != results:  # JSON would make a list out of a tuple
+        text = json.dumps({"error": "the results are not JSON values, such as a tuple"})
+    sys.stdout.write(text)
 except BaseException as error:
     sys.stdout.write(json.dumps({"error": f"{type(error).__name__}: {error}"}))
 """
@@ -213,7 +217,7 @@ class Sandbox:
             arguments: The arguments, JSON values.
 
         Returns:
-            The results, or the error.
+            The results, or the error. A result that JSON would change is an error, such as a tuple.
 
         Raises:
             SandboxRefused: Running generated code was not allowed.

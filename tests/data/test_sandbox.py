@@ -30,6 +30,9 @@ ATTACKS = {
     "    def f(y):\n        return f(y)\n    return f(x)",
     "self reference": "y = []\n    y.append(y)\n    return y",
     "no JSON": "return set(x)",
+    "a tuple, which JSON would make a list": "return (1, 2)",
+    "a tuple inside": "return [{'a': [(1,)]}]",
+    "keys that JSON would make texts": "return {1: 2}",
     "exception": "return x[99]",
 }
 

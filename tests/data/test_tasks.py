@@ -56,6 +56,14 @@ def test_a_wrong_function_is_rejected():
         assert not task.check(problem.facts, problem.answer.replace("return ", "return 7 if ") + " else 8").correct
 
 
+def test_a_tuple_is_no_list():
+    task = build_task("code", run_generated_code=True)
+    facts = {"kind": "list", "steps": [["all", None], ["same", None], ["list", None]]}
+    assert task.check(facts, "def f(xs):\n    return xs").correct
+    assert task.check(facts, "def f(xs):\n    return list(tuple(xs))").correct
+    assert not task.check(facts, "def f(xs):\n    return tuple(xs)").correct
+
+
 @pytest.mark.parametrize("name", GENERATED_TASKS)
 def test_streams_are_deterministic_and_differ_by_seed(name):
     assert drawn(name, count=50) == drawn.__wrapped__(name, count=50)

@@ -187,7 +187,10 @@ class CodeTask:
         raise ValueError("the task 'code' judges the problems of its own generator only")
 
     def check(self, facts: dict[str, Any], text: str) -> Verdict:
-        """Whether a function returns the right values on all cases, run in the sandbox."""
+        """Whether a function returns the right values on all cases, run in the sandbox.
+
+        Values are compared as Python compares them: a tuple is no list, and 4.0 equals 4.
+        """
         meanings: dict[str, Callable[..., Any]] = {"number": _number_result, "text": _text_result, "list": _list_result}
         meaning = meanings[facts["kind"]]
         expected = [(case, meaning(facts["steps"], case)) for case in self.cases(facts)]
