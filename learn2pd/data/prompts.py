@@ -14,6 +14,7 @@ import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Any, Protocol
 
 from learn2pd.data.reading import Record, Records
@@ -243,6 +244,8 @@ def _answer_of(value: Any, name: str) -> str | None:
     if isinstance(value, str):
         _check_characters(value, name)
         return value if value.strip() else None
+    if isinstance(value, Decimal):  # of a Parquet file
+        return str(value)
     if isinstance(value, bool) or not isinstance(value, int | float | dict):
         return None
     return json.dumps(value, default=str)
@@ -274,9 +277,10 @@ def deal(
         taken |= {prompt.id: split for prompt in pools[split]}
     common = _left(common, taken, "data.path")
     shared = [split for split in SPLITS if split not in own]
-    if len(common) < len(shared):
+    wanted = [split for split in shared if counts[split]]
+    if len(common) < len(wanted):
         raise UserError(
-            f"{len(common)} different prompts are too few for {' and '.join(shared)}: expected at least {len(shared)}"
+            f"{len(common)} different prompts are too few for {' and '.join(wanted)}: expected at least {len(wanted)}"
         )
     dealt = _shuffled(common, seed)
     sizes = _scaled({split: counts[split] for split in shared}, len(common))
@@ -320,14 +324,19 @@ def _sample(prompts: Sequence[Prompt], split: str, count: int, seed: int) -> lis
 
 
 def _scaled(counts: Mapping[str, int], available: int) -> dict[str, int]:
-    """Return the counts, or scale them down where fewer prompts are available. Every split keeps at least one."""
+    """Return the counts, or scale them down where fewer prompts are available.
+
+    Every split that is to have prompts keeps at least one. What rounding leaves over goes to the first of them, which
+    is the training split unless that one is to be empty.
+    """
     asked = sum(counts.values())
     if asked <= available:
         return dict(counts)
-    scaled = {split: max(1, count * available // asked) for split, count in counts.items()}
+    scaled = {split: max(min(1, count), count * available // asked) for split, count in counts.items()}
     while sum(scaled.values()) > available:
         scaled[max(scaled, key=lambda split: scaled[split])] -= 1
-    scaled["train"] += available - sum(scaled.values())
+    first = next(split for split, count in counts.items() if count)
+    scaled[first] += available - sum(scaled.values())
     log.warning(
         "%d prompts asked for, %d available: using %s",
         asked,

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import threading
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from learn2pd.cli.config import load_config
 from learn2pd.cli.stages.components import prompts_of
 from learn2pd.data.reading import read_records
+from learn2pd.data.tasks.final_number import last_number
 from learn2pd.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -134,6 +136,15 @@ def test_an_answer_without_a_value_leaves_its_prompt_unjudged_and_is_counted(tmp
 def test_an_answer_may_be_a_number_or_an_object(tmp_path, value):
     (tmp_path / "rows.jsonl").write_bytes(as_lines(questions(answer=value)))
     assert {prompt.facts["number"] for prompt in run(tmp_path / "rows.jsonl", "data.answer_field=answer")} == {7}
+
+
+@pytest.mark.parametrize("answers", [["3.50", "-4.00", "0.00"], ["12345678901234567890.125", "1.000", "7.100"]])
+def test_a_decimal_of_a_parquet_file_is_an_answer_with_all_its_digits(tmp_path, answers):
+    table = {"question": ["a", "b", "c"], "answer": [Decimal(answer) for answer in answers]}
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "rows.parquet")
+    prompts = run(tmp_path / "rows.parquet", "data.answer_field=answer")
+    expected = dict(zip("abc", (last_number(answer) for answer in answers), strict=True))
+    assert {prompt.text: prompt.facts["number"] for prompt in prompts} == expected
 
 
 def written(folder: Path, name: str, rows) -> Path:
