@@ -8,11 +8,13 @@ import logging
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import learn2pd.data
 from learn2pd.cli.config import load_config
 from learn2pd.cli.stages.components import check_prompts, prompts_of, usable_prompts
-from learn2pd.data.prompts import Prompt, encoded, prompts_digest, task_prompts
+from learn2pd.data.prompts import Prompt, deal, encoded, prompts_digest, task_prompts
 from learn2pd.data.tasks import SPLITS
 from learn2pd.errors import UserError
 from learn2pd.registry import GENERATED_TASKS, TASKS, build_task
@@ -85,6 +87,20 @@ def test_every_split_has_a_prompt_however_few_there_are(tmp_path, counts, availa
     prompts = run(write(tmp_path / "p.jsonl", questions(available)), counts=dict(zip(SPLITS, counts, strict=True)))
     assert min(sizes_of(prompts).values()) >= 1
     assert len(prompts) == available
+
+
+@given(counts=st.tuples(*[st.integers(0, 12)] * 3).filter(any), available=st.integers(0, 40))
+def test_a_split_of_no_prompts_stays_empty_and_every_other_has_one(counts, available):
+    asked = dict(zip(SPLITS, counts, strict=True))
+    common = [Prompt(str(number), f"What is {number}?", "") for number in range(available)]
+    wanted = [split for split in SPLITS if asked[split]]
+    if available < len(wanted):
+        with pytest.raises(UserError, match=f"are too few for {' and '.join(wanted)}: expected at least {len(wanted)}"):
+            deal(common, {}, asked, seed=0)
+        return
+    sizes = sizes_of(deal(common, {}, asked, seed=0))
+    assert [split for split in SPLITS if sizes[split]] == wanted
+    assert sum(sizes.values()) == min(available, sum(counts))
 
 
 def test_too_few_prompts_are_an_error(tmp_path):
@@ -417,6 +433,16 @@ def test_an_answer_may_be_the_record_itself(tmp_path):
     lines = [line | {"answer": json.loads(line["answer"])} for line in RECORDS]
     options = ("data.prompt_field=prompt", "data.answer_field=answer", "data.task=slots")
     assert run(write(tmp_path / "a.jsonl", lines), *options) == run(write(tmp_path / "b.jsonl", RECORDS), *options)
+
+
+@pytest.mark.parametrize("answer", ["not json", "NaN", '{"x": 1, "x": 2}', "[" * 100_000, "1" * 5000])
+def test_the_task_json_skips_a_line_whose_answer_is_no_json(tmp_path, caplog, answer):
+    lines = [*RECORDS, {"prompt": "play something", "answer": answer}]
+    prompts = run(
+        write(tmp_path / "p.jsonl", lines), "data.prompt_field=prompt", "data.answer_field=answer", "data.task=json"
+    )
+    assert len(prompts) == 10
+    assert "1 line skipped, 10 prompts left" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,85 @@ def test_json_tells_a_number_from_a_string_and_from_a_truth_value():
         assert not task.check(facts, '{"name": "Mia", "age": ' + other + "}").correct
 
 
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+VALUES = st.recursive(
+    SCALARS | st.lists(st.fixed_dictionaries({"a": SCALARS, "b": SCALARS}), max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=12,
+)
+RENDERINGS = [*LAYOUTS.values(), {"indent": 4}, {"indent": "\t"}, {"separators": (" , ", " : ")}]
+
+
+def with_another_leaf(value):
+    """The value with its last leaf changed."""
+    if isinstance(value, list) and value:
+        return [*value[:-1], with_another_leaf(value[-1])]
+    if isinstance(value, dict) and value:
+        return value | {list(value)[-1]: with_another_leaf(list(value.values())[-1])}
+    return f"{value}x" if isinstance(value, str) else [value, 0]
+
+
+@given(value=VALUES, layout=st.sampled_from(RENDERINGS), escaped=st.booleans())
+def test_json_takes_any_reference_as_an_answer_to_itself_and_no_changed_value(value, layout, escaped):
+    task = build_task("json")
+    reference = json.dumps(value, ensure_ascii=escaped, **layout)
+    facts = json.loads(json.dumps(task.facts("", reference)))
+    assert task.check(facts, f"\n{reference} ").correct
+    assert task.check(facts, json.dumps(value, ensure_ascii=not escaped, **layout)).correct
+    assert not task.check(facts, json.dumps(with_another_leaf(value), ensure_ascii=escaped, **layout)).correct
+    assert not task.check(facts, json.dumps([value, value], ensure_ascii=escaped, **layout)).correct
+
+
+REFERENCES = [
+    '{"city": "Zürich"}',
+    '{"city": "Z\\u00fcrich\\/\\t"}',
+    '{"price": 1.50}',
+    '{"x": 1e5, "y": -0, "z": 1E+400}',
+    '["a", "b"]',
+    "[1, 2]",
+    '[{"a": 1}, {"b": 2}]',
+    '[{"a": 1, "b": 2}, {"b": 2, "a": 1}]',
+    '[[{"a": 1}], [{"a": 1}]]',
+    '[{"a": 1}, 2]',
+    '{"a":  1,"b" :2}',
+    "[ ]",
+    '{"text": "[1,2], {\\"a\\":1}"}',
+]
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_json_takes_a_reference_however_it_is_written(reference):
+    task = build_task("json")
+    facts = task.facts("", reference)
+    assert task.check(facts, reference).correct
+    assert task.check(facts, json.dumps(json.loads(reference))).correct or "400" in reference
+    assert not task.check(facts, reference[:-1]).correct
+
+
+def test_json_asks_the_rows_of_a_reference_for_one_order_and_one_layout():
+    task = build_task("json")
+    facts = task.facts("", '[{"a": 1.50, "b": "ü"}, {"a": 2, "b": "x"}]')
+    assert task.check(facts, '[{"b": "\\u00fc", "a": 1.5}, {"b": "x", "a": 2}]').correct
+    assert not task.check(facts, '[{"b": "ü", "a": 1.5}, {"a": 2, "b": "x"}]').correct
+    assert not task.check(facts, '[{"a":1.5, "b": "ü"}, {"a": 2, "b": "x"}]').correct
+
+
+@pytest.mark.parametrize("depth", [200, 400, 800, 2000, 5000])
+def test_json_refuses_a_reference_that_is_nested_too_deeply_or_takes_it(depth):
+    task = build_task("json")
+    for reference in ("[" * depth + "]" * depth, '{"a": ' * depth + "1" + "}" * depth):
+        try:
+            facts = task.facts("", reference)
+        except ValueError:
+            continue
+        assert task.check(facts, reference).correct
+
+
+@given(facts=VALUES, text=st.text('[]{},:" \\aue0123.-\n', max_size=30) | VALUES.map(json.dumps))
+def test_json_never_raises_whatever_the_reference_and_the_text(facts, text):
+    build_task("json").check({"record": facts}, text)
+
+
 @given(
     text=st.text(max_size=80)
     | st.sampled_from(

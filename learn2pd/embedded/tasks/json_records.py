@@ -2,18 +2,22 @@
 
 Some choices are free but must agree within an answer: the layout (compact, spaced, indented) and, in a list of records,
 the order of the keys. The order of the keys of a single record is free, and so is that of a list of hobbies.
+How texts and numbers are written is free as well, such as "\\u00fc" or 1.50.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import re
 from typing import Any
 
 from learn2pd.data.tasks.base import Verdict, weighted
+from learn2pd.data.tasks.slots import unique_keys
 from learn2pd.embedded.tasks.vocabulary import CITIES, HOBBIES, JOBS, PEOPLE, PET_NAMES, PETS, TEAMS
 
 LAYOUTS: dict[str, dict[str, Any]] = {"compact": {"separators": (",", ":")}, "spaced": {}, "indented": {"indent": 2}}
+SCALAR = re.compile(r'"(?:[^"\\]|\\.)*"|[^\s\[\]{}:,"]+')
 AGES = (18, 40)
 COLUMNS = ["age", "city", "job", "team"]
 
@@ -91,28 +95,80 @@ class JsonTask:
     def facts(self, prompt: str, answer: str) -> dict[str, Any]:
         """The record of a reference answer in JSON.
 
+        An answer's layout is judged only where the reference has one of the layouts that the task knows.
+
         Raises:
-            ValueError: The answer is not JSON, or it is nested too deeply.
+            ValueError: The answer is not JSON, a key stands twice in it, or it is nested too deeply.
         """
         try:
-            return {"record": json.loads(answer)}
+            record = _parsed(answer)
+            facts = {"record": record} if _has_known_layout(answer, record) else {"record": record, "any_layout": True}
         except RecursionError as error:
             raise ValueError("the answer is nested too deeply") from error
+        verdict = self.check(facts, answer)
+        if not verdict.correct:
+            raise ValueError(f"the answer is {verdict.reason}")
+        return facts
 
     def check(self, facts: dict[str, Any], text: str) -> Verdict:
         """Whether an answer holds the facts in one layout and with one order of the keys."""
-        text = text.strip()
         try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            return Verdict(False, f"not JSON: {error}")
-        if not _same(record, facts["record"]):
-            return Verdict(False, "the record differs from the facts")
-        if isinstance(record, list) and len({tuple(row) for row in record}) > 1:
-            return Verdict(False, "the records order their keys differently")
-        if all(json.dumps(record, **layout) != text for layout in LAYOUTS.values()):
-            return Verdict(False, "mixed layout")
-        return Verdict(True)
+            reason = _fault(facts, text)
+        except RecursionError:
+            reason = "nested too deeply"
+        return Verdict(not reason, reason)
+
+
+def _parsed(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: It is not JSON, or a key stands twice in it.
+        RecursionError: It is nested too deeply.
+    """
+    return json.loads(text.strip(), object_pairs_hook=unique_keys, parse_constant=_refuse_constant)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no value of JSON")
+
+
+def _fault(facts: dict[str, Any], text: str) -> str:
+    """Why an answer is wrong; empty where it is right.
+
+    Raises:
+        RecursionError: The answer is nested too deeply.
+    """
+    expected = facts["record"]
+    try:
+        record = _parsed(text)
+    except ValueError as error:
+        return f"not JSON: {error}"
+    if not _same(record, expected):
+        return "the record differs from the facts"
+    if _key_orders(record) > 1 and _key_orders(expected) == 1:
+        return "the records order their keys differently"
+    if "any_layout" not in facts and not _has_known_layout(text, record):
+        return "mixed layout"
+    return ""
+
+
+def _key_orders(value: Any) -> int:
+    """In how many orders the rows of a table have their keys; none where the value is no table."""
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+        return 0
+    return len({tuple(row) for row in value})
+
+
+def _has_known_layout(text: str, value: Any) -> bool:
+    """Whether a JSON text with this value is laid out in one of the known ways, however it writes texts and numbers."""
+    outline = _outline(text.strip())
+    return any(_outline(json.dumps(value, **layout)) == outline for layout in LAYOUTS.values())
+
+
+def _outline(text: str) -> str:
+    """A JSON text with an asterisk for every text, number and constant in it."""
+    return SCALAR.sub("*", text)
 
 
 def _same(given: Any, expected: Any) -> bool:
