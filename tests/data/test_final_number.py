@@ -100,6 +100,43 @@ READ = {
     # digits inside words
     "20 percent less CO2": 20,
     "x1 is 5": 5,
+    # mixed numbers, also behind a mark
+    "#### 3 1/2": 3.5,
+    "#### 3½": 3.5,
+    r"#### 3\frac{1}{2}": 3.5,
+    "#### 3 1/2 of 8": 3.5,
+    "#### 3 and 1/2": 3,
+    "1,000 1/2": 1000.5,
+    "1 000 1/2": 1000.5,
+    # fractions with blanks and signs inside
+    r"\boxed{\frac{-1}{2}}": -0.5,
+    r"\frac{1}{-2}": -0.5,
+    r"\frac{ 1 }{ 2 }": 0.5,
+    r"\frac12": 0.5,
+    r"\dfrac 1 {2}": 0.5,
+    "1 / 2": 0.5,
+    # groups of LaTeX, Switzerland and East Asia
+    r"\boxed{11,\!050}": 11050,
+    "1'234": 1234,
+    "1\u2019234\u2019567.5": 1234567.5,
+    r"1\ 234": 1234,
+    "1~234": 1234,
+    r"1\;234": 1234,
+    "1\uff0c234": 1234,
+    "3 plus 2 is \uff15": 5,
+    "\uff0d\uff11\uff0e\uff15": -1.5,
+    # a minus with a blank behind it, behind a mark
+    "#### - 5": -5,
+    "#### - $5": -5,
+    r"\boxed{- 5}": -5,
+    # degrees and powers of units
+    r"\boxed{90^\circ}": 90,
+    r"\boxed{90^{\circ}}": 90,
+    "25 cm^2": 25,
+    "The area is 25 cm^2.": 25,
+    r"\boxed{25\text{ cm}^2}": 25,
+    r"\boxed{25\,\mathrm{m}^{3}}": 25,
+    "10 m/s^2": 10,
     # exact
     "9007199254740993": 9007199254740993,
 }
@@ -126,6 +163,11 @@ UNREADABLE = [
     "9" * 5000,
     "\u0663",
     r"\boxed{x}",
+    r"\boxed{x^2}",
+    r"\boxed{3x^2}",
+    "5 100/200",
+    "1'234,5",
+    "\uff11\uff10\uff1a\uff13\uff10",
     r"\boxed{}",
     "the answer is 5 or 1.234,5",
 ]
@@ -141,6 +183,34 @@ def test_what_may_be_read_in_two_ways_or_not_at_all_is_no_number(text):
     assert last_number(text) is None
     assert FinalNumberTask().facts("How many?", text) == {}
     assert not FinalNumberTask().check({"number": 5}, text).correct
+
+
+LONG = [
+    "a",
+    "_",
+    "a_",
+    "1",
+    "1,",
+    "1/",
+    "1 000 ",
+    "-",
+    "\\boxed{",
+    "####",
+    "#### ",
+    "½",
+    "\\frac",
+    "\\text{",
+    "{",
+    " ",
+    "1 ",
+    "^",
+]
+
+
+@pytest.mark.parametrize("piece", LONG)
+def test_a_long_text_takes_no_longer_than_its_characters(piece):
+    """Quadratic work on so many characters would take minutes."""
+    last_number(piece * (400_000 // len(piece)))
 
 
 def test_large_whole_numbers_that_differ_by_one_are_different():

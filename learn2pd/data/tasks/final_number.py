@@ -10,17 +10,18 @@ The number of the answer must equal the number of the reference. The number of a
 | written | is read as | because |
 |---|---|---|
 | `10-15 days`, `10 - 15`, `10–15` | 15 | a minus behind a number or a word is no sign |
-| `-5`, `−5`, `-$5`, `$-5`, `= - 5` | -5 | every other minus at a number, or behind an equals sign, is one |
+| `-5`, `−5`, `-$5`, `$-5`, `= - 5`, `#### - 5` | -5 | every other minus at a number, or behind `=` or a mark, is one |
 | `1,2,3`, `1.5,2.5` | 3, 2.5 | commas that do not group thousands separate numbers |
-| `1,234.50`, `1 234`, `1_234`, `1{,}234` | 1234.5, 1234 | groups of three digits are one number |
-| `1/2`, `3 1/2`, `3½`, `\frac{1}{2}` | 0.5, 3.5, 3.5, 0.5 | fractions are divided |
-| `50%`, `$5`, `5 kg` | 50, 5, 5 | signs of currency, percent and units are left out |
+| `1,234.50`, `1 234`, `1_234`, `1'234`, `1{,}234`, `1~234` | 1234.5, 1234 | groups of three digits are one number |
+| `1/2`, `3 1/2`, `3½`, `\frac{1}{2}`, `1 / 2` | 0.5, 3.5, 3.5, 0.5, 0.5 | fractions are divided |
+| `50%`, `$5`, `5 kg`, `25 cm^2`, `90^\circ` | 50, 5, 5, 25, 90 | signs of currency, percent and units are left out |
+| `５`, `1，234` | 5, 1234 | full-width characters are read as the ordinary ones |
 | `1.5e3`, `1.5 × 10^3` | 1500 | scientific notation |
 | `H2O`, `x2` | - | digits inside a word are no number |
 
 Nothing is guessed. A text has no number where its last one may be read in two ways: `1.234,5` and `1 234,5` (decimal
-comma), `1.2.3`, `1,23,456`, `12/25/2023`, `10:30`, `2^3`, `5²`, a fraction with the denominator zero, a number of more
-than 300 digits. An answer without a number is wrong; a prompt whose reference has none is not judged.
+comma), `1.2.3`, `1,23,456`, `12/25/2023`, `10:30`, `2^3`, `5²`, `5 100/200`, a fraction with the denominator zero, a
+number of more than 300 digits. An answer without a number is wrong; a prompt whose reference has none is not judged.
 """
 
 from __future__ import annotations
@@ -40,14 +41,20 @@ GROUPS = rf"[1-9][0-9]{{0,2}}(?:(?:,[0-9]{{3}})+|(?:[{BLANK}][0-9]{{3}})+)"
 PLAIN = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 GROUPED = re.compile(rf"{GROUPS}(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 TWO_READINGS = re.compile(rf"[0-9]{{1,3}}(?:[.{BLANK}][0-9]{{3}})+,[0-9]+|[0-9]{{1,2}}(?:,[0-9]{{2}})+,[0-9]{{3}}")
-WORD = r"[A-Za-z_]+[0-9][A-Za-z0-9_]*(?:\.[0-9]+)*"
+WORD = r"(?<![A-Za-z_])[A-Za-z_]+[0-9][A-Za-z0-9_]*(?:\.[0-9]+)*"
 RUN = rf"(?:(?<![A-Za-z0-9])\.)?[0-9]+(?:[.,:/^][0-9]+|[{BLANK}][0-9]{{3}}(?![0-9])|[eE][-+]?[0-9]+(?![A-Za-z]))*"
 TOKEN = re.compile(rf"{WORD}|(?P<run>{RUN})")
 MARKED = re.compile(rf"####[ \t]*(?=[-+{CURRENCY}\\]*\.?[0-9])(?![0-9]+[.)][ \t]+\S)([^\n]*)")
 SIGN = re.compile(rf"-(?:\\?[{CURRENCY}])?$")
 POWER = re.compile(r"\^\{?[-+]?$")
 SCIENTIFIC = re.compile(r"(?<=[0-9])[ \t]*(?:×|x|\*|·|\\times|\\cdot)[ \t]*10[ \t]*\^[ \t]*\{?([-+]?[0-9]+)\}?")
-FRACTION = re.compile(r"\\[dt]?frac[ \t]*\{([0-9.,]+)\}[ \t]*\{([0-9.,]+)\}")
+PART = r"[ \t]*(?:\{[ \t]*(-?)[ \t]*([0-9.,]+)[ \t]*\}|([0-9]))"
+FRACTION = re.compile(rf"\\[cdt]?frac{PART}{PART}")
+WHOLE = re.compile(rf"(?<![0-9.,/])({GROUPS}|[0-9]{{1,9}})[ \t]$")
+MIXED = re.compile(rf"(?:{GROUPS}|[0-9]{{1,9}})[ \t][0-9]+/[0-9]")
+FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " "}
+UNIT = r"\\(?:text|textrm|mathrm|mbox)\{[^{}]*\}|(?<![A-Za-z])(?:[mcdk]m|ft|in|yd|mi|units?)|(?<=[ \t/])[ms]"
+UNIT_POWER = re.compile(rf"({UNIT})\^(?:\{{-?[0-9]+\}}|-?[0-9]+)")
 VULGAR = re.compile("[¼½¾⅐-⅞]")
 
 
@@ -72,20 +79,31 @@ def last_number(text: str) -> float | None:
 
 def _normalised(text: str) -> str:
     text = re.sub("[\u2010-\u2013\u2212\ufe63\uff0d]", "-", text)
-    text = text.replace("{,}", ",").replace("\\,", " ")
-    text = FRACTION.sub(lambda match: _spaced(match, f"{match[1]}/{match[2]}"), text)
+    text = text.translate(FULL_WIDTH).replace("{,}", ",").replace("\\!", "")
+    text = re.sub(r"\\[ ,;:>]", " ", text)
+    text = re.sub(r"(?<=[0-9])['\u2019~](?=[0-9]{3}(?![0-9]))", " ", text)
+    text = re.sub(r"\^(?:\\circ|\{[ \t]*\\circ[ \t]*\})", "°", text)
+    text = UNIT_POWER.sub(r"\1", text)
+    text = FRACTION.sub(_divided, text)
+    text = re.sub(r"(?<=[0-9])[ \t]*/[ \t]*(?=[0-9])", "/", text)
     text = VULGAR.sub(
         lambda match: _spaced(match, unicodedata.normalize("NFKC", match[0]).replace("\u2044", "/")), text
     )
     text = SCIENTIFIC.sub(r"e\1", text)
     text = re.sub(r"(?<=[0-9])_(?=[0-9]{3})", "", text)
     text = re.sub(r"\b(?:USD|EUR|GBP|INR|Rs)(?=[0-9])", "", text)
-    return re.sub(r"(?<==)[ \t]*-[ \t]+(?=[0-9])", " -", text)
+    return re.sub(rf"(?:(?<==)|(?<=####)|(?<=\\boxed\{{))[ \t]*-[ \t]+(?=(?:\\?[{CURRENCY}])?\.?[0-9])", " -", text)
+
+
+def _divided(match: re.Match[str]) -> str:
+    """A fraction of LaTeX with a slash; a minus above or below goes before it."""
+    sign = "-" if (match[1] or "") != (match[4] or "") else ""
+    return _spaced(match, f"{sign}{match[2] or match[3]}/{match[5] or match[6]}")
 
 
 def _spaced(match: re.Match[str], fraction: str) -> str:
     """A fraction behind a whole number keeps a blank before it."""
-    return f" {fraction}" if match.string[: match.start()][-1:].isdigit() else fraction
+    return f" {fraction}" if match.string[max(match.start() - 1, 0) : match.start()].isdigit() else fraction
 
 
 def _braced(text: str) -> str:
@@ -99,13 +117,20 @@ def _braced(text: str) -> str:
 
 
 def _first(text: str) -> float | None:
-    match = next((match for match in TOKEN.finditer(text) if match["run"]), None)
-    return None if match is None else _value(match, text)
+    runs = _runs(text)
+    if len(runs) > 1 and MIXED.match(text, runs[0].start()):
+        return _value(runs[1], text)
+    return _value(runs[0], text) if runs else None
 
 
 def _last(text: str) -> float | None:
-    matches = [match for match in TOKEN.finditer(text) if match["run"]]
-    return _value(matches[-1], text) if matches else None
+    runs = _runs(text)
+    return _value(runs[-1], text) if runs else None
+
+
+def _runs(text: str) -> list[re.Match[str]]:
+    """The runs of digits and separators that are no part of a word."""
+    return [match for match in TOKEN.finditer(text) if match["run"]]
 
 
 def _value(match: re.Match[str], text: str) -> float | None:
@@ -117,9 +142,12 @@ def _value(match: re.Match[str], text: str) -> float | None:
     size, rest = _size(run)
     if size is None:
         return None
-    whole = re.search(r"(?<![0-9.,/])([0-9]{1,9})[ \t]$", before) if rest == "" and "/" in run and size < 1 else None
+    whole = WHOLE.search(before) if rest == "" and "/" in run and size < 1 else None
     if whole:
-        size = size + int(whole[1])
+        more = _decimal(whole[1])
+        if more is None:
+            return None
+        size += more
         before = before[: whole.start()]
     if rest == "" and _is_negative(before):
         size = -size
@@ -138,6 +166,8 @@ def _size(run: str) -> tuple[Fraction | None, str]:
         return _decimal(run), ""
     over, slash, under = run.partition("/")
     if slash and "/" not in under and (PLAIN.fullmatch(under) or GROUPED.fullmatch(under)):
+        if re.search(f"[{BLANK}]", over):  # 5 100/200 is 5100/200, or 5 and a half
+            return None, ""
         above, rest = _size(over)
         below = _decimal(under)
         return (above / below if above is not None and below else None), rest
