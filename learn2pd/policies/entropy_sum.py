@@ -13,11 +13,10 @@ Deviations from the authors' code: none. SDAR's own generate.py names the rule, 
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from learn2pd.errors import check_not_negative
 from learn2pd.roles import Policy
 from learn2pd.tensors import most_confident
 from learn2pd.types import Commit, DecodeState, Prediction
@@ -37,9 +36,7 @@ class EntropySumPolicy(Policy):
     needs = frozenset({"entropy"})
 
     def __init__(self, bound: float = 0.35) -> None:
-        if not 0 <= bound < math.inf:
-            raise ValueError(f"bound={bound}: expected 0 or more, and finite")
-        self.bound = bound
+        self.bound = check_not_negative("bound", bound)
 
     def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: None) -> Commit:
         entropy = prediction.extra("entropy")

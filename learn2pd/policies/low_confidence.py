@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from learn2pd.errors import check_at_least
+from learn2pd.errors import check_at_least, check_probability
 from learn2pd.roles import Policy
 from learn2pd.tensors import most_confident
 from learn2pd.types import Commit, DecodeState, Prediction
@@ -40,9 +40,7 @@ class LowConfidencePolicy(Policy):
     name = "low_confidence"
 
     def __init__(self, threshold: float = 0.9, tokens_per_step: int = 1) -> None:
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold={threshold}: expected a confidence from 0 to 1")
-        self.threshold = threshold
+        self.threshold = check_probability("threshold", threshold)
         self.tokens_per_step = check_at_least(1, "tokens_per_step", tokens_per_step)
 
     def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: None) -> Commit:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from learn2pd.errors import check_probability
 from learn2pd.roles import Policy
 from learn2pd.tensors import most_confident
 from learn2pd.types import Commit, DecodeState, Prediction
@@ -36,9 +37,7 @@ class ThresholdPolicy(Policy):
     name = "threshold"
 
     def __init__(self, threshold: float = 0.9, one_more: bool = False) -> None:
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold={threshold}: expected a confidence from 0 to 1")
-        self.threshold = threshold
+        self.threshold = check_probability("threshold", threshold)
         self.one_more = one_more
 
     def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: None) -> Commit:

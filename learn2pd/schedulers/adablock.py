@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from learn2pd.errors import UserError, check_at_least
+from learn2pd.errors import UserError, check_at_least, check_probability
 from learn2pd.roles import Scheduler
 from learn2pd.tensors import is_among
 from learn2pd.types import DecodeState, ModelSpec, Prediction, Window
@@ -92,11 +92,9 @@ class AdaBlockScheduler(SemanticBlocks):
     def __init__(self, delimiter_ids: Sequence[int], block_length: int = 32, delimiter_threshold: float = 0.3) -> None:
         if not delimiter_ids:
             raise ValueError("delimiter_ids is empty: expected at least one token id")
-        if not 0 <= delimiter_threshold <= 1:
-            raise ValueError(f"delimiter_threshold={delimiter_threshold}: expected a confidence from 0 to 1")
         self.delimiter_ids = tuple(delimiter_ids)
         self.block_length = check_at_least(1, "block_length", block_length)
-        self.delimiter_threshold = delimiter_threshold
+        self.delimiter_threshold = check_probability("delimiter_threshold", delimiter_threshold)
 
     def check(self, spec: ModelSpec, method: Method) -> None:
         super().check(spec, method)

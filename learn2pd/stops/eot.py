@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learn2pd.errors import check_probability
 from learn2pd.roles import StopRule
 from learn2pd.tensors import after_first, is_among
 from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction, RowMemory
@@ -46,9 +47,7 @@ class EotStop(StopRule):
     name = "eot"
 
     def __init__(self, floor: float = 0.5) -> None:
-        if not 0 <= floor <= 1:
-            raise ValueError(f"floor={floor}: expected a confidence from 0 to 1")
-        self.floor = floor
+        self.floor = check_probability("floor", floor)
 
     def start(self, state: DecodeState, spec: ModelSpec) -> Any:
         return EotIds(spec.eot_ids)
