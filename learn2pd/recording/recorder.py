@@ -187,14 +187,7 @@ def oracle_tables(
     Returns:
         The tables of the shard.
     """
-    run = functools.partial(
-        decode,
-        model,
-        encoded(model, prompts),
-        gen_length=gen_length,
-        batch_size=batch_size,
-        given=None if given is None else [given] * len(prompts),
-    )
+    run = _decoder(model, prompts, gen_length, batch_size, given)
     blocks = blocks_for(model.spec, block_length)
     cache = exact_cache_for(model.spec)
     reference = run(Method(FixedPolicy(), blocks, cache, EotStop(0.0)))
