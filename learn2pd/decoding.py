@@ -24,7 +24,7 @@ from learn2pd.roles import Cache, Policy, Scheduler, StopRule
 from learn2pd.schedulers.blocks import alignment_of, blocks_for
 from learn2pd.stops.text import TextStop
 from learn2pd.tensors import is_among
-from learn2pd.types import GREEDY, DecodeResult, DecodeState, Sampling, Step
+from learn2pd.types import GREEDY, DecodeResult, DecodeState, Sampling, Step, row_seeds
 
 log = logging.getLogger(__name__)
 BLOCK_LENGTH = 32  # tokens of a block where neither the model nor the user says otherwise
@@ -143,7 +143,7 @@ def decode(
             gen_length,
             model.spec,
             index=numbers,
-            seed=[(seed * 1_000_003 + number) % 2**62 for number in numbers],
+            seed=row_seeds(seed, numbers),
             given=None if fixed is None else fixed[numbers],
             allowed=None if allowed is None else allowed[numbers],
             device=model.adapter.device,
@@ -263,13 +263,6 @@ def encode_checked(model: Model, prompt: Any, number: int | str, gen_length: int
         ids = model.encode(prompt)
     except UserError as error:
         raise UserError(f"prompt {number}: {error}") from error
-    if not ids:
-        raise UserError(f"prompt {number}: it has no tokens")
-    if not 0 <= min(ids) <= max(ids) < model.spec.vocab_size:
-        outside = next(token for token in ids if not 0 <= token < model.spec.vocab_size)
-        raise UserError(
-            f"prompt {number}: token id {outside}, {model.spec.name} has ids 0 to {model.spec.vocab_size - 1}"
-        )
     if len(ids) + gen_length > model.spec.max_length:
         raise UserError(
             f"prompt {number}: {len(ids)} tokens and gen_length={gen_length} make {len(ids) + gen_length}, "

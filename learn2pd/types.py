@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -536,16 +536,6 @@ class Prediction:
         """
         return None if self.parts is None else self._together(lambda part: part.logits)
 
-    @property
-    def draw(self) -> Draw | None:
-        """The draw that made the proposals, in the order of `logits`; None where nobody needs them."""
-        if self.parts is None:
-            return None
-        sampling = next(iter(self.parts())).draw.sampling
-        if not sampling.temperature:
-            return Draw(sampling)
-        return Draw(sampling, self._together(lambda part: cast(Tensor, part.draw.noise)))
-
     def _together(self, of: Callable[[LogitsPart], Tensor]) -> Tensor:
         """Put one value of all parts together, in the row-major order of the valid positions."""
         parts = [(part.rows * self.valid.shape[1] + part.positions, of(part)) for part in self.logits_parts()]
@@ -701,6 +691,16 @@ class Sampling:
 
 
 GREEDY = Sampling()
+
+
+def row_seeds(seed: int, numbers: Iterable[int]) -> list[int]:
+    """Return the seeds of rows, which differ between prompts and between the caller's seeds.
+
+    Args:
+        seed: The seed that the caller gave.
+        numbers: The number of each row's prompt in the caller's list.
+    """
+    return [(seed * 1_000_003 + number) % 2**62 for number in numbers]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from learn2pd.decoding import answer_lengths
 from learn2pd.errors import UserError
 from learn2pd.models.prompts import prompt_list
 from learn2pd.tensors import is_among
-from learn2pd.types import GREEDY, DecodeResult, Sampling
+from learn2pd.types import GREEDY, DecodeResult, Sampling, row_seeds
 
 
 @dataclass(frozen=True, repr=False)
@@ -86,7 +86,7 @@ def generate(
     with ThreadPoolExecutor(1) as beside:
         for first in range(0, max(len(order), 1), batch_size):
             numbers = order[first : first + batch_size]
-            seeds = [(seed * 1_000_003 + number) % 2**62 for number in numbers]
+            seeds = row_seeds(seed, numbers)
             batch = _Batch(method, [ids[number] for number in numbers], gen_length, sampling, seeds, beside)
             while batch.open.any():
                 batch.round(stops)

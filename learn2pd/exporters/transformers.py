@@ -35,7 +35,7 @@ from learn2pd.registry import FAMILIES, build, import_family
 from learn2pd.roles import Policy, StopRule
 from learn2pd.schedulers.blocks import blocks_for
 from learn2pd.tensors import places_of
-from learn2pd.types import DecodeState, ModelSpec, Sampling
+from learn2pd.types import DecodeState, ModelSpec, Sampling, row_seeds
 
 GENERATE = '''"""Decode with a learn2pd policy: `model.generate(..., custom_generate=..., policy=...)`.
 
@@ -171,8 +171,7 @@ def generate(
             f"prompt {too_long}: {len(rows[too_long])} tokens and max_new_tokens={length} make "
             f"{len(rows[too_long]) + length}, {spec.name} takes at most {spec.max_length}"
         )
-    seeds = [(seed * 1_000_003 + number) % 2**62 for number in range(len(rows))]
-    state = DecodeState.start(rows, length, spec, seed=seeds, device=prompts.device)
+    state = DecodeState.start(rows, length, spec, seed=row_seeds(seed, range(len(rows))), device=prompts.device)
     adapter = ModelAdapter(model, spec) if isinstance(model, DiffusionNetwork) else LogitsAdapter(model, spec)
     sampling = _sampling(settings, do_sample, temperature, top_p, top_k)
     final = decode_batch(adapter, state, method, sampling=sampling)

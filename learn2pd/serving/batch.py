@@ -16,7 +16,7 @@ from learn2pd.method import Method
 from learn2pd.models.loading import Model
 from learn2pd.serving.transcript import Transcript
 from learn2pd.stops.text import TextStop
-from learn2pd.types import GREEDY, DecodeState, Sampling
+from learn2pd.types import GREEDY, DecodeState, Sampling, row_seeds
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Batch:
             [request.ids for request in requests],
             self.gen_length,
             self.model.spec,
-            seed=[request.seed * 1_000_003 % 2**62 for request in requests],  # the seeds of `decode` for one prompt
+            seed=[row_seeds(request.seed, [0])[0] for request in requests],  # as `decode` does for one prompt
             device=self.model.adapter.device,
         )
 
