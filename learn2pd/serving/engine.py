@@ -141,10 +141,13 @@ class Engine:
         newcomers: dict[object, list[Ticket]] = {}
         for _ in range(min(self.max_rows - self.running, len(self._waiting))):
             ticket = self._waiting.popleft()
-            group = ticket.request.group
-            newcomers.setdefault(group, []).append(ticket)
-            if group not in self._batches:
-                self._batches[group] = Batch(self.model, ticket.request)
+            try:
+                group = ticket.request.group
+                if group not in self._batches:
+                    self._batches[group] = Batch(self.model, ticket.request)
+                newcomers.setdefault(group, []).append(ticket)
+            except Exception as error:  # noqa: BLE001  a component's own bug
+                _fail([ticket], error)
         return newcomers
 
     def _step(self, batch: Batch, newcomers: list[Ticket]) -> None:
@@ -153,7 +156,12 @@ class Engine:
         self.row_steps += batch.open_rows + len(newcomers)
         try:
             batch.step(newcomers)
-        except Exception as error:  # out of memory, or a component's own bug
-            log.error("a batch of %d requests failed: %s", batch.open_rows, first_line(error), exc_info=error)
-            for ticket in [*newcomers, *(ticket for ticket, _ in batch.rows)]:
-                ticket.close(UserError(f"decoding failed: {first_line(error)}"))
+        except Exception as error:  # noqa: BLE001  out of memory, or a component's own bug
+            _fail([*newcomers, *(ticket for ticket, _ in batch.rows)], error)
+
+
+def _fail(tickets: Sequence[Ticket], error: Exception) -> None:
+    """Tell requests what went wrong."""
+    log.error("a batch of %d requests failed: %s", len(tickets), first_line(error), exc_info=error)
+    for ticket in tickets:
+        ticket.close(UserError(f"decoding failed: {first_line(error)}"))

@@ -131,8 +131,24 @@ def test_a_request_that_is_cancelled_frees_its_place(tiny_model, make_prompts):
     assert told.empty()
 
 
-def test_a_batch_that_fails_ends_its_own_requests_alone(engine, tiny_model, make_prompts):
-    broken = Request(make_prompts([5])[0], GEN, Method(Breaks(), SCHEDULERS["blocks"]))
+class HasNoNeeds(ThresholdPolicy):
+    """It breaks where the batch is made, before any step."""
+
+    @property
+    def needs(self):
+        raise RuntimeError("out of memory")
+
+
+class HasNoHash(ThresholdPolicy):
+    """It breaks where the requests of one batch are looked for, as a dataclass without a hash does."""
+
+    def __hash__(self):
+        raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize("policy", [Breaks, HasNoNeeds, HasNoHash])
+def test_a_batch_that_fails_ends_its_own_requests_alone(policy, engine, tiny_model, make_prompts):
+    broken = Request(make_prompts([5])[0], GEN, Method(policy(), SCHEDULERS["blocks"]))
     good = replace(broken, method=THRESHOLD)
     answers, _ = answers_of(engine, [broken, good, broken])
     assert answers[1] == alone(tiny_model, good)
