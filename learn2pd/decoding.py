@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learn2pd.arguments import checked
 from learn2pd.errors import UserError
 from learn2pd.loop.loop import decode_batch
 from learn2pd.loop.observing import CallbackObserver, Observer
@@ -31,6 +32,10 @@ BLOCK_LENGTH = 32  # tokens of a block where neither the model nor the user says
 GEN_LENGTH = 256
 
 
+@checked(
+    but=("prompts", "stop_strings", "given", "allowed"),
+    advice={"model": "; load_model loads one", "method": "; give a policy, or its name, as policy=..."},
+)
 def decode(
     model: Model,
     prompts: Any,
@@ -221,7 +226,7 @@ def _stop(method: Method | None, stop: Any, strings: str | list[str] | None) -> 
 
 
 def _check_fixed(model: Model, rows: int, gen_length: int, given: Tensor | None, allowed: Tensor | None) -> None:
-    """Refuse given tokens or allowed ids that have a wrong shape or are outside the vocabulary.
+    """Refuse given tokens or allowed ids that have a wrong shape, are outside the vocabulary or leave the mask alone.
 
     Raises:
         UserError: The values do not fit; the message names the argument.
@@ -241,6 +246,15 @@ def _check_fixed(model: Model, rows: int, gen_length: int, given: Tensor | None,
             raise UserError(
                 f"{name} holds ids from {int(values.min())} to {int(values.max())}: "
                 f"{model.spec.name} has ids 0 to {model.spec.vocab_size - 1}, and -1 stands for none"
+            )
+        places = values[..., None] if name == "given" else values
+        is_mask = places == model.spec.mask_id
+        stuck = is_mask.any(2) & (is_mask | (places == -1)).all(2)
+        if stuck.any():
+            row, position = stuck.nonzero()[0].tolist()
+            raise UserError(
+                f"{name} holds the mask token {model.spec.mask_id} alone at position {position} of prompt {row}: "
+                "expected an id of another token, or -1 for none"
             )
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 LISTS = (list, tuple, Sequence)
+MAPPINGS = (dict, Mapping)
 LONGEST_SHOWN = 80  # characters of a wrong value that a message shows
 
 
@@ -54,16 +55,26 @@ def alternatives(kind: Any) -> tuple[Any, ...]:
     return typing.get_args(kind) if united else (kind,)
 
 
+def plain(value: Any) -> Any:
+    """Return a number of numpy as one of Python, also inside a list or tuple, and every other value unchanged."""
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
+    is_number = type(value).__module__ == "numpy" and getattr(value, "shape", None) == ()
+    return value.item() if is_number else value
+
+
 def matches(value: Any, kind: Any) -> bool:
-    """Say whether a value from YAML is of an annotated type.
+    """Say whether a value is of an annotated type.
 
     Args:
-        value: the value, as the YAML parser returns it.
-        kind: the annotation. A kind of annotation that no configuration uses accepts every value.
+        value: the value.
+        kind: the annotation. A kind of annotation that nothing here knows accepts every value.
 
     Returns:
-        True where the value fits. A whole number fits `float`; true and false fit neither `int` nor `float`.
+        True where the value fits. A whole number fits `float`; true and false fit neither `int` nor `float`. Numbers of
+        numpy are as those of Python.
     """
+    value = plain(value)
     if kind is Any:
         return True
     if len(alternatives(kind)) > 1:
@@ -76,8 +87,10 @@ def matches(value: Any, kind: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if typing.get_origin(kind) in LISTS:
         return isinstance(value, list | tuple) and all(matches(entry, typing.get_args(kind)[0]) for entry in value)
-    if typing.get_origin(kind) is dict:
-        return isinstance(value, dict)
+    if typing.get_origin(kind) in MAPPINGS:
+        return isinstance(value, typing.get_origin(kind))
+    if typing.get_origin(kind) is Callable:
+        return callable(value)
     return isinstance(value, kind) if isinstance(kind, type) else True
 
 
@@ -90,14 +103,14 @@ def check_kind(name: str, value: Any, kind: Any) -> Any:
         kind: the annotation.
 
     Returns:
-        The value itself.
+        The value. A number of numpy becomes one of Python.
 
     Raises:
         ValueError: the value is of another type.
     """
     if not matches(value, kind):
         raise ValueError(f"{name}={shown(value)}: expected {type_name(kind)}, got {type(value).__name__}")
-    return value
+    return plain(value)
 
 
 def type_name(kind: Any) -> str:
@@ -109,6 +122,7 @@ def type_name(kind: Any) -> str:
         str: "text",
         type(None): "null",
         dict: "a mapping",
+        Mapping: "a mapping",
         list: "a list",
         Any: "any",
     }
@@ -118,8 +132,10 @@ def type_name(kind: Any) -> str:
         return f"one of {', '.join(map(str, choices(kind)))}"
     if typing.get_origin(kind) in LISTS:
         return f"a list of {type_name(typing.get_args(kind)[0])}"
-    if typing.get_origin(kind) is dict:
+    if typing.get_origin(kind) in MAPPINGS:
         return "a mapping"
+    if typing.get_origin(kind) is Callable:
+        return "a function"
     return names.get(kind, getattr(kind, "__name__", str(kind)))
 
 

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from learn2pd.arguments import check_argument, checked
 from learn2pd.caches.none import NoCache
+from learn2pd.errors import UserError, check_options
+from learn2pd.kinds import shown
 from learn2pd.registry import Provided, build, name_of
-from learn2pd.roles import Cache, Policy, Role, Scheduler, StopRule
+from learn2pd.roles import ROLES, Cache, Policy, Role, Scheduler, StopRule
 from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.stops.eot import EotStop
 from learn2pd.types import ModelSpec
@@ -25,6 +28,9 @@ class Method:
             with which the policy works.
         cache: It decides which columns a step recomputes. The default recomputes everything.
         stop: It decides where a row ends. The default ends a row behind a committed end-of-text.
+
+    Raises:
+        UserError: A part is no component of its role.
     """
 
     policy: Policy
@@ -33,10 +39,14 @@ class Method:
     stop: StopRule = field(default_factory=EotStop)
 
     def __post_init__(self) -> None:
+        for role, part in self.parts.items():
+            if role != "scheduler" or part is not None:
+                check_argument(role, part, ROLES[role], "; Method.from_names takes names")
         if self.scheduler is None:
             object.__setattr__(self, "scheduler", BlocksScheduler(self.policy.window_width or 32))
 
     @classmethod
+    @checked(advice=dict.fromkeys(ROLES, "; Method(...) takes components themselves"))
     def from_names(
         cls,
         policy: str,
@@ -80,6 +90,7 @@ class Method:
         return cls(**parts)
 
     @classmethod
+    @checked()
     def from_dict(cls, described: Mapping[str, Any], provided: Provided | None = None) -> Method:
         """Build the method that `to_dict` described.
 
@@ -91,10 +102,12 @@ class Method:
             The method.
 
         Raises:
-            UserError: As for `from_names`.
+            UserError: As for `from_names`; or there is no policy, another role, or a part without name and options.
         """
-        parts = {role: build(role, part["name"], part["options"], provided or {}) for role, part in described.items()}
-        return cls(**parts)
+        check_options("the method", described, ROLES)
+        if "policy" not in described:
+            raise UserError(f"the method has no policy: it has {', '.join(described) or 'nothing'}")
+        return cls(**{role: _described_part(role, part, provided or {}) for role, part in described.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """Describe the method by the names and options of its components.
@@ -141,3 +154,11 @@ class Method:
         """
         for part in self.parts.values():
             part.check(spec, self)
+
+
+def _described_part(role: str, part: Any, provided: Provided) -> Any:
+    """Build a component from its name and its options."""
+    if not isinstance(part, Mapping) or part.keys() != {"name", "options"}:
+        raise UserError(f"{role}={shown(part)}: expected a mapping with name and options")
+    name = check_argument(f"{role}.name", part["name"], str)
+    return build(role, name, check_argument(f"{role}.options", part["options"], Mapping[str, Any]), provided)

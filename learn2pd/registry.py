@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from learn2pd.errors import UserError, check_options, suggest
-from learn2pd.kinds import matches, type_name
+from learn2pd.kinds import matches, plain, type_name
 
 if TYPE_CHECKING:
     from learn2pd.roles import Role
@@ -190,7 +190,7 @@ def _parameters(
             raise UserError(
                 f"{role} {name!r}: {option}={value!r}: expected {type_name(kinds[option])}, got {type(value).__name__}"
             )
-        if isinstance(value, int) and abs(value) > LARGEST:
+        if isinstance(plain(value), int) and abs(value) > LARGEST:
             raise UserError(f"{role} {name!r}: {option}={value}: expected at most {LARGEST}")
     return parameters
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from learn2pd.errors import UserError
+from learn2pd.kinds import plain
 from learn2pd.types import Commit, DecodeState, ForwardPlan, ModelSpec, Prediction, Window
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Role:
         Returns:
             The value of every parameter of the constructor, by its name.
         """
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {name: plain(getattr(self, name)) for name in inspect.signature(type(self)).parameters}
 
     def describe(self) -> dict[str, Any]:
         """Return the options with which the registry builds this component, as JSON values.

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from learn2pd.kinds import check_kind
+
 CONFIDENCE = "float32 softmax of unscaled logits, mask token excluded, before temperature"
 NOT_PROPOSED = -1  # stands in `DecodeState.previous` where the last step proposed nothing
 UNRESTRICTED = -1  # fills the unused places of `DecodeState.allowed`
@@ -674,7 +676,7 @@ class Sampling:
         top_k: Draws from this many most probable tokens; 0 draws from all.
 
     Raises:
-        ValueError: A number is out of range.
+        ValueError: A value is no number, or out of range.
     """
 
     temperature: float = 0.0
@@ -682,6 +684,8 @@ class Sampling:
     top_k: int = 0
 
     def __post_init__(self) -> None:
+        for name, kind in {"temperature": float, "top_p": float, "top_k": int}.items():
+            object.__setattr__(self, name, check_kind(name, getattr(self, name), kind))
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature={self.temperature}: expected 0 or more, and finite")
         if not 0 < self.top_p <= 1:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learn2pd.arguments import checked
 from learn2pd.autoregressive.drawing import NO_DRAFT, Rule, rule_of, uniforms
 from learn2pd.autoregressive.methods import AutoregressiveMethod
 from learn2pd.autoregressive.model import Runner
@@ -45,6 +46,7 @@ class Generation(DecodeResult):
     draft_runs: Tensor
 
 
+@checked(but=("prompts",))
 def generate(
     method: AutoregressiveMethod,
     prompts: Any,

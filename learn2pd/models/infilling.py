@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from learn2pd.errors import UserError
+from learn2pd.kinds import matches, plain
 from learn2pd.models.loading import Model
 
 EXPECTED = "a list of texts, numbers of positions to fill, and at its end perhaps None for all positions that are left"
@@ -46,10 +47,10 @@ def _row(model: Model, answer: Any, number: int, gen_length: int) -> list[int]:
         raise UserError(f"{subject}: {answer!r} is no answer with gaps: expected {EXPECTED}")
     open_end = answer[-1] is None
     tokens: list[int] = []
-    for part in answer[:-1] if open_end else answer:
+    for part in map(plain, answer[:-1] if open_end else answer):
         if isinstance(part, str):
             tokens += model.encode_text(part, subject)
-        elif type(part) is int and 1 <= part <= gen_length:
+        elif matches(part, int) and 1 <= part <= gen_length:
             tokens += [-1] * part
         else:
             raise UserError(f"{subject}: the part {part!r} is not allowed: expected {EXPECTED}")

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from learn2pd.arguments import checked
 from learn2pd.errors import UserError
 from learn2pd.models import identity, weights
 from learn2pd.models.adapter import ModelAdapter
@@ -179,6 +180,7 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
     raise UserError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}, as a name or as torch.float32 and so on")
 
 
+@checked(but=("path", "dtype", "device", "revision", "adapter", "quantization"))
 def load_model(
     path: str | os.PathLike[str],
     dtype: str | torch.dtype = "float32",

@@ -34,6 +34,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from learn2pd.arguments import checked
 from learn2pd.errors import UserError, first_line
 from learn2pd.files import read_json
 from learn2pd.loop.crossing import upload
@@ -270,7 +271,10 @@ class ApplePolicy(Policy):
         return canvas_view(network(masked, confidence, time, real), window, state.gen_length)
 
 
-def load_apple(folder: str, full_context: bool = True, temperature: float = 1.0, sample: bool = True) -> ApplePolicy:
+@checked()
+def load_apple(
+    folder: str | Path, full_context: bool = True, temperature: float = 1.0, sample: bool = True
+) -> ApplePolicy:
     """Build the policy from a folder in the authors' format.
 
     Args:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from learn2pd.errors import UserError
 from learn2pd.roles import Policy
 from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction, RowMemory
 
@@ -103,8 +104,11 @@ def _answers(reference: Tensor, state: DecodeState) -> Tensor:
     """Return the known answers of the rows of a run, [B, G] long.
 
     Raises:
-        ValueError: The answers and the canvas differ in length.
+        UserError: The answers and the canvas differ in length, or a prompt has no answer.
     """
     if reference.shape[1] != state.gen_length:
-        raise ValueError(f"reference: the answers have {reference.shape[1]} tokens, the canvas has {state.gen_length}")
+        raise UserError(f"reference: the answers have {reference.shape[1]} tokens, the canvas has {state.gen_length}")
+    last = int(state.index.max())
+    if last >= len(reference):
+        raise UserError(f"reference: it has {len(reference)} answers, and none for prompt {last}")
     return reference.to(state.tokens.device)[state.index]

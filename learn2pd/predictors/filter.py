@@ -42,6 +42,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from learn2pd.arguments import checked
 from learn2pd.errors import UserError, check_at_least, check_probability
 from learn2pd.kinds import matches
 from learn2pd.predictors.accepting import Acceptance
@@ -294,6 +295,7 @@ def check_numbers(threshold: float | None, aggressiveness: float | None, **other
         )
 
 
+@checked()
 def save_policy(policy: FilterPolicy, folder: str | Path) -> Path:
     """Save a trained filter, as `FilterPolicy.save_pretrained` does.
 
@@ -308,6 +310,7 @@ def save_policy(policy: FilterPolicy, folder: str | Path) -> Path:
     return Path(folder)
 
 
+@checked(but=("folder", "adapter"))
 def load_policy(
     folder: str | Path,
     adapter: str | Path | None = None,

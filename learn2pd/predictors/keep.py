@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from huggingface_hub import ModelCard
 from torch import Tensor
 
+from learn2pd.arguments import checked
 from learn2pd.errors import UserError
 from learn2pd.models.files import check_folder, local_folder, path_text
 from learn2pd.predictors.apply import check_contract, needs_of, on_device, probability
@@ -175,6 +176,7 @@ def trained_policy(folder: str | Path, revision: str | None = None) -> str:
     return KeepPolicy.name if (place / PART / DESCRIPTION).is_file() else FilterPolicy.name
 
 
+@checked(but=("folder",))
 def load_keep(
     folder: str | Path,
     threshold: float | None = None,
