@@ -384,11 +384,15 @@ def calibrate_boundary(
     """
     probability, label = probabilities(predictor.network, data.stream("validation", batch_rows=4096))
     order = probability.argsort(descending=True)
+    values = torch.cat([probability[order], probability.new_zeros(1)])
     right = label[order].cumsum(0).double()
     f1 = 2 * right / (torch.arange(1, len(right) + 1) + label.sum())
+    # A threshold accepts all positions of equal probability or none of them.
+    f1 = torch.where(values[:-1] > values[1:], f1, 0.0)
     best = int(f1.argmax())
-    below = float(probability[order[best + 1]]) if best + 1 < len(order) else 0.0
-    threshold = (float(probability[order[best]]) + below) / 2
+    middle = (values[best] + values[best + 1]) / 2
+    # Between neighbouring numbers there is none, and the middle may be rounded to the upper one.
+    threshold = float(torch.where(middle < values[best], middle, values[best + 1]))
     return replace(predictor, threshold=threshold), {"threshold": threshold, "f1": float(f1[best])} | metrics_at(
         probability, label, threshold
     )

@@ -7,6 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from learn2pd.errors import UserError
 from learn2pd.predictors.end_of_text import Ended
@@ -21,6 +23,7 @@ from learn2pd.training.calibration import (
     calibrate_pair,
     check_enough,
     metrics_at,
+    probabilities,
     surest_false_stops,
 )
 from learn2pd.training.fit import PredictorData
@@ -234,6 +237,37 @@ def test_the_boundary_threshold_has_the_best_f1():
 
     assert figures["f1"] == pytest.approx(f1(setting.threshold), abs=1e-6)
     assert figures["f1"] >= max(f1(threshold) for threshold in np.linspace(0.01, 0.99, 99)) - 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:No (positive|negative) samples")
+@settings(max_examples=40)
+@given(
+    st.lists(
+        # saturated, tied and neighbouring odds, and all others; they are multiplied by 2
+        st.tuples(st.sampled_from([-11.0, 0.0, 1e-7, 8.0, 8.1, 11.0]) | st.floats(-11, 11, width=32), st.booleans()),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_the_boundary_figures_are_those_of_the_threshold_that_is_set_and_no_other_is_better(judged):
+    network = Sure(["log_odds"], 4)
+    network.scale = 2
+    rows = len(judged)
+    data = Made(ended_states([[odds] for odds, _ in judged], [[1]] * rows, [1] * rows, list(range(rows))), network)
+    data.question = replace_label(torch.tensor([[right] for _, right in judged]))
+    setting, figures = calibrate_boundary(replace(PREDICTOR, kind="boundary", network=network), data, 0.05, 0.9)
+    probability, label = probabilities(network, data.stream("validation", 64))
+
+    def f1(threshold):
+        said = probability > threshold
+        return float(2 * (said & label.bool()).sum() / (said.sum() + label.sum()).clamp(min=1))
+
+    assert 0 <= setting.threshold <= 1
+    assert figures["threshold"] == setting.threshold
+    assert figures["f1"] == pytest.approx(f1(setting.threshold), abs=1e-6)
+    assert figures["f1"] >= max(f1(threshold) for threshold in (0.0, *probability.tolist())) - 1e-6
+    precision, recall = figures["precision"], figures["recall"]
+    assert figures["f1"] == pytest.approx(2 * precision * recall / max(precision + recall, 1e-9), abs=1e-6)
 
 
 def replace_label(label):
