@@ -7,6 +7,7 @@ process. The rows are read from the disk when they are asked for.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,7 +185,7 @@ class Recording:
             each, texts as lists. The states are in the order of `prompt_ids` and of their steps.
         """
         ranges = [self._rows.get(name, range(0)) for name in prompt_ids]
-        counts = torch.tensor([len(rows) for rows in ranges])
+        counts = torch.tensor([len(rows) for rows in ranges], dtype=torch.long)
         rows = [row for rows in ranges for row in rows]
         stored = self.states.with_format("arrow").select(rows)[:]
         columns = {
@@ -200,7 +201,7 @@ class Recording:
         """The rows of every prompt's states, which stand together."""
         owners = list(self.states["prompt_id"])
         first = [row for row, owner in enumerate(owners) if row == 0 or owners[row - 1] != owner]
-        return {owners[row]: range(row, stop) for row, stop in zip(first, [*first[1:], len(owners)], strict=True)}
+        return {owners[row]: range(row, stop) for row, stop in itertools.pairwise([*first, len(owners)])}
 
     @functools.cached_property
     def _open(self) -> dict[tuple[int, str], Dataset]:
@@ -214,7 +215,6 @@ class Recording:
     def _values(self, column: Any) -> np.ndarray:
         """Return the values of an Arrow column as an array, [N] or [N, G], or [N, M] for a column of M numbers."""
         if pa.types.is_fixed_size_list(column.type):
-            return np.concatenate([np.asarray(chunk.flatten()) for chunk in column.chunks]).reshape(
-                len(column), column.type.list_size
-            )
+            values = column.combine_chunks().flatten()  # a table without rows has no chunks
+            return np.asarray(values).reshape(len(column), column.type.list_size)
         return np.asarray(column)

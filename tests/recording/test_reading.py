@@ -94,3 +94,42 @@ def test_reading_maps_the_tables_instead_of_holding_them(tiny_model, prompts, tm
     assert sum(loaded.states[place]["stop"] for place in range(0, 4 * rows, 1000)) == 0
     assert pa.total_allocated_bytes() - before < 1_000_000
     assert loaded.columns(2, ["confidence"], "train")["confidence"].shape == (rows, gen_length)
+
+
+def write_states(folder, model, prompts, rows):
+    """A recording of one shard for each prompt, with so many states each."""
+    open_recording(folder, described(model, prompts, shard_prompts=1, labels="checked"))
+    recording = sha256(folder / RECORDING)
+    groups = ("labels", "checked")
+    for number, (prompt, count) in enumerate(zip(prompts, rows, strict=True)):
+        tables = {}
+        for name, features, length in (
+            ("states", state_features(GEN, groups), count),
+            ("references", reference_features(GEN, groups), 1),
+        ):
+            texts = {"prompt_id": [prompt.id], "split": ["train"], "prompt": ["x"], "wordings": [[]]}
+            tables[name] = {
+                column: texts[column] * length
+                if column in texts
+                else torch.zeros(length, *([GEN] if hasattr(kind, "feature") else []), dtype=torch.int32)
+                for column, kind in features.items()
+            }
+        write_shard(folder, number, Tables(**tables), GEN, recording)
+    write_manifest(folder, len(prompts))
+    return Recording.load(folder)
+
+
+@pytest.mark.parametrize("rows", [(0,), (0, 0), (2, 0), (0, 2), (2, 0, 1)])
+def test_a_shard_without_states_reads_as_empty(rows, tiny_model, prompts, tmp_path):
+    """Labels are checked at some states only, so that a shard may hold none."""
+    chosen = prompts[: len(rows)]
+    made = write_states(tmp_path, tiny_model, chosen, rows)
+    names = ("masked", "label", "step", "length", "reference", "prompt")
+    for shard, count in enumerate(rows):
+        shapes = {name: tuple(values.shape) for name, values in made.columns(shard, names, "train").items()}
+        assert shapes == {name: (count,) if name in ("step", "length", "prompt") else (count, GEN) for name in names}
+    place, columns = made.states_of([prompt.id for prompt in chosen])
+    assert place.tolist() == [number for number, count in enumerate(rows) for _ in range(count)]
+    assert {len(values) for values in columns.values()} == {sum(rows)}
+    assert columns["label"].shape == (sum(rows), GEN)
+    assert made.states_of([])[0].tolist() == []
