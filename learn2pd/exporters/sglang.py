@@ -17,7 +17,7 @@ block when it has no mask.
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -141,10 +141,12 @@ def export(policy: Any, folder: Path) -> str:
     Raises:
         UserError: SGLang cannot run the policy.
     """
+    import yaml  # the engine's processes, which also import this module, do without it
+
     contract = policy.predictor.contract
     check_model(policy, ENGINE, mask_id=contract.mask_id, alignment="grid", revokes=False)
     policy.save_pretrained(folder)
     place = folder.resolve()
-    # JSON strings are YAML strings
-    (folder / SETTINGS).write_text(f"policy: {json.dumps(str(place))}\nthreshold: null\n", encoding="utf-8")
+    settings = yaml.safe_dump({"policy": str(place), "threshold": None}, width=math.inf)
+    (folder / SETTINGS).write_text(settings, encoding="utf-8")
     return f"sglang serve ... --dllm-algorithm {NAME} --dllm-algorithm-config {place / SETTINGS}"

@@ -46,6 +46,16 @@ def test_the_exported_settings_name_the_policy(exported, policy):
 
 
 @pytest.mark.parametrize(
+    "name", ["mod-\N{GRINNING FACE}", "Modell für Zahlen", 'a "b": c # d', "模型", "a'b\\c", "\x7f\x85"]
+)
+def test_the_settings_name_a_folder_of_any_name(name, policy, tmp_path):
+    export_policy("sglang", policy, tmp_path / name)
+    settings = yaml.safe_load((tmp_path / name / "learn2pd.yaml").read_text(encoding="utf-8"))
+    assert settings["policy"] == str(tmp_path / name)
+    assert policy_of(settings).predictor.fingerprint == policy.predictor.fingerprint
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({}, "names no policy: expected policy: FOLDER"),
