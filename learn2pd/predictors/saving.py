@@ -179,9 +179,11 @@ class Predictor:
                 "aggressiveness: this policy has no calibrated curve to move along; "
                 "run the stage 'calibrate' or give a threshold"
             )
-        place = aggressiveness * (len(self.curve) - 1)
+        place = round(aggressiveness * (len(self.curve) - 1), 9)  # 15 / 22 * 22 is less than 15
         left = self.curve[int(place)].threshold
-        right = self.curve[min(int(place) + 1, len(self.curve) - 1)].threshold
+        if place == int(place):
+            return replace(self, threshold=left)  # the interpolation would round it, and its measurements be lost
+        right = self.curve[int(place) + 1].threshold
         odds = torch.tensor([left, right], dtype=torch.float64).logit(1e-9)
         return replace(self, threshold=float(torch.lerp(odds[0], odds[1], place - int(place)).sigmoid()))
 

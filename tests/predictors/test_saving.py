@@ -9,6 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from learn2pd.decoding import decode
 from learn2pd.errors import UserError
@@ -69,6 +71,17 @@ def test_the_dial_moves_along_the_calibrated_curve(folder):
     between = load_policy(folder, aggressiveness=0.25).threshold
     assert 0.5 < between < 0.9
     assert load_policy(folder, threshold=0.7).threshold == 0.7
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+@example([0.9 - step / 100 for step in range(23)])
+def test_at_a_measured_place_the_dial_stands_at_the_measured_setting(tiny_model, thresholds):
+    curve = tuple(Setting(threshold, 2.0) for threshold in sorted(thresholds, reverse=True))
+    predictor = replace(made(tiny_model), curve=curve)
+    for place, setting in enumerate(curve):
+        moved = predictor.at(place / max(1, len(curve) - 1))
+        assert moved.setting == setting
+        assert FilterPolicy(moved).setting == setting
 
 
 @pytest.mark.parametrize(
