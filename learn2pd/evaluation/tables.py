@@ -5,7 +5,7 @@ The functions take the plain data of compare.json and decode nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 Line = dict[str, Any]
@@ -159,10 +159,16 @@ def _margin(meta: dict[str, Any]) -> str:
 
 
 def _table(columns: dict[str, Callable[[Line], str]], lines: Sequence[Line]) -> str:
-    written = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    written = [_row(columns), "|" + "---|" * len(columns)]
     for line in sorted(lines, key=lambda line: line["task"] != "all"):
-        written.append("| " + " | ".join(cell(line) for cell in columns.values()) + " |")
+        written.append(_row(cell(line) for cell in columns.values()))
     return "\n".join(written)
+
+
+def _row(cells: Iterable[str]) -> str:
+    """Return a row of a table. The name of a method or a score may hold what would end a cell or the row."""
+    one_line = (" ".join(cell.splitlines()) for cell in cells)
+    return "| " + " | ".join(cell.replace("\\", "\\\\").replace("|", "\\|") for cell in one_line) + " |"
 
 
 def _text(name: str) -> Callable[[Line], str]:

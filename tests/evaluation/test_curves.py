@@ -1,5 +1,6 @@
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -335,6 +336,16 @@ def test_every_line_of_the_comparison_is_in_its_table(comparison):
     assert "json" not in tables.summary(comparison, META)
     for line in text.splitlines():
         assert not line.startswith("|") or line.endswith("|")
+
+
+@given(st.lists(st.text("ab|\\ \n\r\u2028") | st.sampled_from(["a|b", "a\\|b", "\\", "|"]), min_size=1, max_size=3))
+def test_a_row_has_a_cell_for_each_column_whatever_the_methods_are_called(names):
+    rows = build_rows(measure([exact(f"{name}x", "fixed", 1, 0.8) for name in dict.fromkeys(names)], Bootstrap(2, 0)))
+    heading, _, *lines = tables.methods_table(rows).split("\n")
+    cells = [re.findall(r"(?:\\.|[^|\\])+", line) for line in (heading, *lines)]
+    assert {len(row) for row in cells} == {len(tables.METHODS)}
+    shown = [re.sub(r"\\(.)", r"\1", row[1])[1:-1] for row in cells[1:]]
+    assert shown == [" ".join(row["method"].splitlines()) for row in rows]
 
 
 def test_plots_are_drawn(comparison, tmp_path):
