@@ -1,9 +1,10 @@
 """Exchange of a recording's shards between nodes that share no folder, through any URL that fsspec knows.
 
-Every node records into a folder of its own. A process first makes its part of the shards, from the first one on, and
-puts each one at the URL as soon as it is done. It then makes what nobody has put there yet, from the last one on, so
-that the shards of a slow or lost node are made by the others. Two processes may make the same shard; its bytes are the
-same. Finally the leading process fetches what others have made.
+Every node records into a folder of its own, which the processes of the node share. A process first makes its part of
+the shards, from the first one on, and puts each one at the URL as soon as it is done. It then makes what nobody has put
+there yet, from the last one on, so that the shards of a slow or lost node are made by the others. Two nodes may make
+the same shard; its bytes are the same. Two processes with one folder make each shard once, since whoever is at a shard
+holds its lock. Finally the leading process fetches what others have made.
 
 The entry of a shard is put last. Whoever fetches a shard checks it against its entry, so that a transfer that was cut
 off is no shard.
@@ -20,7 +21,7 @@ import fsspec
 from learn2pd.errors import UserError
 from learn2pd.models.neighbours import told_in_one_line
 from learn2pd.recording.schema import RECORDING, TABLES, entry_path, table_path
-from learn2pd.recording.shard_claims import drop_damaged
+from learn2pd.recording.shard_claims import claimed, drop_damaged, one_by_one
 
 KEY = "record.exchange"
 
@@ -101,35 +102,62 @@ class Exchange:
         """
         self.open_recording(folder)
         for number in check:
-            drop_damaged(folder, number)
+            with claimed(folder, number) as free:
+                if free:
+                    drop_damaged(folder, number)
         mine = range(self.rank % self.processes, count, self.processes)
         others = [number for number in reversed(range(count)) if number not in mine]
         elsewhere = []
-        for number in (*mine, *others):
-            if not entry_path(folder, number).exists() and self.has(entry_path(folder, number).name):
+        for number in one_by_one(
+            (*mine, *others), lambda number: self._is_elsewhere(folder, number) or self._published(folder, number, make)
+        ):
+            if self.rank or entry_path(folder, number).exists():
+                yield number
+            else:
                 elsewhere.append(number)
-                continue
-            self._publish(folder, number, make)
-            yield number
-        for number in sorted(elsewhere):
-            if self.rank == 0:
-                self._fetch(folder, number)
-                drop_damaged(folder, number)
-                if not entry_path(folder, number).exists():
-                    self._publish(folder, number, make, again=True)
-            yield number
+        yield from one_by_one(sorted(elsewhere), lambda number: self._fetched(folder, number, make))
 
-    def _publish(self, folder: Path, number: int, make: Callable[[int], None], again: bool = False) -> None:
-        """Make a shard unless the folder has it, and put it at the URL unless it is there."""
+    def _is_elsewhere(self, folder: Path, number: int) -> bool:
+        """Say whether a shard is at the URL and not in the folder."""
         entry = entry_path(folder, number)
-        if not entry.exists():
-            make(number)
-        if again or not self.has(entry.name):
-            with self._told():
-                for path in (*(table_path(folder, number, name) for name in TABLES), entry):
-                    self.files.put_file(str(path), f"{self.root}/{path.name}")
+        return not entry.exists() and self.has(entry.name)
 
-    def _fetch(self, folder: Path, number: int) -> None:
+    def _published(self, folder: Path, number: int, make: Callable[[int], None]) -> bool:
+        """Make a shard unless the folder has it, and put it at the URL unless it is there.
+
+        Several processes of a node may have one folder. While another one of them is at the shard, this function
+        returns False.
+        """
+        entry = entry_path(folder, number)
+        with claimed(folder, number) as free:
+            if free and not entry.exists():
+                make(number)
+            if free and not self.has(entry.name):
+                self._put_shard(folder, number)
+        return free
+
+    def _fetched(self, folder: Path, number: int, make: Callable[[int], None]) -> bool:
+        """Get a shard unless the folder has it; make it again where what the URL holds is damaged.
+
+        While another process is at the shard, this function returns False.
+        """
+        entry = entry_path(folder, number)
+        with claimed(folder, number) as free:
+            if free and not entry.exists():
+                self._get_shard(folder, number)
+                drop_damaged(folder, number)
+                if not entry.exists():
+                    make(number)
+                    self._put_shard(folder, number)
+        return free
+
+    def _put_shard(self, folder: Path, number: int) -> None:
+        """Put the files of a shard at the URL, its entry last."""
+        with self._told():
+            for path in (*(table_path(folder, number, name) for name in TABLES), entry_path(folder, number)):
+                self.files.put_file(str(path), f"{self.root}/{path.name}")
+
+    def _get_shard(self, folder: Path, number: int) -> None:
         """Get the files of a shard, its entry last."""
         with self._told():
             for path in (*(table_path(folder, number, name) for name in TABLES), entry_path(folder, number)):

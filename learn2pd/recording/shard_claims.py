@@ -40,11 +40,24 @@ def share(folder: Path, count: int, make: Callable[[int], None], check: Set[int]
     Yields:
         The number of each shard, as soon as it is done.
     """
-    pending: Iterable[int] = range(count)
+    yield from one_by_one(range(count), lambda number: _settled(folder, number, make, number in check))
+
+
+def one_by_one(numbers: Iterable[int], settled: Callable[[int], bool]) -> Iterator[int]:
+    """Settle shards, and come back to those that other processes are making until none is left.
+
+    Args:
+        numbers: numbers of the shards.
+        settled: settles the shard of a number; returns False while another process is making it.
+
+    Yields:
+        The number of each shard, as soon as it is settled.
+    """
+    pending = numbers
     while True:
         left = []
         for number in pending:
-            if _settled(folder, number, make, number in check):
+            if settled(number):
                 yield number
             else:
                 left.append(number)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from pathlib import Path
 
 import fsspec
@@ -12,7 +14,7 @@ from learn2pd.cli.main import guarded, run_command
 from learn2pd.errors import UserError
 from learn2pd.recording import exchange as room
 from learn2pd.recording.exchange import Exchange
-from learn2pd.recording.schema import entry_path, table_path
+from learn2pd.recording.schema import RECORDING, TABLES, entry_path, table_path
 from tests.recording.helpers import files, make, oracle_producer
 
 
@@ -60,6 +62,38 @@ def test_together_they_make_the_recording_of_one(url, tiny_model, prompts, recor
     for worker in crew:
         worker.join()
     assert files(tmp_path / "0") == files(recorded)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_processes_with_one_folder_make_every_shard_of_a_lost_node_once(url, fails, tmp_path):
+    """Ranks 0 and 1 of one node; ranks 2 and 3 are lost. Where a process fails at a shard, the other one makes it."""
+    (tmp_path / RECORDING).write_text("{}")
+    begun, made, seen, start = [], [], {}, threading.Barrier(2)
+
+    def make_one(number):
+        begun.append(number)
+        time.sleep(0.05)
+        if fails and number == 7 and begun.count(7) == 1:
+            raise UserError("this process is lost")
+        for name in TABLES:
+            table_path(tmp_path, number, name).write_bytes(b"rows")
+        entry_path(tmp_path, number).write_text("{}")
+        made.append(number)
+
+    def work(rank):
+        start.wait()
+        with contextlib.suppress(UserError):
+            seen[rank] = sorted(Exchange(url, rank, 4).share(tmp_path, 8, make_one, frozenset()))
+
+    crew = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for worker in crew:
+        worker.start()
+    for worker in crew:
+        worker.join()
+    assert sorted(made) == list(range(8))
+    assert list(seen.values()) == [list(range(8))] * (1 if fails else 2)
+    at_the_url = Exchange(url, 0, 4)
+    assert all(at_the_url.has(entry_path(tmp_path, number).name) for number in range(8))
 
 
 @pytest.mark.parametrize("kind", ["cut off", "other bytes", "no entry"])
