@@ -85,10 +85,10 @@ class Continuer:
             device=self.model.adapter.device,
         )
         given = torch.zeros_like(state.given) if self.given is None else self._given(numbers).to(state.given.device)
-        ended = state.given & ~given & is_among(state.canvas, spec.eot_ids)
-        position = torch.arange(1, self.gen_length + 1, device=given.device)
-        end = torch.maximum(after_first(ended), torch.where(given, position, 0).amax(1))
-        return replace(state, given=given).close(end, spec.eot_ids[0], self.method.stop.cuts)
+        committed = state.given & ~given
+        state = replace(state, given=given)
+        ended = committed & is_among(state.canvas, spec.eot_ids) & state.behind_given
+        return state.close(after_first(ended), spec.eot_ids[0], self.method.stop.cuts)
 
     def _given(self, numbers: Tensor) -> Tensor:
         assert self.given is not None

@@ -319,6 +319,17 @@ class DecodeState(RowMemory):
         return self.masked.int().argmax(1)
 
     @property
+    def given_end(self) -> Tensor:
+        """The position behind the last token that the caller gave, [B] long, 0 where none was given."""
+        behind = torch.arange(1, self.gen_length + 1, device=self.given.device)
+        return torch.where(self.given, behind, 0).amax(1)
+
+    @property
+    def behind_given(self) -> Tensor:
+        """The positions behind the last token that the caller gave, [B, G] bool. Only there may an answer end."""
+        return torch.arange(self.gen_length, device=self.given.device) >= self.given_end[:, None]
+
+    @property
     def decided(self) -> Tensor:
         """The positions that are committed or given, and not closed, [B, G] bool."""
         return ~self.masked & (torch.arange(self.gen_length, device=self.end.device) < self.end[:, None])

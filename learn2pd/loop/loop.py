@@ -65,7 +65,6 @@ class Loop:
         scheduler_memory = scheduler.start(state, self.model.spec)
         window = self._next_window(state, scheduler_memory)
         host, illegal = read_to_host(state, window, torch.zeros_like(state.failed))
-        behind = torch.arange(1, state.gen_length + 1, device=state.given.device)
         return Run(
             state=state,
             window=window,
@@ -73,7 +72,6 @@ class Loop:
             cache_memory=cache.start(host, self.model.spec),
             scheduler_memory=scheduler_memory,
             stop_memory=stop.start(state, self.model.spec),
-            given_end=torch.where(state.given, behind, 0).amax(1),
             host=host,
             illegal=illegal,
             store=self.model.new_store(*state.tokens.shape) if cache.keeps else None,
@@ -129,7 +127,7 @@ class Loop:
         # A row whose logits are not finite ends at its leftmost mask; no row ends before a token that the caller gave.
         fails = not_finite & state.masked.any(1)
         end = torch.where(fails, state.leftmost_mask, stop.ends(state, prediction, commit, run.stop_memory))
-        end = torch.maximum(end, run.given_end)
+        end = torch.maximum(end, state.given_end)
         after = state.commit(commit, prediction.tokens, spec.mask_id).close(end, spec.eot_ids[0], stop.cuts, fails)
         after = replace(
             after,

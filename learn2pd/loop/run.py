@@ -26,7 +26,6 @@ class Run(RowMemory):
         cache_memory: What the cache remembers of the run, on the host.
         scheduler_memory: What the scheduler remembers of the run, which no step changes.
         stop_memory: What the stop rule remembers of the run, which no step changes.
-        given_end: [B] long, the position behind the last token that the caller gave.
         host: The state with the window of the next step once more, on the CPU, where the forwards are planned.
         illegal: [B] bool on the host, the rows in which the policy did in the last step what it may not.
         store: The kept keys and values, which a forward changes in place; None where the cache keeps nothing.
@@ -38,7 +37,6 @@ class Run(RowMemory):
     cache_memory: Any
     scheduler_memory: Any
     stop_memory: Any
-    given_end: Tensor
     host: DecodeState
     illegal: Tensor
     store: KVStore | None

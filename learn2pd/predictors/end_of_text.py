@@ -1,6 +1,6 @@
 """The end-of-text predictor as a stop rule: a trained network says where the answer has ended.
 
-The rule: a row ends at the first masked position that has no committed token of the answer behind it and for which
+The rule: a row ends at the first masked position that has no committed or given token behind it and for which
 
     probability > threshold,
 
@@ -118,6 +118,7 @@ class LearnedStop(EotStop):
         # [B, 1] long, the last token of the answer so far; no position up to here is closed
         last = torch.where(answer, position, -1).amax(1, keepdim=True)
         sure = (ended > self.predictor.threshold) & state.masked & prediction.valid & (position > last)
+        sure = sure & state.behind_given
         first = torch.where(sure.any(1), sure.int().argmax(1), state.end)
         return torch.minimum(first, super().ends(state, prediction, commit, memory))
 

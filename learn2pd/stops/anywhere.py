@@ -5,7 +5,7 @@ The rule: after a step that committed an end-of-text at position e, the sequence
     i > e and i is still masked.
 
 A policy that commits from left to right leaves no mask before e, so that the row is finished. Other policies still
-decode the masks before e.
+decode the masks before e. An end-of-text before a token that the caller gave does not count.
 
 No deviation from the authors' code is known.
 """
@@ -32,7 +32,7 @@ class AnywhereStop(StopRule):
 
     def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, memory: EotIds) -> Tensor:
         written = prediction.tokens if commit.tokens is None else commit.tokens
-        ended = (commit.mask & is_among(written, memory.eot_ids)).cumsum(1) > 0
+        ended = (commit.mask & is_among(written, memory.eot_ids) & state.behind_given).cumsum(1) > 0
         masked = state.masked if commit.revoke is None else state.masked | commit.revoke
         left = masked & ~commit.mask & ended
         return torch.where(left.any(1), left.int().argmax(1), state.end)

@@ -2,11 +2,12 @@
 
 The rule: a row ends behind the first end-of-text that was committed in this step with
 
-    confidence >= floor.
+    confidence >= floor
 
-No part of an answer is lost, because an answer never holds tokens behind the first end-of-text of the canvas. Masks
-before it are still decoded. The positions behind it become end-of-text and stay in the sequence, as in the padded
-canvases on which LLaDA was trained.
+and that has no given token behind it. No part of an answer is lost, because an answer never holds tokens behind such an
+end-of-text. (A policy that revises may still take the end-of-text back or overwrite it. The answer then goes on where
+it stood, and what was closed behind it stays closed.) Masks before it are still decoded. The positions behind it become
+end-of-text and stay in the sequence, as in the padded canvases on which LLaDA was trained.
 """
 
 from __future__ import annotations
@@ -57,4 +58,4 @@ class EotStop(StopRule):
             ended = commit.mask & is_among(prediction.tokens, memory.eot_ids) & (prediction.confidence >= self.floor)
         else:  # the policy wrote tokens of its own, which have no confidence; they count as certain
             ended = commit.mask & is_among(commit.tokens, memory.eot_ids)
-        return torch.minimum(state.end, after_first(ended))
+        return torch.minimum(state.end, after_first(ended & state.behind_given))

@@ -1,6 +1,6 @@
 """End at an end-of-text before which nothing is left to decode (SDAR, LLaDA2, Fast-dLLM v2).
 
-The rule: with the first end-of-text of the canvas at position e, a row ends
+The rule: with the first end-of-text behind all tokens that the caller gave at position e, a row ends
 
 - behind the window that holds e, once no position before the end of that window is a mask (`whole_window`), or
 - behind e, once no position before e is a mask (`whole_window=False`).
@@ -49,7 +49,7 @@ class EotFilledStop(StopRule):
             masked = masked | commit.revoke
         tokens = torch.where(commit.mask, written, state.canvas)
         position = torch.arange(state.gen_length, device=tokens.device)
-        ended = is_among(tokens, memory.eot_ids) & ~masked & (position < state.end[:, None])
+        ended = is_among(tokens, memory.eot_ids) & ~masked & (position < state.end[:, None]) & state.behind_given
         behind = after_first(ended)
         if self.whole_window:
             behind = torch.where(ended.any(1), torch.maximum(behind, state.window.stop), behind)

@@ -10,7 +10,7 @@ keeps the rule for comparisons. With a cache that scores the window alone, rule 
 alone, as in the authors' code with a cache.
 
 Deviation from the authors' code: their code cuts a whole batch at once, so that their batch must be 1. Here every row
-is cut alone.
+is cut alone, and an end-of-text before a token that the caller gave does not count.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class EotpPaperStop(StopRule):
         return EotIds(spec.eot_ids)
 
     def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, memory: EotIds) -> Tensor:
-        proposed = prediction.valid & state.masked & is_among(prediction.tokens, memory.eot_ids)
+        proposed = prediction.valid & state.masked & is_among(prediction.tokens, memory.eot_ids) & state.behind_given
         accepted = proposed & commit.mask & self.accepted
         if commit.forced is not None:
             accepted = accepted & ~commit.forced

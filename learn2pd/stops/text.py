@@ -77,8 +77,8 @@ class TextStop(EotStop):
         written = state.decided | commit.mask
         if commit.revoke is not None:
             written = written & ~commit.revoke
-        before = _beginning(state.decided, state.canvas, memory.eot_ids)
-        after = _beginning(written, tokens, memory.eot_ids)
+        before = _beginning(state.decided, state.canvas, state.behind_given, memory.eot_ids)
+        after = _beginning(written, tokens, state.behind_given, memory.eot_ids)
         described = torch.cat((before[:, None], after[:, None], tokens), dim=1).tolist()
         ends = [
             tokens_until(row[:length], self.strings, memory.text_of)
@@ -120,6 +120,9 @@ def holds(text: str, strings: Sequence[str]) -> bool:
     return any(string in text for string in strings)
 
 
-def _beginning(written: Tensor, tokens: Tensor, eot_ids: tuple[int, ...]) -> Tensor:
-    """Count the positions of each row [B] before the first that is not written or holds an end-of-text."""
-    return (written & ~is_among(tokens, eot_ids)).long().cumprod(1).sum(1)
+def _beginning(written: Tensor, tokens: Tensor, may_end: Tensor, eot_ids: tuple[int, ...]) -> Tensor:
+    """Count the positions of each row [B] before the first that is not written, or where an end-of-text ends the row.
+
+    The positions at which one may end it are `may_end`, [B, G] bool.
+    """
+    return (written & ~(may_end & is_among(tokens, eot_ids))).long().cumprod(1).sum(1)

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
-from learn2pd import Commit, Policy, UserError
-from tests.contract.helpers import CACHES, COMBINATIONS, GEN, MODELS, SCHEDULERS, STOPS, oracle, outcome, policies, run
+from learn2pd import Commit, EotFilledStop, EotStop, Method, NoCache, Policy, TextStop, UserError
+from learn2pd.continuing import Continuer
+from learn2pd.decoding import answer_lengths
+from learn2pd.predictors.end_of_text import LearnedStop
+from learn2pd.stops.anywhere import AnywhereStop
+from learn2pd.stops.eotp import EotpPaperStop
+from tests.contract.helpers import (
+    CACHES,
+    COMBINATIONS,
+    GEN,
+    MODELS,
+    SCHEDULERS,
+    STOPS,
+    oracle,
+    outcome,
+    policies,
+    random_predictor,
+    run,
+)
 
 LENGTHS = [3, 17, 9]
 CASES = [
@@ -89,3 +108,51 @@ class Overwriter(Policy):
 def test_a_policy_that_overwrites_or_revokes_a_given_token_is_refused(revokes, tiny_model, make_prompts):
     with pytest.raises(UserError, match=r"'overwriter'.*may not"):
         run(tiny_model, make_prompts(LENGTHS), Overwriter(revokes), given=given_tokens(len(LENGTHS), 5))
+
+
+def gap_and_open_end(model, ends):
+    """A gap of six positions, two given tokens and an open end; the model may write end-of-text at `ends` alone."""
+    given = torch.full((1, GEN), -1)
+    given[0, 6:8] = torch.tensor([50, 60])
+    allowed = torch.tensor([11, 12, 13]).expand(1, GEN, 3).clone()
+    allowed[:, list(ends)] = model.spec.eot_ids[0]
+    return given, allowed
+
+
+NEVER = dataclasses.replace(random_predictor("end_of_text", "conv"), threshold=1.0)
+ENDINGS = [
+    EotStop(0.0),
+    EotFilledStop(),
+    EotFilledStop(whole_window=False),
+    AnywhereStop(),
+    EotpPaperStop(),
+    TextStop("no such text"),
+    LearnedStop(NEVER),
+]
+
+
+@pytest.mark.parametrize("policy", ["fixed", "threshold0.3"])
+@pytest.mark.parametrize("stop", ENDINGS, ids=repr)
+def test_an_end_of_text_in_a_gap_ends_no_row_and_the_first_one_behind_it_does(stop, policy, tiny_model, make_prompts):
+    prompts = make_prompts([5])
+    eot = tiny_model.spec.eot_ids[0]
+    for behind in ((), (12,)):
+        given, allowed = gap_and_open_end(tiny_model, (3, *behind))
+        state = run(tiny_model, prompts, policies()[policy], stop, given=given, allowed=allowed)
+        assert state.canvas[0, 3] == eot
+        assert bool((state.end < GEN).all()) == bool(behind)
+        assert answer_lengths(state.canvas, (eot,), given >= 0).tolist() == [12 if behind else GEN]
+
+
+def test_a_continued_canvas_goes_on_behind_a_gap_that_ended(tiny_model, make_prompts):
+    given, _ = gap_and_open_end(tiny_model, ())
+    canvas = given.clone()
+    canvas[0, 3] = tiny_model.spec.eot_ids[0]
+    method = Method(policies()["fixed"], SCHEDULERS["blocks"], NoCache(), EotStop(0.0))
+    continuer = Continuer(tiny_model, make_prompts([5]), method, GEN, 1, given)
+    number = torch.tensor([0])
+    _, forwards = continuer(number, canvas)
+    canvas[0, 12] = canvas[0, 3]
+    ended, fewer = continuer(number, canvas)
+    assert int(forwards) > int(fewer)
+    assert (ended[0, 12:] == canvas[0, 3]).all()

@@ -1,4 +1,4 @@
-"""Stop rules on hand-made steps of one row of six positions: 9 is end-of-text, -1 a position without a proposal."""
+"""Stop rules on hand-made steps of one row: 9 is end-of-text, -1 a position without a proposal."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from learn2pd.predictors.end_of_text import Ended, LearnedStop
+from learn2pd.predictors.saving import Contract, Predictor
+from learn2pd.registry import COMPONENTS
 from learn2pd.stops.anywhere import AnywhereStop
 from learn2pd.stops.eot import EotStop
+from learn2pd.stops.eot_filled import EotFilledStop
 from learn2pd.stops.eotp import EotpPaperStop
 from learn2pd.stops.none import NoStop
-from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction
+from learn2pd.stops.text import TextStop
+from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction, Window
 
 SPEC = ModelSpec(
     name="hand-made",
@@ -22,7 +29,9 @@ SPEC = ModelSpec(
     max_length=512,
     shifted_logits=False,
     fingerprint="",
+    text_of=lambda tokens: "".join("x" if token == 6 else "." for token in tokens),
 )
+ORDINARY = 4
 
 
 def end(stop, proposed, confidence, committed, forced=(), before=6, tokens=None):
@@ -93,3 +102,72 @@ def test_anywhere_cuts_before_the_first_mask_behind_an_end_of_text_and_never_bef
 def test_a_floor_that_is_no_confidence_is_refused(floor):
     with pytest.raises(ValueError, match="floor="):
         EotStop(floor)
+
+
+def learned(threshold):
+    """The trained rule. With a threshold of -1 it thinks everywhere that the answer has ended, and with 1 nowhere."""
+    contract = Contract(mask_id=1, vocab_size=400, eot_ids=SPEC.eot_ids)
+    return LearnedStop(Predictor("end_of_text", Ended.network(), threshold, contract))
+
+
+RULES = [
+    NoStop(),
+    EotStop(0.0),
+    EotStop(0.5),
+    EotFilledStop(),
+    EotFilledStop(whole_window=False),
+    AnywhereStop(),
+    EotpPaperStop(),
+    EotpPaperStop(accepted=False),
+    TextStop("x", 0.5),
+    learned(-1.0),
+    learned(1.0),
+]
+
+
+def test_the_rules_below_are_all_rules():
+    assert {rule.name for rule in RULES} == set(COMPONENTS["stop"])
+
+
+@st.composite
+def steps(draw):
+    """A state in which some tokens were given and some committed, with what is proposed and committed there."""
+    size = 8
+    given_at, masked, committed = (
+        torch.tensor([draw(st.lists(st.booleans(), min_size=size, max_size=size))]) for _ in range(3)
+    )
+    masked = masked & ~given_at
+    tokens = st.lists(st.sampled_from([ORDINARY, 6, 9]), min_size=size, max_size=size)
+    canvas, proposed, own = (torch.tensor([draw(tokens)]) for _ in range(3))
+    sure = st.lists(st.sampled_from([0.2, 0.4, 0.6, 0.8]), min_size=size, max_size=size)
+    state = DecodeState.start([[5, 5]], size, SPEC)
+    state = replace(
+        state,
+        tokens=torch.cat((state.tokens[:, :2], torch.where(masked, SPEC.mask_id, canvas)), dim=1),
+        masked=masked,
+        given=given_at,
+        window=Window(torch.tensor([0]), torch.tensor([draw(st.integers(1, size))])),
+    )
+    prediction = Prediction(proposed, torch.tensor([draw(sure)]), masked)
+    return state, prediction, Commit(committed & masked, tokens=own if draw(st.booleans()) else None)
+
+
+def with_ordinary_tokens(tokens, before):
+    """The same tokens, but for end-of-texts at the positions `before`, in whose place an ordinary token stands."""
+    return tokens.masked_fill(before & (tokens == 9), ORDINARY)
+
+
+@pytest.mark.parametrize("stop", RULES, ids=repr)
+@settings(max_examples=60)
+@given(step=steps())
+def test_an_end_of_text_before_a_given_token_is_to_every_rule_an_ordinary_token(stop, step):
+    """Given tokens too may be end-of-text. The first end-of-text behind the last given token ends the row."""
+    state, prediction, commit = step
+    last = max([position for position in range(8) if state.given[0, position]], default=-1)
+    before = torch.arange(8)[None] <= last
+    plain = (
+        replace(state, tokens=with_ordinary_tokens(state.tokens, torch.cat((torch.zeros(1, 2) > 0, before), dim=1))),
+        replace(prediction, tokens=with_ordinary_tokens(prediction.tokens, before)),
+        commit if commit.tokens is None else replace(commit, tokens=with_ordinary_tokens(commit.tokens, before)),
+    )
+    assert stop.ends(*step, stop.start(state, SPEC)).equal(stop.ends(*plain, stop.start(state, SPEC)))
