@@ -52,5 +52,6 @@ class LocalLeapPolicy(Policy):
     def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: None) -> Commit:
         anchors = eligible & (prediction.confidence >= self.threshold)
         marks = anchors.float()[:, None]  # [B, 1, G]
-        near = functional.max_pool1d(marks, 2 * self.radius + 1, stride=1, padding=self.radius)[:, 0] > 0
+        radius = min(self.radius, eligible.shape[1])  # a larger one reaches no more positions and takes more time
+        near = functional.max_pool1d(marks, 2 * radius + 1, stride=1, padding=radius)[:, 0] > 0
         return Commit(anchors | (eligible & near & (prediction.confidence >= self.relaxed_threshold)))

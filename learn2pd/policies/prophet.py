@@ -9,6 +9,8 @@ it commits every masked position of the canvas at once where this mean reaches t
 
     early, where s / steps < 0.33;    middle, where s / steps < 0.67;    late after that.
 
+A position that may hold only one id has no second token and does not count in the mean.
+
 A cache that scores the window alone shows the policy the window alone, so that less is decoded at once.
 
 Deviation from the authors' code: none. Their caller says where the answer begins; here the option does.
@@ -72,9 +74,10 @@ class ProphetPolicy(Policy):
     def select(self, prediction: Prediction, eligible: Tensor, state: DecodeState, memory: Any) -> Commit:
         commit = self.fixed.select(prediction, eligible, state, memory)
         first = int(self.answer_start * state.gen_length)
-        looked_at = prediction.valid[:, first : first + LOOKED_AT]
         margin = prediction.extra("logit_margin")[:, first : first + LOOKED_AT]
-        mean = margin.masked_fill(~looked_at, 0).sum(1) / looked_at.sum(1)  # NaN, which reaches no bar, where unscored
+        # the margin of a position that may hold only one id is infinite and says nothing of the answer
+        counted = prediction.valid[:, first : first + LOOKED_AT] & margin.isfinite()
+        mean = margin.masked_fill(~counted, 0).sum(1) / counted.sum(1)  # NaN, which reaches no bar, where none counts
         certain = (mean >= self.bar(state))[:, None]
         return Commit(commit.mask | (state.masked & prediction.valid & certain), memory=commit.memory)
 

@@ -16,8 +16,9 @@ from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.localleap import LocalLeapPolicy
 from learn2pd.policies.low_confidence import LowConfidencePolicy
 from learn2pd.policies.oracle import OraclePolicy, Reference
+from learn2pd.policies.prophet import ProphetPolicy
 from learn2pd.policies.threshold import ThresholdPolicy
-from learn2pd.types import Commit, Prediction
+from learn2pd.types import Commit, DecodeState, Prediction
 from tests.parity.quirks import LastRankFactor
 from tests.reference import rules
 
@@ -62,7 +63,7 @@ def test_the_quirk_of_factor_adds_the_last_candidate_and_nothing_else(row, facto
     assert quirky == (candidates if len(plain) == len(candidates) - 1 else plain)
 
 
-@given(row=rows, radius=st.integers(0, 4), anchor=levels, relaxed=levels)
+@given(row=rows, radius=st.sampled_from([0, 1, 2, 3, 4, 10, 10**15]), anchor=levels, relaxed=levels)
 def test_localleap_relaxes_near_what_is_certain(row, radius, anchor, relaxed):
     relaxed = min(anchor, relaxed)
     wanted = rules.localleap(anchor, relaxed, radius)(candidates_of(row))
@@ -142,3 +143,18 @@ def test_where_a_rule_takes_nothing_eligible_the_most_confident_is_committed(row
     wanted = rules.at_least_one(taken, candidates)
     assert positions(commit.mask) == wanted
     assert positions(commit.forced) == wanted - taken
+
+
+margins = st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 4.0, float("inf")]), min_size=1, max_size=8)
+
+
+@given(margins=margins, bar=st.sampled_from([0.5, 1.0, 2.0]))
+def test_a_position_that_may_hold_one_id_alone_says_nothing_to_prophet(margins, bar):
+    """Its margin over the second id is infinite."""
+    prediction, eligible = prediction_of([(0.5, True)] * len(margins))
+    prediction = replace(prediction, extras={"logit_margin": torch.tensor([margins])})
+    state = DecodeState.of_block(prediction.tokens, eligible)
+    commit = ProphetPolicy(bar, bar, bar).select(prediction, eligible, state, None)
+    counted = [margin for margin in margins[:5] if margin < float("inf")]
+    certain = bool(counted) and sum(counted) / len(counted) >= bar
+    assert positions(commit.mask) == (set(range(len(margins))) if certain else {0})
