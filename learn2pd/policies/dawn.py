@@ -113,7 +113,7 @@ class DawnPolicy(Policy):
         """
         assert prediction.attention is not None
         attention = prediction.attention
-        columns = state.prompt_width + state.visible - state.pad
+        columns = attention.any(2).sum(1)  # [B], those that the forward computed and that attend to others
         sinks = attention.sum(1) / columns[:, None] > self.sink
         itself = torch.eye(attention.shape[1], dtype=torch.bool, device=attention.device)
         counts = attention.masked_fill(sinks[:, None] | itself, 0)

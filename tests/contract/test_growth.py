@@ -19,7 +19,7 @@ from learn2pd import (
     decode,
 )
 from learn2pd.models.kv import KVStore
-from tests.contract.helpers import BLOCK, MODELS, outcome, run
+from tests.contract.helpers import BLOCK, MODELS, outcome, policies, run
 
 LONG = 200
 END = 40  # the generation position at which only an end-of-text is allowed
@@ -83,6 +83,21 @@ def test_on_other_models_the_sequence_ends_with_the_window(whole, policy, make_p
     for number, prompt in enumerate(prompts):
         alone = run(whole, [prompt], policy, cache=GrowCache(), gen_length=3 * BLOCK, index=[number], **parts)
         assert outcome(alone, whole) == {key: [rows[number]] for key, rows in everything.items()}
+
+
+# what a canvas holds behind the window decides nothing, unless the policy measures by the length of the canvas
+OF_ANY_LENGTH = [name for name, policy in policies().items() if not policy.reads_canvas and name != "prophet"]
+
+
+@pytest.mark.parametrize("policy", OF_ANY_LENGTH)
+def test_the_answer_does_not_depend_on_how_long_the_canvas_may_become(policy, tiny_model, make_prompts):
+    prompts = make_prompts([3, 9])
+    parts = {"scheduler": BlocksScheduler(BLOCK), "cache": GrowCache()}
+    short, long = (
+        run(tiny_model, prompts, policies()[policy], gen_length=blocks * BLOCK, **parts) for blocks in (2, 12)
+    )
+    assert long.canvas[:, : 2 * BLOCK].equal(short.canvas)
+    assert long.committed_at[:, : 2 * BLOCK].equal(short.committed_at)
 
 
 def test_the_default_cache_grows(whole, make_prompts):
