@@ -108,6 +108,8 @@ class AdaBlockScheduler(SemanticBlocks):
     def block_end(
         self, state: DecodeState, searched: Window, prediction: Prediction, memory: None
     ) -> tuple[Tensor, Tensor]:
-        delimiter = searched.mask(state.gen_length) & prediction.valid & is_among(prediction.tokens, self.delimiter_ids)
+        # only masked positions have proposals of their own; an observer may ask for some at committed positions too
+        proposed = searched.mask(state.gen_length) & prediction.valid & state.masked
+        delimiter = proposed & is_among(prediction.tokens, self.delimiter_ids)
         confidence, place = prediction.confidence.masked_fill(~delimiter, -1.0).max(1)
         return place + 1, confidence >= self.delimiter_threshold

@@ -1,12 +1,14 @@
 """Dynamic sliding block (DSB, arXiv 2602.05992): the window starts at the leftmost mask and slides with every commit.
 
-The rule: with the leftmost mask at position p and n decided tokens, the window holds the positions i with
+The rule: with the leftmost mask at position p and n decided tokens before its end, the window holds the positions i
+with
 
     p <= i < block_length + n                             for `mode="greedy"`,
     p <= i < min(block_length + n, p + block_length)      for `mode="const"`.
 
-With `greedy` the window grows whenever a token behind the leftmost mask is committed first. With `const` it never has
-more than `block_length` tokens.
+So a greedy window ends with its mask number `block_length`. Decided tokens behind the window, such as an end of the
+answer that the caller gave, do not count. With `greedy` the window grows whenever a token behind the leftmost mask is
+committed first. With `const` it never has more than `block_length` tokens.
 
 No deviation from the authors' window is known. See caches/dsb.py for the cache of the same paper.
 """
@@ -43,7 +45,8 @@ class DSBScheduler(Scheduler):
 
     def propose(self, state: DecodeState, memory: None) -> Window:
         start = state.leftmost_mask
-        stop = self.block_length + state.decided.sum(1)
+        before = state.masked.cumsum(1) - state.masked.long()  # [B, G], the masks before each position
+        stop = (before < self.block_length).sum(1)
         if self.mode == "const":
             stop = torch.minimum(stop, start + self.block_length)
         return Window(start, torch.minimum(stop, state.end))

@@ -12,6 +12,7 @@ from learn2pd.schedulers.adablock import AdaBlockScheduler
 from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.schedulers.dsb import DSBScheduler
 from learn2pd.schedulers.lookahead import LookaheadScheduler
+from learn2pd.schedulers.sub_blocks import Shift, SubBlocksScheduler
 from learn2pd.types import DecodeState, ModelSpec, Prediction
 from tests.reference import windows
 from tests.reference.row import Row
@@ -79,3 +80,45 @@ def test_adablock_ends_a_block_at_the_surest_delimiter_of_the_next_quarter(commi
     reference = windows.AdaBlock(DELIMITERS, length, threshold)
     reference.before(row)
     assert bounds(window) == reference.after(row, dict(enumerate(padded)))
+
+
+@given(
+    masked=st.lists(st.booleans(), min_size=1, max_size=30).filter(any),
+    held=st.lists(st.booleans(), min_size=30, max_size=30),
+    length=lengths,
+)
+def test_what_stands_behind_a_window_does_not_move_it(masked, held, length):
+    """Such as an end of the answer that the caller gave."""
+    for scheduler in (
+        BlocksScheduler(length),
+        BlocksScheduler(length, "grid"),
+        SubBlocksScheduler(2 * length, length),
+        AdaBlockScheduler(DELIMITERS, length, 0.5),
+        DSBScheduler(length, "const"),
+        DSBScheduler(length, "greedy"),
+        LookaheadScheduler(length),
+        LookaheadScheduler(),
+    ):
+        window = bounds(scheduler.propose(state_of(masked)[0], Shift(True)))
+        other = [*masked[: window[1]], *held[window[1] : len(masked)]]
+        assert bounds(scheduler.propose(state_of(other)[0], Shift(True))) == window
+
+
+@given(
+    proposals=st.lists(st.tuples(st.integers(2, 6), levels), min_size=4, max_size=40),
+    held=st.lists(st.booleans(), min_size=40, max_size=40),
+    length=lengths,
+    threshold=levels,
+)
+def test_adablock_reads_no_proposals_at_tokens_that_stand(proposals, held, length, threshold):
+    """An observer may ask for them: the block ends where it does when nobody has asked."""
+    scheduler = AdaBlockScheduler(DELIMITERS, length, threshold)
+    state, _ = state_of([True, *(not stands for stands in held[1 : len(proposals)])])
+    state = replace(state, given=~state.masked)
+    state = replace(state, window=scheduler.propose(state, None))
+    tokens, confidence = (torch.tensor([column]) for column in zip(*proposals, strict=True))
+    asked, plain = (
+        bounds(scheduler.resolve(state, state.window, Prediction(tokens * valid, confidence * valid, valid), None))
+        for valid in (torch.ones_like(state.masked), state.masked)
+    )
+    assert asked == plain

@@ -82,7 +82,7 @@ class AdaBlock:
 
 
 class DSB:
-    """DSB: from the leftmost mask to block_length + (tokens committed so far); mode const limits it to block_length."""
+    """DSB: from the leftmost mask to block_length + (tokens decided before there); const limits it to block_length."""
 
     def __init__(self, block_length: int, mode: str) -> None:
         self.block_length = block_length
@@ -90,9 +90,11 @@ class DSB:
 
     def before(self, row: Row) -> Bounds:
         start = row.first_mask()
-        committed = row.masked.count(False)
+        stop = self.block_length
+        while stop < row.gen_length and self.block_length + row.masked[:stop].count(False) > stop:
+            stop += 1
         limit = row.gen_length if self.mode == "greedy" else start + self.block_length
-        return start, min(self.block_length + committed, limit, row.gen_length)
+        return start, min(stop, limit, row.gen_length)
 
     def after(self, row: Row, proposals: Proposals) -> Bounds:
         return self.before(row)
