@@ -129,12 +129,15 @@ class Loop:
         end = torch.where(fails, state.leftmost_mask, stop.ends(state, prediction, commit, run.stop_memory))
         end = torch.maximum(end, state.given_end)
         after = state.commit(commit, prediction.tokens, spec.mask_id).close(end, spec.eot_ids[0], stop.cuts, fails)
+        proposed = inside & prediction.valid
+        if commit.revoke is not None and not policy.scores_committed:
+            proposed = proposed & ~commit.revoke  # only an observer asked what is proposed at a committed position
         after = replace(
             after,
             step=state.step + state.open,
             failed=state.failed | not_finite,
             committed_with=torch.where(commit.mask, prediction.confidence, state.committed_with),
-            previous=torch.where(inside & prediction.valid, prediction.tokens, NOT_PROPOSED),
+            previous=torch.where(proposed, prediction.tokens, NOT_PROPOSED),
             stays=stays(commit, state, end, policy) & ~not_finite,
         )
         self.observer.observe(Step(state, prediction, commit, after))

@@ -10,6 +10,9 @@ from learn2pd.types import Step
 class Observer:
     """The base class of all observers. Its own `observe` does nothing.
 
+    An observer changes no answer, with one exception: at a temperature above 0, the noise of a row is drawn in the
+    order of its scored positions, so that an observer that asks for more positions makes a run draw other samples.
+
     Attributes:
         needs: The extras of the prediction that the observer reads, as for a role.
         scores_committed: True asks the model for proposals at the committed positions of the window too.
