@@ -157,6 +157,7 @@ class DecodeState(RowMemory):
         committed_at: [B, G] long, the step in which the position was committed, -1 where it was not.
         committed_with: [B, G] float32, the confidence that the proposal of the position had in the step that committed
             it, 0 where the position was not committed.
+        commits: [B] long, the number of commits so far, those that were closed or taken back later included.
         previous: [B, G] long, the tokens that the last step proposed in its window, `NOT_PROPOSED` elsewhere.
         step: [B] long, the steps that the row has taken.
         forwards: [B] long, the forwards of the model in which the row took part.
@@ -182,6 +183,7 @@ class DecodeState(RowMemory):
     visible: Tensor
     committed_at: Tensor
     committed_with: Tensor
+    commits: Tensor
     previous: Tensor
     step: Tensor
     forwards: Tensor
@@ -272,6 +274,7 @@ class DecodeState(RowMemory):
             visible=full,
             committed_at=nowhere,
             committed_with=torch.zeros_like(masked, dtype=torch.float32),
+            commits=zeros,
             previous=nowhere,
             step=zeros,
             forwards=zeros,
@@ -377,6 +380,7 @@ class DecodeState(RowMemory):
             tokens=self.tokens.slice_scatter(canvas, 1, self.prompt_width),
             masked=masked,
             committed_at=committed_at,
+            commits=self.commits + commit.mask.sum(1),
             revoked=revoked,
             edited=self.edited + (commit.mask ^ decoded).sum(1),
             flip_flops=self.flip_flops + again.sum(1),

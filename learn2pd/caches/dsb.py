@@ -28,17 +28,17 @@ from learn2pd.types import DecodeState, ForwardPlan, ModelSpec, RowMemory
 
 @dataclass(frozen=True)
 class Refreshed(RowMemory):
-    """The last window, and the commits since the last full forward.
+    """The last window, and the commits before the last full forward.
 
     Attributes:
         extra: The columns left of a window whose output is needed to propose the window's first token.
         start: [B] long, the start of the last window.
-        since: [B] long, the tokens committed since the last full forward, -1 before the first one.
+        commits: [B] long, the commits before the last full forward, -1 before the first one.
     """
 
     extra: int
     start: Tensor
-    since: Tensor
+    commits: Tensor
 
 
 class DSBCache(Cache):
@@ -70,17 +70,15 @@ class DSBCache(Cache):
     def plan(self, state: DecodeState, score: Tensor, memory: Refreshed) -> tuple[list[ForwardPlan], Refreshed]:
         start = state.window.start
         stop = state.window.stop
-        # the commits are counted step by step, since a stop rule may later close positions that were committed
-        committed = (state.committed_at == state.step[:, None] - 1).sum(1)
-        since = torch.where(memory.since < 0, self.refresh_tokens, memory.since + committed)
-        refresh = state.open & (since >= self.refresh_tokens)
+        since = state.commits - memory.commits
+        refresh = state.open & ((memory.commits < 0) | (since >= self.refresh_tokens))
         before = torch.maximum(start - memory.start, torch.full_like(start, self.prefix_window))
         first = torch.maximum(start - before, state.pad - state.prompt_width)
         last = torch.minimum(stop + self.suffix_window, state.visible)
         score = score & self.scored(state, refresh, first, torch.minimum(stop, last))
         plans = full_plan(state, refresh, score, keep=True)
         plans += partial_plan(state, state.open & ~refresh, first, last, score, state.visible, memory.extra)
-        return plans, Refreshed(memory.extra, start, torch.where(refresh, 0, since))
+        return plans, Refreshed(memory.extra, start, torch.where(refresh, state.commits, memory.commits))
 
     def scored(self, state: DecodeState, refresh: Tensor, first: Tensor, stop: Tensor) -> Tensor:
         """Mark the positions that the step may score: those before `stop`. A subclass may decide otherwise.

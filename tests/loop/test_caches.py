@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -19,6 +21,7 @@ from learn2pd import (
     PrefixCache,
     ThresholdPolicy,
 )
+from learn2pd.types import Commit, DecodeState
 from tests.contract.helpers import BLOCK, CACHES, GEN, MODELS, SCHEDULERS, every_second, fits, outcome, run
 
 LENGTHS = [3, 21, 12]
@@ -96,32 +99,42 @@ def test_after_a_refresh_only_the_window_is_recomputed(cache, later, model, make
 
 
 class Commits(Observer):
-    """Notes how many tokens every step committed, those it closed itself not counted."""
+    """Notes how many tokens every step committed."""
 
     def __init__(self):
-        self.states = []
+        self.made = []
 
     def observe(self, step):
-        self.states.append(step.state)
-
-    def made(self):
-        pairs = zip(self.states, self.states[1:], strict=False)
-        return [int((after.committed_at == before.step[:, None]).sum()) for before, after in pairs]
+        self.made.append(int(step.commit.mask.sum()))
 
 
-def test_commits_count_towards_a_refresh_though_an_end_of_text_closes_them_later(model, make_prompts):
+def test_commits_count_towards_a_refresh_though_an_end_of_text_closes_them(model, make_prompts):
     closed = 0
     for number in range(6):
         watched, commits = Counting(DSBCache(6, prefix_window=2)), Commits()
         parts = {"scheduler": DSBScheduler(BLOCK), "cache": watched, "stop": EotStop(0.0), "observer": commits}
         state = run(model, make_prompts([12], seed=number), ThresholdPolicy(0.8), gen_length=40, **parts)
-        since, made = 6, [*commits.made(), 0]
+        since, made = 6, commits.made
         for step, columns in enumerate(watched.columns):
             refreshes = columns[0][1] == 12 + 40
             assert refreshes == (since >= 6)
             since = made[step] + (0 if refreshes else since)
-        closed += sum(made[:-1]) > int((state.committed_at >= 0).sum())
+        closed += sum(made) > int((state.committed_at >= 0).sum())
     assert closed
+
+
+@pytest.mark.parametrize("end", [4, 1], ids=["all stay", "three of four are closed at once"])
+def test_what_a_step_commits_counts_towards_a_refresh_though_the_same_step_closes_it(end, tiny_model, make_prompts):
+    cache, spec = DSBCache(refresh_tokens=4), tiny_model.spec
+    state = DecodeState.start(make_prompts([3]), GEN, spec)
+    state = replace(state, window=DSBScheduler(BLOCK).propose(state, None))
+    _, memory = cache.plan(state, state.masked, cache.start(state, spec))
+    four = torch.arange(GEN)[None] < 4
+    after = state.commit(Commit(four), torch.full_like(state.canvas, 7), spec.mask_id)
+    after = replace(after, step=state.step + 1).close(torch.tensor([end]), spec.eot_ids[0], cut=False)
+    after = replace(after, masked=torch.arange(GEN)[None] >= GEN - 1)  # so that the row is open
+    plans, _ = cache.plan(after, after.masked, memory)
+    assert [plan.query.shape[1] for plan in plans] == [3 + GEN]
 
 
 def test_rows_of_a_batch_refresh_and_reuse_in_the_same_step(model, make_prompts):
