@@ -155,8 +155,6 @@ def _training(predictor: Predictor) -> list[str]:
     lines = [
         f"The model was {contract.model or 'not named'}, and its fingerprint "
         f"{'`' + contract.model_fingerprint + '`' if contract.model_fingerprint else 'is not known'}.",
-        "The labels are the model's own answers with one token a step: a proposal is right where it equals the token "
-        "of that answer.",
     ]
     trained_on = predictor.metrics.get("trained_on")
     if isinstance(trained_on, dict):

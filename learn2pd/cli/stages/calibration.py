@@ -104,6 +104,17 @@ def check_target(config: RunConfig, prompts: Sequence[Prompt]) -> None:
     check_enough(len(usable), options.target_agreement, options.max_accuracy_drop, confidence)
 
 
+# what the labels of a filter call right, in the words of its card
+LABELS = {
+    "reference": "it equals the token of the model's answer with one token a step",
+    "own_answer": "it equals the token of the filter's own answer, where a checker accepts this answer, and elsewhere "
+    "the token of the model's answer with one token a step",
+    "continuation": "it equals what one token a step writes from that state",
+    "checked": "the answer is right that follows when it is committed alone",
+    "checked_together": "the answer is right that follows when it is committed with all that are right",
+}
+
+
 def _trained_on(config: RunConfig) -> dict[str, Any]:
     """Return the facts about the training that the card of a policy tells. A file is named without its folder."""
     data = config.data
@@ -114,6 +125,7 @@ def _trained_on(config: RunConfig) -> dict[str, Any]:
         "number of training prompts": data.train_prompts,
         "canvas of the recording in tokens": config.decode.gen_length,
         "rounds in which the filter's own decodes were recorded": config.train.rounds,
+        "a proposal is right where": LABELS[config.record.labels],
         "seed": config.seed,
     }
 

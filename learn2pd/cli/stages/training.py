@@ -241,7 +241,7 @@ def check_filter(config: RunConfig, model: Model) -> None:
         UserError: the rounds have an option that the filter does not take, or the filter to fine-tune was trained for
             something else.
     """
-    untrained = Predictor("filter", network_of(config, "filter", 1), 0.5, Contract.of(model.spec))
+    untrained = Predictor("filter", network_of(config, "filter"), 0.5, Contract.of(model.spec))
     rollout_policy(config, untrained)
     if config.train.start != "scratch":
         spec = model.spec
