@@ -17,7 +17,7 @@ import torch
 
 from learn2pd.cli.config import RunConfig
 from learn2pd.cli.stages.calibration import check_target, stage_calibrate
-from learn2pd.cli.stages.comparison import check_comparison, stage_compare
+from learn2pd.cli.stages.comparison import check_comparison, needs_policy_of_run, stage_compare
 from learn2pd.cli.stages.components import check_decoding, checkers_of, model_of, prompts_of, usable_prompts
 from learn2pd.cli.stages.recording import (
     check_hidden,
@@ -77,6 +77,37 @@ def run_stages(config: RunConfig, only: str | None = None) -> None:
         processes.part()
 
 
+def check_needed(config: RunConfig, stages: Sequence[str]) -> None:
+    """Check that overwrite=true does not delete the outputs of stages that a command needs and does not run.
+
+    Args:
+        config: the configuration.
+        stages: the stages that are going to run.
+
+    Raises:
+        UserError: a stage needs the outputs of a stage that is not before it.
+    """
+    if not config.overwrite:
+        return
+    for place, stage in enumerate(stages):
+        for needed in _needed(config, stage):
+            if needed not in stages[:place]:
+                raise UserError(
+                    f"overwrite=true deletes the outputs of the stage {needed!r}, which the stage {stage!r} needs: "
+                    f"start again with learn2pd run config={config.name} overwrite=true, or give resume=true instead"
+                )
+
+
+def _needed(config: RunConfig, stage: str) -> tuple[str, ...]:
+    """Return the stages whose outputs a stage reads."""
+    if stage == "reinforce":
+        return ("calibrate",) if config.policy is None else ()
+    if stage == "compare":
+        last = "reinforce" if "reinforce" in config.stages else "calibrate"
+        return (last,) if needs_policy_of_run(config) else ()
+    return {"train": ("record",), "calibrate": ("record", "train")}.get(stage, ())
+
+
 def _lead(config: RunConfig, stages: Sequence[str], processes: Processes) -> None:
     """Check the configuration and run the stages, in the first process of a run."""
     if "train" in stages:
@@ -102,6 +133,7 @@ def _lead(config: RunConfig, stages: Sequence[str], processes: Processes) -> Non
     with claim_output(config) as output:
         if set(stages) - {"reinforce", "compare"} and not config.overwrite:
             check_recording(config, output)
+        check_needed(config, stages)
         open_output(config, output, stages)
         (output / REPLAY_FILE).unlink(missing_ok=True)  # replays of an earlier command may show another policy
         try:

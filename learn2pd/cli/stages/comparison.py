@@ -66,6 +66,12 @@ from learn2pd.roles import Policy
 from learn2pd.statistics.bootstrap import Bootstrap
 
 log = logging.getLogger(__name__)
+# the predictor beside the filter that a component reads from the folder of the policy, by its role and name
+PREDICTOR_OF = {
+    ("policy", "keep"): "keep",
+    ("stop", "learned"): "end_of_text",
+    ("scheduler", "adablock_learned"): "boundary",
+}
 
 
 def stage_compare(config: RunConfig, output: Path) -> dict[str, Any]:
@@ -136,7 +142,8 @@ def check_comparison(config: RunConfig, model: Model, output: Path, trains: bool
         trains: the run is going to train and export a filter.
 
     Raises:
-        UserError: the configuration lists no method or no stop rule, or one of them cannot be built.
+        UserError: the configuration lists no method or no stop rule, one of them cannot be built, or one of them needs
+            a predictor that the run does not train.
     """
     if not config.compare.methods:
         raise UserError("compare.methods is empty: list at least one method with name and policy")
@@ -158,19 +165,63 @@ def check_comparison(config: RunConfig, model: Model, output: Path, trains: bool
         check_rival(config, method)
         rival_of(model, method)
     waits = trains and config.compare.policy is None
+    folder = policy_folder(config, output)
     for stop in config.compare.stops:
         for _, method in methods:
             if method.policy in RIVALS:
                 continue
-            parts: tuple[tuple[str, str, dict[str, Any]], ...] = (
-                ("policy", method.policy, method.options),
-                ("scheduler", method.scheduler, method.scheduler_options),
-                ("cache", method.cache, method.cache_options),
-                ("stop", stop, {}),
+            roles = _roles_that_need_the_policy(method, stop)
+            if waits and roles:
+                _check_will_be_trained(config, method, stop, roles)
+            else:
+                method_of(config, model, folder, method, stop)
+
+
+def needs_policy_of_run(config: RunConfig) -> bool:
+    """Say whether the comparison reads the policy that this run trains.
+
+    Args:
+        config: the configuration.
+
+    Raises:
+        UserError: the name or an option of a component is unknown.
+    """
+    methods = [method for _, method in expand_sweeps(config.compare.methods) if method.policy not in RIVALS]
+    return config.compare.policy is None and any(
+        _roles_that_need_the_policy(method, stop) for stop in config.compare.stops for method in methods
+    )
+
+
+def _roles_that_need_the_policy(method: MethodConfig, stop: str) -> list[str]:
+    """Check the names and options of a method, and return the roles that still need the folder of a policy."""
+    parts: tuple[tuple[str, str, dict[str, Any]], ...] = (
+        ("policy", method.policy, method.options),
+        ("scheduler", method.scheduler, method.scheduler_options),
+        ("cache", method.cache, method.cache_options),
+        ("stop", stop, {}),
+    )
+    needed = {role: lacking(role, name, options) for role, name, options in parts}
+    return [role for role, names in needed.items() if "folder" in names]
+
+
+def _check_will_be_trained(config: RunConfig, method: MethodConfig, stop: str, roles: Sequence[str]) -> None:
+    """Check that the run exports the predictors that a method reads from the folder of the policy."""
+    names = {"policy": method.policy, "scheduler": method.scheduler, "cache": method.cache, "stop": stop}
+    for role in roles:
+        predictor = PREDICTOR_OF.get((role, names[role]))
+        if predictor is None:
+            continue
+        told = f"{role}={names[role]!r} of the method {method.name!r} needs the predictor {predictor!r}"
+        if "reinforce" in config.stages:
+            raise UserError(
+                f"compare: {told}, and the stage reinforce exports the filter alone: give compare.policy=FOLDER, or "
+                "leave it out"
             )
-            needed = [name for part in parts for name in lacking(*part)]
-            if not (waits and "folder" in needed):
-                method_of(config, model, policy_folder(config, output), method, stop)
+        if predictor not in config.train.predictors:
+            raise UserError(
+                f"train.predictors={config.train.predictors!r}: {told}: add {predictor} to train.predictors, or leave "
+                "the method out"
+            )
 
 
 def policy_folder(config: RunConfig, output: Path) -> Path:

@@ -7,6 +7,7 @@ outputs of the stages that a changed key belongs to are deleted before run.json 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import shutil
 from collections.abc import Collection, Iterator
@@ -15,11 +16,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from learn2pd.cli.config import differences, identity
+from learn2pd.cli.config import RunConfig, differences, identity
+from learn2pd.cli.values import keys_of
 from learn2pd.errors import UserError
-from learn2pd.files import read_json, write_json
+from learn2pd.files import here_or_shipped, read_json, write_json
+from learn2pd.recording.schema import RECORDING
 
 log = logging.getLogger(__name__)
+Changes = dict[str, tuple[Any, Any]]  # the old and the new value of changed keys
+WRITTEN = ("output_dir", "export_path")  # keys of folders that are written, and not read
 RUN_FILE = "run.json"  # the description of the run
 METRICS_FILE = "metrics.json"  # the figures of its stages
 LOCK_FILE = ".lock"
@@ -68,6 +73,7 @@ def claim_output(config: Any) -> Iterator[Path]:
         UserError: another run is writing to the folder, or the folder cannot be written.
     """
     output = Path(config.output_dir)
+    _check_folder(config, output)
     lock = FileLock(output / LOCK_FILE)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -99,18 +105,114 @@ def open_output(config: Any, output: Path, stages: Collection[str] = ()) -> None
     Raises:
         UserError: the folder holds a run of another configuration (the message names the differences), a changed key
             belongs to a stage that is done and is not going to run, the description or the figures of the earlier run
-            cannot be read, or the folder cannot be written.
+            cannot be read, something would be deleted that is not of a run or that this command reads, or the folder
+            cannot be written.
     """
     described = identity(config)
+    changed = check_output(config, output, stages)
     try:
         if config.overwrite:
             for name in OUTPUTS:
                 _delete(output / name)
         else:
-            _continue(config, output, described, stages)
+            _drop_changed(output, described, changed)
         write_json(output / RUN_FILE, described)
     except OSError as error:
         raise UserError(f"output_dir={config.output_dir}: cannot be written ({error.strerror})") from error
+
+
+def check_output(config: Any, output: Path, stages: Collection[str] = ()) -> Changes:
+    """Check, without changing anything, that a command may go on or begin in the output_dir.
+
+    Args:
+        config: the configuration.
+        output: the output_dir of the run.
+        stages: the stages that are going to run.
+
+    Returns:
+        The old and the new value of every key that has changed, by its name; empty with `overwrite=true`.
+
+    Raises:
+        UserError: the output_dir is a file, `overwrite=true` would delete what is not of a run or what the command
+            reads, or the run there cannot be continued.
+    """
+    _check_folder(config, output)
+    if config.overwrite:
+        _check_overwrite(config, output)
+        return {}
+    return _changes(config, output, stages)
+
+
+def _check_folder(config: Any, output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output_dir={config.output_dir}: it is a file; expected a folder")
+
+
+def _check_overwrite(config: Any, output: Path) -> None:
+    """Refuse to delete what no run has made, and what the command itself reads."""
+    strange = _strange(output)
+    if strange:
+        raise UserError(
+            f"output_dir={config.output_dir} holds {strange[0]!r} but no run of learn2pd, so overwrite=true deletes "
+            "nothing there: choose another output_dir, or move it away yourself"
+        )
+    doomed = [output / name for name in OUTPUTS if (output / name).exists()]
+    for key, path in _paths(config):
+        if any(_lies_in(Path(here_or_shipped(path)), place) for place in doomed):
+            raise UserError(
+                f"{key}={path!r} lies in output_dir={config.output_dir}, and overwrite=true would delete it before it "
+                "is read: choose another output_dir, or move it away first"
+            )
+
+
+def _strange(output: Path) -> list[str]:
+    """Return the names of outputs in a folder that no run is known to have made. A recording describes itself."""
+    figures = read_json(output / METRICS_FILE)
+    if _described(output) is not None or (figures and figures.keys() <= {*STAGE_OUTPUTS, "pretrain"}):
+        return []
+    ours = ["records"] if (output / "records" / RECORDING).is_file() else []
+    return [name for name in OUTPUTS if name not in ours and _holds_something(output / name)]
+
+
+def _described(output: Path) -> dict[str, Any] | None:
+    """Return the description of the run in a folder; None where there is none, or it is damaged."""
+    described = read_json(output / RUN_FILE)
+    return described if described and "name" in described else None
+
+
+def _holds_something(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.exists()
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Say whether a path exists and would be gone with a folder, by its name or by where its links lead."""
+    return path.exists() and (
+        path.resolve().is_relative_to(folder.resolve()) or path.absolute().is_relative_to(folder.absolute())
+    )
+
+
+def _paths(config: Any) -> Iterator[tuple[str, str]]:
+    """Yield the keys that may hold paths with their values: those that are meant for paths, and options."""
+    for key in keys_of(type(config)):
+        value: Any = functools.reduce(getattr, key.name.split("."), config)
+        if key.field.metadata.get("path") and key.name not in WRITTEN and isinstance(value, str):
+            yield key.name, value
+    methods = config.compare.methods if isinstance(config, RunConfig) else []
+    for number, method in enumerate(methods):
+        for options in ("options", "scheduler_options", "cache_options", "sweep"):
+            yield from _texts(f"compare.methods[{number}].{options}", getattr(method, options))
+
+
+def _texts(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield the texts in nested dicts and lists by their names."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _texts(f"{name}.{key}", inner)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _texts(f"{name}[{number}]", inner)
 
 
 def _delete(path: Path) -> None:
@@ -120,42 +222,61 @@ def _delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _continue(config: Any, output: Path, described: dict[str, Any], stages: Collection[str]) -> None:
-    """Make sure that the run in a folder may be continued, and delete what a changed key has made invalid."""
-    ways = "overwrite=true to start again" if config.job == "embedded" else "resume=true or overwrite=true"
+def _changes(config: Any, output: Path, stages: Collection[str]) -> Changes:
+    """Make sure that the run in a folder may be continued, and return what has changed since."""
     read_metrics(output)
+    strange = _strange(output)
+    again = "choose another output_dir" + (", or move it away" if strange else ", or set overwrite=true to start again")
     if not (output / RUN_FILE).exists():
-        unknown = [name for name in ("train", "rounds", METRICS_FILE) if (output / name).exists()]
-        if unknown:
+        unknown = [name for name in OUTPUTS if name != "records" and _holds_something(output / name)]
+        if unknown or strange:
             raise UserError(
-                f"output_dir={config.output_dir} holds {unknown[0]!r} but no {RUN_FILE}, so nobody knows what it was "
-                "made with: choose another, or set overwrite=true to start again"
+                f"output_dir={config.output_dir} holds {(unknown or strange)[0]!r} but no {RUN_FILE}, so nobody knows "
+                f"what it was made with: {again}"
             )
-        return
-    before = read_json(output / RUN_FILE)
+        return {}
+    before = _described(output)
     if before is None:
         raise UserError(
-            f"{output / RUN_FILE} is damaged, so nobody knows what the outputs beside it were made with: "
-            "choose another output_dir, or set overwrite=true to start again"
+            f"{output / RUN_FILE} is damaged, so nobody knows what the outputs beside it were made with: {again}"
         )
-    changed = differences(before, described)
+    changed = differences(before, identity(config))
     if not changed:
-        return
-    lines = [f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items()]
-    shown = "; ".join(lines[:4]) + ("; ..." if len(lines) > 4 else "")
+        return {}
     if not config.resume:
-        held = f"output_dir={config.output_dir} holds a run of another configuration ({shown})"
+        ways = "overwrite=true to start again" if config.job == "embedded" else "resume=true or overwrite=true"
+        held = f"output_dir={config.output_dir} holds a run of another configuration ({_worded(changed)})"
         raise UserError(f"{held}: choose another, or set {ways}")
-    order = list(STAGE_OUTPUTS)
-    first = min((_first_stage(key) for key in changed), key=order.index)
-    done = [stage for stage in order[order.index(first) :] if _has_started(output, stage)]
+    done = _outdated(output, changed)
     if done and done[0] not in stages:
         raise UserError(
-            f"resume=true with another configuration ({shown}): it changes the stage {done[0]!r}, which is done and is "
-            f"not among the stages of this command: run it too, choose another output_dir, or set the key back"
+            f"resume=true with another configuration ({_worded(changed)}): it changes the stage {done[0]!r}, which is "
+            "done and is not among the stages of this command: run it too, choose another output_dir, or set the key "
+            "back"
         )
+    return changed
+
+
+def _worded(changed: Changes) -> str:
+    """Word the first of the keys that have changed."""
+    lines = [f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items()]
+    return "; ".join(lines[:4]) + ("; ..." if len(lines) > 4 else "")
+
+
+def _outdated(output: Path, changed: Changes) -> list[str]:
+    """Return the stages that are done, from the first one that a changed key belongs to."""
+    order = list(STAGE_OUTPUTS)
+    first = min((_first_stage(key) for key in changed), key=order.index)
+    return [stage for stage in order[order.index(first) :] if _has_started(output, stage)]
+
+
+def _drop_changed(output: Path, described: dict[str, Any], changed: Changes) -> None:
+    """Delete the outputs that changed keys have made invalid."""
+    if not changed:
+        return
     kept = all(_keeps_trainings(key, old, new, described) for key, (old, new) in changed.items())
-    _invalidate(output, [stage for stage in done if not (kept and stage == "train")], shown)
+    invalid = [stage for stage in _outdated(output, changed) if not (kept and stage == "train")]
+    _invalidate(output, invalid, _worded(changed))
     old, new = changed.get("train.predictors", ([], []))
     _drop_predictors(output, set(old) - set(new))
 
