@@ -195,6 +195,48 @@ def test_a_folder_without_a_readable_run_is_one_line(files, told, tmp_path):
         write_report(folder_of(tmp_path, **files))
 
 
+def damaged_metrics(**changes):
+    figures = metrics()
+    figures["calibrate"]["filter"] |= changes
+    return figures
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("run.json", {}),
+        ("run.json", {"name": "x"}),
+        ("metrics.json", damaged_metrics(threshold="abc")),
+        ("metrics.json", damaged_metrics(curve=[{}])),
+        ("metrics.json", {"train": {"rounds": 5}}),
+        ("compare.json", {"rows": [{}]}),
+        ("compare.json", {"rows": 5}),
+        *(("replays.json", {"replays": wrong}) for wrong in (5, [{}], [5], "abc")),
+    ],
+    ids=str,
+)
+def test_the_damaged_file_itself_is_named(file, content, tmp_path):
+    run = whole_run()
+    whole = {
+        "run": run.described,
+        "metrics": run.metrics,
+        "compare": run.comparison,
+        "replays": {"replays": run.replays},
+    }
+    folder = folder_of(tmp_path, **(whole | {file.removesuffix(".json"): content}))
+    with pytest.raises(UserError, match="is damaged") as caught:
+        write_report(folder)
+    assert str(caught.value).startswith(str(folder / file))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_page_that_cannot_be_written_is_one_line(tmp_path):
+    folder = folder_of(tmp_path, run=whole_run().described)
+    (folder / "report.html").mkdir()
+    with pytest.raises(UserError, match=r"report\.html: cannot be written"):
+        write_report(folder)
+
+
 # ---- in a browser
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 
 from learn2pd import __version__
 from learn2pd.cli.config import RunConfig
@@ -40,6 +42,7 @@ from learn2pd.stops.eot import EotStop
 log = logging.getLogger(__name__)
 ONE_A_STEP = "one token a step"
 Methods = dict[str, Method]
+DAMAGES = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, TemplateError)  # from wrong figures
 
 
 def write_report(output: Path) -> Path:
@@ -52,26 +55,50 @@ def write_report(output: Path) -> Path:
         The file of the page.
 
     Raises:
-        UserError: the folder holds no run, or its files are damaged or of another version.
+        UserError: the folder holds no run, its files are damaged or of another version, or the page cannot be written.
     """
     described = read_json(output / RUN_FILE)
-    if described is None:
+    if described is None or "name" not in described:
         state = "is damaged" if (output / RUN_FILE).exists() else "does not exist, so there is no run to report"
         raise UserError(f"{output / RUN_FILE} {state}: give config=NAME or output_dir=FOLDER of a run")
     metrics = read_metrics(output)
     comparison = read_json(output / "compare.json") or {}
     replays = (read_json(output / REPLAY_FILE) or {}).get("replays", [])
     missing = _missing(output, metrics, comparison, replays)
-    try:
-        html = page(RunData(described["name"], __version__, described, metrics, comparison, replays, missing))
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(
-            f"output_dir={output}: {METRICS_FILE} or compare.json is damaged or of another version of learn2pd "
-            f"({type(error).__name__}: {error}): run its stages again"
-        ) from error
+    html = _page_of(output, RunData(described["name"], __version__, described, metrics, comparison, replays, missing))
     target = output / REPORT_FILE
-    target.write_text(html, encoding="utf-8")
+    try:
+        target.write_text(html, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
     return target
+
+
+def _page_of(output: Path, run: RunData) -> str:
+    """Return the page. A file whose figures the page cannot show is named."""
+    try:
+        return page(run)
+    except DAMAGES as error:
+        bare = replace(run, metrics={}, comparison={}, replays=())
+        parts = {
+            RUN_FILE: bare,
+            METRICS_FILE: replace(bare, metrics=run.metrics),
+            "compare.json": replace(bare, comparison=run.comparison),
+            REPLAY_FILE: replace(bare, replays=run.replays),
+        }
+        damaged = next((file for file, part in parts.items() if not _can_be_shown(part)), RUN_FILE)
+        raise UserError(
+            f"{output / damaged} is damaged or of another version of learn2pd ({type(error).__name__}: {error}): "
+            "delete it and run its stages again"
+        ) from error
+
+
+def _can_be_shown(run: RunData) -> bool:
+    try:
+        page(run)
+    except DAMAGES:
+        return False
+    return True
 
 
 def _missing(
