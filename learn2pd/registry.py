@@ -88,6 +88,11 @@ RIVALS = {
     "speculative": "learn2pd.autoregressive.methods:load_speculative",
     "pearl": "learn2pd.autoregressive.methods:load_pearl",
 }
+# what a module of the user's own may raise while it is imported
+IMPORT_ERRORS = (
+    *(ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError),
+    *(LookupError, ArithmeticError, RuntimeError, AssertionError, OSError),
+)
 LARGEST = 10**9  # largest whole number of an option; larger ones exceed every canvas and vocabulary and would overflow
 
 
@@ -246,9 +251,10 @@ def _import(role: str, target: str) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except IMPORT_ERRORS as error:
+        told = f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{role}={target!r}: cannot be imported ({error}); expected package.module:Class on the Python path"
+            f"{role}={target!r}: cannot be imported ({told}); expected package.module:Class on the Python path"
         ) from error
 
 

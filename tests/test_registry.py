@@ -169,3 +169,15 @@ def test_a_verifier_is_loaded_where_the_model_is(tiny_model):
     provided = provided_to(RunConfig(), tiny_model, Path())
     assert "device" in inspect.signature(load_apd).parameters
     assert provided["device"]() == str(tiny_model.adapter.device)
+
+
+@pytest.mark.parametrize(
+    "text", ["def f(:", "nothing_of_this_name", "1 / 0", "{}['a']", "raise RuntimeError('x')", "assert 0"]
+)
+def test_a_module_that_fails_while_it_is_imported_is_one_line(text, tmp_path, monkeypatch):
+    name = f"broken_{abs(hash(text))}"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="cannot be imported") as caught:
+        build("policy", f"{name}:Mine", {}, {})
+    assert "\n" not in str(caught.value)
