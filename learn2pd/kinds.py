@@ -143,3 +143,9 @@ def shown(value: Any) -> str:
     """Word a wrong value for a message of one line; a long one is cut."""
     text = repr(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
+def number_text(value: float) -> str:
+    """Word a number as shortly as it stays exact, such as 1e+06 or 4294967295."""
+    short = f"{value:g}"
+    return short if float(short) == value else str(value)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import itertools
+import json
 import logging
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +24,7 @@ from learn2pd.cli.methods import policy_of
 from learn2pd.cli.options import OWN, DecodeOptions, own_options
 from learn2pd.cli.values import keys_of
 from learn2pd.embedded.config import EmbeddedConfig
-from learn2pd.registry import COMPONENTS, INFORMED
+from learn2pd.registry import COMPONENTS, INFORMED, RIVALS
 
 ROOT = Path(__file__).parents[1]
 QUESTION = "Mia has 7 pears. She buys 5 more. How many pears does Mia have now?"
@@ -90,6 +94,25 @@ def test_a_prompt_is_taken_as_it_is(prompt):
         ("check", ["policy=learn2pd.policies.label_oracle:LabelOracle"], ["LabelOracle", "beforehand"]),
         ("decode", ["hi", "policy=nowhere"], ["nowhere", "policy.json"]),
         ("decode", ["hi", "stop=eto"], ["eto", "did you mean 'eot'"]),
+        ("config=tiny_filter", [], ["learn2pd run config=tiny_filter"]),
+        ("run", ["tiny_filter"], ["did you mean config=tiny_filter"]),
+        *(
+            ("decode", [prompt], ["unknown key", f"write prompt={prompt!r}"])
+            for prompt in ("x=3 what is y", "x=3", "seeed.x=1 and more")
+        ),
+        *(("decode", ["hi", f"policy={name}"], [name, "compare.methods"]) for name in RIVALS),
+        *(
+            (command, [f"{key}=true"], [key, "unknown key", f"learn2pd {command}"])
+            for command, key in itertools.product(("decode", "serve", "check"), ("resume", "overwrite"))
+        ),
+        ("eval", ["resume=true"], ["resume", "unknown key"]),
+        ("decode", ["hi", "stop=eot", "decode.stop_strings=[a]"], ["decode.stop_strings", "stop rules are eot"]),
+        ("decode", ["hi", "model=a/b", "model.path=c/d"], ["model=a/b", "model.path=c/d", "give one of them"]),
+        ("decode", ["hi", "model.revision=main"], ["model.revision='main'", "checkpoints/tiny-llada", "no revisions"]),
+        ("decode", ["hi", "decode.given=[a,b]"], ["decode.given", "or null behind"]),
+        ("check", ["prompts=none.jsonl"], ["prompts='none.jsonl'"]),
+        ("check", ["data.tasks=[]"], ["data.tasks is empty"]),
+        ("record", ["config=tiny_filter", "output_dir=README.md", "--dry-run"], ["output_dir=README.md", "a file"]),
         ("decode", [" "], ["prompt is empty"]),
         ("decode", [], ["prompt is empty"]),
     ],
@@ -283,3 +306,41 @@ def test_a_full_disk_behind_the_output_is_one_line():
     assert done.returncode == 2
     assert b"no space left" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["hi", "stop=eot"], ["hi", "stop=text", "decode.stop_strings=[a]"], ["hi"]], ids=str
+)
+def test_a_stop_rule_that_goes_with_the_stop_strings_is_taken(arguments, capsys):
+    cli.run_command("decode", [*arguments, "decode.gen_length=8", "decode.block_length=8", "policy=threshold"])
+
+
+@pytest.mark.parametrize("name", ["a:b", "plain"])
+@pytest.mark.parametrize("given", ["policy={}", "output_dir={}"])
+def test_a_trained_policy_is_found_in_every_folder(tmp_path, name, given):
+    folder = tmp_path / name / "policy"
+    shutil.copytree(ROOT / "checkpoints" / "tiny-llada-filter", folder)
+    value = folder if given.startswith("policy") else folder.parent
+    arguments = cli.read_arguments("decode", ["hi", given.format(value)])
+    config = load_config(None, arguments.overrides)
+    assert policy_of(config, own_options("decode", arguments.own), arguments.has_run) == ("keep", folder)
+
+
+@pytest.mark.parametrize("errno_", [errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.EIO, errno.EDQUOT])
+def test_a_file_that_cannot_be_written_is_one_line(errno_, capsys):
+    def fail():
+        raise OSError(errno_, os.strerror(errno_), "outputs/x")
+
+    assert cli.guarded(fail) == 2
+    assert capsys.readouterr().err == f"error: outputs/x: cannot be read or written ({os.strerror(errno_)})\n"
+
+
+@pytest.mark.parametrize("lacking", ["mask_id", "vocab_size"])
+def test_a_policy_that_lacks_a_fact_of_its_training_is_one_line(lacking, tmp_path):
+    shutil.copytree(ROOT / "checkpoints" / "tiny-llada-filter", tmp_path / "policy")
+    file = tmp_path / "policy" / "policy.json"
+    described = json.loads(file.read_text())
+    del described["contract"][lacking]
+    file.write_text(json.dumps(described))
+    line = refusal("decode", "hi", f"policy={tmp_path / 'policy'}")
+    assert f"contract lacks {lacking}" in line

@@ -74,8 +74,14 @@ def test_an_option_of_a_component_can_be_overridden_alone():
         ("compare.methods=[{nmae: x, policy: fixed}]", ["nmae", "did you mean 'name'"]),
         ("decode=3", ["decode", "3"]),
         ("compare.methods=[{policy: fixed}]", ["compare.methods[0].name", "must be set"]),
-        ("seed=-1", ["seed=-1", "from 0"]),
-        ("seed=99999999999999999999", ["seed", "to 4.29"]),
+        ("seed=-1", ["seed=-1", "from 0 to 4294967295"]),
+        ("output_dir=", ["output_dir is empty", "a path"]),
+        ("output_dir=' '", ["output_dir is empty"]),
+        ("model.path=", ["model.path is empty"]),
+        ("stages=[record,record]", ["stages=", "'record' stands there twice"]),
+        ("train.predictors=[keep,keep]", ["train.predictors=", "'keep' stands there twice"]),
+        ("compare.stops=[none,eot,none]", ["compare.stops=", "'none' stands there twice"]),
+        ("seed=99999999999999999999", ["seed", "to 4294967295"]),
     ],
 )
 def test_a_wrong_override_is_named(override, named):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import socket
 import time
 
@@ -11,6 +12,7 @@ import torch
 from huggingface_hub import constants
 
 from learn2pd.cli import doctor as room
+from learn2pd.cli.config import identity, load_config
 from learn2pd.cli.main import guarded, run_command
 from learn2pd.data.reading import hub_records
 from learn2pd.errors import UserError
@@ -63,8 +65,21 @@ def test_a_run_of_the_small_model_can_start_without_a_network(capsys, no_network
         (["model.path=checkpoints/none"], ["model.path='checkpoints/none'", "the folder does not exist"]),
         (["model.dtype=int4"], ["model.dtype='int4'"]),
         (["model.device=cuda:99"], ["model.device='cuda:99'"]),
-        (["data.source=jsonl", "data.path=none.jsonl"], ["data.path", "none.jsonl does not exist"]),
-        (["policy=none"], ["policy", "none does not exist"]),
+        (["data.source=jsonl", "data.path=none.jsonl"], ["data.path='none.jsonl'"]),
+        (["data.source=jsonl"], ["data.path is not set"]),
+        (["data.test_path=none.jsonl"], ["data.test_path"]),
+        (["data.domain=none.jsonl"], ["data.domain='none.jsonl'"]),
+        (["data.tasks=[zzz]"], ["data.tasks", "'zzz'"]),
+        (["data.tasks=[]"], ["data.tasks is empty"]),
+        (["policy=none"], ["policy='none': the folder does not exist"]),
+        (["policy=README.md"], ["policy='README.md': this is a file"]),
+        (["policy=null"], ["policy"]),
+        (["policy=owner/name"], ["policy='owner/name'", "could not be reached"]),
+        (["compare.policy=none"], ["compare.policy='none': the folder does not exist"]),
+        (["model.adapter=none"], ["model.adapter='none': the folder does not exist"]),
+        (["model.revision=main"], ["model.revision='main'", "has no revisions"]),
+        (["train.predictors=[zzz]"], ["train.predictors", "'zzz'"]),
+        (["calibrate.thresholds=[]"], ["calibrate.thresholds is empty"]),
         (["output_dir=README.md/none"], ["output_dir", "cannot be written"]),
     ],
 )
@@ -75,6 +90,20 @@ def test_what_stops_a_run_is_named(capsys, tmp_path, overrides, words):
     for word in words:
         assert word in out + err
         assert word in err
+
+
+@pytest.mark.parametrize("overrides", [["train.start=scratch", "policy=owner/name"], ["stages=[compare]"]], ids=str)
+def test_what_a_run_does_not_read_does_not_stop_it(capsys, tmp_path, overrides):
+    code, _, err = report(capsys, f"output_dir={tmp_path}", "compare.methods=[{name: v, policy: fixed}]", *overrides)
+    assert (code, err) == (0, "")
+
+
+def test_a_folder_with_another_run_stops_a_run(capsys, tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps(identity(load_config("tiny_filter"))))
+    assert report(capsys, f"output_dir={tmp_path}")[0] == 0
+    code, _, err = report(capsys, f"output_dir={tmp_path}", "train.max_epochs=1")
+    assert code == 2
+    assert "holds a run of another configuration (train.max_epochs: 12 -> 1)" in err
 
 
 def test_a_model_that_does_not_fit_is_told_from_its_config_alone(capsys, monkeypatch, tmp_path):

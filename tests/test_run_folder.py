@@ -183,3 +183,18 @@ def test_a_predictor_that_is_not_going_to_be_trained_is_missed_at_once(tiny_mode
         check_comparison(load_config("tiny_filter", overrides), tiny_model, tmp_path, trains=True)
     for part in (*named, repr(predictor), "'mine'"):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [
+        ("compare.methods[0].name=b", "compare.methods[0].name: 'vanilla' -> 'b'"),
+        ("compare.methods[1].sweep={threshold: [0.5]}", "compare.methods[1].sweep.threshold: [0.9, 0.8, 0.98] ->"),
+        ("compare.methods=[{name: vanilla, policy: fixed}]", "compare.methods: 7 entries -> 1 entries"),
+        ("train.predictors=[]", "train.predictors: ['keep'] -> []"),
+    ],
+)
+def test_a_changed_key_is_worded_by_its_first_difference(output, key, shown):
+    line = refused(output, key)
+    assert f"({shown}" in line
+    assert len(line) < 400

@@ -143,7 +143,12 @@ def fresh_prompts(config: RunConfig, own: CheckOptions, model: Model) -> list[Pr
     else:
         raise UserError(f"prompts={names!r}: expected built-in tasks ({', '.join(GENERATED_TASKS)}), or one file")
     seed = (config.seed + SEED_OF_FRESH) % 2**32
-    prompts = [prompt for prompt in prompts_of(replace(config, data=data, seed=seed)) if prompt.split == "test"]
+    try:
+        prompts = [prompt for prompt in prompts_of(replace(config, data=data, seed=seed)) if prompt.split == "test"]
+    except UserError as error:
+        if data.source != "jsonl":
+            raise
+        raise UserError(str(error).replace("data.path", "prompts")) from error
     room = model.spec.max_length - config.decode.gen_length
     fitting = [
         prompt for prompt, ids in zip(prompts, encoded(model, prompts), strict=True) if len(model.encode(ids)) <= room

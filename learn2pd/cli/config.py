@@ -414,6 +414,17 @@ class RunConfig:
     reinforce: ReinforceConfig = field(default_factory=ReinforceConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
 
+    def __post_init__(self) -> None:
+        listed: dict[str, Sequence[str]] = {
+            "stages": self.stages,
+            "train.predictors": self.train.predictors,
+            "compare.stops": self.compare.stops,
+        }
+        for key, names in listed.items():
+            twice = [name for name in names if names.count(name) > 1]
+            if twice:
+                raise UserError(f"{key}={shown(names)}: {twice[0]!r} stands there twice; name it once")
+
 
 def config_folders() -> tuple[Path, Path]:
     """Return the folders of configurations: `configs/` of the working directory, and that of the package."""

@@ -6,6 +6,7 @@ libraries load, and gets two seconds to answer.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -85,7 +86,7 @@ def examine(config: Any) -> Iterator[Finding]:
         local = Path(here_or_shipped(config.model.path)).exists()
         yield _hub(unreachable, config.data.source == "hub" and not Path(str(config.data.path)).exists(), local)
         yield _model(config, unreachable)
-        yield from _files(config)
+        yield from _checks(config, unreachable)
     else:
         yield _hub(unreachable, False, True)
     yield _output(config.output_dir)
@@ -214,15 +215,31 @@ def _model(config: RunConfig, unreachable: str | None) -> Finding:
     return Finding("model", "ok", told if free is None else f"{told}, {bytes_text(free)} are free")
 
 
-def _files(config: RunConfig) -> Iterator[Finding]:
-    """Look for the files of prompts and the policies that the configuration names."""
-    data = config.data
-    named = {"data.validation_path": data.validation_path, "data.test_path": data.test_path, "policy": config.policy}
-    if data.source == "jsonl":
-        named["data.path"] = data.path
-    for key, path in named.items():
-        if path is not None and not Path(here_or_shipped(path)).exists():
-            yield Finding(key, "wrong", f"{path} does not exist")
+def _checks(config: RunConfig, unreachable: str | None) -> Iterator[Finding]:
+    """Make the checks with which a run begins, as far as they need no model."""
+    from huggingface_hub import constants
+
+    from learn2pd.cli.stages import check_folder, early_checks
+    from learn2pd.cli.stages.components import with_blocks
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or unreachable is not None  # nobody asks the hub twice
+    told: set[str] = set()
+    try:
+        with contextlib.suppress(UserError):  # the model's own line tells
+            config = with_blocks(config)
+        # no data set is downloaded to look at its prompts
+        checks = early_checks(config, config.stages, reads_prompts=config.data.source != "hub")
+        for check in (*checks, lambda: check_folder(config, config.stages)):
+            try:
+                check()
+            except UserError as error:
+                text = str(error).replace("HF_HUB_OFFLINE is set", unreachable or "")
+                if text not in told:
+                    yield Finding("run", "wrong", text)
+                told.add(text)
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _output(folder: str) -> Finding:

@@ -13,7 +13,7 @@ import yaml
 
 from learn2pd.cli.reading import plain_value
 from learn2pd.cli.values import keys_of
-from learn2pd.kinds import type_name
+from learn2pd.kinds import number_text, type_name
 
 DRY_RUN = "--dry-run"
 QUIET = "--quiet"  # the same as quiet=true
@@ -187,7 +187,7 @@ def _options(schema: type, values: Any, hidden: set[str] | None = None) -> Itera
 
 def _limits(entry: dataclasses.Field[Any]) -> str:
     least = entry.metadata.get("least")
-    return "" if least is None else f" from {least:g} to {entry.metadata['most']:g}"
+    return "" if least is None else f" from {number_text(least)} to {number_text(entry.metadata['most'])}"
 
 
 def written(value: Any) -> str:

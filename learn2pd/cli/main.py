@@ -28,6 +28,7 @@ log = logging.getLogger("learn2pd")
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # numbers of this process, by launcher
 CLOSED_PIPE = 141  # 128 and the number of the signal SIGPIPE, as a shell says
 HELP = ("-h", "--help")
+OF_RUNS = ("resume", "overwrite")  # keys of commands that write the outputs of a run
 DOCTORS_CONFIG = "tiny_filter"  # the main job, which `doctor` looks at where no configuration is named
 # Lightning sets the levels of its packages when it is imported, which happens after `quiet`. Its messages come from the
 # first two loggers, which are modules of these packages, and Lightning does not change their levels.
@@ -72,8 +73,9 @@ def guarded(action: Callable[[], int | None]) -> int:
         action: the action. It may return an exit code of its own.
 
     Returns:
-        The action's code, which is 0 where it returns none, 2 after a mistake that the user can mend or with a full
-        disk, 130 after an interruption, and 141 where the reader of the output has gone.
+        The action's code, which is 0 where it returns none, 2 after a mistake that the user can mend, with a full
+        disk, or where a file cannot be read or written, 130 after an interruption, and 141 where the reader of the
+        output has gone.
     """
     open_streams()
     quiet()
@@ -96,6 +98,9 @@ def guarded(action: Callable[[], int | None]) -> int:
                 f"error: no space left on the disk ({error.filename or 'while writing'}): finished work is kept, "
                 "free space and start again\n"
             )
+            return 2
+        if error.filename is not None:  # without a file it is no fault of a folder of the user
+            sys.stderr.write(f"error: {error.filename}: cannot be read or written ({error.strerror})\n")
             return 2
         raise
 
@@ -132,6 +137,8 @@ def run_command(command: str, arguments: Sequence[str]) -> int:
     Raises:
         UserError: the user made a mistake that they can mend.
     """
+    if command.startswith("config="):
+        raise UserError(f"no command before {command}: did you mean learn2pd run {command}")
     if command not in COMMANDS:
         raise UserError(
             f"unknown command {command!r}{suggest(command, COMMANDS)}; expected one of {', '.join(COMMANDS)}"
@@ -178,14 +185,17 @@ def run_command(command: str, arguments: Sequence[str]) -> int:
         run_pretraining(config)
         return 0
     if own is not None and own.model is not None:
+        if own.model != config.model.path and any(text.startswith("model.path=") for text in given.overrides):
+            raise UserError(f"model={own.model} and model.path={config.model.path} are two models: give one of them")
         config.model = replace(config.model, path=own.model)
     config = with_blocks(config)
     if given.dry_run:
+        stages.check_folder(config, config.stages if command == "run" else [command])
         print_text(stages.dry_run(config))
     elif command == "report":
         print_text(str(stages.write_report(Path(config.output_dir))))
     elif own is not None:
-        return run_with_method(command, config, own, has_run=given.config is not None)
+        return run_with_method(command, config, own, given.has_run)
     else:
         stages.run_stages(config, None if command == "run" else command)
     return 0
@@ -242,6 +252,11 @@ class Arguments:
     dry_run: bool
     help: bool
 
+    @property
+    def has_run(self) -> bool:
+        """Whether the arguments name a run, in whose output_dir a trained policy may lie."""
+        return self.config is not None or any(text.startswith("output_dir=") for text in self.overrides)
+
 
 def read_arguments(command: str, arguments: Sequence[str]) -> Arguments:
     """Sort out the arguments of a command.
@@ -273,6 +288,10 @@ def read_arguments(command: str, arguments: Sequence[str]) -> Arguments:
                 raise UserError(f"{key}: unknown key{near}")
             if not COMMANDS[command].configured:
                 raise UserError(f"{key}: unknown key; learn2pd {command} takes {', '.join(own_keys)}")
+            if key in OF_RUNS and command in OWN:
+                raise UserError(f"{key}: unknown key; learn2pd {command} continues and deletes no run")
+            if command == "decode":
+                check_is_key(key, argument)
             overrides.append(argument)
         elif command == "decode" and not argument.startswith("-"):
             prompts.append(argument)
@@ -295,6 +314,25 @@ def read_arguments(command: str, arguments: Sequence[str]) -> Arguments:
     return Arguments(names[0] if names else None, overrides, own, DRY_RUN in arguments, helps)
 
 
+def check_is_key(key: str, argument: str) -> None:
+    """Refuse an argument of `decode` whose key does not exist, and say how a prompt that looks like it is given.
+
+    Args:
+        key: the text before the equals sign.
+        argument: the whole argument.
+
+    Raises:
+        UserError: there is no such key.
+    """
+    from learn2pd.cli.config import RunConfig
+    from learn2pd.cli.values import kind_of
+
+    try:
+        kind_of(key, RunConfig)
+    except UserError as error:
+        raise UserError(f"{error}; if this is the prompt, write prompt={argument!r}") from error
+
+
 def is_key(text: str) -> bool:
     """Say whether the text before an equals sign can be a key. Before one within a prompt, words stand."""
     return text.isascii() and text[:1].isalpha() and all(c.isalnum() or c in "_.[]" for c in text)
@@ -307,6 +345,10 @@ def _misunderstood(argument: str) -> str:
         flags = suggest(argument, (DRY_RUN, QUIET, "--help"))
         if flags:
             return f"argument {argument!r}: unknown flag{flags}"
+    from learn2pd.cli.config import config_names
+
+    if argument.removesuffix(".yaml").removesuffix(".yml") in config_names():
+        return f"argument {argument!r}: arguments are written key=value; did you mean config={argument}"
     meant = f"{key.lstrip('-').replace('-', '_')}={value or 'VALUE'}"
     return f"argument {argument!r}: arguments are written key=value, for example {meant}"
 

@@ -14,7 +14,7 @@ from learn2pd.files import here_or_shipped
 from learn2pd.method import Method
 from learn2pd.models.loading import Model
 from learn2pd.predictors.keep import trained_policy
-from learn2pd.registry import COMPONENTS, is_known
+from learn2pd.registry import COMPONENTS, RIVALS, is_known
 
 log = logging.getLogger(__name__)
 SHIPPED_POLICY = "checkpoints/tiny-llada-filter"  # trained for the embedded model
@@ -42,7 +42,7 @@ def chosen_method(config: Any, own: MethodOptions, model: Model, has_run: bool) 
         cache=own.cache,
         cache_options=own.cache_options,
     )
-    stop = "text" if config.decode.stop_strings and own.stop == MethodOptions.stop else own.stop
+    stop = own.stop or ("text" if config.decode.stop_strings else "eot")
     check_decoding(config, model, [stop])
     method = method_of(config, model, folder, described, stop)
     if method.policy.knows_answer:
@@ -68,7 +68,13 @@ def policy_of(config: Any, own: MethodOptions, has_run: bool) -> tuple[str, Path
     run = Path(config.output_dir) / "policy"
     shipped = Path(here_or_shipped(SHIPPED_POLICY))
     fits = config.model == ModelConfig(dtype=config.model.dtype, device=config.model.device) and shipped.is_dir()
-    if own.policy is not None and is_known("policy", own.policy):
+    if own.policy in RIVALS:
+        raise UserError(
+            f"policy={own.policy!r} decodes with an autoregressive model and is for learn2pd compare alone, "
+            "in compare.methods"
+        )
+    is_folder = ":" in str(own.policy) and Path(str(own.policy)).is_dir()  # and no package.module:Class
+    if own.policy is not None and is_known("policy", own.policy) and not is_folder:
         return own.policy, shipped if fits and not run.is_dir() else run
     if own.policy is not None:
         near = suggest(own.policy, COMPONENTS["policy"])

@@ -34,7 +34,9 @@ class MethodOptions:
     scheduler_options: dict[str, Any] = option({}, "options of the scheduler")
     cache: str = option("none", _names("cache"))
     cache_options: dict[str, Any] = option({}, "options of the cache")
-    stop: str = option("eot", f"stop rule: {_names('stop')}")
+    stop: str | None = option(
+        None, f"stop rule: {_names('stop')}; null takes text where decode.stop_strings is set, else eot"
+    )
 
 
 @dataclass

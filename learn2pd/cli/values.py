@@ -21,7 +21,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from learn2pd.cli.reading import has_comment, is_quoted, key_of, parse, plain_value
 from learn2pd.errors import UserError, first_line, suggest
-from learn2pd.kinds import alternatives, choices, matches, shown, type_name
+from learn2pd.kinds import alternatives, choices, matches, number_text, shown, type_name
 
 MISSING = "???"  # the default of a key that must be set
 INTERPOLATION = "${"
@@ -320,6 +320,8 @@ def _build(value: Any, written: Any, kind: Any, name: str, limits: Mapping[str, 
         value = str(value)
     if value == MISSING:
         raise UserError(f"{name} must be set")
+    if limits.get("path") and ((value is None and kind is str) or (isinstance(value, str) and not value.strip())):
+        raise UserError(f"{name} is empty: expected a path")
     if not matches(value, kind):
         got = type_name(type(value))
         near = suggest(str(value), choices(kind)) if choices(kind) else ""
@@ -369,10 +371,10 @@ def _settled(value: Any, written: Any) -> Any:
 def _check_limits(value: Any, name: str, limits: Mapping[str, Any]) -> None:
     least = limits.get("least")
     most = limits.get("most")
-    if least is None or isinstance(value, str | bool | None):
+    if least is None or most is None or isinstance(value, str | bool | None):
         return
     if not least <= value <= most:
-        raise UserError(f"{name}={shown(value)}: expected a value from {least:g} to {most:g}")
+        raise UserError(f"{name}={shown(value)}: expected a value from {number_text(least)} to {number_text(most)}")
 
 
 def _at_home(value: str, name: str) -> str:

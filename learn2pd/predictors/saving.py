@@ -419,5 +419,9 @@ def _read(kind: type[Read], name: str, fields: Any) -> Read:
     check_options(name, check_kind(name, fields, dict), kinds)
     for key, value in fields.items():
         check_kind(f"{name}.{key}", value, kinds[key])
+    needed = (key for key, value in inspect.signature(kind).parameters.items() if value.default is value.empty)
+    missing = [key for key in needed if key not in fields]
+    if missing:
+        raise ValueError(f"{name} lacks {', '.join(missing)}")
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
     return kind(**values)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import lightning
@@ -17,8 +17,16 @@ import torch
 
 from learn2pd.cli.config import RunConfig
 from learn2pd.cli.stages.calibration import check_target, stage_calibrate
-from learn2pd.cli.stages.comparison import check_comparison, needs_policy_of_run, stage_compare
-from learn2pd.cli.stages.components import check_decoding, checkers_of, model_of, prompts_of, usable_prompts
+from learn2pd.cli.stages.comparison import check_compared, check_comparison, needs_policy_of_run, stage_compare
+from learn2pd.cli.stages.components import (
+    check_adapter,
+    check_decoding,
+    check_revision,
+    checkers_of,
+    model_of,
+    prompts_of,
+    usable_prompts,
+)
 from learn2pd.cli.stages.recording import (
     check_hidden,
     check_labels,
@@ -29,12 +37,12 @@ from learn2pd.cli.stages.recording import (
 )
 from learn2pd.cli.stages.reinforcing import check_reinforcing, stage_reinforce
 from learn2pd.cli.stages.reporting import write_replays, write_report
-from learn2pd.cli.stages.run_folder import REPLAY_FILE, claim_output, open_output, write_metrics
+from learn2pd.cli.stages.run_folder import REPLAY_FILE, check_output, claim_output, open_output, write_metrics
 from learn2pd.cli.stages.training import check_filter, check_training, stage_train
 from learn2pd.errors import UserError
 from learn2pd.recording.processes import Processes
 
-__all__ = ["dry_run", "run_stages", "write_report"]
+__all__ = ["check_folder", "dry_run", "early_checks", "run_stages", "write_report"]
 log = logging.getLogger(__name__)
 SHARED = {"record": stage_record, "train": stage_train}  # stages in which several processes may take part
 STAGE_FUNCTIONS = {  # of the stages that the first process runs alone
@@ -77,6 +85,43 @@ def run_stages(config: RunConfig, only: str | None = None) -> None:
         processes.part()
 
 
+def early_checks(config: RunConfig, stages: Sequence[str], reads_prompts: bool = True) -> list[Callable[[], object]]:
+    """Return the checks of a configuration that need no model. Each of them raises a UserError where it fails.
+
+    Args:
+        config: the configuration.
+        stages: the stages that are going to run.
+        reads_prompts: False leaves out the checks that read the prompts.
+    """
+    checks: list[Callable[[], object]] = [
+        lambda: check_revision(config.model),
+        lambda: check_adapter(config.model.adapter),
+    ]
+    if "train" in stages:
+        checks.append(lambda: check_training(config))
+    if "compare" in stages and config.compare.policy is not None:
+        checks.append(lambda: check_compared(config))
+    if reads_prompts:
+        checks.append(lambda: prompts_of(config))
+    if reads_prompts and "calibrate" in stages:
+        checks.append(lambda: check_target(config, prompts_of(config)))
+    return checks
+
+
+def check_folder(config: RunConfig, stages: Sequence[str]) -> None:
+    """Check, without changing anything, that the stages may run in the output_dir.
+
+    Args:
+        config: the configuration.
+        stages: the stages that are going to run.
+
+    Raises:
+        UserError: the folder holds something else, or something that would be deleted.
+    """
+    check_needed(config, stages)
+    check_output(config, Path(config.output_dir), stages)
+
+
 def check_needed(config: RunConfig, stages: Sequence[str]) -> None:
     """Check that overwrite=true does not delete the outputs of stages that a command needs and does not run.
 
@@ -110,10 +155,8 @@ def _needed(config: RunConfig, stage: str) -> tuple[str, ...]:
 
 def _lead(config: RunConfig, stages: Sequence[str], processes: Processes) -> None:
     """Check the configuration and run the stages, in the first process of a run."""
-    if "train" in stages:
-        check_training(config)
-    if "calibrate" in stages:
-        check_target(config, prompts_of(config))
+    for check in early_checks(config, stages):
+        check()
     model = model_of(config)
     check_decoding(config, model, config.compare.stops)
     prompts = usable_prompts(config, model)

@@ -60,6 +60,7 @@ from learn2pd.policies.label_oracle import LabelOracle
 from learn2pd.policies.oracle import OraclePolicy
 from learn2pd.policies.search import SearchPolicy
 from learn2pd.policies.threshold import ThresholdPolicy
+from learn2pd.predictors.keep import trained_policy
 from learn2pd.progress import progress_bar
 from learn2pd.registry import INFORMED, RIVALS, lacking
 from learn2pd.roles import Policy
@@ -222,6 +223,21 @@ def _check_will_be_trained(config: RunConfig, method: MethodConfig, stop: str, r
                 f"train.predictors={config.train.predictors!r}: {told}: add {predictor} to train.predictors, or leave "
                 "the method out"
             )
+
+
+def check_compared(config: RunConfig) -> None:
+    """Check that compare.policy holds a trained policy.
+
+    Args:
+        config: the configuration.
+
+    Raises:
+        UserError: it holds none.
+    """
+    try:
+        trained_policy(str(config.compare.policy))
+    except UserError as error:
+        raise UserError(f"compare.{error}") from error
 
 
 def policy_folder(config: RunConfig, output: Path) -> Path:

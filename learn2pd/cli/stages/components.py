@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from learn2pd.autoregressive.methods import AutoregressiveMethod
-from learn2pd.cli.config import DataConfig, MethodConfig, RunConfig
+from learn2pd.cli.config import DataConfig, MethodConfig, ModelConfig, RunConfig
 from learn2pd.data.humaneval import humaneval_prompts
 from learn2pd.data.prompts import Prompt, deal, record_prompts, task_prompts
 from learn2pd.data.reading import Records, hub_records, read_records
@@ -24,7 +24,7 @@ from learn2pd.decoding import BLOCK_LENGTH, encode_checked, provided_by
 from learn2pd.errors import UserError, suggest
 from learn2pd.files import here_or_shipped
 from learn2pd.method import Method
-from learn2pd.models.files import why_unreachable
+from learn2pd.models.files import ADAPTER_CONFIG, check_folder, why_unreachable
 from learn2pd.models.infilling import given_tokens
 from learn2pd.models.loading import Model, load_model, read_skeleton
 from learn2pd.registry import GENERATED_TASKS, Provided, build_rival, build_task
@@ -48,6 +48,38 @@ def model_of(config: RunConfig) -> Model:
     return _model(**dataclasses.asdict(config.model))
 
 
+def check_revision(model: ModelConfig) -> None:
+    """Check that no revision of a folder is asked for.
+
+    Args:
+        model: the section `model` of the configuration.
+
+    Raises:
+        UserError: a revision is given, and the model is a folder.
+    """
+    if model.revision is not None and Path(here_or_shipped(model.path)).is_dir():
+        raise UserError(
+            f"model.revision={model.revision!r}: model.path={model.path!r} is a folder, which has no revisions; "
+            "leave model.revision out"
+        )
+
+
+def check_adapter(adapter: str | None) -> None:
+    """Check that an adapter exists, before a model is loaded.
+
+    Args:
+        adapter: folder or hub name of the adapter; None where there is none.
+
+    Raises:
+        UserError: the folder does not exist or holds no adapter.
+    """
+    if adapter is not None:
+        try:
+            check_folder("adapter", adapter, f"a peft adapter with {ADAPTER_CONFIG}", ADAPTER_CONFIG)
+        except UserError as error:
+            raise UserError(f"model.{error}") from error
+
+
 def with_blocks(config: RunConfig) -> RunConfig:
     """Return the configuration with the length of the model's blocks, where it states none.
 
@@ -55,11 +87,12 @@ def with_blocks(config: RunConfig) -> RunConfig:
         config: the configuration.
 
     Raises:
-        UserError: the model's config.json cannot be read.
+        UserError: the model's config.json cannot be read, or a revision of a folder is asked for.
     """
+    model = config.model
+    check_revision(model)
     if config.decode.block_length:
         return config
-    model = config.model
     try:
         network = read_skeleton(model.path, torch.float32, model.revision, model.family)
     except UserError as error:
@@ -144,8 +177,10 @@ def _generators(names: Sequence[str], key: str) -> list[Task]:
         key: the configuration key, for the message.
 
     Raises:
-        UserError: a name is not that of a task with problems of its own.
+        UserError: there is no name, or one is not that of a task with problems of its own.
     """
+    if not names:
+        raise UserError(f"{key} is empty: name some of {', '.join(GENERATED_TASKS)}")
     for name in names:
         if name not in GENERATED_TASKS:
             raise UserError(
@@ -199,7 +234,10 @@ def check_decoding(config: RunConfig, model: Model, stops: Sequence[str]) -> Non
         try:
             given_tokens(model, [config.decode.given], config.decode.gen_length)
         except UserError as error:
-            raise UserError(f"decode.{str(error).replace('given 0', 'given', 1)}") from error
+            told = str(error).replace("given 0", "given", 1)
+            for words in ("perhaps None", "or None"):  # on the command line nothing is null
+                told = told.replace(words, words.replace("None", "null"))
+            raise UserError(f"decode.{told}") from error
     strings = config.decode.stop_strings
     if not all(strings):
         raise UserError(f"decode.stop_strings={strings!r}: a text is empty")

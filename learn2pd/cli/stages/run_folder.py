@@ -20,6 +20,7 @@ from learn2pd.cli.config import RunConfig, differences, identity
 from learn2pd.cli.values import keys_of
 from learn2pd.errors import UserError
 from learn2pd.files import here_or_shipped, read_json, write_json
+from learn2pd.kinds import shown
 from learn2pd.recording.schema import RECORDING
 
 log = logging.getLogger(__name__)
@@ -259,8 +260,21 @@ def _changes(config: Any, output: Path, stages: Collection[str]) -> Changes:
 
 def _worded(changed: Changes) -> str:
     """Word the first of the keys that have changed."""
-    lines = [f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items()]
+    lines = [_difference(key, old, new) for key, (old, new) in changed.items()]
     return "; ".join(lines[:4]) + ("; ..." if len(lines) > 4 else "")
+
+
+def _difference(key: str, old: Any, new: Any) -> str:
+    """Word the first difference of two values; of lists of mappings, it is that of their first entry that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        inner, (before, after) = next(iter(differences(old, new, f"{key}.").items()))
+        return _difference(inner, before, after)
+    if isinstance(old, list) and isinstance(new, list) and any(isinstance(entry, dict) for entry in old + new):
+        number = next((at for at, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), None)
+        if number is None:
+            return f"{key}: {len(old)} entries -> {len(new)} entries"
+        return _difference(f"{key}[{number}]", old[number], new[number])
+    return f"{key}: {shown(old)} -> {shown(new)}"
 
 
 def _outdated(output: Path, changed: Changes) -> list[str]:
