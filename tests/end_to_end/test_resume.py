@@ -30,6 +30,7 @@ SMALL = [
     "record.shard_prompts=12",
     "filter=mlp",
     "train.rounds=0",
+    "record.labels=reference",
     "train.max_epochs=1",
     "calibrate.target_agreement=0.3",
     "calibrate.max_accuracy_drop=null",

@@ -167,6 +167,7 @@ def test_a_filter_is_fine_tuned_for_a_domain_and_its_adapter_fits_the_base_alone
         "train.start=lora",
         f"policy={base}",
         "train.rounds=0",
+        "record.labels=reference",
         "stages=[record,train,calibrate]",
     ]
     assert cli.run([*arguments, f"output_dir={output}", *tuning]) == 0
@@ -389,7 +390,15 @@ def test_the_variables_of_a_launcher_do_not_disturb_a_training(arguments, tmp_pa
         monkeypatch.setenv(name, value)
     kept = [argument for argument in arguments if not argument.startswith(("data.", "decode.", "train."))]
     small = ["data.tasks=[math]", "data.train_prompts=3", "data.validation_prompts=3", "decode.gen_length=32"]
-    own = [*kept, *small, "train.rounds=0", "train.max_epochs=1", "filter=mlp", "stages=[record,train]"]
+    own = [
+        *kept,
+        *small,
+        "train.rounds=0",
+        "record.labels=reference",
+        "train.max_epochs=1",
+        "filter=mlp",
+        "stages=[record,train]",
+    ]
     own += ["train.start=scratch", "train.predictors=[]"]
     assert cli.run([*own, f"output_dir={tmp_path / 'out'}"]) == 0
 
@@ -427,6 +436,7 @@ def test_gsm8k_style_questions_go_through(arguments, tmp_path):
         "compare.methods=[{name: v, policy: fixed}]",
         "compare.stops=[eot]",
         "train.rounds=0",
+        "record.labels=reference",
     ]
     own = [entry for entry in arguments if not entry.startswith("compare.")]
     assert cli.run([*own, f"output_dir={output}", *extra]) == 0

@@ -207,6 +207,7 @@ def test_a_run_records_trains_and_exports_them(tiny_model_folder, tmp_path, caps
         "record.top_tokens=true",
         "train.start=scratch",
         "train.rounds=0",
+        "record.labels=reference",
         "train.predictors=[]",
         "train.max_epochs=1",
         "data.train_prompts=6",

@@ -40,7 +40,14 @@ HEARTBEAT_S = 1  # between two signs of life of an agent; after three that are m
 def arguments(model: str, output: Path, *more: str) -> list[str]:
     """The arguments of a small recording, a shard a prompt."""
     small = ["data.train_prompts=9", "data.validation_prompts=6", "decode.gen_length=24", "record.shard_prompts=1"]
-    plain = ["config=tiny_filter", "threads=1", "train.start=scratch", "train.rounds=0", "train.predictors=[]"]
+    plain = [
+        "config=tiny_filter",
+        "threads=1",
+        "train.start=scratch",
+        "train.rounds=0",
+        "record.labels=reference",
+        "train.predictors=[]",
+    ]
     return [*plain, *small, "model.device=cpu", f"model.path={model}", f"output_dir={output}", *more]
 
 

@@ -48,6 +48,7 @@ def arguments(tiny_model_folder):
         "threads=1",
         "train.max_epochs=1",
         "train.rounds=0",
+        "record.labels=reference",
         "train.predictors=[]",
         "model.device=cpu",
         f"model.path={tiny_model_folder}",

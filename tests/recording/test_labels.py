@@ -303,7 +303,7 @@ def test_what_no_label_is_refused_by_its_key(given):
         load_config("tiny_filter", [given])
 
 
-@pytest.mark.parametrize("labels", ["own_answer", "checked", "checked_together"])
+@pytest.mark.parametrize("labels", ["checked", "checked_together"])
 def test_every_recorded_prompt_needs_a_checker(labels):
     config = load_config("tiny_filter", [f"record.labels={labels}", "train.rounds=1"])
     prompts = [Prompt("a", "x", "train", "json"), Prompt("b", "y", "validation"), Prompt("c", "z", "test")]
@@ -311,6 +311,14 @@ def test_every_recorded_prompt_needs_a_checker(labels):
         check_labels(config, prompts)
     check_labels(config, prompts[:1])
     check_labels(load_config("tiny_filter", ["record.labels=continuation"]), prompts)
+
+
+def test_own_answers_of_prompts_without_a_checker_are_only_a_warning(caplog):
+    prompts = [Prompt("a", "x", "train", "json"), Prompt("b", "y", "validation"), Prompt("c", "z", "test")]
+    for judged, warned in ((prompts, True), (prompts[:1], False)):
+        caplog.clear()
+        check_labels(load_config("tiny_filter", ["record.labels=own_answer"]), judged)
+        assert ("1 of 2" in caplog.text) == warned
 
 
 def test_own_answers_need_a_round():

@@ -127,18 +127,26 @@ def check_labels(config: RunConfig, prompts: Sequence[Prompt]) -> None:
         prompts: the prompts of all splits.
 
     Raises:
-        UserError: the labels need a checker, and a train or validation prompt has none; or they need rounds.
+        UserError: the labels check answers, and a train or validation prompt has no checker; or they need rounds.
     """
     labels = config.record.labels
     if labels == "own_answer" and not config.train.rounds:
         raise UserError(
-            "record.labels=own_answer labels the states of rounds, and train.rounds=0: set train.rounds to 1 or more"
+            "record.labels=own_answer labels the states of rounds, and train.rounds=0: set train.rounds to 1 or more, "
+            "or record.labels=reference"
         )
     if labels not in ("own_answer", *CHECKED):
         return
     recorded = [prompt for prompt in prompts if prompt.split != "test"]
     unjudged = [prompt for prompt in recorded if not prompt.task]
-    if unjudged:
+    if unjudged and labels == "own_answer":
+        log.warning(
+            "record.labels=own_answer: %d of %d train and validation prompts have no checker, and keep the labels of "
+            "the reference",
+            len(unjudged),
+            len(recorded),
+        )
+    elif unjudged:
         raise UserError(
             f"record.labels={labels} needs a checker, and {len(unjudged)} of {len(recorded)} train and validation "
             f"prompts have none, such as {unjudged[0].place}: name one with data.answer_field and data.task, or set "
