@@ -367,3 +367,9 @@ def prompts_digest(prompts: Sequence[Prompt]) -> str:
     """Return 16 hex digits that identify the ids, texts and splits of the prompts, in order."""
     joined = json.dumps([(prompt.id, prompt.text, prompt.split) for prompt in prompts])
     return hashlib.sha256(joined.encode()).hexdigest()[:16]
+
+
+def facts_digest(prompts: Sequence[Prompt]) -> str:
+    """Return 16 hex digits that identify by what the answers to the prompts are checked, in order."""
+    joined = json.dumps([(prompt.task, prompt.facts) for prompt in prompts], sort_keys=True)
+    return hashlib.sha256(joined.encode()).hexdigest()[:16]

@@ -42,12 +42,7 @@ def export_policy(
     exporter = import_exporter(to)
     check_options(f"to={to}", options, exporter.OPTIONS)
     loaded = policy if isinstance(policy, FilterPolicy) else load_policy(Path(path_text("policy", policy)))
-    if loaded.has_options:
-        numbers = ("take_back", "one_more", "confidence_threshold")
-        named = ", ".join(f"{name}={getattr(loaded, name)}" for name in numbers)
-        raise UserError(
-            f"policy has {named}: an exported policy commits by its threshold alone; export the filter without them"
-        )
+    loaded.check_no_options("an exported policy")
     existed = folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -58,6 +58,7 @@ from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction, Window
 
 SURER = 5.0  # the odds against a proposal are smaller by this factor for every time that its position was taken back
 LEAVE_ONE_OUT = "leave_one_out"
+PER_POSITION = 3  # how often a position may be taken back, unless the user says otherwise
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class FilterPolicy(Acceptance, OnHub):
         self,
         predictor: Predictor,
         take_back: float = 0.0,
-        per_position: int = 3,
+        per_position: int = PER_POSITION,
         one_more: float = 1.0,
         confidence_threshold: float = 1.0,
     ) -> None:
@@ -163,7 +164,7 @@ class FilterPolicy(Acceptance, OnHub):
         threshold: float | None = None,
         aggressiveness: float | None = None,
         take_back: float = 0.0,
-        per_position: int = 3,
+        per_position: int = PER_POSITION,
         one_more: float = 1.0,
         confidence_threshold: float = 1.0,
     ) -> FilterPolicy:
@@ -215,6 +216,27 @@ class FilterPolicy(Acceptance, OnHub):
     def has_options(self) -> bool:
         """Whether the policy does more than commit above its threshold."""
         return bool(self.take_back) or min(self.one_more, self.confidence_threshold) < 1
+
+    def check_no_options(self, what: str) -> None:
+        """Refuse options where nothing but the threshold can be kept.
+
+        Args:
+            what: What keeps nothing else, such as `an exported policy`.
+
+        Raises:
+            UserError: The policy takes back, commits one more, or goes by the model's confidence.
+        """
+        if self.has_options:
+            numbers = ("take_back", "one_more", "confidence_threshold")
+            named = ", ".join(f"{name}={getattr(self, name)}" for name in numbers)
+            raise UserError(
+                f"policy has {named}: {what} commits by its threshold alone; load the filter without these options, "
+                "and give them where the policy is loaded again"
+            )
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.check_no_options("a saved filter")
+        super()._save_pretrained(save_directory)
 
     def at(self, aggressiveness: float) -> Self:
         """Return this policy with the threshold at a place of its calibrated curve.
@@ -318,7 +340,7 @@ def load_policy(
     aggressiveness: float | None = None,
     revision: str | None = None,
     take_back: float = 0.0,
-    per_position: int = 3,
+    per_position: int = PER_POSITION,
     one_more: float = 1.0,
     confidence_threshold: float = 1.0,
 ) -> FilterPolicy:

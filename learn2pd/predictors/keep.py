@@ -30,7 +30,7 @@ from learn2pd.errors import UserError
 from learn2pd.models.files import check_folder, local_folder, path_text
 from learn2pd.predictors.apply import check_contract, needs_of, on_device, probability
 from learn2pd.predictors.features import COMMITTED, STANDING
-from learn2pd.predictors.filter import FilterMemory, FilterPolicy, check_numbers
+from learn2pd.predictors.filter import PER_POSITION, FilterMemory, FilterPolicy, check_numbers
 from learn2pd.predictors.hub import policy_card
 from learn2pd.predictors.loading import FILES, load_predictor
 from learn2pd.predictors.networks import DEFAULT_CHANNELS, PredictorNetwork, Transformer
@@ -109,7 +109,7 @@ class KeepPolicy(FilterPolicy):
         self,
         predictor: Predictor,
         keeper: Predictor,
-        per_position: int = 3,
+        per_position: int = PER_POSITION,
         one_more: float = 1.0,
         confidence_threshold: float = 1.0,
         alone: Predictor | None = None,
@@ -153,6 +153,11 @@ class KeepPolicy(FilterPolicy):
         )
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        if self.per_position != PER_POSITION:
+            raise UserError(
+                f"policy has per_position={self.per_position}: a saved policy takes back at most {PER_POSITION} times "
+                "a position; give the number where the policy is loaded again"
+            )
         save_predictor(self.alone or self.predictor, save_directory)
         save_predictor(self._saved_keeper(), save_directory / PART)
 
@@ -182,7 +187,7 @@ def load_keep(
     threshold: float | None = None,
     take_back: float | None = None,
     aggressiveness: float | None = None,
-    per_position: int = 3,
+    per_position: int = PER_POSITION,
     one_more: float | None = None,
     confidence_threshold: float | None = None,
     revision: str | None = None,

@@ -120,6 +120,7 @@ def test_a_changed_key_invalidates_the_stages_that_depend_on_it(arguments, outpu
     ("changed", "stages", "named"),
     [
         (["decode.gen_length=20"], "[record,train]", ["gen_length 16 there, 20 now"]),
+        (["decode.given=[A, null]"], "[record,train]", ["given None there, ['A', None] now"]),
         (["seed=1"], "[train]", ["seed"]),
         (["data.train_prompts=7"], "[record,train,calibrate,compare]", ["prompts"]),
         (["train.max_epochs=2"], "[calibrate,compare]", ["train.max_epochs: 1 -> 2", "stage 'train'"]),
@@ -136,6 +137,33 @@ def test_what_cannot_be_done_again_is_refused_and_nothing_is_changed(arguments, 
     for part in named:
         assert part in line
     assert state_of(output) == before
+
+
+@pytest.mark.parametrize("labels", ["checked", "checked_together", "reference"])
+def test_labels_by_a_checker_are_refused_where_an_answer_was_corrected(labels, tmp_path, capsys):
+    questions = tmp_path / "questions.jsonl"
+
+    def run(answer):
+        lines = [{"question": f"What is 6 of {number}?", "answer": answer} for number in range(5)]
+        questions.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        data = ["data.source=jsonl", f"data.path={questions}", "data.prompt_field=question", "data.answer_field=answer"]
+        own = [*data, "data.task=final_number", f"record.labels={labels}", "record.label_states=1", "stages=[record]"]
+        kept = [entry for entry in SMALL if not entry.startswith("data.")]
+        return cli.run(
+            [
+                *kept,
+                *own,
+                "data.train_prompts=2",
+                "data.validation_prompts=2",
+                "data.test_prompts=1",
+                f"output_dir={tmp_path / 'run'}",
+                "resume=true",
+            ]
+        )
+
+    assert run("6") == run("6") == 0
+    assert run("7") == (0 if labels == "reference" else 2)
+    assert ("facts_digest" in capsys.readouterr().err) == (labels != "reference")
 
 
 def test_more_rounds_leave_the_finished_trainings_alone(arguments, output):

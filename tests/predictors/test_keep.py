@@ -153,3 +153,19 @@ def test_the_card_describes_both_predictors(folder):
     text = (folder / "README.md").read_text(encoding="utf-8")
     for part in ("## Taking back", "load_keep", "above 0.7", "above 0.3", "below 0.4", "| 0.5 | 2 |"):
         assert part in text
+
+
+@pytest.mark.parametrize("options", [{"take_back": 0.1}, {"one_more": 0.5}, {"confidence_threshold": 0.9}])
+def test_a_filter_with_options_is_not_saved_without_them(options, tmp_path):
+    policy = load_policy("checkpoints/tiny-llada-filter", **options)
+    with pytest.raises(UserError, match=f"{next(iter(options))}={next(iter(options.values()))}"):
+        policy.save_pretrained(tmp_path / "saved")
+
+
+def test_keep_is_saved_with_all_of_its_numbers_or_not_at_all(tmp_path):
+    numbers = {"threshold": 0.97, "take_back": 0.4, "one_more": 0.7, "confidence_threshold": 0.95}
+    load_keep("checkpoints/tiny-llada-filter", **numbers).save_pretrained(tmp_path / "saved")
+    again = load_keep(tmp_path / "saved")
+    assert {name: getattr(again, name) for name in numbers} == numbers
+    with pytest.raises(UserError, match="per_position=1"):
+        load_keep("checkpoints/tiny-llada-filter", per_position=1).save_pretrained(tmp_path / "other")

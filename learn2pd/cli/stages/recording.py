@@ -21,7 +21,7 @@ from learn2pd.caches.causal_block import exact_cache_for
 from learn2pd.cli.config import RunConfig, identity, leaves
 from learn2pd.cli.stages.components import checkers_of, model_of, usable_prompts
 from learn2pd.cli.stages.run_folder import read_metrics
-from learn2pd.data.prompts import Prompt
+from learn2pd.data.prompts import Prompt, facts_digest
 from learn2pd.errors import UserError
 from learn2pd.method import Method
 from learn2pd.models.delimiters import newline_ids
@@ -279,6 +279,7 @@ def record_labels(
         **({"label_positions": config.record.label_positions} if checked else {}),
         "continued_by": continued_by,
         "stop_floor": config.decode.stop_floor,
+        **(_checked_described(prompts) if checked else {}),
         **{name: recording.manifest[name] for name in DECODED_BY if name in recording.manifest},
     }
     folder = labels_folder(config, output, number)
@@ -477,7 +478,7 @@ def record_round(
         "policy_fingerprint": policy.predictor.weights_fingerprint,
         "threshold": policy.threshold,
         **({"options": config.train.rollout_options} if config.train.rollout_options else {}),
-        **({"own_answers": True} if own else {}),
+        **({"own_answers": True, **_checked_described(prompts)} if own else {}),
         **_windows_described(config, model),
     }
     open_recording(folder, _described(config, model, prompts, **decoded_by))
@@ -529,6 +530,7 @@ def record_free(
         "round": number,
         "policy_fingerprint": policy.fingerprint,
         "threshold": policy.threshold,
+        **_checked_described(prompts),
     }
     open_recording(folder, _described(config, model, prompts, **decoded_by))
     figures = record(
@@ -640,6 +642,11 @@ def _windows_described(config: RunConfig, model: Model) -> dict[str, int]:
     return hidden | ({"top_tokens": TOP_TOKENS} if config.record.top_tokens else {})
 
 
+def _checked_described(prompts: Sequence[Prompt]) -> dict[str, str]:
+    """Return what recording.json says of the checkers, in a recording that depends on their judgements."""
+    return {"facts_digest": facts_digest(prompts)}
+
+
 def _described(config: RunConfig, model: Model, prompts: Sequence[Prompt], **more: Any) -> dict[str, Any]:
     return describe_recording(
         model,
@@ -652,5 +659,7 @@ def _described(config: RunConfig, model: Model, prompts: Sequence[Prompt], **mor
         shard_prompts=config.record.shard_prompts,
         seed=config.seed,
         config=identity(config),
+        # Where no part is given, the description is that of earlier releases, whose recordings stay valid.
+        **({"given": config.decode.given} if config.decode.given else {}),
         **more,
     )
