@@ -169,8 +169,8 @@ MUTANTS = (
     Mutant(
         "dsb opens twice the block length",
         "dsb",
-        "stop = self.block_length + state.decided.sum(1)",
-        "stop = 2 * self.block_length + state.decided.sum(1)",
+        "stop = (before < self.block_length).sum(1)",
+        "stop = (before < 2 * self.block_length).sum(1)",
         (WINDOWS,),
     ),
     Mutant("dsb greedy is const", "dsb", 'if self.mode == "const":', "if self.mode:", (WINDOWS,)),
@@ -185,8 +185,8 @@ MUTANTS = (
     Mutant(
         "localleap has a radius of one more",
         "localleap",
-        "2 * self.radius + 1, stride=1, padding=self.radius)",
-        "2 * self.radius + 3, stride=1, padding=self.radius + 1)",
+        "2 * radius + 1, stride=1, padding=radius)",
+        "2 * radius + 3, stride=1, padding=radius + 1)",
         (RULES,),
     ),
     Mutant(
@@ -381,8 +381,8 @@ MUTANTS = (
     Mutant(
         "the dsb cache refreshes one token late",
         "dsb_cache",
-        "refresh = state.open & (since >= self.refresh_tokens)",
-        "refresh = state.open & (since > self.refresh_tokens)",
+        "refresh = state.open & ((memory.commits < 0) | (since >= self.refresh_tokens))",
+        "refresh = state.open & ((memory.commits < 0) | (since > self.refresh_tokens))",
         (REFERENCES,),
         "dsb_greedy-dsb",
     ),
@@ -442,8 +442,8 @@ MUTANTS = (
     Mutant(
         "anywhere looks at proposals that were not committed",
         "anywhere",
-        "ended = (commit.mask & is_among(written, memory.eot_ids)).cumsum(1) > 0",
-        "ended = is_among(written, memory.eot_ids).cumsum(1) > 0",
+        "ended = (commit.mask & is_among(written, memory.eot_ids) & state.behind_given).cumsum(1) > 0",
+        "ended = (is_among(written, memory.eot_ids) & state.behind_given).cumsum(1) > 0",
         (STOPS,),
     ),
     Mutant(

@@ -281,7 +281,7 @@ def test_an_export_path_that_cannot_be_written_is_refused_before_the_training(re
 
 def test_an_output_dir_that_cannot_be_written_is_refused(refused, tmp_path):
     (tmp_path / "file").write_text("")
-    assert "cannot be written" in refused(f"output_dir={tmp_path / 'file'}")
+    assert "it is a file; expected a folder" in refused(f"output_dir={tmp_path / 'file'}")
 
 
 def test_a_folder_that_holds_no_fitting_tokenizer_is_refused(refused, tmp_path, tokenizer):

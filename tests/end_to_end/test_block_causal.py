@@ -37,6 +37,7 @@ def arguments(tokenizer, tmp_path, request):
         "train.predictors=[]",
         "train.max_epochs=1",
         "train.rounds=0",
+        "record.labels=reference",
         f"model.path={folder}",
         f"decode.block_length={block}",
         f"filter={network}",

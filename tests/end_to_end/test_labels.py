@@ -74,13 +74,14 @@ def test_a_run_trains_on_its_labels_and_goes_on_where_it_was_interrupted(tiny_mo
 def test_the_rounds_decode_with_the_options_of_the_rollouts(tiny_model_folder, tmp_path):
     """A filter that accepts nothing commits whole blocks where the model's own confidence is enough."""
     strict = ["train.rollout_threshold=1", "record.labels=own_answer", f"model.path={tiny_model_folder}"]
+    plain = {"take_back": 0, "one_more": 1, "confidence_threshold": 1}
     forwards = {}
-    for name, options in (("alone", "{}"), ("confident", "{confidence_threshold: 0}")):
-        given = [f"train.rollout_options={options}", f"output_dir={tmp_path / name}", "stages=[record,train]"]
-        assert cli.run([*SMALL, *strict, *given]) == 0
+    for name, options in (("alone", plain), ("confident", plain | {"confidence_threshold": 0})):
+        given = [f"train.rollout_options={json.dumps(options)}", f"output_dir={tmp_path / name}"]
+        assert cli.run([*SMALL, *strict, *given, "stages=[record,train]"]) == 0
         rounds = Recording.load(tmp_path / name / "rounds/1")
         forwards[name] = sum(rounds.references["oracle_forwards"])
-        assert rounds.manifest.get("options") == ({"confidence_threshold": 0} if name == "confident" else None)
+        assert rounds.manifest["options"] == options
     assert forwards["confident"] <= 0.3 * forwards["alone"]
 
 

@@ -142,7 +142,7 @@ def test_quiet_writes_nothing_but_results(arguments, finished, capsys):
     assert written.out.strip() == str(finished / "report.html")
 
 
-@pytest.mark.parametrize(("stage", "second"), [("record", "oracle"), ("train", "filter of round 1 at 0.95")])
+@pytest.mark.parametrize(("stage", "second"), [("record", "oracle"), ("train", "filter of round 1 at 0.98")])
 def test_a_stage_alone_ends_in_a_report_with_a_replay(arguments, finished, tmp_path, stage, second):
     output = Path(shutil.copytree(finished, tmp_path / "out"))
     assert cli.guarded(lambda: cli.run_command(stage, [*arguments, f"output_dir={output}"])) == 0
