@@ -19,8 +19,9 @@ from tests.contract.helpers import (
 from tests.contract.test_fixed_tokens import given_tokens
 
 LENGTHS = [3, 17, 9]
-# every policy and scheduler without a cache, and some of the combinations with one
+# every policy and scheduler without a cache, and some of the combinations with one; a third of them in the suite
 CASES = [case for number, case in enumerate(COMBINATIONS) if case[2] == "none" or number % 9 == 0]
+MARKED = [pytest.param(*case, marks=pytest.mark.thorough if number % 3 else []) for number, case in enumerate(CASES)]
 
 
 class Asks(Observer):
@@ -30,7 +31,7 @@ class Asks(Observer):
     looks_ahead = True
 
 
-@pytest.mark.parametrize(("policy", "scheduler", "cache"), CASES)
+@pytest.mark.parametrize(("policy", "scheduler", "cache"), MARKED)
 def test_an_observer_changes_no_answer(policy, scheduler, cache, make_prompts, request):
     number = CASES.index((policy, scheduler, cache))
     model = request.getfixturevalue(MODELS[number % len(MODELS)])
