@@ -78,8 +78,14 @@ def test_overwrite_deletes_what_no_key_names(output):
     assert [path.name for path in output.iterdir()] == [RUN_FILE]
 
 
-@pytest.mark.parametrize("described", [None, "{}", '{"their": "own"}', "[1]"])
-@pytest.mark.parametrize("name", [name for name in OUTPUTS if name not in (RUN_FILE, "metrics.json")])
+@pytest.mark.parametrize(
+    ("name", "described"),
+    [
+        pytest.param(name, described, marks=pytest.mark.thorough if (one + other) % 3 else [])
+        for one, name in enumerate(name for name in OUTPUTS if name not in (RUN_FILE, "metrics.json"))
+        for other, described in enumerate([None, "{}", '{"their": "own"}', "[1]"])
+    ],
+)
 def test_what_no_run_has_made_is_neither_deleted_nor_overwritten(tmp_path, name, described):
     put(tmp_path / name if "." in name else tmp_path / name / "mine.txt")
     if described is not None:

@@ -19,7 +19,7 @@ from learn2pd import (
     decode,
 )
 from learn2pd.models.kv import KVStore
-from tests.contract.helpers import BLOCK, MODELS, outcome, policies, run
+from tests.contract.helpers import BLOCK, MODELS, every_second, outcome, policies, run
 
 LONG = 200
 END = 40  # the generation position at which only an end-of-text is allowed
@@ -89,7 +89,7 @@ def test_on_other_models_the_sequence_ends_with_the_window(whole, policy, make_p
 OF_ANY_LENGTH = [name for name, policy in policies().items() if not policy.reads_canvas and name != "prophet"]
 
 
-@pytest.mark.parametrize("policy", OF_ANY_LENGTH)
+@pytest.mark.parametrize("policy", every_second(OF_ANY_LENGTH))
 def test_the_answer_does_not_depend_on_how_long_the_canvas_may_become(policy, tiny_model, make_prompts):
     prompts = make_prompts([3, 9])
     parts = {"scheduler": BlocksScheduler(BLOCK), "cache": GrowCache()}
