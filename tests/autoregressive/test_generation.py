@@ -122,11 +122,11 @@ def distribution(model, prompt, sampling, length):
     """The probability of every answer of a length, [V] * length."""
     probability = torch.ones((SMALL,) * length, dtype=torch.float64)
     for number in range(length):
-        for begun in itertools.product(range(SMALL), repeat=number):
+        for beginning in itertools.product(range(SMALL), repeat=number):
             with torch.inference_mode():
-                logits = model.network(torch.tensor([[*prompt, *begun]])).logits[0, -1]
+                logits = model.network(torch.tensor([[*prompt, *beginning]])).logits[0, -1]
             following = torch.tensor(filtered(logits / sampling.temperature, sampling), dtype=torch.float64)
-            probability[begun] *= following.view(-1, *(1,) * (length - number - 1))
+            probability[beginning] *= following.view(-1, *(1,) * (length - number - 1))
     return probability
 
 

@@ -36,12 +36,12 @@ def test_an_observer_changes_no_answer(policy, scheduler, cache, make_prompts, r
     number = CASES.index((policy, scheduler, cache))
     model = request.getfixturevalue(MODELS[number % len(MODELS)])
     prompts = make_prompts(LENGTHS, seed=number)
-    chosen = oracle(model, prompts) if policy == "oracle" else policies()[policy]
+    tried = oracle(model, prompts) if policy == "oracle" else policies()[policy]
     options = {
         "scheduler": SCHEDULERS[scheduler],
         "cache": CACHES[cache],
         "stop": list(STOPS.values())[number % len(STOPS)],
         "given": given_tokens(len(LENGTHS), number),
     }
-    plain, observed = (run(model, prompts, chosen, observer=observer, **options) for observer in (None, Asks()))
+    plain, observed = (run(model, prompts, tried, observer=observer, **options) for observer in (None, Asks()))
     assert outcome(observed, model) == outcome(plain, model)

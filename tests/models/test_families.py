@@ -191,8 +191,8 @@ def test_experts_run_only_on_the_tokens_that_chose_them():
 
     class First(MixtureOfExperts):
         def route(self, logits):
-            chosen = torch.arange(len(logits))[:, None] % 2
-            return chosen, torch.ones_like(chosen, dtype=logits.dtype)
+            picked = torch.arange(len(logits))[:, None] % 2
+            return picked, torch.ones_like(picked, dtype=logits.dtype)
 
     mixture = First(4, 8, 5, torch.nn.Linear(4, 5, bias=False))
     seen: list[int] = []

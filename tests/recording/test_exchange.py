@@ -68,12 +68,12 @@ def test_together_they_make_the_recording_of_one(url, tiny_model, prompts, recor
 def test_processes_with_one_folder_make_every_shard_of_a_lost_node_once(url, fails, tmp_path):
     """Ranks 0 and 1 of one node; ranks 2 and 3 are lost. Where a process fails at a shard, the other one makes it."""
     (tmp_path / RECORDING).write_text("{}")
-    begun, made, seen, start = [], [], {}, threading.Barrier(2)
+    started, made, seen, start = [], [], {}, threading.Barrier(2)
 
     def make_one(number):
-        begun.append(number)
+        started.append(number)
         time.sleep(0.05)
-        if fails and number == 7 and begun.count(7) == 1:
+        if fails and number == 7 and started.count(7) == 1:
             raise UserError("this process is lost")
         for name in TABLES:
             table_path(tmp_path, number, name).write_bytes(b"rows")

@@ -54,10 +54,10 @@ def visited(tiny_model, prompts, recording, tmp_path_factory):
     def rollout(method):
         folder = tmp_path_factory.mktemp("visited")
 
-        def produce(model, chosen):
-            references = recording.references_of([prompt.id for prompt in chosen])
+        def produce(model, picked):
+            references = recording.references_of([prompt.id for prompt in picked])
             options = {"batch_size": BATCH, "delimiter_ids": recording.manifest["delimiter_ids"]}
-            return rollout_tables(model, chosen, references, method, **options)
+            return rollout_tables(model, picked, references, method, **options)
 
         make(tiny_model, prompts[:SHARD], folder, produce=produce)
         return Recording.load(folder)
@@ -71,9 +71,9 @@ def relabelled(model, prompts, recording, judge=None, sample=ALL, methods=(ONE_A
 
 def test_on_the_trajectory_of_the_reference_a_continuation_is_the_reference(tiny_model, prompts, visited):
     base = visited["one a step"]
-    chosen = prompts[:SHARD]
-    tables = relabelled(tiny_model, chosen, base)
-    _, states = base.states_of([prompt.id for prompt in chosen])
+    picked = prompts[:SHARD]
+    tables = relabelled(tiny_model, picked, base)
+    _, states = base.states_of([prompt.id for prompt in picked])
     assert tables.states["label"].equal(states["label"])
     assert tables.states["label"].any()
     assert not tables.states["label"].all()
@@ -85,11 +85,11 @@ def test_on_the_trajectory_of_the_reference_a_continuation_is_the_reference(tiny
 def test_a_continuation_is_what_one_token_a_step_writes_from_the_state(tiny_model, prompts, visited, states):
     """Decoded anew, a row at a time, with the committed tokens as the only given ones."""
     base = visited[states]
-    chosen = prompts[:2]
+    picked = prompts[:2]
     sample = Sample(3, 0, 1)
-    tables = relabelled(tiny_model, chosen, base, sample=sample)
+    tables = relabelled(tiny_model, picked, base, sample=sample)
     references = dict(zip(base.references["prompt_id"], base.references["tokens"], strict=True))
-    text = {prompt.id: prompt.text for prompt in chosen}
+    text = {prompt.id: prompt.text for prompt in picked}
     for row, name in enumerate(tables.states["prompt_id"]):
         canvas = torch.where(tables.states["masked"][row], -1, torch.tensor(references[name]))
         ended = (canvas == tiny_model.spec.eot_ids[0]).nonzero()[:, 0].tolist()
@@ -109,10 +109,10 @@ def test_checked_accepts_what_a_right_continuation_writes_and_says_nothing_of_lo
     tiny_model, prompts, visited, judge, methods
 ):
     base = visited["bold"]
-    chosen = prompts[:SHARD]
+    picked = prompts[:SHARD]
     sample = Sample(4, 6, 0)
-    written = relabelled(tiny_model, chosen, base, sample=sample, methods=methods)
-    checked = relabelled(tiny_model, chosen, base, judge, sample, methods)
+    written = relabelled(tiny_model, picked, base, sample=sample, methods=methods)
+    checked = relabelled(tiny_model, picked, base, judge, sample, methods)
     place = {key: row for row, key in enumerate(keys(written.states))}
     rows = [place[key] for key in keys(checked.states)]
     known = checked.states["labelled"]
@@ -146,8 +146,8 @@ def test_the_draw_of_a_prompt_depends_on_nothing_but_the_prompt_and_the_seed(tin
 
 
 def labelled_recording(model, prompts, base, folder: Path, **more):
-    def produce(model, chosen):
-        return relabelled(model, chosen, base, some, Sample(2, 3, 0))
+    def produce(model, picked):
+        return relabelled(model, picked, base, some, Sample(2, 3, 0))
 
     return make(model, prompts, folder, produce=produce, labels="checked", **more)
 
@@ -220,13 +220,13 @@ def test_the_stated_cost_is_that_of_the_states_that_a_filter_is_trained_on(label
 
 
 def test_own_answers_take_the_place_of_references_where_they_are_right(tiny_model, prompts, recording):
-    chosen = prompts[:SHARD]
-    references = recording.references_of([prompt.id for prompt in chosen])
+    picked = prompts[:SHARD]
+    references = recording.references_of([prompt.id for prompt in picked])
     options = {"batch_size": BATCH, "delimiter_ids": recording.manifest["delimiter_ids"]}
     tables = rollout_tables(
-        tiny_model, chosen, references, BOLD, judge=lambda some, texts: [True, False, True], **options
+        tiny_model, picked, references, BOLD, judge=lambda some, texts: [True, False, True], **options
     )
-    texts = [prompt.text for prompt in chosen]
+    texts = [prompt.text for prompt in picked]
     own = decode(tiny_model, texts, BOLD, gen_length=GEN, batch_size=BATCH)
     tokens = torch.tensor(references["tokens"])
     tokens[[0, 2]] = own.tokens[[0, 2]]

@@ -122,13 +122,13 @@ def write_states(folder, model, prompts, rows):
 @pytest.mark.parametrize("rows", [(0,), (0, 0), (2, 0), (0, 2), (2, 0, 1)])
 def test_a_shard_without_states_reads_as_empty(rows, tiny_model, prompts, tmp_path):
     """Labels are checked at some states only, so that a shard may hold none."""
-    chosen = prompts[: len(rows)]
-    made = write_states(tmp_path, tiny_model, chosen, rows)
+    picked = prompts[: len(rows)]
+    made = write_states(tmp_path, tiny_model, picked, rows)
     names = ("masked", "label", "step", "length", "reference", "prompt")
     for shard, count in enumerate(rows):
         shapes = {name: tuple(values.shape) for name, values in made.columns(shard, names, "train").items()}
         assert shapes == {name: (count,) if name in ("step", "length", "prompt") else (count, GEN) for name in names}
-    place, columns = made.states_of([prompt.id for prompt in chosen])
+    place, columns = made.states_of([prompt.id for prompt in picked])
     assert place.tolist() == [number for number, count in enumerate(rows) for _ in range(count)]
     assert {len(values) for values in columns.values()} == {sum(rows)}
     assert columns["label"].shape == (sum(rows), GEN)
