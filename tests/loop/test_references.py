@@ -25,7 +25,7 @@ from tests.reference.decoding import decode_row
 from tests.reference.network import Columns, full_proposals
 
 # Of each method with each model; more of them where one column matters little.
-EXAMPLES = {"lookahead-lookahead": 10}
+EXAMPLES = {"lookahead-lookahead": 12, "dsb_const-dsb": 8, "dsb_greedy-dsb": 8}
 blocks = st.integers(2, 9)
 confidences = st.sampled_from([0.2, 0.35, 0.5, 0.65, 0.8, 0.95])
 
