@@ -17,7 +17,6 @@ block when it has no mask.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +140,15 @@ def export(policy: Any, folder: Path) -> str:
     Raises:
         UserError: SGLang cannot run the policy.
     """
-    import yaml  # the engine's processes, which also import this module, do without it
-
     contract = policy.predictor.contract
     check_model(policy, ENGINE, mask_id=contract.mask_id, alignment="grid", revokes=False)
     policy.save_pretrained(folder)
     place = folder.resolve()
-    settings = yaml.safe_dump({"policy": str(place), "threshold": None}, width=math.inf)
-    (folder / SETTINGS).write_text(settings, encoding="utf-8")
+    (folder / SETTINGS).write_text(f"policy: {_quoted(str(place))}\nthreshold: null\n", encoding="utf-8")
     return f"sglang serve ... --dllm-algorithm {NAME} --dllm-algorithm-config {place / SETTINGS}"
+
+
+def _quoted(text: str) -> str:
+    """Return a text as YAML writes it between double quotes, in ASCII."""
+    plain = (letter if " " <= letter <= "~" and letter not in '"\\' else f"\\U{ord(letter):08x}" for letter in text)
+    return f'"{"".join(plain)}"'
