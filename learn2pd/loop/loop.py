@@ -90,7 +90,7 @@ class Loop:
         policy = self.method.policy
         if bool(run.illegal.any()):
             raise refusal(policy)
-        # Every step commits in every open row, so a run that takes more steps than this commits nothing any more.
+        # Every step commits in every row that has a mask; one without a mask stays open while `revisions` last at most.
         if bool((run.host.step > run.host.gen_length + policy.revisions).any()):
             raise UserError(
                 f"scheduler {self.method.scheduler.name!r} and cache {self.method.cache.name!r} leave no position to "
@@ -178,7 +178,7 @@ def decode_batch(
     observer: Observer | None = None,
     watch: Stopwatch | None = None,
 ) -> DecodeState:
-    """Decode a batch until no row is open. A row is open while a position of its canvas is masked.
+    """Decode a batch until no row is open (`DecodeState.open`).
 
     Args:
         model: The adapter of a loaded model.
