@@ -83,7 +83,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
 INFORMED = ("oracle", "search", "label_oracle")
 # Methods of autoregressive models, which stand beside those of the dLLM in a comparison. A method takes the place of
 # all four roles, so that these names stand for the whole of it.
-RIVALS = {
+AUTOREGRESSIVE = {
     "autoregressive": "learn2pd.autoregressive.methods:load_autoregressive",
     "speculative": "learn2pd.autoregressive.methods:load_speculative",
     "pearl": "learn2pd.autoregressive.methods:load_pearl",
@@ -126,11 +126,11 @@ def build(role: str, name: str, options: Mapping[str, Any], provided: Provided) 
     return component
 
 
-def build_rival(name: str, options: Mapping[str, Any], provided: Provided) -> Any:
+def build_autoregressive(name: str, options: Mapping[str, Any], provided: Provided) -> Any:
     """Build a method of an autoregressive model by its name.
 
     Args:
-        name: One of `RIVALS`.
+        name: One of `AUTOREGRESSIVE`.
         options: The user's options. Each of them must be a parameter of the method.
         provided: Values for the parameters that the user's options leave out.
 
@@ -140,7 +140,7 @@ def build_rival(name: str, options: Mapping[str, Any], provided: Provided) -> An
     Raises:
         UserError: As for `build`.
     """
-    return _built("policy", name, _import("policy", RIVALS[name]), options, provided)
+    return _built("policy", name, _import("policy", AUTOREGRESSIVE[name]), options, provided)
 
 
 def _built(role: str, name: str, factory: Callable[..., Any], options: Mapping[str, Any], provided: Provided) -> Any:

@@ -24,7 +24,7 @@ from learn2pd.cli.methods import policy_of
 from learn2pd.cli.options import OWN, DecodeOptions, own_options
 from learn2pd.cli.values import keys_of
 from learn2pd.embedded.config import EmbeddedConfig
-from learn2pd.registry import COMPONENTS, INFORMED, RIVALS
+from learn2pd.registry import AUTOREGRESSIVE, COMPONENTS, INFORMED
 
 ROOT = Path(__file__).parents[1]
 QUESTION = "Mia has 7 pears. She buys 5 more. How many pears does Mia have now?"
@@ -100,7 +100,7 @@ def test_a_prompt_is_taken_as_it_is(prompt):
             ("decode", [prompt], ["unknown key", f"write prompt={prompt!r}"])
             for prompt in ("x=3 what is y", "x=3", "seeed.x=1 and more")
         ),
-        *(("decode", ["hi", f"policy={name}"], [name, "compare.methods"]) for name in RIVALS),
+        *(("decode", ["hi", f"policy={name}"], [name, "compare.methods"]) for name in AUTOREGRESSIVE),
         *(
             (command, [f"{key}=true"], [key, "unknown key", f"learn2pd {command}"])
             for command, key in itertools.product(("decode", "serve", "check"), ("resume", "overwrite"))

@@ -14,7 +14,7 @@ from learn2pd.files import here_or_shipped
 from learn2pd.method import Method
 from learn2pd.models.loading import Model
 from learn2pd.predictors.keep import trained_policy
-from learn2pd.registry import COMPONENTS, RIVALS, is_known
+from learn2pd.registry import AUTOREGRESSIVE, COMPONENTS, is_known
 
 log = logging.getLogger(__name__)
 SHIPPED_POLICY = "checkpoints/tiny-llada-filter"  # trained for the embedded model
@@ -68,7 +68,7 @@ def policy_of(config: Any, own: MethodOptions, has_run: bool) -> tuple[str, Path
     run = Path(config.output_dir) / "policy"
     shipped = Path(here_or_shipped(SHIPPED_POLICY))
     fits = config.model == ModelConfig(dtype=config.model.dtype, device=config.model.device) and shipped.is_dir()
-    if own.policy in RIVALS:
+    if own.policy in AUTOREGRESSIVE:
         raise UserError(
             f"policy={own.policy!r} decodes with an autoregressive model and is for learn2pd compare alone, "
             "in compare.methods"

@@ -43,7 +43,7 @@ def markdown(comparison: dict[str, Any], meta: dict[str, Any]) -> str:
     if revised:
         parts += ["## What was taken back", REVISION_NOTE, revised]
     if comparison.get("autoregressive"):
-        parts += ["## Autoregressive models", RIVAL_NOTE, rivals_table(comparison["autoregressive"])]
+        parts += ["## Autoregressive models", AUTOREGRESSIVE_NOTE, autoregressive_table(comparison["autoregressive"])]
     seeds = comparison["seeds"]
     if comparison["fastest"]:
         parts += [
@@ -98,8 +98,8 @@ def summary(comparison: dict[str, Any], meta: dict[str, Any]) -> str:
     parts += score_tables(comparison.get("scores", ()))
     revised = revision_table([row for row in comparison["rows"] if row["task"] == "all"])
     parts += ["what was taken back, for each answer:", revised] if revised else []
-    rivals = [row for row in comparison.get("autoregressive", ()) if row["task"] == "all"]
-    parts += ["autoregressive models:", rivals_table(rivals)] if rivals else []
+    others = [row for row in comparison.get("autoregressive", ()) if row["task"] == "all"]
+    parts += ["autoregressive models:", autoregressive_table(others)] if others else []
     fastest = [line for line in comparison["fastest"] if line["task"] == "all"]
     if fastest:
         parts += [f"fastest setting within {_margin(meta)} of one token a step:", fastest_table(fastest)]
@@ -139,9 +139,9 @@ def revision_table(rows: Sequence[Line]) -> str:
     return _table(REVISIONS, revising) if revising else ""
 
 
-def rivals_table(rows: Sequence[Line]) -> str:
+def autoregressive_table(rows: Sequence[Line]) -> str:
     """Write the table of the methods of autoregressive models."""
-    return _table(RIVALS, rows)
+    return _table(AUTOREGRESSIVE, rows)
 
 
 def fastest_table(lines: Sequence[Line]) -> str:
@@ -247,14 +247,14 @@ REVISIONS = PLACE | {
     "edited": _number("edited_mean"),
     "flip-flops": _number("flip_flops_mean"),
 }
-RIVAL_NOTE = (
+AUTOREGRESSIVE_NOTE = (
     "In the table of all methods, forwards are those of the target, and agreement and speedup compare with plain "
     "decoding of the same model. Accepted: tokens of the draft that stand, in the mean run of it; a run ends where the "
     "draft begins anew. Measured: seconds of the whole run. Modelled: one prompt at a time, with draft and target on "
     "two devices where they overlap; first with the measured cost of a forward, then where the target's costs as much "
     "as 5 of the draft's. Nothing modelled was measured."
 )
-RIVALS = PLACE | {
+AUTOREGRESSIVE = PLACE | {
     "method": _text("method"),
     "draft length": lambda line: "n/a" if line["draft_length"] is None else str(line["draft_length"]),
     "tokens/target forward": _number("tokens_per_target_forward"),

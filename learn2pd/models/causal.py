@@ -1,4 +1,4 @@
-"""Loading of causal language models, which APD asks for verdicts and the autoregressive rivals decode with."""
+"""Loading of causal language models, which APD asks for verdicts and the autoregressive methods decode with."""
 
 from __future__ import annotations
 

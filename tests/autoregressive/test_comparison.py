@@ -14,10 +14,10 @@ from learn2pd.cli.config import MethodConfig, load_config
 from learn2pd.cli.stages import run_stages
 from learn2pd.cli.stages.comparison import check_comparison
 from learn2pd.evaluation import tables
+from learn2pd.evaluation.autoregressive import autoregressive_rows
 from learn2pd.evaluation.compare import build_rows, measure
 from learn2pd.evaluation.curves import compare_families
 from learn2pd.evaluation.outcomes import cached, merge
-from learn2pd.evaluation.rivals import rival_rows
 from learn2pd.statistics.bootstrap import Bootstrap
 from tests.autoregressive.helpers import tiny_pair
 from tests.autoregressive.test_generation import methods
@@ -27,7 +27,7 @@ FIXED = {"name": "vanilla", "policy": "fixed"}
 PAIR = {"target": "checkpoints/tiny-ar", "draft": "checkpoints/tiny-ar-draft"}
 
 
-def rival(name, *, draft_length=0, overlaps=False, drafts=0, accepted=(0, 0), runs=(0, 0), model="ar", **known):
+def decoded(name, *, draft_length=0, overlaps=False, drafts=0, accepted=(0, 0), runs=(0, 0), model="ar", **known):
     """An outcome of an autoregressive method with known figures; its forwards cost 10 ms and 2 ms."""
     made = outcome(name, name, **known)
     labels = replace(made.labels, model=model, kind="autoregressive", mark="" if draft_length else "target")
@@ -35,21 +35,21 @@ def rival(name, *, draft_length=0, overlaps=False, drafts=0, accepted=(0, 0), ru
     return replace(made, labels=labels, auxiliary_forwards=np.array([drafts, drafts], np.int32), drafting=drafting)
 
 
-def some_rivals():
+def three_methods():
     """Plain decoding, speculative decoding and PEARL, with the same answers."""
     same = {"tokens": ((9, 8, 7, 0), (9, 0, 0, 0)), "lengths": (30, 30)}
     drafted = {"draft_length": 5, **same}
     return [
-        rival("autoregressive", forwards=(30, 30), wall_s=6.0, **same),
-        rival("speculative", forwards=(6, 6), drafts=30, accepted=(24, 24), runs=(6, 6), wall_s=3.0, **drafted),
-        rival(
+        decoded("autoregressive", forwards=(30, 30), wall_s=6.0, **same),
+        decoded("speculative", forwards=(6, 6), drafts=30, accepted=(24, 24), runs=(6, 6), wall_s=3.0, **drafted),
+        decoded(
             "pearl", forwards=(8, 8), drafts=40, accepted=(28, 28), runs=(2, 2), overlaps=True, wall_s=2.0, **drafted
         ),
     ]
 
 
-def test_the_columns_of_a_rival():
-    plain, speculative, pearl = rival_rows(some_rivals())
+def test_the_columns_of_an_autoregressive_method():
+    plain, speculative, pearl = autoregressive_rows(three_methods())
     assert (plain["speedup_wall"], plain["speedup_modelled"], plain["speedup_stated"]) == (1, 1, 1)
     assert plain["accepted_mean"] is plain["draft_length"] is plain["draft_ms"] is None
     assert speculative["tokens_per_target_forward"] == pytest.approx(5)
@@ -63,14 +63,14 @@ def test_the_columns_of_a_rival():
 
 
 def test_without_plain_decoding_of_the_same_model_no_speedup_is_shown():
-    plain, *drafted = some_rivals()
+    plain, *drafted = three_methods()
     for others in (drafted, [replace(plain, labels=replace(plain.labels, model="another")), *drafted]):
-        rows = [row for row in rival_rows(others) if row["method"] != "autoregressive"]
+        rows = [row for row in autoregressive_rows(others) if row["method"] != "autoregressive"]
         assert all(row[f"speedup_{kind}"] is None for row in rows for kind in ("wall", "modelled", "stated"))
 
 
 def test_forwards_and_answers_are_compared_with_plain_decoding_of_the_same_model():
-    fields = measure([outcome("vanilla", "fixed"), outcome("t", "threshold"), *some_rivals()], Bootstrap(50, 0))
+    fields = measure([outcome("vanilla", "fixed"), outcome("t", "threshold"), *three_methods()], Bootstrap(50, 0))
     rows = {row["method"]: row for row in build_rows(fields)}
     assert rows["pearl"]["agreement"] == rows["speculative"]["agreement"] == 1
     assert rows["pearl"]["speedup_forwards"] == pytest.approx(30 / 8)
@@ -81,21 +81,21 @@ def test_forwards_and_answers_are_compared_with_plain_decoding_of_the_same_model
 
 def test_families_and_curves_are_those_of_the_dllm_alone():
     dllm = [outcome("vanilla", "fixed"), outcome("t", "threshold")]
-    with_rivals, without = (
-        compare_families(measure(outcomes, Bootstrap(50, 0)), 0.005) for outcomes in ([*dllm, *some_rivals()], dllm)
+    with_them, without = (
+        compare_families(measure(outcomes, Bootstrap(50, 0)), 0.005) for outcomes in ([*dllm, *three_methods()], dllm)
     )
-    assert with_rivals == without
+    assert with_them == without
 
 
-def test_the_table_has_a_line_for_every_rival():
-    rows = rival_rows(some_rivals())
-    text = tables.rivals_table(rows)
+def test_the_table_has_a_line_for_every_autoregressive_method():
+    rows = autoregressive_rows(three_methods())
+    text = tables.autoregressive_table(rows)
     assert text.count("\n") == 1 + len(rows)
     assert "3.75x" in text
 
 
 def test_an_outcome_keeps_what_the_draft_did(tmp_path):
-    made = some_rivals()[2]
+    made = three_methods()[2]
     for _ in range(2):
         kept = cached(tmp_path / "a.safetensors", "key", made.labels, lambda: made)
         assert kept.drafting == made.drafting
@@ -105,7 +105,7 @@ def test_an_outcome_keeps_what_the_draft_did(tmp_path):
 
 
 def test_tasks_are_joined():
-    made = some_rivals()[2]
+    made = three_methods()[2]
     both = merge([made, made])
     assert both.drafting == replace(made.drafting, accepted=[28] * 4, runs=[2] * 4)
     assert joined([]) is None
@@ -130,8 +130,8 @@ def test_costs_are_measured_for_every_method():
 @pytest.mark.parametrize(
     ("changes", "overrides", "words"),
     [
-        ({"scheduler": "dsb"}, [], ["'rival' has scheduler='dsb'"]),
-        ({"cache": "dual"}, [], ["'rival' has cache='dual'"]),
+        ({"scheduler": "dsb"}, [], ["'mine' has scheduler='dsb'"]),
+        ({"cache": "dual"}, [], ["'mine' has cache='dual'"]),
         ({}, ["decode.given=[A, null]"], ["decode.given", "fills no gaps"]),
         ({}, ["compare.stops=[text]", 'decode.stop_strings=["x"]'], ["stop rule 'text'"]),
         ({"options": {"target": "checkpoints/tiny-ar"}}, [], ["needs draft"]),
@@ -141,7 +141,7 @@ def test_what_an_autoregressive_method_cannot_do_is_refused_before_anything_runs
     tiny_model, tmp_path, changes, overrides, words
 ):
     config = load_config("tiny_ar_compare", overrides)
-    described = {"name": "rival", "policy": "pearl", "options": PAIR} | changes
+    described = {"name": "mine", "policy": "pearl", "options": PAIR} | changes
     config.compare.methods = [MethodConfig(**FIXED), MethodConfig(**described)]
     with pytest.raises(UserError) as error:
         check_comparison(config, tiny_model, tmp_path, trains=False)
@@ -150,7 +150,7 @@ def test_what_an_autoregressive_method_cannot_do_is_refused_before_anything_runs
 
 def test_a_comparison_without_a_method_of_the_dllm_is_refused(tiny_model, tmp_path):
     config = load_config("tiny_ar_compare")
-    config.compare.methods = [MethodConfig("rival", "pearl", options=PAIR)]
+    config.compare.methods = [MethodConfig("mine", "pearl", options=PAIR)]
     with pytest.raises(UserError, match="at least one method of the dLLM"):
         check_comparison(config, tiny_model, tmp_path, trains=False)
 

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from learn2pd import AutoregressiveMethod, PearlMethod, SpeculativeMethod, UserError, load_causal_model, load_verifier
 from learn2pd.autoregressive.model import causal_model
-from learn2pd.registry import build_rival
+from learn2pd.registry import build_autoregressive
 from tests.autoregressive.helpers import tiny_network, tiny_pair
 from tests.policies.test_apd import other_tokenizer
 
@@ -91,7 +91,7 @@ def test_a_model_without_an_end_of_text_is_refused():
 )
 def test_a_method_that_cannot_be_built_says_why_in_one_line(name, options, words):
     with pytest.raises(UserError) as error:
-        build_rival(name, options, {})
+        build_autoregressive(name, options, {})
     assert all(word in str(error.value) for word in words), error.value
     assert "\n" not in str(error.value)
 

@@ -204,9 +204,9 @@ def test_threshold_one_is_one_token_a_step(tiny_model, make_prompts):
 
 def test_an_accepting_filter_is_threshold_zero_and_a_refusing_one_is_one_token_a_step(tiny_model, make_prompts):
     prompts = make_prompts(LENGTHS)
-    for threshold, rival in ((0.0, ThresholdPolicy(0.0)), (1.0, FixedPolicy())):
+    for threshold, rule in ((0.0, ThresholdPolicy(0.0)), (1.0, FixedPolicy())):
         filtered = run(tiny_model, prompts, FilterPolicy(replace(random_predictor(), threshold=threshold)))
-        assert outcome(filtered, tiny_model) == outcome(run(tiny_model, prompts, rival), tiny_model)
+        assert outcome(filtered, tiny_model) == outcome(run(tiny_model, prompts, rule), tiny_model)
 
 
 def test_the_papers_filter_commits_the_most_confident_position_in_every_step(tiny_model, make_prompts):

@@ -21,12 +21,12 @@ from learn2pd import __version__
 from learn2pd.autoregressive.methods import AutoregressiveMethod
 from learn2pd.cli.config import MethodConfig, RunConfig, as_dict
 from learn2pd.cli.stages.components import (
-    check_rival,
+    autoregressive_of,
+    check_autoregressive,
     checkers_of,
     given_of,
     method_of,
     model_of,
-    rival_of,
     sampling_of,
     usable_prompts,
 )
@@ -36,6 +36,7 @@ from learn2pd.decoding import answer_lengths
 from learn2pd.errors import UserError
 from learn2pd.evaluation import plots as report
 from learn2pd.evaluation import tables
+from learn2pd.evaluation.autoregressive import KIND, autoregressive_rows, run_autoregressive
 from learn2pd.evaluation.compare import build_rows, measure, score_rows
 from learn2pd.evaluation.curves import compare_families
 from learn2pd.evaluation.likelihood import likelihood
@@ -49,7 +50,6 @@ from learn2pd.evaluation.outcomes import (
     merge,
     run_method,
 )
-from learn2pd.evaluation.rivals import KIND, rival_rows, run_rival
 from learn2pd.evaluation.search import Continuation
 from learn2pd.files import write_json
 from learn2pd.method import Method
@@ -62,7 +62,7 @@ from learn2pd.policies.search import SearchPolicy
 from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.predictors.keep import trained_policy
 from learn2pd.progress import progress_bar
-from learn2pd.registry import INFORMED, RIVALS, lacking
+from learn2pd.registry import AUTOREGRESSIVE, INFORMED, lacking
 from learn2pd.roles import Policy
 from learn2pd.statistics.bootstrap import Bootstrap
 
@@ -97,7 +97,7 @@ def stage_compare(config: RunConfig, output: Path) -> dict[str, Any]:
     bootstrap = Bootstrap(config.compare.bootstrap_samples, config.seed)
     fields = measure(outcomes, bootstrap)
     comparison = {"rows": build_rows(fields), "scores": score_rows(outcomes, checkers, bootstrap)}
-    comparison["autoregressive"] = rival_rows(outcomes)
+    comparison["autoregressive"] = autoregressive_rows(outcomes)
     comparison |= compare_families(fields, config.compare.accuracy_margin)
     meta: dict[str, Any] = {
         "model": model.spec.name,
@@ -157,19 +157,19 @@ def check_comparison(config: RunConfig, model: Model, output: Path, trains: bool
             f"compare.methods: {informed[0]!r} needs a method with policy 'fixed' at the head of the list, "
             "whose answers it knows"
         )
-    rivals = [method for _, method in methods if method.policy in RIVALS]
+    rivals = [method for _, method in methods if method.policy in AUTOREGRESSIVE]
     if len(rivals) == len(methods):
         raise UserError(
             "compare.methods lists methods of autoregressive models alone: list at least one method of the dLLM"
         )
     for method in rivals:
-        check_rival(config, method)
-        rival_of(model, method)
+        check_autoregressive(config, method)
+        autoregressive_of(model, method)
     waits = trains and config.compare.policy is None
     folder = policy_folder(config, output)
     for stop in config.compare.stops:
         for _, method in methods:
-            if method.policy in RIVALS:
+            if method.policy in AUTOREGRESSIVE:
                 continue
             roles = _roles_that_need_the_policy(method, stop)
             if waits and roles:
@@ -187,7 +187,7 @@ def needs_policy_of_run(config: RunConfig) -> bool:
     Raises:
         UserError: the name or an option of a component is unknown.
     """
-    methods = [method for _, method in expand_sweeps(config.compare.methods) if method.policy not in RIVALS]
+    methods = [method for _, method in expand_sweeps(config.compare.methods) if method.policy not in AUTOREGRESSIVE]
     return config.compare.policy is None and any(
         _roles_that_need_the_policy(method, stop) for stop in config.compare.stops for method in methods
     )
@@ -331,8 +331,8 @@ def _compare_outcomes(
                     "seed": config.seed,
                 }
                 if isinstance(method, AutoregressiveMethod):
-                    labels = _rival_labels(described, family, method, stop, task)
-                    produce = functools.partial(run_rival, group, checkers, labels, method, **shared)
+                    labels = _autoregressive_labels(described, family, method, stop, task)
+                    produce = functools.partial(run_autoregressive, group, checkers, labels, method, **shared)
                 else:
                     if method.policy.knows_answer:
                         method = _informed(config, model, method, group, checkers, references[stop, task])
@@ -358,12 +358,14 @@ def _built(
     config: RunConfig, model: Model, folder: Path, described: MethodConfig, stop: str
 ) -> Method | AutoregressiveMethod:
     """Build a method of the dLLM, or one of an autoregressive model."""
-    if described.policy in RIVALS:
-        return rival_of(model, described)
+    if described.policy in AUTOREGRESSIVE:
+        return autoregressive_of(model, described)
     return method_of(config, model, folder, described, stop)
 
 
-def _rival_labels(described: MethodConfig, family: str, method: AutoregressiveMethod, stop: str, task: str) -> Labels:
+def _autoregressive_labels(
+    described: MethodConfig, family: str, method: AutoregressiveMethod, stop: str, task: str
+) -> Labels:
     """Return the labels of an outcome of an autoregressive model."""
     return Labels(
         method=described.name,

@@ -27,7 +27,7 @@ from learn2pd.method import Method
 from learn2pd.models.files import ADAPTER_CONFIG, check_folder, why_unreachable
 from learn2pd.models.infilling import given_tokens
 from learn2pd.models.loading import Model, load_model, read_skeleton
-from learn2pd.registry import GENERATED_TASKS, Provided, build_rival, build_task
+from learn2pd.registry import GENERATED_TASKS, Provided, build_autoregressive, build_task
 from learn2pd.types import Sampling
 
 log = logging.getLogger(__name__)
@@ -432,7 +432,7 @@ def method_of(config: RunConfig, model: Model, folder: Path, method: MethodConfi
     return built
 
 
-def check_rival(config: RunConfig, method: MethodConfig) -> None:
+def check_autoregressive(config: RunConfig, method: MethodConfig) -> None:
     """Check that a comparison asks nothing of an autoregressive method that only a dLLM can do.
 
     Args:
@@ -455,7 +455,7 @@ def check_rival(config: RunConfig, method: MethodConfig) -> None:
         raise UserError(f"compare.stops: policy {method.policy!r} does not know the stop rule 'text'")
 
 
-def rival_of(model: Model, method: MethodConfig) -> AutoregressiveMethod:
+def autoregressive_of(model: Model, method: MethodConfig) -> AutoregressiveMethod:
     """Build the method of an autoregressive model that a configuration describes.
 
     Args:
@@ -466,5 +466,5 @@ def rival_of(model: Model, method: MethodConfig) -> AutoregressiveMethod:
         UserError: a model cannot be loaded, or two models do not fit each other.
     """
     provided = {"device": lambda: str(model.adapter.device)}
-    rival: AutoregressiveMethod = build_rival(method.policy, method.options, provided)
-    return rival
+    built: AutoregressiveMethod = build_autoregressive(method.policy, method.options, provided)
+    return built

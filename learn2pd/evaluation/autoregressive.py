@@ -20,7 +20,7 @@ from learn2pd.types import Sampling
 KIND = "autoregressive"  # of the labels of every such outcome
 
 
-def run_rival(
+def run_autoregressive(
     prompts: Sequence[Prompt],
     checkers: Mapping[str, Checker],
     labels: Labels,
@@ -71,7 +71,7 @@ def run_rival(
     return judged(result, prompts, checkers, labels, drafting=drafting)
 
 
-def rival_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+def autoregressive_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Build the table of the autoregressive methods: a row for each method, stop rule and task.
 
     The column `speedup_wall` is measured. The columns `speedup_modelled` and `speedup_stated` are modelled
