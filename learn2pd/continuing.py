@@ -1,7 +1,7 @@
 """Continuing of half-decoded canvases, and judging of the answers to which they lead.
 
 From a state of a decode, a method writes the rest of the answer. Labels of recordings (recording/labels.py) and oracles
-of comparisons (evaluation/search.py) ask what it writes, and whether the answer is right.
+of comparisons (evaluation/informed.py) ask what it writes, and whether the answer is right.
 
 In the shapes, R is the number of canvases and G of positions of a canvas. A canvas is [G] long, with `OPEN` at the
 positions that are still to decode.

@@ -22,6 +22,12 @@ from learn2pd.kinds import matches, plain, type_name
 if TYPE_CHECKING:
     from learn2pd.roles import Role
 
+# Policies that know the answers with one token a step, and so are for recording and comparison alone.
+INFORMED = {
+    "oracle": "learn2pd.policies.oracle:OraclePolicy",
+    "search": "learn2pd.policies.search:SearchPolicy",
+    "label_oracle": "learn2pd.policies.label_oracle:LabelOracle",
+}
 COMPONENTS: dict[str, dict[str, str]] = {
     "policy": {
         "fixed": "learn2pd.policies.fixed:FixedPolicy",
@@ -47,9 +53,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "left_to_right": "learn2pd.policies.apd:LeftToRightPolicy",
         "filter": "learn2pd.predictors.filter:load_policy",
         "keep": "learn2pd.predictors.keep:load_keep",
-        "oracle": "learn2pd.policies.oracle:OraclePolicy",
-        "search": "learn2pd.policies.search:SearchPolicy",
-        "label_oracle": "learn2pd.policies.label_oracle:LabelOracle",
+        **INFORMED,
     },
     "scheduler": {
         "blocks": "learn2pd.schedulers.blocks:BlocksScheduler",
@@ -79,8 +83,6 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "text": "learn2pd.stops.text:TextStop",
     },
 }
-# Policies that know the answers with one token a step, and so are for recording and comparison alone.
-INFORMED = ("oracle", "search", "label_oracle")
 # Methods of autoregressive models, which stand beside those of the dLLM in a comparison. A method takes the place of
 # all four roles, so that these names stand for the whole of it.
 AUTOREGRESSIVE = {

@@ -10,7 +10,7 @@ import pytest
 from learn2pd import UserError
 from learn2pd.cli.config import identity, load_config
 from learn2pd.cli.stages import check_needed
-from learn2pd.cli.stages.comparison import check_comparison
+from learn2pd.cli.stages.comparison_methods import check_comparison
 from learn2pd.cli.stages.run_folder import OUTPUTS, RUN_FILE, check_output, claim_output, open_output
 
 

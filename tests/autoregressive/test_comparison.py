@@ -12,7 +12,7 @@ from learn2pd import UserError
 from learn2pd.autoregressive.timing import Drafting, joined, measure_costs, modelled_seconds
 from learn2pd.cli.config import MethodConfig, load_config
 from learn2pd.cli.stages import run_stages
-from learn2pd.cli.stages.comparison import check_comparison
+from learn2pd.cli.stages.comparison_methods import check_comparison
 from learn2pd.evaluation import tables
 from learn2pd.evaluation.autoregressive import autoregressive_rows
 from learn2pd.evaluation.compare import build_rows, measure

@@ -6,7 +6,8 @@ from safetensors.torch import load_file, save_file
 
 from learn2pd import UserError
 from learn2pd.cli.config import MethodConfig, load_config
-from learn2pd.cli.stages.comparison import check_comparison, expand_sweeps, outcome_key
+from learn2pd.cli.stages.comparison_methods import check_comparison, expand_sweeps
+from learn2pd.cli.stages.comparison_outcomes import outcome_key
 from learn2pd.cli.stages.components import method_of
 from learn2pd.evaluation import plots as report
 from learn2pd.evaluation.compare import agreement, build_rows, measure

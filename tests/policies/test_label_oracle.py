@@ -7,7 +7,7 @@ import torch
 
 from learn2pd.decoding import decode
 from learn2pd.errors import UserError
-from learn2pd.evaluation.search import Continuation
+from learn2pd.evaluation.informed import Continuation
 from learn2pd.method import Method
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.label_oracle import LABELS, LabelOracle

@@ -17,7 +17,8 @@ import torch
 
 from learn2pd.cli.config import RunConfig
 from learn2pd.cli.stages.calibration import check_target, stage_calibrate
-from learn2pd.cli.stages.comparison import check_compared, check_comparison, needs_policy_of_run, stage_compare
+from learn2pd.cli.stages.comparison import stage_compare
+from learn2pd.cli.stages.comparison_methods import check_compared, check_comparison, needs_policy_of_run
 from learn2pd.cli.stages.components import (
     check_adapter,
     check_decoding,

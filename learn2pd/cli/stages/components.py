@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from learn2pd.autoregressive.methods import AutoregressiveMethod
 from learn2pd.cli.config import DataConfig, MethodConfig, ModelConfig, RunConfig
 from learn2pd.data.humaneval import humaneval_prompts
 from learn2pd.data.prompts import Prompt, deal, record_prompts, task_prompts
@@ -22,12 +21,13 @@ from learn2pd.data.reading import Records, hub_records, read_records
 from learn2pd.data.tasks import SPLITS, Checker, ProgramChecker, Task
 from learn2pd.decoding import BLOCK_LENGTH, encode_checked, provided_by
 from learn2pd.errors import UserError, suggest
+from learn2pd.evaluation.informed import no_answers
 from learn2pd.files import here_or_shipped
 from learn2pd.method import Method
 from learn2pd.models.files import ADAPTER_CONFIG, check_folder, why_unreachable
 from learn2pd.models.infilling import given_tokens
 from learn2pd.models.loading import Model, load_model, read_skeleton
-from learn2pd.registry import GENERATED_TASKS, Provided, build_autoregressive, build_task
+from learn2pd.registry import GENERATED_TASKS, Provided, build_task
 from learn2pd.types import Sampling
 
 log = logging.getLogger(__name__)
@@ -397,10 +397,10 @@ def sampling_of(config: RunConfig) -> Sampling:
         raise UserError(f"decode.{error}") from error
 
 
-def method_of(config: RunConfig, model: Model, folder: Path, method: MethodConfig, stop: str) -> Method:
+def method_of(
+    config: RunConfig, model: Model, folder: Path, method: MethodConfig, stop: str, known: Provided | None = None
+) -> Method:
     """Build the method that a configuration describes, and check that it fits the model.
-
-    An oracle is built without the answers.
 
     Args:
         config: the configuration.
@@ -408,11 +408,11 @@ def method_of(config: RunConfig, model: Model, folder: Path, method: MethodConfi
         folder: the folder of the trained policy.
         method: the method's description.
         stop: the name of the stop rule.
+        known: what a policy that knows the answers receives; None builds such a policy without the answers.
 
     Raises:
         UserError: a component cannot be built, or the components do not fit each other or the model.
     """
-    unanswered = torch.zeros(0, config.decode.gen_length, dtype=torch.long)
     built = Method.from_names(
         method.policy,
         method.scheduler,
@@ -421,50 +421,7 @@ def method_of(config: RunConfig, model: Model, folder: Path, method: MethodConfi
         options=method.options,
         scheduler_options=method.scheduler_options,
         cache_options=method.cache_options,
-        provided={
-            **provided_to(config, model, folder),
-            "reference": lambda: unanswered,
-            "still_right": lambda: None,
-            "labelled": lambda: None,
-        },
+        provided={**provided_to(config, model, folder), **(known or no_answers(config.decode.gen_length))},
     )
     built.check(model.spec)
-    return built
-
-
-def check_autoregressive(config: RunConfig, method: MethodConfig) -> None:
-    """Check that a comparison asks nothing of an autoregressive method that only a dLLM can do.
-
-    Args:
-        config: the configuration.
-        method: the method's description.
-
-    Raises:
-        UserError: the method has a scheduler or a cache, an answer has given parts, or a text ends answers.
-    """
-    plain = MethodConfig(name=method.name, policy=method.policy)
-    for key in ("scheduler", "scheduler_options", "cache", "cache_options"):
-        if getattr(method, key) != getattr(plain, key):
-            raise UserError(
-                f"compare.methods: {method.name!r} has {key}={getattr(method, key)!r}: "
-                f"policy {method.policy!r} decodes from left to right with its own cache; leave {key} out"
-            )
-    if config.decode.given:
-        raise UserError(f"decode.given is set: policy {method.policy!r} decodes from left to right and fills no gaps")
-    if "text" in config.compare.stops:
-        raise UserError(f"compare.stops: policy {method.policy!r} does not know the stop rule 'text'")
-
-
-def autoregressive_of(model: Model, method: MethodConfig) -> AutoregressiveMethod:
-    """Build the method of an autoregressive model that a configuration describes.
-
-    Args:
-        model: the dLLM, on whose device the other model runs where the method's options name none.
-        method: the method's description.
-
-    Raises:
-        UserError: a model cannot be loaded, or two models do not fit each other.
-    """
-    provided = {"device": lambda: str(model.adapter.device)}
-    built: AutoregressiveMethod = build_autoregressive(method.policy, method.options, provided)
     return built

@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 
 from learn2pd import __version__
 from learn2pd.cli.config import RunConfig
-from learn2pd.cli.stages.comparison import expand_sweeps, policy_folder
+from learn2pd.cli.stages.comparison_methods import expand_sweeps, policy_folder
 from learn2pd.cli.stages.components import given_of, method_of, model_of, sampling_of, usable_prompts
 from learn2pd.cli.stages.run_folder import METRICS_FILE, REPLAY_FILE, REPORT_FILE, RUN_FILE, read_metrics
 from learn2pd.cli.stages.training import contract_of, load_trained
