@@ -159,7 +159,7 @@ def main(arguments: list[str]) -> None:
     titles = " | ".join(name.removeprefix("val_") for name in FIGURES)
     print(f"| variant | {titles} |", flush=True)
     print("|---" * (len(FIGURES) + 1) + "|", flush=True)
-    for variant in variants(recordings[0].manifest["block_length"], options["rows"] == "quick"):
+    for variant in variants(recordings[0].description["block_length"], options["rows"] == "quick"):
         if variant.elsewhere and not oracle:
             continue
         used = [*oracle, *recordings] if variant.elsewhere else recordings

@@ -53,9 +53,9 @@ def train(config: RunConfig) -> tuple[int, float]:
     """
     run_stages(config)
     output = Path(config.output_dir)
-    manifest = Recording.load(output / "records").manifest
-    network = load_trained(config, output, "filter", manifest).network
-    predictor = Predictor("filter", network, config.train.rollout_threshold, contract_of(manifest, network))
+    description = Recording.load(output / "records").description
+    network = load_trained(config, output, "filter", description).network
+    predictor = Predictor("filter", network, config.train.rollout_threshold, contract_of(description, network))
     save_predictor(predictor, output / "policy")
     rounds = range(1, config.train.rounds + 1) if config.train.rounds else range(1)
     recordings = [Recording.load(labels_folder(config, output, number)) for number in rounds]
@@ -63,7 +63,7 @@ def train(config: RunConfig) -> tuple[int, float]:
     forwards = sum(
         sum(recording.references["label_forwards"]) / len(recording.references)
         for recording in labelled
-        if "labels" in recording.manifest
+        if "labels" in recording.description
     )
     return sum(len(recording.states) for recording in recordings), forwards
 

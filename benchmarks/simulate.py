@@ -204,7 +204,7 @@ def measured(run: Path) -> tuple[list[tuple[int, int]], float, float]:
     forwards = list(zip(references["forwards"], references["oracle_forwards"], strict=True))
     disk_bytes = sum(path.stat().st_size for path in (run / "records").iterdir()) / len(forwards)
     figures = (read_json(run / "metrics.json") or {})["record"]
-    described = recording.manifest
+    described = recording.description
     size, batch = int(described["shard_prompts"]), int(described["config"]["decode"]["batch_size"])
     calls = 0
     for first in range(0, len(forwards), size):

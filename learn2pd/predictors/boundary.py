@@ -65,9 +65,9 @@ class StepEnd:
         return columns["masked"]
 
     @classmethod
-    def of(cls, manifest: Mapping[str, Any], loss_on: str) -> StepEnd:
-        reach = max(1, int(manifest["gen_length"] * SEARCH_SHARE))  # as far as AdaBlock looks
-        return cls(tuple(manifest["delimiter_ids"]), reach)
+    def of(cls, description: Mapping[str, Any], loss_on: str) -> StepEnd:
+        reach = max(1, int(description["gen_length"] * SEARCH_SHARE))  # as far as AdaBlock looks
+        return cls(tuple(description["delimiter_ids"]), reach)
 
     @staticmethod
     def network() -> PredictorNetwork:

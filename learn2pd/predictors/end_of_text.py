@@ -57,7 +57,7 @@ class Ended:
         return columns["masked"]
 
     @classmethod
-    def of(cls, manifest: Mapping[str, Any], loss_on: str) -> Ended:
+    def of(cls, description: Mapping[str, Any], loss_on: str) -> Ended:
         return cls()
 
     @staticmethod

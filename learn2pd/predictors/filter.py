@@ -102,8 +102,8 @@ class Final:
         return answer & columns["labelled"] if self.labelled else answer
 
     @classmethod
-    def of(cls, manifest: Mapping[str, Any], loss_on: str) -> Final:
-        return cls(loss_on, manifest.get("labels") in CHECKED)
+    def of(cls, description: Mapping[str, Any], loss_on: str) -> Final:
+        return cls(loss_on, description.get("labels") in CHECKED)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class Holds:
         return self.counted(columns) & (positions(columns) <= columns["length"][:, None])
 
     @classmethod
-    def of(cls, manifest: Mapping[str, Any], loss_on: str) -> Holds:
+    def of(cls, description: Mapping[str, Any], loss_on: str) -> Holds:
         return cls()
 
     @staticmethod

@@ -41,11 +41,11 @@ class Question(Protocol):
         """The columns of recorded states that the question needs beside `features.OBSERVED`."""
 
     @classmethod
-    def of(cls, manifest: Mapping[str, Any], loss_on: str) -> Question:
+    def of(cls, description: Mapping[str, Any], loss_on: str) -> Question:
         """Make the question for a recording.
 
         Args:
-            manifest: The manifest of the recording.
+            description: The description of the recording.
             loss_on: The positions that the filter's loss counts; the other kinds ignore it.
         """
 

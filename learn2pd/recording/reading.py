@@ -44,7 +44,7 @@ class Recording:
     """
 
     folder: Path
-    manifest: dict[str, Any]  # the object in recording.json: what the recording was made with
+    description: dict[str, Any]  # the object in recording.json: what the recording was made with
 
     @classmethod
     def load(cls, folder: Path) -> Recording:
@@ -81,12 +81,12 @@ class Recording:
         return cls(folder, described)
 
     def __len__(self) -> int:
-        return shard_count(self.manifest)
+        return shard_count(self.description)
 
     @property
     def gen_length(self) -> int:
         """Length of the canvas, in tokens."""
-        return int(self.manifest["gen_length"])
+        return int(self.description["gen_length"])
 
     @functools.cached_property
     def states(self) -> Dataset:
@@ -115,9 +115,9 @@ class Recording:
     def _opened(self, shard: int, name: str) -> Dataset:
         path = table_path(self.folder, shard, name)
         table = Dataset.from_file(str(path))
-        if table.features != features_of(name, self.gen_length, groups_of(self.manifest), wide_of(self.manifest)):
+        if table.features != features_of(name, self.gen_length, groups_of(self.description), wide_of(self.description)):
             raise UserError(
-                f"{path}: its columns are not those of schema {self.manifest['schema']}: "
+                f"{path}: its columns are not those of schema {self.description['schema']}: "
                 f"delete {self.folder} and {AGAIN}"
             )
         return table
@@ -154,7 +154,7 @@ class Recording:
                 for name in names
                 if name in derived
             }
-            columns["prompt"] = torch.from_numpy(places) + shard * int(self.manifest["shard_prompts"])
+            columns["prompt"] = torch.from_numpy(places) + shard * int(self.description["shard_prompts"])
         return {name: columns[name] for name in names}
 
     def references_of(self, prompt_ids: Sequence[str]) -> Dataset:

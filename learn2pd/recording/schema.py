@@ -211,9 +211,9 @@ def describe_recording(
     }
 
 
-def shard_count(recording: dict[str, Any]) -> int:
+def shard_count(description: Mapping[str, Any]) -> int:
     """Compute the number of shards from a recording's description."""
-    return -(-int(recording["prompts"]) // int(recording["shard_prompts"]))
+    return -(-int(description["prompts"]) // int(description["shard_prompts"]))
 
 
 def shard_name(number: int) -> str:
@@ -285,19 +285,19 @@ def read_recording(folder: Path) -> dict[str, Any]:
     """
     if not (folder / RECORDING).exists():
         raise UserError(f"{folder}: no {RECORDING}; run the stage 'record' first")
-    recording = read_json(folder / RECORDING)
-    if recording is None:
+    description = read_json(folder / RECORDING)
+    if description is None:
         raise UserError(f"{folder / RECORDING} is damaged: delete {folder} and run the stage 'record' again")
-    if recording.get("schema") not in (SCHEMA_VERSION, LATER_VERSION):
+    if description.get("schema") not in (SCHEMA_VERSION, LATER_VERSION):
         known = f"{SCHEMA_VERSION} and {LATER_VERSION}"
         raise UserError(
-            f"{folder}: recorded with schema {recording.get('schema')!r}, this version reads {known}: "
+            f"{folder}: recorded with schema {description.get('schema')!r}, this version reads {known}: "
             "record again with overwrite=true"
         )
-    lacking = [key for key in COUNTS if not isinstance(recording.get(key), int) or recording[key] < 1]
+    lacking = [key for key in COUNTS if not isinstance(description.get(key), int) or description[key] < 1]
     if lacking:
         raise UserError(
-            f"{folder / RECORDING}: {lacking[0]}={recording.get(lacking[0])!r}: the file is damaged: "
+            f"{folder / RECORDING}: {lacking[0]}={description.get(lacking[0])!r}: the file is damaged: "
             f"delete {folder} and run the stage 'record' again"
         )
-    return recording
+    return description

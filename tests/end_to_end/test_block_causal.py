@@ -50,7 +50,7 @@ def arguments(tokenizer, tmp_path, request):
 def test_the_main_job_runs_on_the_models_own_blocks(arguments, tmp_path):
     assert cli.run(arguments) == 0
     output = tmp_path / "out"
-    assert Recording.load(output / "records").manifest["alignment"] == "grid"
+    assert Recording.load(output / "records").description["alignment"] == "grid"
     rows = json.loads((output / "compare.json").read_text())["rows"]
     measured = {(row["method"], row["stop"], row["task"]): row for row in rows}
     for (method, stop, task), row in measured.items():

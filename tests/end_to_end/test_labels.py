@@ -52,12 +52,12 @@ def test_a_run_trains_on_its_labels_and_goes_on_where_it_was_interrupted(tiny_mo
     assert cli.run([*arguments, "stages=[record,train,calibrate]"]) == 0
     expected = {name: files(tmp_path / name) for name in folders(labels)}
     for name, of in folders(labels).items():
-        assert Recording.load(tmp_path / name).manifest.get("labels") == of
-    manifest = Recording.load(tmp_path / "rounds/1").manifest
-    assert manifest["own_answers"] is True
+        assert Recording.load(tmp_path / name).description.get("labels") == of
+    description = Recording.load(tmp_path / "rounds/1").description
+    assert description["own_answers"] is True
     if labels != "own_answer":
-        continued = Recording.load(tmp_path / f"rounds/{labels}-1").manifest
-        assert continued["policy_fingerprint"] == manifest["policy_fingerprint"]
+        continued = Recording.load(tmp_path / f"rounds/{labels}-1").description
+        assert continued["policy_fingerprint"] == description["policy_fingerprint"]
         assert len(continued["continued_by"]) == (2 if labels == "checked" else 1)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["train"]["rounds"][0].get("label_forwards_mean", 1) > 0
@@ -81,7 +81,7 @@ def test_the_rounds_decode_with_the_options_of_the_rollouts(tiny_model_folder, t
         assert cli.run([*SMALL, *strict, *given, "stages=[record,train]"]) == 0
         rounds = Recording.load(tmp_path / name / "rounds/1")
         forwards[name] = sum(rounds.references["oracle_forwards"])
-        assert rounds.manifest["options"] == options
+        assert rounds.description["options"] == options
     assert forwards["confident"] <= 0.3 * forwards["alone"]
 
 

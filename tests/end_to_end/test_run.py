@@ -194,7 +194,7 @@ def test_a_fine_tuned_policy_learns_from_the_states_that_its_base_leads_into(arg
     ]
     assert cli.run([*arguments, f"output_dir={output}", *tuning]) == 0
     assert (
-        Recording.load(output / "rounds" / "1").manifest["policy_fingerprint"]
+        Recording.load(output / "rounds" / "1").description["policy_fingerprint"]
         == load_policy(base).predictor.weights_fingerprint
     )
     assert [path.name for path in (output / "train").iterdir()] == ["round-1"]

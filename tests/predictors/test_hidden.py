@@ -226,7 +226,7 @@ def test_a_run_records_trains_and_exports_them(tiny_model_folder, tmp_path, caps
     assert f"hidden:   at most {24 * 8 * 4 * 2 / 1e3:.3g} kB of the disk" in capsys.readouterr().out
     assert cli.run([*arguments, "stages=[record,train,calibrate]"]) == 0
     recording = Recording.load(tmp_path / "out" / "records")
-    assert [recording.manifest[name] for name in ("schema", "hidden_states", "top_tokens")] == [3, 4, 4]
+    assert [recording.description[name] for name in ("schema", "hidden_states", "top_tokens")] == [3, 4, 4]
     assert recording.columns(0, ("hidden",), "train")["hidden"].dtype == torch.float16
     policy = load_policy(tmp_path / "out" / "policy")
     assert policy.predictor.network.overlap

@@ -56,7 +56,7 @@ def visited(tiny_model, prompts, recording, tmp_path_factory):
 
         def produce(model, picked):
             references = recording.references_of([prompt.id for prompt in picked])
-            options = {"batch_size": BATCH, "delimiter_ids": recording.manifest["delimiter_ids"]}
+            options = {"batch_size": BATCH, "delimiter_ids": recording.description["delimiter_ids"]}
             return rollout_tables(model, picked, references, method, **options)
 
         make(tiny_model, prompts[:SHARD], folder, produce=produce)
@@ -163,7 +163,7 @@ def test_shards_of_labels_are_made_again_like_all_others(tiny_model, prompts, re
     assert figures["prompts_recorded_now"] == 2 * SHARD
     assert files(whole) == files(broken)
     read = Recording.load(whole)
-    assert read.manifest["schema"] == 3
+    assert read.description["schema"] == 3
     assert json.loads((whole / "manifest.json").read_text())["schema"] == 3
     assert read.columns(0, ("label", "labelled", "length"), "train")["labelled"].dtype == torch.bool
     assert read.references["wordings"][0] == sorted(read.references["wordings"][0])
@@ -172,7 +172,7 @@ def test_shards_of_labels_are_made_again_like_all_others(tiny_model, prompts, re
 def test_recordings_with_the_labels_of_the_reference_are_those_of_earlier_versions(recording):
     """A folder of such a recording is read and continued, since its description and its columns have not changed."""
     assert read_recording(recording.folder)["schema"] == 2
-    assert not {"labels", "label_states", "continued_by"} & recording.manifest.keys()
+    assert not {"labels", "label_states", "continued_by"} & recording.description.keys()
     assert "labelled" not in recording.states.column_names
     assert "label_forwards" not in recording.references.column_names
 
@@ -222,7 +222,7 @@ def test_the_stated_cost_is_that_of_the_states_that_a_filter_is_trained_on(label
 def test_own_answers_take_the_place_of_references_where_they_are_right(tiny_model, prompts, recording):
     picked = prompts[:SHARD]
     references = recording.references_of([prompt.id for prompt in picked])
-    options = {"batch_size": BATCH, "delimiter_ids": recording.manifest["delimiter_ids"]}
+    options = {"batch_size": BATCH, "delimiter_ids": recording.description["delimiter_ids"]}
     tables = rollout_tables(
         tiny_model, picked, references, BOLD, judge=lambda some, texts: [True, False, True], **options
     )

@@ -164,8 +164,8 @@ def test_unchanged_compares_with_the_window_of_the_step_before(by_prompt):
 
 def test_end_of_text_and_delimiter_mark_the_proposals(tiny_model, by_prompt, recording):
     marked = {"end_of_text": tiny_model.spec.eot_ids, "delimiter": newline_ids(tiny_model.tokenizer)}
-    assert recording.manifest["delimiter_ids"] == list(marked["delimiter"])
-    assert recording.manifest["eot_ids"] == list(marked["end_of_text"])
+    assert recording.description["delimiter_ids"] == list(marked["delimiter"])
+    assert recording.description["eot_ids"] == list(marked["end_of_text"])
     for rows in by_prompt.values():
         masked = rows["masked"].bool()
         for column, ids in marked.items():

@@ -19,7 +19,7 @@ from tests.recording.helpers import BATCH, BLOCK, GEN, files, make
 def rollout(model, prompts, recording, policy, stop=None):
     """The tables of a rollout of a policy over some prompts of a recording."""
     references = recording.references_of([prompt.id for prompt in prompts])
-    delimiters = recording.manifest["delimiter_ids"]
+    delimiters = recording.description["delimiter_ids"]
     return rollout_tables(
         model,
         prompts,
@@ -77,7 +77,7 @@ def free(model, prompts, recording, policy, right):
         Method(policy, BlocksScheduler(BLOCK)),
         lambda some, texts: [prompt.id in right for prompt in some],
         batch_size=BATCH,
-        delimiter_ids=recording.manifest["delimiter_ids"],
+        delimiter_ids=recording.description["delimiter_ids"],
     )
 
 

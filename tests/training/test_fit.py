@@ -121,11 +121,14 @@ def test_a_network_sees_the_same_in_training_as_in_a_decode(tiny_model, recordin
 
     network.__class__ = Spy
     predictor = Predictor(
-        "filter", network, 0.5, Contract.of(tiny_model.spec, delimiter_ids=tuple(recording.manifest["delimiter_ids"]))
+        "filter",
+        network,
+        0.5,
+        Contract.of(tiny_model.spec, delimiter_ids=tuple(recording.description["delimiter_ids"])),
     )
     prompts = make_prompts([7])
     recorder = StateRecorder(
-        torch.zeros(1, GEN, dtype=torch.long), tiny_model.spec.eot_ids, recording.manifest["delimiter_ids"]
+        torch.zeros(1, GEN, dtype=torch.long), tiny_model.spec.eot_ids, recording.description["delimiter_ids"]
     )
     run(
         tiny_model,

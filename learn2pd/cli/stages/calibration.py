@@ -64,8 +64,8 @@ def stage_calibrate(config: RunConfig, output: Path) -> dict[str, Any]:
         if kind == "keep":
             figures[kind] = _calibrate_keep(config, output, recordings[0], prompts)
             continue
-        network = load_trained(config, output, kind, recordings[0].manifest).network
-        predictor = Predictor(kind, network, 0.5, contract_of(recordings[0].manifest, network))
+        network = load_trained(config, output, kind, recordings[0].description).network
+        predictor = Predictor(kind, network, 0.5, contract_of(recordings[0].description, network))
         data = data_of(config, recordings, kind, network)
         predictor, figures[kind] = CALIBRATIONS[kind](
             predictor, data, config.calibrate.false_stops, config.calibrate.confidence
@@ -135,9 +135,9 @@ def _calibrate_filter(
 ) -> dict[str, Any]:
     """Set the threshold of the filter, and export it with its figures on the states that it was trained on."""
     options = config.calibrate
-    trained = load_trained(config, output, "filter", recording.manifest)
+    trained = load_trained(config, output, "filter", recording.description)
     network = trained.network if trained.adapted is None else merged(trained.adapted)
-    predictor = Predictor("filter", network, 0.5, contract_of(recording.manifest, network))
+    predictor = Predictor("filter", network, 0.5, contract_of(recording.description, network))
     measure = measure_on(config, model_of(config), prompts, recording)
     predictor, met = calibrate_filter(
         predictor,
@@ -183,8 +183,8 @@ def _calibrate_filter(
 def _calibrate_keep(config: RunConfig, output: Path, recording: Recording, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """Set the thresholds of the filter and of the predictor `keep` together, and export the predictor."""
     options = config.calibrate
-    network = load_trained(config, output, "keep", recording.manifest).network
-    keeper = Predictor("keep", network, 0.5, contract_of(recording.manifest, network))
+    network = load_trained(config, output, "keep", recording.description).network
+    keeper = Predictor("keep", network, 0.5, contract_of(recording.description, network))
     predictor = load_predictor(output / "policy", "filter")
     measure = measure_on(config, model_of(config), prompts, recording)
     pair = calibrate_pair(

@@ -280,7 +280,7 @@ def record_labels(
         "continued_by": continued_by,
         "stop_floor": config.decode.stop_floor,
         **(_checked_described(prompts) if checked else {}),
-        **{name: recording.manifest[name] for name in DECODED_BY if name in recording.manifest},
+        **{name: recording.description[name] for name in DECODED_BY if name in recording.description},
     }
     folder = labels_folder(config, output, number)
     open_recording(folder, _described(config, model, prompts, **labelled_by))
@@ -467,7 +467,7 @@ def record_round(
             references,
             method,
             batch_size=config.decode.rows_together,
-            delimiter_ids=recording.manifest["delimiter_ids"],
+            delimiter_ids=recording.description["delimiter_ids"],
             given=config.decode.given or None,
             judge=judge,
             windows=windows_of(config, model),
@@ -521,7 +521,7 @@ def record_free(
             method,
             judge,
             batch_size=config.decode.rows_together,
-            delimiter_ids=recording.manifest["delimiter_ids"],
+            delimiter_ids=recording.description["delimiter_ids"],
             given=config.decode.given or None,
         )
 

@@ -181,9 +181,9 @@ def _methods_of_training(config: RunConfig, model: Model, output: Path, stage: s
         name, second = "oracle", OraclePolicy(torch.zeros(1, config.decode.gen_length, dtype=torch.long))
     elif stage == "train":
         recording = Recording.load(output / "records")
-        network = load_trained(config, output, "filter", recording.manifest).network
+        network = load_trained(config, output, "filter", recording.description).network
         threshold = config.train.rollout_threshold
-        second = FilterPolicy(Predictor("filter", network, threshold, contract_of(recording.manifest, network)))
+        second = FilterPolicy(Predictor("filter", network, threshold, contract_of(recording.description, network)))
         name = f"filter of round {config.train.rounds} at {threshold:g}"
     else:
         second = load_policy(output / ("policy" if stage == "calibrate" else "reinforced"))

@@ -113,14 +113,16 @@ def stage_train(config: RunConfig, output: Path, processes: Processes) -> dict[s
     labelled: list[Recording] = []
     rounds: list[dict[str, Any]] = []
     for number in range(config.train.rounds + 1):
-        base = start_of(config, "filter", oracle.manifest).base if number == 0 and config.train.rounds else None
+        base = start_of(config, "filter", oracle.description).base if number == 0 and config.train.rounds else None
         if base:
             network = base.network
             figures: dict[str, Any] = {}
         else:
             states = labelled or [Recording.load(labels_folder(config, output, 0))]
             network, figures = _train_or_load(config, states, output, "filter", f"round-{number}", processes)
-        predictor = Predictor("filter", network, config.train.rollout_threshold, contract_of(oracle.manifest, network))
+        predictor = Predictor(
+            "filter", network, config.train.rollout_threshold, contract_of(oracle.description, network)
+        )
         rounds.append({"round": number, **figures})
         if processes.rank == 0:
             rounds[-1] |= _alone(measure(rollout_policy(config, predictor)))
@@ -161,7 +163,9 @@ def _train_keep(config: RunConfig, output: Path, predictor: Predictor, processes
         visited.append(Recording.load(output / "rounds" / f"keep-{number}"))
         network, trained = _train_or_load(config, visited, output, "keep", f"keep-{number}", processes)
         rounds.append({"round": number, **figures, **trained})
-        policy = KeepPolicy(predictor, Predictor("keep", network, TAKE_BACK, contract_of(visited[0].manifest, network)))
+        policy = KeepPolicy(
+            predictor, Predictor("keep", network, TAKE_BACK, contract_of(visited[0].description, network))
+        )
     return {"rounds": rounds}
 
 
@@ -303,13 +307,13 @@ def check_trained(output: Path) -> None:
         raise UserError(f"{output / 'train'}: no finished training; run the stage 'train' first")
 
 
-def start_of(config: RunConfig, kind: str, manifest: dict[str, Any]) -> Start:
+def start_of(config: RunConfig, kind: str, description: dict[str, Any]) -> Start:
     """Return the network that the training of a predictor begins with.
 
     Args:
         config: the configuration.
         kind: kind of the predictor.
-        manifest: the manifest of the recording that it is trained on.
+        description: the description of the recording that it is trained on.
 
     Raises:
         UserError: `policy` is missing or is not a filter, or it was trained for another geometry or vocabulary than
@@ -319,9 +323,9 @@ def start_of(config: RunConfig, kind: str, manifest: dict[str, Any]) -> Start:
         keeper = load_predictor(str(config.policy), "keep", KEEP_FOLDER)
         return Start(copy.deepcopy(keeper.network), keeper)
     if kind != "filter" or config.train.start == "scratch":
-        return Start(network_of(config, kind, manifest.get("model_width")))
+        return Start(network_of(config, kind, description.get("model_width")))
     base = base_of(config)
-    check_same(base, manifest)
+    check_same(base, description)
     network = copy.deepcopy(base.network)
     adapted = add_adapter(network, config.train.lora_rank) if config.train.start == "lora" else None
     return Start(network, base, adapted)
@@ -348,19 +352,19 @@ def base_of(config: RunConfig) -> Predictor:
     return load_predictor(config.policy, "filter")
 
 
-def check_same(base: Predictor, manifest: dict[str, Any]) -> None:
+def check_same(base: Predictor, description: dict[str, Any]) -> None:
     """Check that a filter fits a recording.
 
     Args:
         base: the filter.
-        manifest: the manifest of the recording.
+        description: the description of the recording.
 
     Raises:
         UserError: the filter was trained for other tokens, blocks or confidences than those of the recording.
     """
     for name in ("mask_id", "vocab_size", "eot_ids", "block_length", "alignment", "confidence"):
         trained = getattr(base.contract, name)
-        recorded = manifest[name]
+        recorded = description[name]
         if isinstance(recorded, list):
             recorded = tuple(recorded)
         if trained is not None and trained != recorded:
@@ -381,42 +385,42 @@ def data_of(config: RunConfig, recordings: Sequence[Recording], kind: str, netwo
     """
     return PredictorData(
         recordings,
-        QUESTIONS[kind].of(recordings[0].manifest, config.train.loss_on),
+        QUESTIONS[kind].of(recordings[0].description, config.train.loss_on),
         network,
         config.train.batch_rows,
         config.seed,
     )
 
 
-def contract_of(manifest: dict[str, Any], network: PredictorNetwork) -> Contract:
+def contract_of(description: dict[str, Any], network: PredictorNetwork) -> Contract:
     """Return the contract of a network: the conditions under which it was trained and must be used.
 
     Args:
-        manifest: the manifest of the recording.
+        description: the description of the recording.
         network: the network that was trained on it.
     """
     fixed = network.width is not None
     return Contract(
-        mask_id=manifest["mask_id"],
-        vocab_size=manifest["vocab_size"],
-        eot_ids=tuple(manifest["eot_ids"]),
-        delimiter_ids=tuple(manifest["delimiter_ids"]),
-        block_length=manifest["block_length"] if fixed else None,
-        alignment=manifest["alignment"] if fixed else None,
-        confidence=manifest["confidence"],
-        model=manifest["model"],
-        model_fingerprint=manifest["model_fingerprint"],
+        mask_id=description["mask_id"],
+        vocab_size=description["vocab_size"],
+        eot_ids=tuple(description["eot_ids"]),
+        delimiter_ids=tuple(description["delimiter_ids"]),
+        block_length=description["block_length"] if fixed else None,
+        alignment=description["alignment"] if fixed else None,
+        confidence=description["confidence"],
+        model=description["model"],
+        model_fingerprint=description["model_fingerprint"],
     )
 
 
-def load_trained(config: RunConfig, output: Path, kind: str, manifest: dict[str, Any]) -> Start:
+def load_trained(config: RunConfig, output: Path, kind: str, description: dict[str, Any]) -> Start:
     """Load the network that the stage `train` has trained, with the start of its training.
 
     Args:
         config: the configuration.
         output: the output_dir of the run.
         kind: kind of the predictor.
-        manifest: the manifest of the recording that it was trained on.
+        description: the description of the recording that it was trained on.
 
     Raises:
         UserError: the stage has not finished training this predictor.
@@ -425,7 +429,7 @@ def load_trained(config: RunConfig, output: Path, kind: str, manifest: dict[str,
     folder = output / "train" / last.get(kind, kind)
     if not (folder / DONE).exists():
         raise UserError(f"{folder}: no finished training; run the stage 'train' first")
-    start = start_of(config, kind, manifest)
+    start = start_of(config, kind, description)
     _figures(folder / DONE, start)
     load_weights(start.network, folder)
     return start
@@ -439,7 +443,7 @@ def _train_or_load(
     options = config.train
     # A run that was interrupted has drawn otherwise by now, and the network must begin as it would have.
     lightning.seed_everything(zlib.crc32(f"{config.seed} {name}".encode()), verbose=False)
-    start = start_of(config, kind, recordings[0].manifest)
+    start = start_of(config, kind, recordings[0].description)
     network = start.network
     done = folder / DONE
     if processes.first_says(done.exists()):
