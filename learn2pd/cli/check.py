@@ -38,6 +38,7 @@ from learn2pd.types import GREEDY, DecodeResult, Window
 
 ALONE = 4  # prompts that are decoded once more, each alone
 SEED_OF_FRESH = 1_000_003  # is added to the seed, so that built-in tasks give other prompts than those of a run
+IN_FLOAT32 = "use float32 for equality"
 CONFIDENCE = 0.9  # of the bound, where the policy does not say with which confidence it was calibrated
 
 
@@ -196,8 +197,7 @@ def _alone(case: Case, together: DecodeResult) -> Certificate:
         one = case.decode(prompts=[case.prompts[number]])
         same = torch.equal(one.tokens[0], together.tokens[number]) and one.forwards[0] == together.forwards[number]
         equal += bool(same)
-    text = f"{equal} of {len(numbers)} prompts have the same tokens and forwards"
-    return _verdict(case, subject, equal == len(numbers), text, "decode.batch_invariant=true makes them equal")
+    return _verdict(case, subject, equal, len(numbers), "decode.batch_invariant=true makes them equal")
 
 
 def _cache(case: Case, together: DecodeResult) -> Certificate:
@@ -219,8 +219,7 @@ def _cache(case: Case, together: DecodeResult) -> Certificate:
         torch.equal(first, second) and one == other
         for first, second, one, other in zip(kept.tokens, plain.tokens, kept.forwards, plain.forwards, strict=True)
     ]
-    text = f"{sum(equal)} of {len(equal)} prompts have the same tokens and forwards with causal_block and none"
-    return _verdict(case, subject, all(equal), text, "use float32 for equality")
+    return _verdict(case, subject, sum(equal), len(equal), IN_FLOAT32, " with causal_block and none")
 
 
 def _block_step(case: Case) -> Certificate:
@@ -239,8 +238,7 @@ def _block_step(case: Case) -> Certificate:
     for number, prompt in enumerate(prompts):
         tokens, forwards = _outside_the_loop(case, case.model.encode(prompt))
         equal += bool(torch.equal(tokens, whole.tokens[number]) and forwards == int(whole.forwards[number]))
-    text = f"{equal} of {len(prompts)} prompts have the same tokens and forwards"
-    return _verdict(case, subject, equal == len(prompts), text, "use float32 for equality")
+    return _verdict(case, subject, equal, len(prompts), IN_FLOAT32)
 
 
 @torch.no_grad()
@@ -274,9 +272,10 @@ def _outside_the_loop(case: Case, prompt: Sequence[int]) -> tuple[torch.Tensor, 
     return canvas[0].cpu(), forwards
 
 
-def _verdict(case: Case, subject: str, equal: bool, text: str, advice: str) -> Certificate:
-    """Word the verdict of an equality, which is promised in float32 alone."""
-    if equal:
+def _verdict(case: Case, subject: str, equal: int, prompts: int, advice: str, how: str = "") -> Certificate:
+    """Word how many prompts are equal. Equality is promised in float32 alone."""
+    text = f"{equal} of {prompts} prompts have the same tokens and forwards{how}"
+    if equal == prompts:
         return Certificate(subject, "ok", text)
     if case.exact:
         return Certificate(subject, "wrong", text)

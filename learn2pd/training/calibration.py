@@ -29,6 +29,7 @@ from learn2pd.training.fit import PredictorData, StateStream, predictor_metrics
 END_ODDS = (12.0, 11.0, 10.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0)
 # log-odds that this threshold stays above the surest false stop among the training prompts
 MARGIN_ODDS = 1.0
+NO_CHECKER = "calibrate.max_accuracy_drop: no checker judges these prompts; set calibrate.target_agreement instead"
 
 
 @dataclass(frozen=True)
@@ -239,9 +240,7 @@ def _chain(
         if not of_accuracy:
             return 1 - result.agreement
         if result.drop is None:
-            raise UserError(
-                "calibrate.max_accuracy_drop: no checker judges these prompts; set calibrate.target_agreement instead"
-            )
+            raise UserError(NO_CHECKER)
         return result.drop
 
     choice = fastest_within(ordered, losses, target_loss, delta)

@@ -27,6 +27,7 @@ from learn2pd.predictors.saving import Predictor, save_predictor
 from learn2pd.recording.reading import Recording
 from learn2pd.training.calibration import (
     CALIBRATIONS,
+    NO_CHECKER,
     calibrate_filter,
     calibrate_pair,
     check_enough,
@@ -96,9 +97,7 @@ def check_target(config: RunConfig, prompts: Sequence[Prompt]) -> None:
         if prompt.split == "validation" and (options.max_accuracy_drop is None or prompt.task)
     ]
     if not usable and options.target_agreement is None:
-        raise UserError(
-            "calibrate.max_accuracy_drop: no checker judges these prompts; set calibrate.target_agreement instead"
-        )
+        raise UserError(NO_CHECKER)
     sequences = len(options.take_back) if "keep" in config.train.predictors else 1
     confidence = 1 - (1 - options.confidence) / sequences
     check_enough(len(usable), options.target_agreement, options.max_accuracy_drop, confidence)

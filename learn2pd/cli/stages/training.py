@@ -304,7 +304,11 @@ def check_trained(output: Path) -> None:
         UserError: it has not finished.
     """
     if "train" not in read_metrics(output):
-        raise UserError(f"{output / 'train'}: no finished training; run the stage 'train' first")
+        raise _unfinished(output / "train")
+
+
+def _unfinished(folder: Path) -> UserError:
+    return UserError(f"{folder}: no finished training; run the stage 'train' first")
 
 
 def start_of(config: RunConfig, kind: str, description: dict[str, Any]) -> Start:
@@ -428,7 +432,7 @@ def load_trained(config: RunConfig, output: Path, kind: str, description: dict[s
     last = {"filter": f"round-{config.train.rounds}", "keep": f"keep-{config.train.keep_rounds}"}
     folder = output / "train" / last.get(kind, kind)
     if not (folder / DONE).exists():
-        raise UserError(f"{folder}: no finished training; run the stage 'train' first")
+        raise _unfinished(folder)
     start = start_of(config, kind, description)
     _figures(folder / DONE, start)
     load_weights(start.network, folder)
