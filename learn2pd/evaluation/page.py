@@ -7,7 +7,7 @@ would grow above, replays are left out, the longest first, and then the lines ab
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,32 @@ from learn2pd.evaluation.plots import DEPTH
 LIMIT_BYTES = 1_000_000
 FILES = Path(__file__).parent / "page_files"
 Line = dict[str, Any]
-Columns = Mapping[str, Callable[[Line], str]]
+SECTIONS = {  # the headings of the page, each with the part of the data without which its section is left out
+    "curve": ("The curve", "comparison"),
+    "methods": ("Tables", "comparison"),
+    "replay": ("Replay", "replays"),
+    "reliability": ("Reliability", "calibration"),
+    "rounds": ("Rounds", "rounds"),
+    "run": ("What was run", ""),
+}
+THRESHOLDS = {
+    "threshold": tables.number("threshold", "{:g}"),
+    "agreement %": tables.share("agreement"),
+    "accuracy drop, points": tables.share("accuracy_drop"),
+    "bound of the loss %": tables.share("loss_bound"),
+    "tokens/forward": tables.number("tokens_per_forward"),
+}
+ROUNDS = {
+    "round": tables.text("round"),
+    "epochs": tables.number("epochs", "{:.0f}"),
+    "validation loss": tables.number("val_loss", "{:.4f}"),
+    "AUROC": tables.number("val_auroc", "{:.4f}"),
+    "agreement %": tables.share("agreement"),
+    "accuracy drop, points": tables.share("accuracy_drop"),
+    "tokens/forward": tables.number("tokens_per_forward"),
+    "states recorded by it": tables.number("rows", "{:,.0f}"),
+    "training s": tables.number("train_seconds", "{:.0f}"),
+}
 
 
 @dataclass(frozen=True)
@@ -88,14 +113,6 @@ def _render(run: RunData, comparison: Line, replays: Sequence[Line], left_out: S
         "calibration": _calibration(calibrated),
         "rounds": _rounds(rounds),
     }
-    names = {
-        "curve": ("The curve", "comparison"),
-        "methods": ("Tables", "comparison"),
-        "replay": ("Replay", "replays"),
-        "reliability": ("Reliability", "calibration"),
-        "rounds": ("Rounds", "rounds"),
-    }
-    sections = [(anchor, name) for anchor, (name, needs) in names.items() if shown[needs]] + [("run", "What was run")]
     rows = comparison.get("rows", [])
     margin = comparison.get("meta", {}).get("accuracy_margin", 0.0)
     data = {
@@ -113,7 +130,7 @@ def _render(run: RunData, comparison: Line, replays: Sequence[Line], left_out: S
         title=run.title,
         version=run.version,
         lead=_lead(run),
-        sections=sections,
+        headings={anchor: heading for anchor, (heading, part) in SECTIONS.items() if not part or shown[part]},
         missing=run.missing,
         headline=_headline(comparison, margin),
         measure_note=_measure_note(rows),
@@ -191,61 +208,35 @@ def _headline(comparison: Line, margin: float) -> list[Line]:
             detail += f"; {best['ratio']:.2f} times the best rule"
         if best.get("oracle_share") is not None and kind != "oracle":
             detail += f"; {100 * best['oracle_share']:.0f}% of the oracle"
-        within = f" within {100 * margin:g} points of one token a step" if kind != "oracle" else ""
+        condition = f" {tables.within(margin)}" if kind != "oracle" else ""
         figure = f"{best['tokens_per_forward']:.2f}"
-        cards.append({"what": what + within, "figure": figure, "name": best["method"], "detail": detail, "kind": kind})
+        cards.append(
+            {"what": what + condition, "figure": figure, "name": best["method"], "detail": detail, "kind": kind}
+        )
     return cards
 
 
 def _tables(comparison: Line) -> list[Line]:
     """Return the tables of a comparison as the page shows them. The rows of the first one have numbers."""
-    rows, seeds = comparison["rows"], comparison["seeds"]
-    parts: list[tuple[str, str, str, Columns, Sequence[Line]]] = [
-        ("methods-table", "All methods", "", tables.METHODS, rows),
-        ("costs", "What each method costs", tables.COST_NOTE, tables.COSTS, tables.cost_lines(comparison)),
-        ("fastest", "Fastest setting within the margin of one token a step", "", tables.FASTEST, comparison["fastest"]),
-        ("areas", "Area under the curve", "", tables.CURVES, comparison["curves"]),
-        ("pairs", "Trained against training-free families", "", tables.PAIRS, comparison["pairs"]),
-        (
-            "revisions",
-            "What was taken back",
-            tables.REVISION_NOTE,
-            tables.REVISIONS,
-            [row for row in rows if row["revoked_mean"] or row["edited_mean"]],
-        ),
-        ("seed-settings", "Seeds: settings", "", tables.SEED_SETTINGS, seeds["settings"]),
-        ("seed-fastest", "Seeds: fastest setting within the margin", "", tables.SEED_FASTEST, seeds["fastest"]),
-        ("seed-curves", "Seeds: area under the curve", "", tables.SEED_CURVES, seeds["curves"]),
-        ("seed-pairs", "Seeds: against training-free families", "", tables.SEED_PAIRS, seeds["pairs"]),
-    ]
     return [
         {
-            "anchor": anchor,
-            "title": title,
-            "note": note,
-            "open": anchor == "methods-table",
-            "columns": list(columns),
+            "anchor": table.name,
+            "title": table.title,
+            "note": table.note,
+            "open": place == 0,
+            "columns": list(table.columns),
             "lines": [
                 {
                     "task": line["task"],
                     "kind": line.get("kind", ""),
-                    "row": number if anchor == "methods-table" else None,
-                    "cells": [cell(line) for cell in columns.values()],
+                    "row": number if place == 0 else None,
+                    "cells": [cell(line) for cell in table.columns.values()],
                 }
-                for number, line in enumerate(lines)
+                for number, line in enumerate(table.lines)
             ],
         }
-        for anchor, title, note, columns, lines in parts
-        if lines
+        for place, table in enumerate(tables.tables_of(comparison))
     ]
-
-
-def _share(value: float | None) -> str:
-    return "n/a" if value is None else f"{100 * value:.1f}"
-
-
-def _number(value: float | None, form: str = "{:.2f}") -> str:
-    return "n/a" if value is None else form.format(value)
 
 
 def _calibration(figures: Line) -> Line | None:
@@ -255,47 +246,30 @@ def _calibration(figures: Line) -> Line | None:
     lines = [
         {
             "selected": setting["threshold"] == figures["threshold"],
-            "cells": [
-                f"{setting['threshold']:g}",
-                _share(setting["agreement"]),
-                _share(setting["accuracy_drop"]),
-                _share(setting["loss_bound"]),
-                _number(setting["tokens_per_forward"]),
-            ],
+            "cells": [cell(setting) for cell in THRESHOLDS.values()],
         }
         for setting in figures["curve"]
     ]
     target = (
-        f"an agreement of at least {_share(figures['target_agreement'])}%"
+        f"an agreement of at least {tables.share('target_agreement')(figures)}%"
         if figures["target_agreement"] is not None
-        else f"an accuracy drop of at most {_share(figures['max_accuracy_drop'])} points"
+        else f"an accuracy drop of at most {tables.share('max_accuracy_drop')(figures)} points"
     )
     met = "keeps to" if figures["target_met"] else "is the strictest that was tried, and no threshold keeps to"
     return {
         "note": f"The chosen threshold {figures['threshold']:g} {met} {target}, with a confidence of "
-        f"{_share(figures['confidence'])}%, on {figures['prompts']} validation prompts. The chart shows how often a "
-        "proposal of the validation prompts was final, over the probability that the filter gave it.",
-        "columns": ["threshold", "agreement %", "accuracy drop, points", "bound of the loss %", "tokens/forward"],
+        f"{tables.share('confidence')(figures)}%, on {figures['prompts']} validation prompts. The chart shows how "
+        "often a proposal of the validation prompts was final, over the probability that the filter gave it.",
+        "columns": list(THRESHOLDS),
         "lines": lines,
     }
 
 
 def _rounds(rounds: Sequence[Line]) -> Line | None:
     """Return the table of the rounds, or None where nothing is trained."""
-    columns: dict[str, Callable[[Line], str]] = {
-        "round": lambda line: str(line["round"]),
-        "epochs": lambda line: _number(line.get("epochs"), "{:.0f}"),
-        "validation loss": lambda line: _number(line.get("val_loss"), "{:.4f}"),
-        "AUROC": lambda line: _number(line.get("val_auroc"), "{:.4f}"),
-        "agreement %": lambda line: _share(line.get("agreement")),
-        "accuracy drop, points": lambda line: _share(line.get("accuracy_drop")),
-        "tokens/forward": lambda line: _number(line.get("tokens_per_forward")),
-        "states recorded by it": lambda line: _number(line.get("rows"), "{:,.0f}"),
-        "training s": lambda line: _number(line.get("train_seconds"), "{:.0f}"),
-    }
     if not rounds:
         return None
-    return {"columns": list(columns), "lines": [[cell(line) for cell in columns.values()] for line in rounds]}
+    return {"columns": list(ROUNDS), "lines": [[cell(line) for cell in ROUNDS.values()] for line in rounds]}
 
 
 def _lead(run: RunData) -> str:

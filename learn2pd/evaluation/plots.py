@@ -16,6 +16,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from learn2pd.evaluation.tables import within
+
 MARKS = "osD^vP<X>hp"
 LEARNED = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#e377c2", "#8c564b", "#bcbd22")
 MUTED = ("#555555", "#9a9a9a", "#7a8fa6", "#a68f7a", "#8aa68a", "#a68aa0")
@@ -210,7 +212,7 @@ def plot_fastest(comparison: dict[str, Any], path: Path, margin: float) -> None:
     axes.set_yticks(range(len(lines)), names, fontsize=8, parse_math=False)
     axes.set(
         xlabel="tokens per forward",
-        title=f"Fastest setting within {100 * margin:g} points of one token a step",
+        title=f"Fastest setting {within(margin)}",
         ymargin=0.01,
     )
     axes.set_xlim(0, 1.35 * max(line["tokens_per_forward_interval"][1] for line in lines))

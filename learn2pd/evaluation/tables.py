@@ -1,168 +1,158 @@
-"""A comparison as Markdown.
+"""The tables of a comparison, as Markdown and for the report page.
 
-The functions take the plain data of compare.json and decode nothing.
+The functions take the object of compare.json and decode nothing. evaluation/curves.py explains the tables of families.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 Line = dict[str, Any]
+Columns = Mapping[str, Callable[[Line], str]]
 
 
-def markdown(comparison: dict[str, Any], meta: dict[str, Any]) -> str:
-    """Write all tables of a comparison.
+@dataclass(frozen=True)
+class Table:
+    """A table of a comparison.
 
-    The table of all methods comes first and the tables of families follow (evaluation/curves.py explains their
-    columns). In every table the lines about all tasks come first.
+    Attributes:
+        name: the name by which a page refers to it.
+        title: its heading.
+        note: what a reader must know about its columns; empty where they speak for themselves.
+        columns: functions that word the cells of a line, by the headings of the columns.
+        lines: the lines.
+        brief: whether its lines about all tasks stand on the terminal too.
+    """
+
+    name: str
+    title: str
+    note: str
+    columns: Columns
+    lines: Sequence[Line]
+    brief: bool = False
+
+    def markdown(self) -> str:
+        """Write the table without its heading. The lines about all tasks come first."""
+        written = [_row(self.columns), "|" + "---|" * len(self.columns)]
+        for line in sorted(self.lines, key=lambda line: line["task"] != "all"):
+            written.append(_row(cell(line) for cell in self.columns.values()))
+        return "\n".join(written)
+
+
+def tables_of(comparison: Line) -> list[Table]:
+    """Return the tables of a comparison in their order, without those that have no line.
 
     Args:
-        comparison: the rows, scores and tables of compare.json.
-        meta: the description of the run in compare.json.
-
-    Returns:
-        The text of compare.md.
+        comparison: the object of compare.json.
     """
-    head = (
-        f"{meta['prompts']} held-out prompts, seed {meta['seed']}, canvas {meta['gen_length']}, "
-        f"block {meta['block_length']}, batch {meta['batch_size']}, {meta['device']}, {meta['dtype']}. "
-        f"Brackets: 95% bootstrap ({meta['bootstrap_samples']} resamples). "
-        "Speedup is in forwards, against vanilla and against threshold with the same stop rule."
-    )
-    parts = [f"# Comparison: {meta['model']}", head, methods_table(comparison["rows"])]
-    scores = score_tables(comparison.get("scores", ()))
-    if scores:
-        parts += [
-            "## How near the answers come",
-            "Shares over the answers of a task, as its checker counts them.",
-            *scores,
-        ]
-    parts += ["## What each method costs", COST_NOTE, cost_table(comparison)]
-    revised = revision_table(comparison["rows"])
-    if revised:
-        parts += ["## What was taken back", REVISION_NOTE, revised]
-    if comparison.get("autoregressive"):
-        parts += ["## Autoregressive models", AUTOREGRESSIVE_NOTE, autoregressive_table(comparison["autoregressive"])]
-    seeds = comparison["seeds"]
-    if comparison["fastest"]:
-        parts += [
-            f"## Fastest setting within {_margin(meta)} of one token a step",
-            "One token a step stands where a family has no such setting. Ratio: to the best training-free family under "
-            "the same condition; then to the best of all rules, those with a second model (marked +) included. "
-            "Met: share of the resamples with such a setting.",
-            fastest_table(comparison["fastest"]),
-        ]
-    if comparison["equal"]:
-        parts += ["## Trained settings at equal accuracy", EQUAL_NOTE, equal_table(comparison["equal"])]
-    if comparison["curves"]:
-        parts += [
-            "## Area under the curve",
-            "Mean height of accuracy over tokens per forward, from one token a step to the oracle; "
-            "the height is 0 past a family's fastest setting.",
-            _table(CURVES, comparison["curves"]),
-        ]
-    if comparison["pairs"]:
-        parts += [
-            "## Trained against training-free families at equal tokens per forward",
-            "Accuracy of the trained family at its setting in the table above, less the accuracy of the rival's curve "
-            "at the same tokens per forward (>: the rival has no setting as fast as that and is taken at its fastest), "
-            "and the difference of the areas; each with the share of the resamples in which it is above 0.",
-            _table(PAIRS, comparison["pairs"]),
-        ]
-    if seeds["settings"]:
-        parts += [
-            "## Seeds",
-            "Families that differ in the seed of their training only: mean, its interval over prompts in brackets, "
-            "least to largest seed in braces.",
-            _table(SEED_SETTINGS, seeds["settings"]),
-            _table(SEED_FASTEST, seeds["fastest"]),
-        ]
-        parts += [_table(SEED_EQUAL, seeds["equal"])] if seeds["equal"] else []
-        parts += [_table(SEED_CURVES, seeds["curves"])] if seeds["curves"] else []
-        parts += [_table(SEED_PAIRS, seeds["pairs"])] if seeds["pairs"] else []
-    return "\n\n".join(parts) + "\n"
+    rows = comparison["rows"]
+    revising = [row for row in rows if row["revoked_mean"] or row["edited_mean"]]
+    fastest = f"Fastest setting {within(comparison['meta']['accuracy_margin'])}"
+    tables = [
+        Table("methods-table", "All methods", "", METHODS, rows, brief=True),
+        *_score_tables(comparison.get("scores", ())),
+        Table("costs", "What each method costs", COST_NOTE, COSTS, _cost_lines(comparison)),
+        Table("revisions", "What was taken back", REVISION_NOTE, REVISIONS, revising, brief=True),
+        Table(
+            "autoregressive",
+            "Autoregressive models",
+            AUTOREGRESSIVE_NOTE,
+            AUTOREGRESSIVE,
+            comparison.get("autoregressive", ()),
+            brief=True,
+        ),
+        Table("fastest", fastest, FASTEST_NOTE, FASTEST, comparison["fastest"], brief=True),
+        Table("equal", "Trained settings at equal accuracy", EQUAL_NOTE, EQUAL, comparison["equal"], brief=True),
+        Table("areas", "Area under the curve", AREA_NOTE, CURVES, comparison["curves"]),
+        Table(
+            "pairs",
+            "Trained against training-free families at equal tokens per forward",
+            PAIR_NOTE,
+            PAIRS,
+            comparison["pairs"],
+        ),
+        *_seed_tables(comparison["seeds"]),
+    ]
+    return [table for table in tables if table.lines]
 
 
-def summary(comparison: dict[str, Any], meta: dict[str, Any]) -> str:
-    """Write the lines about all tasks, for the terminal.
-
-    Args:
-        comparison: the rows, scores and tables of compare.json.
-        meta: the description of the run in compare.json.
-
-    Returns:
-        Markdown tables.
-    """
-    parts = [methods_table([row for row in comparison["rows"] if row["task"] == "all"])]
-    parts += score_tables(comparison.get("scores", ()))
-    revised = revision_table([row for row in comparison["rows"] if row["task"] == "all"])
-    parts += ["what was taken back, for each answer:", revised] if revised else []
-    others = [row for row in comparison.get("autoregressive", ()) if row["task"] == "all"]
-    parts += ["autoregressive models:", autoregressive_table(others)] if others else []
-    fastest = [line for line in comparison["fastest"] if line["task"] == "all"]
-    if fastest:
-        parts += [f"fastest setting within {_margin(meta)} of one token a step:", fastest_table(fastest)]
-    equal = [line for line in comparison["equal"] if line["task"] == "all"]
-    parts += ["tokens per forward against the rules at equal accuracy:", equal_table(equal)] if equal else []
-    return "\n\n".join(parts)
-
-
-def score_tables(rows: Sequence[Line]) -> list[str]:
-    """Write a table for each set of scores; the list is empty where no checker gives scores."""
-    tables = []
-    for names in dict.fromkeys(tuple(row["scores"]) for row in rows):
-        columns = SCORED | {f"{name} %": _number(name, **PERCENT) for name in names}
-        tables.append(_table(columns, [row for row in rows if tuple(row["scores"]) == names]))
+def _score_tables(rows: Sequence[Line]) -> list[Table]:
+    """Return a table for each set of scores."""
+    tables: list[Table] = []
+    for number, names in enumerate(dict.fromkeys(tuple(row["scores"]) for row in rows)):
+        lines = [row for row in rows if tuple(row["scores"]) == names]
+        tasks = ", ".join(dict.fromkeys(row["task"] for row in lines))
+        columns = SCORED | {f"{name} %": share(name) for name in names}
+        title = f"How near the answers come: {tasks}"
+        tables.append(Table(f"scores-{number}", title, SCORE_NOTE, columns, lines, brief=True))
     return tables
 
 
-def methods_table(rows: Sequence[Line]) -> str:
-    """Write the table of all methods."""
-    return _table(METHODS, rows)
-
-
-def cost_table(comparison: Line) -> str:
-    """Write the table of what each method costs, and of how likely its answers are."""
-    return _table(COSTS, cost_lines(comparison))
-
-
-def cost_lines(comparison: Line) -> list[Line]:
+def _cost_lines(comparison: Line) -> list[Line]:
     """Return the rows of a comparison, each with the area under the curve of its family where the family has one."""
     areas = {(line["task"], line["stop"], line["family"]): line["area"] for line in comparison["curves"]}
     return [row | {"area": areas.get((row["task"], row["stop"], row["family"]))} for row in comparison["rows"]]
 
 
-def revision_table(rows: Sequence[Line]) -> str:
-    """Write the table of the methods that took back or overwrote a token; it is empty where none did."""
-    revising = [row for row in rows if row["revoked_mean"] or row["edited_mean"]]
-    return _table(REVISIONS, revising) if revising else ""
+def _seed_tables(seeds: Mapping[str, Sequence[Line]]) -> list[Table]:
+    """Return the tables of the means over the seeds of a recipe."""
+    return [
+        Table("seed-settings", "Seeds: settings", SEED_NOTE, SEED_SETTINGS, seeds["settings"]),
+        Table("seed-fastest", "Seeds: fastest setting within the margin", "", SEED_FASTEST, seeds["fastest"]),
+        Table("seed-equal", "Seeds: at equal accuracy", "", SEED_EQUAL, seeds["equal"]),
+        Table("seed-curves", "Seeds: area under the curve", "", SEED_CURVES, seeds["curves"]),
+        Table("seed-pairs", "Seeds: against training-free families", "", SEED_PAIRS, seeds["pairs"]),
+    ]
 
 
-def autoregressive_table(rows: Sequence[Line]) -> str:
-    """Write the table of the methods of autoregressive models."""
-    return _table(AUTOREGRESSIVE, rows)
+def markdown(comparison: Line) -> str:
+    """Write all tables of a comparison.
+
+    Args:
+        comparison: the object of compare.json.
+
+    Returns:
+        The text of compare.md.
+    """
+    meta = comparison["meta"]
+    parts = [
+        f"# Comparison: {meta['model']}",
+        f"{meta['prompts']} held-out prompts, seed {meta['seed']}, canvas {meta['gen_length']}, "
+        f"block {meta['block_length']}, batch {meta['batch_size']}, {meta['device']}, {meta['dtype']}. "
+        f"Brackets: 95% bootstrap ({meta['bootstrap_samples']} resamples). "
+        "Speedup is in forwards, against vanilla and against threshold with the same stop rule.",
+    ]
+    for table in tables_of(comparison):
+        parts += [f"## {table.title}", *([table.note] if table.note else []), table.markdown()]
+    return "\n\n".join(parts) + "\n"
 
 
-def fastest_table(lines: Sequence[Line]) -> str:
-    """Write the table of the fastest settings within the margin."""
-    return _table(FASTEST, lines)
+def summary(comparison: Line) -> str:
+    """Write some tables for the terminal: their lines about all tasks, where they have such lines.
+
+    Args:
+        comparison: the object of compare.json.
+
+    Returns:
+        Markdown tables.
+    """
+    parts = []
+    for table in tables_of(comparison):
+        if table.brief:
+            lines = [line for line in table.lines if line["task"] == "all"] or table.lines
+            parts += [f"{table.title}:", replace(table, lines=lines).markdown()]
+    return "\n\n".join(parts)
 
 
-def equal_table(lines: Sequence[Line]) -> str:
-    """Write the table of trained settings at equal accuracy."""
-    return _table(EQUAL, lines)
+def within(margin: float) -> str:
+    """Word the condition that a setting may lose so much accuracy.
 
-
-def _margin(meta: dict[str, Any]) -> str:
-    return f"{100 * meta['accuracy_margin']:g} points"
-
-
-def _table(columns: dict[str, Callable[[Line], str]], lines: Sequence[Line]) -> str:
-    written = [_row(columns), "|" + "---|" * len(columns)]
-    for line in sorted(lines, key=lambda line: line["task"] != "all"):
-        written.append(_row(cell(line) for cell in columns.values()))
-    return "\n".join(written)
+    Args:
+        margin: the accuracy, as a share of the prompts.
+    """
+    return f"within {100 * margin:g} points of one token a step"
 
 
 def _row(cells: Iterable[str]) -> str:
@@ -171,11 +161,12 @@ def _row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cell.replace("\\", "\\\\").replace("|", "\\|") for cell in one_line) + " |"
 
 
-def _text(name: str) -> Callable[[Line], str]:
+def text(name: str) -> Callable[[Line], str]:
+    """Return a function that words a value as it is."""
     return lambda line: str(line[name])
 
 
-def _number(name: str, form: str = "{:.2f}", scale: float = 1) -> Callable[[Line], str]:
+def number(name: str, form: str = "{:.2f}", scale: float = 1) -> Callable[[Line], str]:
     """Return a function that words a value, with its [interval] and its {spread over seeds} where the line has them."""
 
     def cell(line: Line) -> str:
@@ -190,6 +181,11 @@ def _number(name: str, form: str = "{:.2f}", scale: float = 1) -> Callable[[Line
     return cell
 
 
+def share(name: str) -> Callable[[Line], str]:
+    """Return a function that words a share in percent, as `number` does."""
+    return number(name, "{:.1f}", 100)
+
+
 def _family(line: Line) -> str:
     return line["family"] + (" +" if line["second_model"] else "")
 
@@ -202,21 +198,20 @@ def _past(cell: Callable[[Line], str]) -> Callable[[Line], str]:
     return lambda line: ("> " if line["past_rival"] else "") + cell(line)
 
 
-PERCENT: Any = {"form": "{:.1f}", "scale": 100}
-PLACE = {"task": _text("task"), "stop": _text("stop")}
+PLACE = {"task": text("task"), "stop": text("stop")}
 METHODS = {
-    "task": _text("task"),
-    "method": _text("method"),
-    "cache": _text("cache"),
-    "stop": _text("stop"),
-    "accuracy %": _number("accuracy", **PERCENT),
-    "agreement %": _number("agreement", **PERCENT),
+    "task": text("task"),
+    "method": text("method"),
+    "cache": text("cache"),
+    "stop": text("stop"),
+    "accuracy %": share("accuracy"),
+    "agreement %": share("agreement"),
     "forwards": lambda line: f"{line['forwards_mean']:.1f}",
-    "tokens/forward": _number("tokens_per_forward"),
-    "tokens/s": _number("tokens_per_second", "{:.1f}"),
-    "speedup": _number("speedup_forwards", "{:.2f}x"),
-    "vs threshold": _number("speedup_forwards_threshold", "{:.2f}x"),
-    "cut short": _number("cut_short", "{:d}"),
+    "tokens/forward": number("tokens_per_forward"),
+    "tokens/s": number("tokens_per_second", "{:.1f}"),
+    "speedup": number("speedup_forwards", "{:.2f}x"),
+    "vs threshold": number("speedup_forwards_threshold", "{:.2f}x"),
+    "cut short": number("cut_short", "{:d}"),
 }
 REVISION_NOTE = (
     "Means over the answers. Columns: the positions that a forward computes, shadow columns included. Flip-flop: a "
@@ -230,22 +225,22 @@ COST_NOTE = (
     "(evaluation/likelihood.py). n/a: the comparison did not ask for it (compare.likelihood)."
 )
 COSTS = PLACE | {
-    "method": _text("method"),
-    "effective tokens/forward": _number("effective_tokens_per_forward"),
-    "columns/forward": _number("columns_per_forward", "{:.1f}"),
-    "wall s": _number("wall_seconds", "{:.1f}"),
-    "wall speedup": _number("speedup_wall", "{:.2f}x"),
-    "area %": _number("area", **PERCENT),
-    "nats/token": _number("nats_per_token", "{:.3f}"),
-    "joint commits, nats/token": _number("joint_commit_nats_per_token", "{:.3f}"),
+    "method": text("method"),
+    "effective tokens/forward": number("effective_tokens_per_forward"),
+    "columns/forward": number("columns_per_forward", "{:.1f}"),
+    "wall s": number("wall_seconds", "{:.1f}"),
+    "wall speedup": number("speedup_wall", "{:.2f}x"),
+    "area %": share("area"),
+    "nats/token": number("nats_per_token", "{:.3f}"),
+    "joint commits, nats/token": number("joint_commit_nats_per_token", "{:.3f}"),
 }
 REVISIONS = PLACE | {
-    "method": _text("method"),
+    "method": text("method"),
     "forwards": lambda line: f"{line['forwards_mean']:.1f}",
-    "columns/forward": _number("columns_per_forward", "{:.1f}"),
-    "revoked": _number("revoked_mean"),
-    "edited": _number("edited_mean"),
-    "flip-flops": _number("flip_flops_mean"),
+    "columns/forward": number("columns_per_forward", "{:.1f}"),
+    "revoked": number("revoked_mean"),
+    "edited": number("edited_mean"),
+    "flip-flops": number("flip_flops_mean"),
 }
 AUTOREGRESSIVE_NOTE = (
     "In the table of all methods, forwards are those of the target, and agreement and speedup compare with plain "
@@ -255,37 +250,43 @@ AUTOREGRESSIVE_NOTE = (
     "as 5 of the draft's. Nothing modelled was measured."
 )
 AUTOREGRESSIVE = PLACE | {
-    "method": _text("method"),
+    "method": text("method"),
     "draft length": lambda line: "n/a" if line["draft_length"] is None else str(line["draft_length"]),
-    "tokens/target forward": _number("tokens_per_target_forward"),
-    "accepted": _number("accepted_mean"),
-    "tokens/s": _number("tokens_per_second", "{:.1f}"),
-    "target ms": _number("target_ms"),
-    "draft ms": _number("draft_ms"),
-    "speedup, measured": _number("speedup_wall", "{:.2f}x"),
-    "modelled": _number("speedup_modelled", "{:.2f}x"),
-    "modelled at 1:5": _number("speedup_stated", "{:.2f}x"),
+    "tokens/target forward": number("tokens_per_target_forward"),
+    "accepted": number("accepted_mean"),
+    "tokens/s": number("tokens_per_second", "{:.1f}"),
+    "target ms": number("target_ms"),
+    "draft ms": number("draft_ms"),
+    "speedup, measured": number("speedup_wall", "{:.2f}x"),
+    "modelled": number("speedup_modelled", "{:.2f}x"),
+    "modelled at 1:5": number("speedup_stated", "{:.2f}x"),
 }
-SCORED = PLACE | {"method": _text("method"), "prompts": _text("prompts")}
+SCORE_NOTE = "Shares over the answers of a task, as its checker counts them."
+SCORED = PLACE | {"method": text("method"), "prompts": text("prompts")}
 WITHIN = {
-    "tokens/forward": _number("tokens_per_forward"),
-    "ratio": _number("ratio", "{:.2f}x"),
-    "ratio, all rules": _number("ratio_second_model", "{:.2f}x"),
-    "oracle's share %": _number("oracle_share", **PERCENT),
-    "accuracy lost or won %": _number("accuracy_difference", "{:+.1f}", 100),
+    "tokens/forward": number("tokens_per_forward"),
+    "ratio": number("ratio", "{:.2f}x"),
+    "ratio, all rules": number("ratio_second_model", "{:.2f}x"),
+    "oracle's share %": share("oracle_share"),
+    "accuracy lost or won %": number("accuracy_difference", "{:+.1f}", 100),
 }
+FASTEST_NOTE = (
+    "One token a step stands where a family has no such setting. Ratio: to the best training-free family under "
+    "the same condition; then to the best of all rules, those with a second model (marked +) included. "
+    "Met: share of the resamples with such a setting."
+)
 FASTEST = (
     PLACE
     | {
         "family": _family,
-        "kind": _text("kind"),
+        "kind": text("kind"),
         "setting": lambda line: "none" if line["method"] is None else line["setting"] or line["method"],
     }
     | WITHIN
     | {
-        "best rule": _text("rival"),
-        "best of all rules": _text("rival_second_model"),
-        "met %": _number("met", "{:.0f}", 100),
+        "best rule": text("rival"),
+        "best of all rules": text("rival_second_model"),
+        "met %": number("met", "{:.0f}", 100),
     }
 )
 EQUAL_NOTE = (
@@ -295,41 +296,54 @@ EQUAL_NOTE = (
 )
 EQUAL = PLACE | {
     "family": _family,
-    "setting": _text("setting"),
-    "accuracy %": _number("accuracy", **PERCENT),
-    "vs one token a step %": _number("accuracy_difference", "{:+.1f}", 100),
-    "tokens/forward": _number("tokens_per_forward"),
-    "vs threshold's curve": _number("ratio_baseline", "{:.2f}x"),
-    "vs best rule": _number("ratio", "{:.2f}x"),
-    "best rule": _text("rival"),
+    "setting": text("setting"),
+    "accuracy %": share("accuracy"),
+    "vs one token a step %": number("accuracy_difference", "{:+.1f}", 100),
+    "tokens/forward": number("tokens_per_forward"),
+    "vs threshold's curve": number("ratio_baseline", "{:.2f}x"),
+    "vs best rule": number("ratio", "{:.2f}x"),
+    "best rule": text("rival"),
 }
+AREA_NOTE = (
+    "Mean height of accuracy over tokens per forward, from one token a step to the oracle; "
+    "the height is 0 past a family's fastest setting."
+)
 CURVES = PLACE | {
     "family": _family,
-    "kind": _text("kind"),
+    "kind": text("kind"),
     "settings": lambda line: str(len(line["points"])),
-    "area %": _number("area", **PERCENT),
+    "area %": share("area"),
 }
 BESIDE = {
-    "accuracy difference %": _number("difference", "{:+.1f}", 100),
-    "better %": _number("difference_better", "{:.0f}", 100),
-    "area difference %": _number("area_difference", "{:+.1f}", 100),
-    "area better %": _number("area_difference_better", "{:.0f}", 100),
+    "accuracy difference %": number("difference", "{:+.1f}", 100),
+    "better %": number("difference_better", "{:.0f}", 100),
+    "area difference %": number("area_difference", "{:+.1f}", 100),
+    "area better %": number("area_difference_better", "{:.0f}", 100),
 }
-PAIRS = PLACE | {"family": _family, "rival": _rival, "at tokens/forward": _past(_number("tokens_per_forward"))} | BESIDE
-RECIPE = PLACE | {"recipe": _text("group"), "seeds": _text("seeds")}
+PAIR_NOTE = (
+    "Accuracy of the trained family at its setting in the table of the fastest settings, less the accuracy of the "
+    "rival's curve at the same tokens per forward (>: the rival has no setting as fast as that and is taken at its "
+    "fastest), and the difference of the areas; each with the share of the resamples in which it is above 0."
+)
+PAIRS = PLACE | {"family": _family, "rival": _rival, "at tokens/forward": _past(number("tokens_per_forward"))} | BESIDE
+SEED_NOTE = (
+    "Families that differ in the seed of their training only: mean, its interval over prompts in brackets, "
+    "least to largest seed in braces."
+)
+RECIPE = PLACE | {"recipe": text("group"), "seeds": text("seeds")}
 SEED_SETTINGS = RECIPE | {
-    "setting": _text("setting"),
-    "accuracy %": _number("accuracy", **PERCENT),
-    "agreement %": _number("agreement", **PERCENT),
-    "tokens/forward": _number("tokens_per_forward"),
+    "setting": text("setting"),
+    "accuracy %": share("accuracy"),
+    "agreement %": share("agreement"),
+    "tokens/forward": number("tokens_per_forward"),
 }
 SEED_FASTEST = RECIPE | WITHIN
 SEED_EQUAL = RECIPE | {
-    "setting": _text("setting"),
-    "accuracy %": _number("accuracy", **PERCENT),
-    "vs one token a step %": _number("accuracy_difference", "{:+.1f}", 100),
-    "vs threshold's curve": _number("ratio_baseline", "{:.2f}x"),
-    "vs best rule": _number("ratio", "{:.2f}x"),
+    "setting": text("setting"),
+    "accuracy %": share("accuracy"),
+    "vs one token a step %": number("accuracy_difference", "{:+.1f}", 100),
+    "vs threshold's curve": number("ratio_baseline", "{:.2f}x"),
+    "vs best rule": number("ratio", "{:.2f}x"),
 }
-SEED_CURVES = RECIPE | {"area %": _number("area", **PERCENT)}
+SEED_CURVES = RECIPE | {"area %": share("area")}
 SEED_PAIRS = RECIPE | {"rival": _rival} | BESIDE

@@ -13,7 +13,6 @@ from learn2pd.autoregressive.timing import Drafting, joined, measure_costs, mode
 from learn2pd.cli.config import MethodConfig, load_config
 from learn2pd.cli.stages import run_stages
 from learn2pd.cli.stages.comparison_methods import check_comparison
-from learn2pd.evaluation import tables
 from learn2pd.evaluation.autoregressive import autoregressive_rows
 from learn2pd.evaluation.compare import build_rows, measure
 from learn2pd.evaluation.curves import compare_families
@@ -21,7 +20,7 @@ from learn2pd.evaluation.outcomes import cached, merge
 from learn2pd.statistics.bootstrap import Bootstrap
 from tests.autoregressive.helpers import tiny_pair
 from tests.autoregressive.test_generation import methods
-from tests.evaluation.synthetic import outcome
+from tests.evaluation.synthetic import outcome, table_of
 
 FIXED = {"name": "vanilla", "policy": "fixed"}
 PAIR = {"target": "checkpoints/tiny-ar", "draft": "checkpoints/tiny-ar-draft"}
@@ -89,7 +88,7 @@ def test_families_and_curves_are_those_of_the_dllm_alone():
 
 def test_the_table_has_a_line_for_every_autoregressive_method():
     rows = autoregressive_rows(three_methods())
-    text = tables.autoregressive_table(rows)
+    text = table_of("autoregressive", autoregressive=rows)
     assert text.count("\n") == 1 + len(rows)
     assert "3.75x" in text
 

@@ -14,10 +14,9 @@ from learn2pd.data.reading import read_records
 from learn2pd.data.tasks import ScoringChecker
 from learn2pd.data.tasks.final_number import FinalNumberTask
 from learn2pd.data.tasks.slots import SlotsTask
-from learn2pd.evaluation import tables
 from learn2pd.evaluation.compare import score_rows
 from learn2pd.statistics.bootstrap import Bootstrap
-from tests.evaluation.synthetic import outcome
+from tests.evaluation.synthetic import outcome, table_of
 
 REQUESTS = Path(__file__).parents[2] / "data" / "requests.jsonl"
 RECORD = {"intent": "PlayMusic", "artist": "Sade", "track": "Smooth Operator", "service": ["a", "b"]}
@@ -121,7 +120,7 @@ def test_scores_of_every_method_stand_in_a_table_with_their_intervals():
     low, high = rows[0]["valid JSON_interval"]
     assert low < 0.5 < high
     assert rows[1]["valid JSON_interval"] == [1, 1]
-    (table,) = tables.score_tables(json.loads(json.dumps(rows)))
+    table = table_of("scores-0", scores=json.loads(json.dumps(rows)))
     assert "| task | stop | method | prompts | valid JSON % | intent % | slot F1 % |" in table
     assert "| slots | eot | quick | 40 | 100.0 [100.0, 100.0] | 100.0 [100.0, 100.0] | 80.0 [80.0, 80.0] |" in table
 
@@ -140,4 +139,4 @@ def test_the_bootstrap_of_scores_is_that_of_the_single_resamples():
 
 def test_without_scores_there_is_no_table():
     assert score_rows([scored("v", [{}] * 3)], {"slots": SlotsTask()}, Bootstrap(20, 0)) == []
-    assert tables.score_tables([]) == []
+    assert table_of("scores-0", scores=[]) == ""

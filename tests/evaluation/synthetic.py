@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from learn2pd.evaluation.outcomes import Labels, Outcome
+from learn2pd.evaluation.tables import tables_of
 
 
 def outcome(
@@ -56,3 +57,11 @@ def exact(family, policy, speed, accuracy, prompts=100, **options):
     """Every prompt at the same tokens per forward, the first `accuracy` of them right."""
     correct = np.arange(prompts) < round(accuracy * prompts)
     return outcome(family, policy, forwards=[100] * prompts, lengths=[round(100 * speed)], correct=correct, **options)
+
+
+def table_of(name, **parts):
+    """The table of this name as Markdown; empty where a comparison that holds these parts alone has no such table."""
+    nothing = dict.fromkeys(("rows", "curves", "fastest", "equal", "pairs"), ())
+    seeds = dict.fromkeys(("settings", "fastest", "equal", "curves", "pairs"), ())
+    comparison = nothing | {"meta": {"accuracy_margin": 0.005}, "seeds": seeds} | parts
+    return next((table.markdown() for table in tables_of(comparison) if table.name == name), "")

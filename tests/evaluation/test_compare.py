@@ -13,11 +13,11 @@ from learn2pd.evaluation import plots as report
 from learn2pd.evaluation.compare import agreement, build_rows, measure
 from learn2pd.evaluation.curves import compare_families
 from learn2pd.evaluation.outcomes import cached, merge
-from learn2pd.evaluation.tables import markdown, revision_table, summary
+from learn2pd.evaluation.tables import markdown, summary
 from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.statistics.bootstrap import Bootstrap, better, interval, point
 from tests.contract.helpers import tiny_verifier
-from tests.evaluation.synthetic import outcome
+from tests.evaluation.synthetic import outcome, table_of
 
 
 def rows_of(outcomes, samples=50):
@@ -119,7 +119,7 @@ def test_what_was_taken_back_has_a_table_of_the_methods_that_took_something_back
         ]
     )
     columns, _, *lines = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in revision_table(rows).splitlines()
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table_of("revisions", rows=rows).splitlines()
     ]
     assert [dict(zip(columns, line, strict=True)) for line in lines] == [
         {"task": "math", "stop": "eot", "method": "wino", "forwards": "10.0", "columns/forward": "30.0"}
@@ -132,19 +132,13 @@ def test_what_was_taken_back_has_a_table_of_the_methods_that_took_something_back
 @pytest.mark.parametrize("revising", [False, True])
 def test_both_texts_of_a_comparison_say_what_was_taken_back_where_something_was(revising):
     tasks = [outcome("vanilla", "fixed", task=task, revoked=2 * revising) for task in ("math", "all")]
-    comparison = {
-        "rows": rows_of(tasks),
-        "fastest": [],
-        "equal": [],
-        "curves": [],
-        "pairs": [],
-        "seeds": {"settings": []},
-    }
+    fields = measure(tasks, Bootstrap(50, 0))
     names = ("model", "prompts", "seed", "gen_length", "block_length", "batch_size", "device", "dtype")
-    meta = dict.fromkeys((*names, "bootstrap_samples"), 1)
-    assert ("## What was taken back" in markdown(comparison, meta)) == revising
-    assert ("what was taken back, for each answer:" in summary(comparison, meta)) == revising
-    revised = revision_table(comparison["rows"]).splitlines()
+    meta = dict.fromkeys((*names, "bootstrap_samples", "accuracy_margin"), 1)
+    comparison = {"meta": meta, "rows": build_rows(fields)} | compare_families(fields, 1)
+    assert ("## What was taken back" in markdown(comparison)) == revising
+    assert ("What was taken back:" in summary(comparison)) == revising
+    revised = table_of("revisions", rows=comparison["rows"]).splitlines()
     assert [line.split(" | ")[0] for line in revised[2:]] == (["| all", "| math"] if revising else [])
 
 

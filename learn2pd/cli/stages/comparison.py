@@ -50,26 +50,29 @@ def stage_compare(config: RunConfig, output: Path) -> dict[str, Any]:
     outcomes = compare_outcomes(config, output, model, prompts, checkers)
     bootstrap = Bootstrap(config.compare.bootstrap_samples, config.seed)
     fields = measure(outcomes, bootstrap)
-    comparison = {"rows": build_rows(fields), "scores": score_rows(outcomes, checkers, bootstrap)}
-    comparison["autoregressive"] = autoregressive_rows(outcomes)
-    comparison |= compare_families(fields, config.compare.accuracy_margin)
-    meta: dict[str, Any] = {
-        "model": model.spec.name,
-        "model_fingerprint": model.spec.fingerprint,
-        "prompts": len(prompts),
-        "prompts_digest": prompts_digest(prompts),
-        "seed": config.seed,
-        "gen_length": config.decode.gen_length,
-        "block_length": config.decode.block_length,
-        "batch_size": config.decode.rows_together,
-        "bootstrap_samples": config.compare.bootstrap_samples,
-        "accuracy_margin": config.compare.accuracy_margin,
-        "device": str(model.adapter.device),
-        "threads": torch.get_num_threads(),
-        "dtype": config.model.dtype,
+    comparison: dict[str, Any] = {
+        "meta": {
+            "model": model.spec.name,
+            "model_fingerprint": model.spec.fingerprint,
+            "prompts": len(prompts),
+            "prompts_digest": prompts_digest(prompts),
+            "seed": config.seed,
+            "gen_length": config.decode.gen_length,
+            "block_length": config.decode.block_length,
+            "batch_size": config.decode.rows_together,
+            "bootstrap_samples": config.compare.bootstrap_samples,
+            "accuracy_margin": config.compare.accuracy_margin,
+            "device": str(model.adapter.device),
+            "threads": torch.get_num_threads(),
+            "dtype": config.model.dtype,
+        },
+        "rows": build_rows(fields),
+        "scores": score_rows(outcomes, checkers, bootstrap),
+        "autoregressive": autoregressive_rows(outcomes),
+        **compare_families(fields, config.compare.accuracy_margin),
     }
-    write_json(output / "compare.json", {"meta": meta} | comparison)
-    (output / "compare.md").write_text(tables.markdown(comparison, meta), encoding="utf-8")
+    write_json(output / "compare.json", comparison)
+    (output / "compare.md").write_text(tables.markdown(comparison), encoding="utf-8")
     plots = output / "plots"
     plots.mkdir(exist_ok=True)
     report.plot_tradeoff(comparison, plots / "tradeoff.png", config.compare.accuracy_margin)
@@ -79,9 +82,7 @@ def stage_compare(config: RunConfig, output: Path) -> dict[str, Any]:
     if comparison["fastest"]:
         report.plot_fastest(comparison, plots / "fastest.png", config.compare.accuracy_margin)
     _plot_one_answer(model, outcomes, plots / "commit_steps.png")
-    log.info(
-        "comparison over all tasks:\n%s\n\nall tables: %s", tables.summary(comparison, meta), output / "compare.md"
-    )
+    log.info("comparison over all tasks:\n%s\n\nall tables: %s", tables.summary(comparison), output / "compare.md")
     return {"rows": len(comparison["rows"]), "prompts": len(prompts)}
 
 
