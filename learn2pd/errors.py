@@ -5,8 +5,9 @@ The command line shows a `UserError` as a single line, never as a traceback.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 
@@ -110,6 +111,17 @@ def check_not_negative(name: str, value: float) -> float:
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name}={value}: expected 0 or more, and finite")
     return value
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn a ValueError about a value of the user into a UserError with the same words."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def first_line(error: BaseException) -> str:

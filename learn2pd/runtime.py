@@ -7,12 +7,11 @@ transformers or with none. docs/engines.md shows it in use.
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from learn2pd.errors import UserError, first_line
+from learn2pd.errors import UserError, first_line, user_errors
 from learn2pd.loop.block import BlockMemory, BlockStep, block_step, check_block_policy, start_block
 from learn2pd.predictors.accepting import Acceptance
 from learn2pd.predictors.saving import DESCRIPTION, EXPECTED, WEIGHTS, Predictor, read_predictor
@@ -60,8 +59,6 @@ def read_policy(
     """
     place = Path(os.path.expanduser(folder))
     subject = f"policy={str(folder)!r}"
-    if threshold is not None and aggressiveness is not None:
-        raise UserError(f"threshold={threshold} and aggressiveness={aggressiveness}: give one of them")
     for name in (DESCRIPTION, WEIGHTS):
         if not (place / name).is_file():
             state = f"the folder holds no {name}" if place.is_dir() else "this is no folder"
@@ -74,14 +71,8 @@ def read_policy(
         raise UserError(
             f"{subject}: {DESCRIPTION} or {WEIGHTS} is damaged ({first_line(error)}); export it again"
         ) from error
-    if aggressiveness is not None:
-        predictor = predictor.at(aggressiveness)
-    if threshold is not None:
-        predictor = replace(predictor, threshold=threshold)
-    try:
-        return Acceptance(predictor)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    with user_errors():
+        return Acceptance(predictor.with_threshold(threshold, aggressiveness))
 
 
 def check_model(

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from learn2pd.cli.reading import has_comment, is_quoted, key_of, parse, plain_value
-from learn2pd.errors import UserError, first_line, suggest
+from learn2pd.errors import UserError, first_line, suggest, user_errors
 from learn2pd.kinds import alternatives, choices, matches, number_text, shown, type_name
 
 MISSING = "???"  # the default of a key that must be set
@@ -346,12 +346,8 @@ def _build_section(value: Any, written: Any, schema: type, name: str) -> Any:
     unknown = [key for key in value if key not in arguments]
     if unknown:  # only an interpolation can bring them here
         raise UserError(f"{name}.{unknown[0]}: unknown key; expected {', '.join(_fields(schema))}")
-    try:
+    with user_errors():
         return schema(**arguments)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def _settled(value: Any, written: Any) -> Any:

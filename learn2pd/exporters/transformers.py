@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
-from learn2pd.errors import UserError
+from learn2pd.errors import UserError, user_errors
 from learn2pd.loop.loop import decode_batch
 from learn2pd.method import Method
 from learn2pd.models.adapter import ModelAdapter
@@ -279,14 +279,12 @@ def _sampling(
     drawn = drawn or (do_sample is None and bool(_given(None, settings, "do_sample", False)))
     if not drawn:
         return Sampling()
-    try:
+    with user_errors():
         return Sampling(
             float(_given(temperature, settings, "temperature", 1.0)),
             float(_given(top_p, settings, "top_p", 1.0)),
             int(_given(top_k, settings, "top_k", 0)),
         )
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def register() -> list[str]:

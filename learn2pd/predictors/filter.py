@@ -43,8 +43,7 @@ import torch
 from torch import Tensor
 
 from learn2pd.arguments import checked
-from learn2pd.errors import UserError, check_at_least, check_probability
-from learn2pd.kinds import matches
+from learn2pd.errors import UserError, check_at_least, check_probability, user_errors
 from learn2pd.predictors.accepting import Acceptance
 from learn2pd.predictors.apply import NetworkMemory
 from learn2pd.predictors.hub import OnHub
@@ -155,6 +154,7 @@ class FilterPolicy(Acceptance, OnHub):
             self.revisions = REVISIONS
 
     @classmethod
+    @checked(but=("pretrained_model_name_or_path", "adapter"))
     def from_pretrained(  # type: ignore[override]  # how to download is said by huggingface_hub's own variables
         cls,
         pretrained_model_name_or_path: str | Path,
@@ -188,24 +188,12 @@ class FilterPolicy(Acceptance, OnHub):
         Raises:
             UserError: As for `load_policy`.
         """
-        check_numbers(
-            threshold,
-            aggressiveness,
-            take_back=take_back,
-            one_more=one_more,
-            confidence_threshold=confidence_threshold,
-        )
         predictor = load_predictor(pretrained_model_name_or_path, "filter", revision=revision)
         if adapter is not None:
             predictor = with_adapter(predictor, adapter)
-        if aggressiveness is not None:
-            predictor = predictor.at(aggressiveness)
-        if threshold is not None:
-            predictor = replace(predictor, threshold=threshold)
-        try:
+        predictor = predictor.with_threshold(threshold, aggressiveness)
+        with user_errors():
             return cls(predictor, take_back, per_position, one_more, confidence_threshold)
-        except ValueError as error:
-            raise UserError(str(error)) from error
 
     @property
     def setting(self) -> Setting | None:
@@ -296,27 +284,6 @@ class FilterPolicy(Acceptance, OnHub):
         return prediction.extra(LEAVE_ONE_OUT)
 
 
-def check_numbers(threshold: float | None, aggressiveness: float | None, **others: float | None) -> None:
-    """Check the numbers with which a trained policy is loaded.
-
-    Args:
-        threshold: The threshold that replaces the calibrated one, or None.
-        aggressiveness: The place on the calibrated curve, or None.
-        others: Further numbers by their names.
-
-    Raises:
-        UserError: A value is no number, or both a threshold and an aggressiveness are given.
-    """
-    for name, value in {"threshold": threshold, "aggressiveness": aggressiveness, **others}.items():
-        if not matches(value, float | None):
-            raise UserError(f"{name}={value!r}: expected a number from 0 to 1, got {type(value).__name__}")
-    if threshold is not None and aggressiveness is not None:
-        raise UserError(
-            f"threshold={threshold} and aggressiveness={aggressiveness} both choose the filter's threshold: "
-            "give one of them"
-        )
-
-
 @checked()
 def save_policy(policy: FilterPolicy, folder: str | Path) -> Path:
     """Save a trained filter, as `FilterPolicy.save_pretrained` does.
@@ -332,7 +299,6 @@ def save_policy(policy: FilterPolicy, folder: str | Path) -> Path:
     return Path(folder)
 
 
-@checked(but=("folder", "adapter"))
 def load_policy(
     folder: str | Path,
     adapter: str | Path | None = None,

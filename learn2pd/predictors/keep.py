@@ -26,16 +26,15 @@ from huggingface_hub import ModelCard
 from torch import Tensor
 
 from learn2pd.arguments import checked
-from learn2pd.errors import UserError
-from learn2pd.models.files import check_folder, local_folder, path_text
+from learn2pd.errors import UserError, user_errors
 from learn2pd.predictors.apply import check_contract, needs_of, on_device, probability
 from learn2pd.predictors.features import COMMITTED, STANDING
-from learn2pd.predictors.filter import PER_POSITION, FilterMemory, FilterPolicy, check_numbers
+from learn2pd.predictors.filter import PER_POSITION, FilterMemory, FilterPolicy
 from learn2pd.predictors.hub import policy_card
-from learn2pd.predictors.loading import FILES, load_predictor
+from learn2pd.predictors.loading import load_predictor, policy_folder
 from learn2pd.predictors.networks import DEFAULT_CHANNELS, PredictorNetwork, Transformer
 from learn2pd.predictors.questions import Columns, positions
-from learn2pd.predictors.saving import DESCRIPTION, EXPECTED, Predictor, Setting, save_predictor
+from learn2pd.predictors.saving import DESCRIPTION, Predictor, Setting, save_predictor
 from learn2pd.types import DecodeState, ModelSpec, Prediction, Window
 
 if TYPE_CHECKING:
@@ -119,6 +118,57 @@ class KeepPolicy(FilterPolicy):
         self.alone = alone
         self.needs = needs_of(predictor) | needs_of(keeper) | frozenset(STANDING)
 
+    @classmethod
+    @checked(but=("pretrained_model_name_or_path",))
+    def from_pretrained(  # type: ignore[override]  # a filter alone may have an adapter
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        threshold: float | None = None,
+        take_back: float | None = None,
+        aggressiveness: float | None = None,
+        per_position: int = PER_POSITION,
+        one_more: float | None = None,
+        confidence_threshold: float | None = None,
+    ) -> KeepPolicy:
+        """Load a trained filter together with the predictor `keep` that lies beside it.
+
+        Args:
+            pretrained_model_name_or_path: A folder that `save_pretrained` or a run wrote, or the name of a repository
+                of the hub, which is downloaded once.
+            revision: The revision of the hub repository: a branch, tag or commit.
+            threshold: As for `load_keep`.
+            take_back: As for `load_keep`.
+            aggressiveness: As for `load_keep`.
+            per_position: As for `load_keep`.
+            one_more: As for `load_keep`.
+            confidence_threshold: As for `load_keep`.
+
+        Returns:
+            The policy.
+
+        Raises:
+            UserError: As for `load_keep`.
+        """
+        alone = load_predictor(pretrained_model_name_or_path, "filter", revision=revision)
+        keeper = load_predictor(pretrained_model_name_or_path, "keep", PART, revision)
+        predictor = alone
+        if keeper.filter_threshold is not None:
+            measured = (
+                take_back in (None, keeper.threshold)
+                and one_more in (None, keeper.one_more)
+                and confidence_threshold in (None, keeper.confidence_threshold)
+            )
+            curve = keeper.curve if measured else tuple(Setting(setting.threshold) for setting in keeper.curve)
+            predictor = replace(alone, threshold=keeper.filter_threshold, curve=curve, metrics=keeper.metrics)
+        predictor = predictor.with_threshold(threshold, aggressiveness)
+        one_more = keeper.one_more if one_more is None else one_more
+        confidence_threshold = keeper.confidence_threshold if confidence_threshold is None else confidence_threshold
+        with user_errors():
+            keeper = keeper.with_threshold(take_back, None)
+            return cls(predictor, keeper, per_position, one_more, confidence_threshold, alone)
+
     @property
     def setting(self) -> Setting | None:
         return self.predictor.setting
@@ -175,13 +225,10 @@ def trained_policy(folder: str | Path, revision: str | None = None) -> str:
     Raises:
         UserError: The folder holds no policy, or the hub cannot be reached.
     """
-    source = path_text("policy", folder)
-    check_folder("policy", source, EXPECTED, DESCRIPTION)
-    place = local_folder("policy", source, revision, FILES, inner_folders=True)
+    place = policy_folder(folder, revision=revision)
     return KeepPolicy.name if (place / PART / DESCRIPTION).is_file() else FilterPolicy.name
 
 
-@checked(but=("folder",))
 def load_keep(
     folder: str | Path,
     threshold: float | None = None,
@@ -214,31 +261,13 @@ def load_keep(
         UserError: The predictors are missing or damaged, both a threshold and an aggressiveness are given, or one of
             the numbers is out of range.
     """
-    check_numbers(
-        threshold, aggressiveness, take_back=take_back, one_more=one_more, confidence_threshold=confidence_threshold
+    return KeepPolicy.from_pretrained(
+        folder,
+        revision=revision,
+        threshold=threshold,
+        take_back=take_back,
+        aggressiveness=aggressiveness,
+        per_position=per_position,
+        one_more=one_more,
+        confidence_threshold=confidence_threshold,
     )
-    alone = load_predictor(folder, "filter", revision=revision)
-    keeper = load_predictor(folder, "keep", PART, revision)
-    predictor = alone
-    if keeper.filter_threshold is not None:
-        measured = (
-            take_back in (None, keeper.threshold)
-            and one_more in (None, keeper.one_more)
-            and confidence_threshold in (None, keeper.confidence_threshold)
-        )
-        curve = keeper.curve if measured else tuple(Setting(setting.threshold) for setting in keeper.curve)
-        predictor = replace(alone, threshold=keeper.filter_threshold, curve=curve, metrics=keeper.metrics)
-    if aggressiveness is not None:
-        predictor = predictor.at(aggressiveness)
-    if threshold is not None:
-        predictor = replace(predictor, threshold=threshold)
-    if take_back is not None:
-        keeper = replace(keeper, threshold=take_back)
-    if one_more is None:
-        one_more = keeper.one_more
-    if confidence_threshold is None:
-        confidence_threshold = keeper.confidence_threshold
-    try:
-        return KeepPolicy(predictor, keeper, per_position, one_more, confidence_threshold, alone)
-    except ValueError as error:
-        raise UserError(str(error)) from error

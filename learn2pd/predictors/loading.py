@@ -31,8 +31,7 @@ def load_predictor(folder: str | os.PathLike[str], kind: str, part: str = "", re
     """
     source = path_text("policy", folder)
     file = str(Path(part, DESCRIPTION))
-    check_folder("policy", source, EXPECTED, file)
-    place = local_folder("policy", source, revision, FILES, inner_folders=True) / part
+    place = policy_folder(source, file, revision) / part
     if not (place / DESCRIPTION).is_file():
         raise UserError(f"policy={source!r}: the repository holds no {file}; expected {EXPECTED}")
     subject = f"policy={source!r}: {file}"
@@ -41,3 +40,18 @@ def load_predictor(folder: str | os.PathLike[str], kind: str, part: str = "", re
             return read_predictor(place, kind, source, revision)
         except UserError as error:
             raise UserError(f"{subject}: {error}") from error
+
+
+def policy_folder(source: str | os.PathLike[str], file: str = DESCRIPTION, revision: str | None = None) -> Path:
+    """Return the folder of a policy, with the folders of the predictors that lie beside the filter.
+
+    Args:
+        source: The folder, or the name of a repository of the hub, whose files are downloaded once.
+        file: The file that a folder must hold. A repository may lack it.
+        revision: The revision of the hub repository.
+
+    Raises:
+        UserError: The folder is missing or lacks the file, or the hub cannot be reached.
+    """
+    check_folder("policy", source, EXPECTED, file)
+    return local_folder("policy", source, revision, FILES, inner_folders=True)

@@ -187,6 +187,28 @@ class Predictor:
         odds = torch.tensor([left, right], dtype=torch.float64).logit(1e-9)
         return replace(self, threshold=float(torch.lerp(odds[0], odds[1], place - int(place)).sigmoid()))
 
+    def with_threshold(self, threshold: float | None, aggressiveness: float | None) -> Predictor:
+        """Return this predictor with another threshold, or as it is where the caller chooses none.
+
+        Args:
+            threshold: The threshold itself, or None.
+            aggressiveness: A place on the calibrated curve as for `at`, or None.
+
+        Returns:
+            A predictor with the same network.
+
+        Raises:
+            UserError: Both are given, or as for `at`.
+        """
+        if threshold is not None and aggressiveness is not None:
+            raise UserError(
+                f"threshold={threshold} and aggressiveness={aggressiveness} both choose the filter's threshold: "
+                "give one of them"
+            )
+        if aggressiveness is not None:
+            return self.at(aggressiveness)
+        return self if threshold is None else replace(self, threshold=threshold)
+
     @property
     def setting(self) -> Setting | None:
         """The setting of the curve at the threshold; None where the threshold is not on the curve."""

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HTTPRequest
 
 from learn2pd import __version__
-from learn2pd.errors import UserError
+from learn2pd.errors import UserError, user_errors
 from learn2pd.kinds import shown
 from learn2pd.method import Method
 from learn2pd.models.loading import Model
@@ -209,11 +209,9 @@ class Server:
             raise UserError("prompt is an empty list: expected at least one prompt")
         if len(prompts) > self.limits.prompts:
             raise UserError(f"prompt holds {len(prompts)} prompts: the most are {self.limits.prompts}")
-        try:
-            wanted = {key: getattr(body, key) for key in ("temperature", "top_p", "top_k")}
+        wanted = {key: getattr(body, key) for key in ("temperature", "top_p", "top_k")}
+        with user_errors():
             sampling = replace(self.sampling, **{key: value for key, value in wanted.items() if value is not None})
-        except ValueError as error:
-            raise UserError(str(error)) from error
         method = self._method_at(body.aggressiveness)
         seed = random.getrandbits(62) if body.seed is None and sampling.temperature else body.seed or 0
         strings = (*self.stop_strings, *body.stop_strings)

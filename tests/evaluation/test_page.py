@@ -22,6 +22,7 @@ from learn2pd.cli.stages.reporting import write_report
 from learn2pd.data.prompts import Prompt
 from learn2pd.evaluation.page import LIMIT_BYTES, RunData, page
 from learn2pd.evaluation.replay import ReplayRecorder, replay
+from learn2pd.evaluation.tables import tables_of
 from learn2pd.schedulers.blocks import BlocksScheduler
 from tests.evaluation.pages import HOSTILE, comparison, metrics, replays, run_of, whole_run
 
@@ -46,6 +47,12 @@ def test_the_page_has_every_section_and_loads_nothing(html):
     assert not re.findall(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", html)
     assert len(html.encode()) < LIMIT_BYTES
     assert [row["method"] for row in data_of(html)["rows"]] == [row["method"] for row in comparison()["rows"]]
+
+
+def test_the_page_has_every_table_of_the_markdown(html):
+    titles = [table.title for table in tables_of(comparison())]
+    assert "Trained settings at equal accuracy" in titles
+    assert re.findall("<summary>(.*?)</summary>", html)[: len(titles)] == titles
 
 
 @pytest.mark.parametrize("field", ["title", "prompt", "method"])

@@ -90,6 +90,16 @@ def test_a_setting_that_makes_no_sense_is_one_line(folder, choice, named):
         load_keep(folder, **choice)
 
 
+def test_the_class_loads_what_it_saved(folder, tmp_path):
+    policy = load_keep(folder, take_back=0.2)
+    policy.save_pretrained(tmp_path / "saved")
+    loaded = KeepPolicy.from_pretrained(tmp_path / "saved")
+    assert loaded.fingerprint == load_keep(tmp_path / "saved").fingerprint
+    assert (loaded.threshold, loaded.take_back) == (policy.threshold, 0.2)
+    with pytest.raises(UserError, match="threshold='high'"):
+        KeepPolicy.from_pretrained(folder, threshold="high")
+
+
 def test_a_filter_without_the_predictor_beside_it_says_what_is_missing(tmp_path):
     save_predictor(random_predictor(name="conv"), tmp_path)
     with pytest.raises(UserError, match=r"keep/policy\.json"):
