@@ -143,8 +143,6 @@ def run_command(command: str, arguments: Sequence[str]) -> int:
         raise UserError(
             f"unknown command {command!r}{suggest(command, COMMANDS)}; expected one of {', '.join(COMMANDS)}"
         )
-    from learn2pd.cli.config import load_config
-
     given = read_arguments(command, arguments)
     if given.help:
         print_text(help_text(command, given))
@@ -152,18 +150,36 @@ def run_command(command: str, arguments: Sequence[str]) -> int:
     own = own_options(command, given.own)
     if command == "export":
         export(own)
-        return 0
-    if command == "doctor":
+    elif command == "doctor":
         from learn2pd.cli.doctor import doctor
 
         with loading_libraries():
             doctor(given.config or DOCTORS_CONFIG, given.overrides)
-        return 0
-    if command == "zoo":
+    elif command == "zoo":
         from learn2pd.cli.zoo import zoo
 
         print_text(zoo(own.owner))
-        return 0
+    else:
+        return run_configured(command, given, own)
+    return 0
+
+
+def run_configured(command: str, given: Arguments, own: Any) -> int:
+    """Run a command that reads a configuration.
+
+    Args:
+        command: the name of the command.
+        given: its arguments.
+        own: the command's own options, None where it has none.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: the user made a mistake that they can mend.
+    """
+    from learn2pd.cli.config import load_config
+
     config = load_config(given.config, given.overrides)
     if config.quiet:
         log.setLevel(logging.WARNING)

@@ -114,14 +114,6 @@ def _render(run: RunData, comparison: Line, replays: Sequence[Line], left_out: S
         "rounds": _rounds(rounds),
     }
     rows = comparison.get("rows", [])
-    margin = comparison.get("meta", {}).get("accuracy_margin", 0.0)
-    data = {
-        "rows": [_point(number, row, comparison["curves"]) for number, row in enumerate(rows)],
-        "margin": margin,
-        "depth": DEPTH,
-        "replays": replays,
-        "reliability": {"bins": calibrated.get("reliability", []), "threshold": calibrated.get("threshold")},
-    }
     note = ""
     if left_out:
         note = f"Replays of {', '.join(left_out)} are left out, because the page would be larger than 1 MB."
@@ -132,7 +124,7 @@ def _render(run: RunData, comparison: Line, replays: Sequence[Line], left_out: S
         lead=_lead(run),
         headings={anchor: heading for anchor, (heading, part) in SECTIONS.items() if not part or shown[part]},
         missing=run.missing,
-        headline=_headline(comparison, margin),
+        headline=_headline(comparison, _margin(comparison)),
         measure_note=_measure_note(rows),
         tasks=_all_first(row["task"] for row in rows),
         stops=list(dict.fromkeys(row["stop"] for row in rows)),
@@ -142,8 +134,24 @@ def _render(run: RunData, comparison: Line, replays: Sequence[Line], left_out: S
         config=yaml.safe_dump(run.described, sort_keys=False, allow_unicode=True, width=110) if run.described else "",
         css=Markup((FILES / "page.css").read_text(encoding="utf-8")),
         script=Markup((FILES / "page.js").read_text(encoding="utf-8")),
-        data=Markup(_embedded(data)),
+        data=Markup(_embedded(_of_scripts(comparison, replays, calibrated))),
     )
+
+
+def _of_scripts(comparison: Line, replays: Sequence[Line], calibrated: Line) -> Line:
+    """Return the data that the scripts of the page read."""
+    return {
+        "rows": [_point(number, row, comparison["curves"]) for number, row in enumerate(comparison.get("rows", []))],
+        "margin": _margin(comparison),
+        "depth": DEPTH,
+        "replays": replays,
+        "reliability": {"bins": calibrated.get("reliability", []), "threshold": calibrated.get("threshold")},
+    }
+
+
+def _margin(comparison: Line) -> float:
+    margin: float = comparison.get("meta", {}).get("accuracy_margin", 0.0)
+    return margin
 
 
 def _embedded(data: Line) -> str:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from learn2pd.cli.config import RunConfig
+from learn2pd.cli.config import CalibrateConfig, RunConfig
 from learn2pd.cli.stages.components import model_of, usable_prompts
 from learn2pd.cli.stages.recording import labels_folder
 from learn2pd.cli.stages.training import check_trained, contract_of, data_of, load_trained
@@ -146,22 +146,11 @@ def _calibrate_filter(
         max_accuracy_drop=options.max_accuracy_drop,
         confidence=options.confidence,
     )
-    if not met:
-        log.warning(
-            "no threshold of calibrate.thresholds keeps to the target on %d validation prompts; "
-            "the strictest is exported",
-            len(prompts),
-        )
     probability, label = probabilities(
         network, data_of(config, labelled, "filter", network).stream("validation", batch_rows=1024)
     )
     calibrated = next(setting for setting in predictor.curve if setting.threshold == predictor.threshold)
-    figures = {
-        "target_agreement": options.target_agreement,
-        "max_accuracy_drop": options.max_accuracy_drop,
-        "confidence": options.confidence,
-        "target_met": met,
-        "prompts": len(prompts),
+    figures = _of_target(options, met, "threshold of calibrate.thresholds", len(prompts)) | {
         "threshold": predictor.threshold,
         "agreement": calibrated.agreement,
         "accuracy_drop": calibrated.accuracy_drop,
@@ -177,6 +166,21 @@ def _calibrate_filter(
     bins = report.reliability(probability.numpy(), label.numpy())
     report.plot_reliability(bins, predictor.threshold, output / "plots" / "reliability.png")
     return figures | {"reliability": bins, "curve": [vars(setting) for setting in predictor.curve]}
+
+
+def _of_target(options: CalibrateConfig, met: bool, tried: str, prompts: int) -> dict[str, Any]:
+    """Return the figures about the target of a calibration, and warn where nothing that was tried keeps to it."""
+    if not met:
+        log.warning(
+            "no %s keeps to the target on %d validation prompts; the strictest threshold is exported", tried, prompts
+        )
+    return {
+        "target_agreement": options.target_agreement,
+        "max_accuracy_drop": options.max_accuracy_drop,
+        "confidence": options.confidence,
+        "target_met": met,
+        "prompts": prompts,
+    }
 
 
 def _calibrate_keep(config: RunConfig, output: Path, recording: Recording, prompts: Sequence[Prompt]) -> dict[str, Any]:
@@ -201,32 +205,16 @@ def _calibrate_keep(config: RunConfig, output: Path, recording: Recording, promp
         max_accuracy_drop=options.max_accuracy_drop,
         confidence=options.confidence,
     )
-    if not pair.met:
-        log.warning(
-            "no pair of calibrate.thresholds and calibrate.take_back keeps to the target on %d validation prompts; "
-            "the strictest threshold is exported",
-            len(prompts),
-        )
-    figures = {
-        "target_agreement": options.target_agreement,
-        "max_accuracy_drop": options.max_accuracy_drop,
-        "confidence": options.confidence,
-        "target_met": pair.met,
-        "prompts": len(prompts),
+    tried = "pair of calibrate.thresholds and calibrate.take_back"
+    figures = _of_target(options, pair.met, tried, len(prompts)) | {
         "threshold": pair.threshold,
         "take_back": pair.take_back,
         "one_more": options.one_more,
         "confidence_threshold": options.confidence_threshold,
     }
-    keeper = replace(
-        keeper,
-        threshold=pair.take_back,
-        metrics=figures,
-    )
-    together = replace(predictor, threshold=pair.threshold, curve=pair.curve)
     policy = KeepPolicy(
-        together,
-        keeper,
+        replace(predictor, threshold=pair.threshold, curve=pair.curve),
+        replace(keeper, threshold=pair.take_back, metrics=figures),
         one_more=options.one_more,
         confidence_threshold=options.confidence_threshold,
         alone=predictor,
