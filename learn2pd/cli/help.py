@@ -74,9 +74,10 @@ COMMANDS = {
         "learn2pd reinforce config=tiny_reinforce",
     ),
     "compare": Command(
-        STAGE,
+        f"{STAGE} [{DRY_RUN}]",
         "Run the stage compare: every method and stop rule on the test prompts, with tables and plots.",
         "learn2pd compare config=tiny_compare",
+        dry_run=True,
     ),
     "eval": Command(
         f"tasks=NAMES [config=NAME] [{GRAMMAR} ...]",

@@ -206,8 +206,9 @@ def run_configured(command: str, given: Arguments, own: Any) -> int:
         config.model = replace(config.model, path=own.model)
     config = with_blocks(config)
     if given.dry_run:
-        stages.check_folder(config, config.stages if command == "run" else [command])
-        print_text(stages.dry_run(config))
+        named = config.stages if command == "run" else [command]
+        stages.check_folder(config, named)
+        print_text(stages.dry_run(config, named))
     elif command == "report":
         print_text(str(stages.write_report(Path(config.output_dir))))
     elif own is not None:

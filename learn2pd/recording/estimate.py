@@ -1,4 +1,4 @@
-"""An estimate of what a recording costs, made before any of it is spent."""
+"""An estimate of what a recording and a comparison cost, made before any of it is spent."""
 
 from __future__ import annotations
 
@@ -129,6 +129,54 @@ def estimate(
             "Answers that end early, and an oracle that commits many tokens a step, make it a small part of that.",
             *((_hidden_line(hidden_bytes * gen_length),) if hidden_bytes else ()),
             *(() if labels is None else (_label_line(labels, len(prompts), gen_length, forward_s / batch_size),)),
+        )
+    )
+
+
+def estimate_comparison(
+    model: Model,
+    groups: Sequence[Sequence[str]],
+    *,
+    gen_length: int,
+    block_length: int,
+    batch_size: int,
+    methods: int,
+    stops: int,
+    uncounted: int = 0,
+) -> str:
+    """Word the forwards and the time that a comparison takes. Both are upper bounds, as for `estimate`.
+
+    Args:
+        model: the model that would decode.
+        groups: texts of the prompts of each task, which are decoded task by task.
+        gen_length: length of the canvas, in tokens.
+        block_length: length of a block, in tokens.
+        batch_size: rows that are decoded together.
+        methods: methods of the dLLM, each value of a sweep counted.
+        stops: stop rules, with each of which every method decodes.
+        uncounted: methods of autoregressive models, whose forwards are not counted.
+
+    Returns:
+        Several lines of text for the terminal.
+
+    Raises:
+        UserError: the model cannot take one of the prompts.
+    """
+    prompts = [prompt for group in groups for prompt in group]
+    ids = sorted((encode_checked(model, prompt, number, gen_length) for number, prompt in enumerate(prompts)), key=len)
+    forward_s = _forward_s(model, ids[-min(batch_size, max(map(len, groups))) :], gen_length, block_length)
+    decodes = methods * stops
+    calls = decodes * gen_length * sum(-(-len(group) // batch_size) for group in groups)
+    left_out = f" ({uncounted} autoregressive ones are not counted)" if uncounted else ""
+    each = f"{methods} methods{left_out} with {stops} stop rule{'s' if stops > 1 else ''}"
+    return "\n".join(
+        (
+            f"compare:  {len(prompts)} test prompts, {each}",
+            f"forwards: at most {decodes * gen_length * len(prompts):,} ({gen_length} a prompt, method and stop "
+            f"rule), in at most {calls:,} calls of {batch_size} rows",
+            f"time:     at most about {_duration(calls * forward_s)} ({forward_s:.3g} s a call on "
+            f"{model.adapter.device}, measured with the longest prompts)",
+            "Methods that commit several tokens a step take a small part of that; those that take back may take more.",
         )
     )
 

@@ -82,6 +82,39 @@ def test_a_dry_run_prints_and_writes_nothing(tiny_model_folder, tmp_path, capsys
     assert not (tmp_path / "out").exists()
 
 
-def test_only_recording_has_a_dry_run(capsys):
-    assert cli.guarded(lambda: cli.run_command("compare", ["config=tiny_filter", "--dry-run"])) == 2
+def dry(capsys, command, *arguments):
+    """Return what a dry run of a command prints."""
+    run = [f"{command}", [*arguments, "threads=1", "model.device=cpu", "--dry-run"]]
+    assert cli.guarded(lambda: cli.run_command(*run)) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_a_dry_run_of_a_comparison_counts_methods_and_records_nothing(tiny_model_folder, capsys, command):
+    methods = "[{name: one, policy: fixed}, {name: some, policy: threshold, sweep: {threshold: [0.8, 0.9]}}]"
+    sizes = ["data.test_prompts=30", "data.tasks=[math, json]", "decode.gen_length=64", "decode.batch_size=4"]
+    told = dry(
+        capsys,
+        command,
+        "config=tiny_compare",
+        f"model.path={tiny_model_folder}",
+        f"compare.methods={methods}",
+        "compare.stops=[eot, none]",
+        *sizes,
+    )
+    assert "30 test prompts, 3 methods with 2 stop rules" in told
+    # 2 tasks of 15 prompts, 4 calls for each; 3 methods, 2 stop rules, 64 steps
+    assert f"at most {3 * 2 * 64 * 30:,} (" in told
+    assert f"at most {3 * 2 * 64 * 8:,} calls of 4 rows" in told
+    assert "shards" not in told
+
+
+def test_a_dry_run_names_the_stages_that_it_does_not_estimate(tiny_model_folder, capsys):
+    told = dry(capsys, "run", "config=tiny_filter", "train.start=scratch", f"model.path={tiny_model_folder}")
+    assert "compare:  96 test prompts" in told
+    assert "not estimated: the cost of the stages train and calibrate" in told
+
+
+def test_only_recording_and_comparing_have_a_dry_run(capsys):
+    assert cli.guarded(lambda: cli.run_command("train", ["config=tiny_filter", "--dry-run"])) == 2
     assert "--dry-run" in capsys.readouterr().err

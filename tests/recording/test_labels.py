@@ -12,7 +12,8 @@ import torch
 
 from learn2pd.cli import main as cli
 from learn2pd.cli.config import load_config
-from learn2pd.cli.stages.recording import check_labels, label_cost
+from learn2pd.cli.stages.planning import label_cost
+from learn2pd.cli.stages.recording import check_labels
 from learn2pd.data.prompts import Prompt
 from learn2pd.decoding import decode
 from learn2pd.errors import UserError

@@ -28,11 +28,11 @@ from learn2pd.cli.stages.components import (
     prompts_of,
     usable_prompts,
 )
+from learn2pd.cli.stages.planning import dry_run
 from learn2pd.cli.stages.recording import (
     check_hidden,
     check_labels,
     check_recording,
-    dry_run,
     processes_of,
     stage_record,
 )

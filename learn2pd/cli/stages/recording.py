@@ -25,13 +25,12 @@ from learn2pd.data.prompts import Prompt, facts_digest
 from learn2pd.errors import UserError
 from learn2pd.method import Method
 from learn2pd.models.delimiters import newline_ids
-from learn2pd.models.loading import Model, read_skeleton
-from learn2pd.models.sizes import bytes_text, sizes_of
+from learn2pd.models.loading import Model
+from learn2pd.models.sizes import bytes_text
 from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.predictors.filter import FilterPolicy, load_policy
 from learn2pd.predictors.hidden import hidden_map
 from learn2pd.predictors.questions import CHECKED, TOP_TOKENS
-from learn2pd.recording.estimate import LabelCost, estimate, plan
 from learn2pd.recording.exchange import Exchange
 from learn2pd.recording.labels import Sample, labelled_tables
 from learn2pd.recording.processes import Processes, SharedFolder
@@ -549,90 +548,6 @@ def summary(recording: Recording) -> dict[str, Any]:
         "reference_forwards_mean": float(references["forwards"][:].mean()),
         "oracle_forwards_mean": float(references["oracle_forwards"][:].mean()),
     }
-
-
-def dry_run(config: RunConfig) -> str:
-    """Word the cost of the stage `record`. Nothing is written.
-
-    Args:
-        config: the configuration.
-    """
-    model = model_of(config)
-    prompts = recorded_prompts(config, model)
-    longest = max(len(model.encode(prompt.content)) for prompt in prompts)
-    network = read_skeleton(config.model.path, model.adapter.network.dtype, config.model.revision, config.model.family)
-    sizes = sizes_of(
-        network, config.decode.rows_together, longest + config.decode.gen_length, config.model.quantization
-    )
-    options: dict[str, Any] = {
-        "gen_length": config.decode.gen_length,
-        "block_length": config.decode.block_length,
-        "batch_size": config.decode.rows_together,
-        "shard_prompts": config.record.shard_prompts,
-    }
-    devices = planned_devices(config)
-    lines = [
-        f"memory:   at most {bytes_text(sizes.whole)}: {sizes}",
-        estimate(
-            model,
-            [prompt.text for prompt in prompts],
-            **options,
-            processes=devices,
-            labels=label_cost(config),
-            hidden_bytes=HALF_BYTES * config.record.hidden_states * config.decode.block_length,
-            top_bytes=TOP_BYTES * config.decode.block_length if config.record.top_tokens else 0,
-        ),
-    ]
-    if config.plan.sample_prompts:
-        expected = plan(
-            model,
-            prompts,
-            **options,
-            delimiter_ids=newline_ids(model.tokenizer),
-            sample=config.plan.sample_prompts,
-            devices=devices,
-        )
-        lines.append(expected.words(config.plan.price_per_hour))
-    return "\n".join(lines)
-
-
-def planned_devices(config: RunConfig) -> int:
-    """Return the number of devices of the run that is planned.
-
-    Args:
-        config: the configuration.
-    """
-    nodes, each = config.plan.nodes, config.plan.gpus_per_node
-    if not nodes and not each:
-        return processes_of(config).count
-    return (nodes or config.record.num_nodes) * (each or Processes(config.record.devices).count)
-
-
-def label_cost(config: RunConfig) -> LabelCost | None:
-    """Return what the labels of a run cost; None where they are those of the reference.
-
-    Args:
-        config: the configuration.
-    """
-    labels = config.record.labels
-    if labels == "reference":
-        return None
-    if labels == "own_answer":
-        return LabelCost(labels, config.train.rounds, "the filter of the round")
-    if labels == "continuation":
-        by = "one token a step"
-    elif labels_oracle(config) and config.train.start == "scratch":
-        by = "one token a step, and in rounds by the filter where its answer is right, which takes fewer forwards"
-    else:
-        by = "the filter where its answer is right, which takes fewer forwards, and elsewhere by one token a step"
-    return LabelCost(
-        labels,
-        config.train.rounds + labels_oracle(config),
-        by,
-        config.record.label_states,
-        config.record.label_positions if labels in CHECKED else None,
-        1 if labels == "continuation" else 2,
-    )
 
 
 def _windows_described(config: RunConfig, model: Model) -> dict[str, int]:
