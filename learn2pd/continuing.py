@@ -19,7 +19,7 @@ from learn2pd.decoding import answer_lengths
 from learn2pd.loop.loop import decode_batch
 from learn2pd.method import Method
 from learn2pd.models.loading import Model
-from learn2pd.tensors import after_first, is_among
+from learn2pd.tensors import after_first, may_end
 from learn2pd.types import DecodeState
 
 OPEN = -1  # stands in a canvas at the positions that are still to decode
@@ -87,8 +87,7 @@ class Continuer:
         given = torch.zeros_like(state.given) if self.given is None else self._given(numbers).to(state.given.device)
         committed = state.given & ~given
         state = replace(state, given=given)
-        ended = committed & is_among(state.canvas, spec.eot_ids) & state.behind_given
-        return state.close(after_first(ended), spec.eot_ids[0], self.method.stop.cuts)
+        return state.close(after_first(committed & may_end(state, state.canvas)), self.method.stop.cuts)
 
     def _given(self, numbers: Tensor) -> Tensor:
         assert self.given is not None

@@ -314,8 +314,10 @@ class StopRule(Role):
     def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, memory: Any) -> Tensor:
         """Decide where each row ends.
 
-        An end-of-text before a token that the caller gave ends nothing, since the model only left a gap shorter than it
-        is: a rule looks at `state.behind_given` alone. The loop moves an end that lies before a given token behind it.
+        `state.written(commit, prediction.tokens)` gives the canvas and the masks after the commit. An end-of-text
+        before a token that the caller gave ends nothing, since the model only left a gap shorter than it is;
+        `learn2pd.tensors.may_end` marks those that count. The loop moves an end that lies before a given token behind
+        it.
 
         Args:
             state: The state before the commit.

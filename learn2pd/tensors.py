@@ -28,6 +28,19 @@ def is_among(tokens: Tensor, ids: tuple[int, ...]) -> Tensor:
     return among
 
 
+def may_end(state: DecodeState, tokens: Tensor) -> Tensor:
+    """Mark the end-of-texts behind which a row may end: those with no token behind them that the caller gave.
+
+    Args:
+        state: The state of the row.
+        tokens: [B, G] long, tokens of the canvas or proposals.
+
+    Returns:
+        [B, G] bool.
+    """
+    return is_among(tokens, state.spec.eot_ids) & state.behind_given
+
+
 def after_first(mask: Tensor) -> Tensor:
     """Return the position behind the first True of each row.
 

@@ -172,6 +172,7 @@ class DecodeState(RowMemory):
         seed: [B] long, the seed of the row's own random draws.
         failed: [B] bool, True where the row ended because the model gave logits that are not finite.
         window: The window that is open in each row.
+        spec: The facts about the model of the run.
     """
 
     tokens: Tensor
@@ -198,6 +199,7 @@ class DecodeState(RowMemory):
     seed: Tensor
     failed: Tensor
     window: Window
+    spec: ModelSpec
 
     @classmethod
     def start(
@@ -238,28 +240,30 @@ class DecodeState(RowMemory):
                 (torch.tensor(rows, dtype=torch.long), torch.where(fixed < 0, spec.mask_id, fixed)), dim=1
             )
             pad = torch.tensor([width - len(prompt) for prompt in prompts])
-            state = cls._at(
-                tokens, pad, fixed < 0, torch.tensor(numbers), torch.tensor(list(numbers if seed is None else seed))
-            )
+            seeds = torch.tensor(list(numbers if seed is None else seed))
+            state = cls._at(tokens, pad, fixed < 0, torch.tensor(numbers), seeds, spec)
         return replace(state, allowed=None if allowed is None else allowed.to(device))
 
     @classmethod
-    def of_block(cls, tokens: Tensor, masked: Tensor) -> DecodeState:
+    def of_block(cls, tokens: Tensor, masked: Tensor, spec: ModelSpec) -> DecodeState:
         """Make the state of a block that is a canvas without a prompt, for a policy that decides outside a run.
 
         Args:
             tokens: [B, W] long, the tokens of the block.
             masked: [B, W] bool, the positions that are still to decode.
+            spec: The facts about the model.
 
         Returns:
             A state whose window is the whole block.
         """
         number = torch.arange(len(tokens), device=tokens.device)
-        state = cls._at(tokens, torch.zeros_like(number), masked, number, number)
+        state = cls._at(tokens, torch.zeros_like(number), masked, number, number, spec)
         return replace(state, given=torch.zeros_like(masked), window=Window(torch.zeros_like(number), state.end))
 
     @classmethod
-    def _at(cls, tokens: Tensor, pad: Tensor, masked: Tensor, index: Tensor, seed: Tensor) -> DecodeState:
+    def _at(
+        cls, tokens: Tensor, pad: Tensor, masked: Tensor, index: Tensor, seed: Tensor, spec: ModelSpec
+    ) -> DecodeState:
         """Make a state before its first step. The arguments are the attributes of their names."""
         zeros = torch.zeros_like(index)
         full = zeros + masked.shape[1]
@@ -289,6 +293,7 @@ class DecodeState(RowMemory):
             seed=seed,
             failed=zeros > 0,
             window=Window(zeros, zeros),
+            spec=spec,
         )
 
     @property
@@ -347,38 +352,47 @@ class DecodeState(RowMemory):
         tokens = self.tokens[:, -added:] if added < 0 else functional.pad(self.tokens, (added, 0))
         return replace(self, tokens=tokens, pad=self.pad + added)
 
-    def commit(self, commit: Commit, proposals: Tensor, mask_id: int) -> DecodeState:
-        """Write a commit into the canvas. Positions that are taken back become masks again.
+    def written(self, commit: Commit, proposals: Tensor) -> DecodeState:
+        """Write a commit into the canvas, and count nothing. Positions that are taken back become masks again.
 
         Args:
             commit: The commit.
             proposals: [B, G] long, the tokens that are written where `commit.tokens` is None.
-            mask_id: The id of the mask token.
+
+        Returns:
+            The state with the canvas and the masks after the commit, and everything else as it was before.
+        """
+        canvas = torch.where(commit.mask, commit.tokens_or(proposals), self.canvas)
+        masked = self.masked & ~commit.mask
+        if commit.revoke is not None:
+            canvas = canvas.masked_fill(commit.revoke, self.spec.mask_id)
+            masked = masked | commit.revoke
+        return replace(self, tokens=self.tokens.slice_scatter(canvas, 1, self.prompt_width), masked=masked)
+
+    def commit(self, commit: Commit, proposals: Tensor) -> DecodeState:
+        """Write a commit into the canvas, and count it.
+
+        Args:
+            commit: The commit.
+            proposals: [B, G] long, the tokens that are written where `commit.tokens` is None.
 
         Returns:
             The state after the commit.
         """
-        written = proposals if commit.tokens is None else commit.tokens
-        canvas = torch.where(commit.mask, written, self.canvas)
         decoded = commit.mask & self.masked
-        masked = self.masked ^ decoded
         committed_at = torch.where(commit.mask, self.step[:, None], self.committed_at)
-        again = decoded & (written == self.taken_back)
+        again = decoded & (commit.tokens_or(proposals) == self.taken_back)
         revoked = self.revoked
         taken_back = self.taken_back
         auxiliary_forwards = self.auxiliary_forwards
         if commit.auxiliary is not None:
             auxiliary_forwards = auxiliary_forwards + commit.auxiliary
         if commit.revoke is not None:
-            canvas = canvas.masked_fill(commit.revoke, mask_id)
-            masked = masked | commit.revoke
             committed_at = committed_at.masked_fill(commit.revoke, -1)
             revoked = revoked + commit.revoke.sum(1)
             taken_back = torch.where(commit.revoke, self.canvas, taken_back)
         return replace(
-            self,
-            tokens=self.tokens.slice_scatter(canvas, 1, self.prompt_width),
-            masked=masked,
+            self.written(commit, proposals),
             committed_at=committed_at,
             commits=self.commits + commit.mask.sum(1),
             revoked=revoked,
@@ -388,15 +402,14 @@ class DecodeState(RowMemory):
             auxiliary_forwards=auxiliary_forwards,
         )
 
-    def close(self, end: Tensor, fill_id: int, cut: bool, fails: Tensor | None = None) -> DecodeState:
-        """End rows: close the positions from their end on. Positions that are closed already hold the same as new ones.
+    def close(self, end: Tensor, cut: bool, fails: Tensor | None = None) -> DecodeState:
+        """End rows: close the positions from their end on, so that they hold the model's first end-of-text.
 
         Args:
             end: [B] long, the first position of each row that is closed, never behind the row's present end.
-            fill_id: The token that closed positions hold.
             cut: True removes the closed positions from the sequence, so that the model sees them no more.
-            fails: [B] bool, the rows in which masked positions before the end hold that token too, since nothing more
-                can be decided in them; None for no row.
+            fails: [B] bool, the rows in which masked positions before the end hold the end-of-text too, since nothing
+                more can be decided in them; None for no row.
 
         Returns:
             The state after closing.
@@ -404,7 +417,7 @@ class DecodeState(RowMemory):
         closed = torch.arange(self.gen_length, device=end.device) >= end[:, None]
         if fails is not None:
             closed = closed | (self.masked & fails[:, None])
-        canvas = self.canvas.masked_fill(closed, fill_id)
+        canvas = self.canvas.masked_fill(closed, self.spec.eot_ids[0])
         return replace(
             self,
             tokens=self.tokens.slice_scatter(canvas, 1, self.prompt_width),
@@ -586,6 +599,14 @@ class Commit:
     stay: Tensor | None = None
     memory: Any = None
 
+    def tokens_or(self, proposals: Tensor) -> Tensor:
+        """Return the tokens that are written at the positions of `mask`, [B, G] long.
+
+        Args:
+            proposals: [B, G] long, the proposed tokens.
+        """
+        return proposals if self.tokens is None else self.tokens
+
 
 @dataclass(frozen=True)
 class Step:
@@ -606,7 +627,7 @@ class Step:
     @property
     def tokens(self) -> Tensor:
         """The tokens that were written at the positions of `commit.mask`, [B, G] long."""
-        return self.prediction.tokens if self.commit.tokens is None else self.commit.tokens
+        return self.commit.tokens_or(self.prediction.tokens)
 
     @property
     def log_probability(self) -> Tensor:

@@ -421,8 +421,15 @@ MUTANTS = (
     Mutant(
         "the floor of the end-of-text stop is ignored",
         "eot",
-        "commit.mask & is_among(prediction.tokens, memory.eot_ids) & (prediction.confidence >= self.floor)",
-        "commit.mask & is_among(prediction.tokens, memory.eot_ids)",
+        "ended = ended & (prediction.confidence >= self.floor)",
+        "ended = ended & (prediction.confidence >= 0)",
+        (STOPS,),
+    ),
+    Mutant(
+        "a stop rule ends at an end of text before a given token",
+        "tensors",
+        "is_among(tokens, state.spec.eot_ids) & state.behind_given",
+        "is_among(tokens, state.spec.eot_ids) & (state.behind_given | ~state.behind_given)",
         (STOPS,),
     ),
     Mutant(
@@ -442,8 +449,8 @@ MUTANTS = (
     Mutant(
         "anywhere looks at proposals that were not committed",
         "anywhere",
-        "ended = (commit.mask & is_among(written, memory.eot_ids) & state.behind_given).cumsum(1) > 0",
-        "ended = (is_among(written, memory.eot_ids) & state.behind_given).cumsum(1) > 0",
+        "(commit.mask & may_end(state, after.canvas)).cumsum(1) > 0",
+        "may_end(state, commit.tokens_or(prediction.tokens)).cumsum(1) > 0",
         (STOPS,),
     ),
     Mutant(

@@ -17,12 +17,13 @@ from learn2pd.registry import COMPONENTS, INFORMED, build, name_of
 
 PROVIDED = {"block_length": lambda: 8, "refresh_tokens": lambda: 8, "floor": lambda: 0.25}
 PAGE = Path(__file__).parents[1] / "docs" / "adding_a_policy.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)  # a policy, and a stop rule
 
 
 @pytest.fixture
 def written_policy(tmp_path, monkeypatch):
     """The file that docs/adding_a_policy.md tells its reader to write, in the working directory."""
-    (tmp_path / "half_life.py").write_text(re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1])
+    (tmp_path / "half_life.py").write_text(BLOCKS[0])
     monkeypatch.chdir(tmp_path)
     return "half_life:HalfLife"
 
@@ -34,6 +35,16 @@ def test_the_policy_of_the_page_decodes_and_its_option_matters(written_policy, t
         for highest in (1.0, 0.0)
     )
     assert (fast.forwards < slow.forwards).all()
+
+
+def test_the_stop_rule_of_the_page_ends_behind_its_token(tmp_path, monkeypatch, tiny_model, make_prompts):
+    (tmp_path / "ends_at.py").write_text(BLOCKS[1])
+    monkeypatch.chdir(tmp_path)
+    arguments = {"policy": "threshold", "gen_length": 16}
+    whole = decode(tiny_model, make_prompts([4]), stop="none", **arguments).tokens[0].tolist()
+    stop = build("stop", "ends_at:EndsAt", {"token": whole[3]}, {})
+    ended = decode(tiny_model, make_prompts([4]), stop=stop, **arguments)
+    assert ended.lengths.tolist() == [ended.tokens[0].tolist().index(whole[3]) + 1]
 
 
 def test_the_command_of_the_page_runs(written_policy, tiny_model_folder, capsys):

@@ -127,9 +127,9 @@ def start_block(
         UserError: The policy cannot decide from a block alone.
     """
     check_block_policy(policy)
-    state = replace(DecodeState.of_block(tokens, masked), given=~masked)
-    state = replace(state, seed=state.seed if seed is None else seed, step=state.step if step is None else step)
     spec = ModelSpec("the engine's model", mask_id, (), 0, vocab_size, tokens.shape[1], False, "")
+    state = replace(DecodeState.of_block(tokens, masked, spec), given=~masked)
+    state = replace(state, seed=state.seed if seed is None else seed, step=state.step if step is None else step)
     return BlockMemory(state, policy.start(state, spec))
 
 
@@ -186,7 +186,7 @@ def block_step(
     if bool(outside(commit, eligible, state, policy).any()):  # so does this
         raise refusal(policy)
     commit = at_least(least, commit, prediction, eligible)
-    after = state.commit(commit, prediction.tokens, mask_id)
+    after = state.commit(commit, prediction.tokens)
     after = replace(
         after,
         step=state.step + opened,

@@ -108,7 +108,6 @@ class Loop:
         Returns:
             The run after the step.
         """
-        spec = self.model.spec
         policy, scheduler, cache, stop = self.method.policy, self.method.scheduler, self.method.cache, self.method.stop
         plans, cache_memory = cache.plan(run.host, self._scored(run.host), run.cache_memory)
         # the width of the widest row is known on the host, so that no code on the device has to ask for it
@@ -128,7 +127,7 @@ class Loop:
         fails = not_finite & state.masked.any(1)
         end = torch.where(fails, state.leftmost_mask, stop.ends(state, prediction, commit, run.stop_memory))
         end = torch.maximum(end, state.given_end)
-        after = state.commit(commit, prediction.tokens, spec.mask_id).close(end, spec.eot_ids[0], stop.cuts, fails)
+        after = state.commit(commit, prediction.tokens).close(end, stop.cuts, fails)
         proposed = inside & prediction.valid
         if commit.revoke is not None and not policy.scores_committed:
             proposed = proposed & ~commit.revoke  # only an observer asked what is proposed at a committed position

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -73,11 +73,10 @@ def read_to_host(
     Returns:
         The state on the host, with the window of the next step, and `illegal` on the host.
     """
-    values = {field.name: getattr(state, field.name) for field in fields(state) if field.name != "window"}
     changed = {
         name: value
-        for name, value in values.items()
-        if value is not None and (before is None or value is not getattr(before[0], name))
+        for name, value in vars(state).items()
+        if isinstance(value, Tensor) and (before is None or value is not getattr(before[0], name))
     }
     *copies, start, stop, illegal = crossed([*changed.values(), window.start, window.stop, illegal], HOST)
     known = state if before is None else before[1]

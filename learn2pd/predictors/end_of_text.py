@@ -66,17 +66,6 @@ class Ended:
         return Conv(CHANNELS, hidden=16)
 
 
-@dataclass(frozen=True)
-class EndMemory(NetworkMemory):
-    """The memory of the stop rule.
-
-    Attributes:
-        eot_ids: The ids that end an answer.
-    """
-
-    eot_ids: tuple[int, ...]
-
-
 class LearnedStop(EotStop):
     """End where a trained network says that the answer has ended.
 
@@ -102,19 +91,16 @@ class LearnedStop(EotStop):
         super().check(spec, method)
         check_contract(self.predictor, spec, method)
 
-    def start(self, state: DecodeState, spec: ModelSpec) -> EndMemory:
-        return EndMemory(on_device(self.predictor, state).network, spec.eot_ids)
+    def start(self, state: DecodeState, spec: ModelSpec) -> NetworkMemory:
+        return on_device(self.predictor, state)
 
-    def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, memory: EndMemory) -> Tensor:
+    def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, memory: NetworkMemory) -> Tensor:
         position = torch.arange(state.gen_length, device=state.end.device)
         zeros = torch.zeros_like(state.end)
         canvas = Window(zeros, zeros + state.gen_length)
         ended = probability(memory.network, self.predictor.contract, state, prediction, canvas, state.gen_length)
-        tokens = torch.where(commit.mask, prediction.tokens if commit.tokens is None else commit.tokens, state.canvas)
-        written = ~state.masked | commit.mask
-        if commit.revoke is not None:
-            written = written & ~commit.revoke
-        answer = written & ~is_among(tokens, memory.eot_ids)
+        after = state.written(commit, prediction.tokens)
+        answer = ~after.masked & ~is_among(after.canvas, state.spec.eot_ids)
         # [B, 1] long, the last token of the answer so far; no position up to here is closed
         last = torch.where(answer, position, -1).amax(1, keepdim=True)
         sure = (ended > self.predictor.threshold) & state.masked & prediction.valid & (position > last)

@@ -15,24 +15,11 @@ no prompt that is not longer than a block, and then opens a window behind it, so
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from learn2pd.errors import check_at_least
 from learn2pd.roles import Scheduler
-from learn2pd.types import DecodeState, ModelSpec, RowMemory, Window
-
-
-@dataclass(frozen=True)
-class Shift(RowMemory):
-    """The alignment of the model.
-
-    Attributes:
-        shifted: True where the output at position i predicts the token at i + 1.
-    """
-
-    shifted: bool
+from learn2pd.types import DecodeState, Window
 
 
 class SubBlocksScheduler(Scheduler):
@@ -55,14 +42,11 @@ class SubBlocksScheduler(Scheduler):
         if block_length % sub_block_length:
             raise ValueError(f"sub_block_length={sub_block_length}: expected a divisor of block_length={block_length}")
 
-    def start(self, state: DecodeState, spec: ModelSpec) -> Shift:
-        return Shift(spec.shifted_logits)
-
-    def propose(self, state: DecodeState, memory: Shift) -> Window:
+    def propose(self, state: DecodeState, memory: None) -> Window:
         length = state.prompt_width - state.pad
         place = state.leftmost_mask + length
         start = place // self.sub_block_length * self.sub_block_length - length
         stop = start + self.sub_block_length
-        if memory.shifted:
+        if state.spec.shifted_logits:
             stop = torch.where(place % self.block_length == 0, start + 1, stop)
         return Window(start.clamp_min(0), torch.minimum(stop, state.end))

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from learn2pd.roles import StopRule
-from learn2pd.stops.eot import EotIds
-from learn2pd.tensors import is_among
-from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction
+from learn2pd.tensors import may_end
+from learn2pd.types import Commit, DecodeState, Prediction
 
 
 class AnywhereStop(StopRule):
@@ -27,12 +26,7 @@ class AnywhereStop(StopRule):
     name = "anywhere"
     cuts = True
 
-    def start(self, state: DecodeState, spec: ModelSpec) -> EotIds:
-        return EotIds(spec.eot_ids)
-
-    def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, memory: EotIds) -> Tensor:
-        written = prediction.tokens if commit.tokens is None else commit.tokens
-        ended = (commit.mask & is_among(written, memory.eot_ids) & state.behind_given).cumsum(1) > 0
-        masked = state.masked if commit.revoke is None else state.masked | commit.revoke
-        left = masked & ~commit.mask & ended
+    def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, memory: None) -> Tensor:
+        after = state.written(commit, prediction.tokens)
+        left = after.masked & ((commit.mask & may_end(state, after.canvas)).cumsum(1) > 0)
         return torch.where(left.any(1), left.int().argmax(1), state.end)

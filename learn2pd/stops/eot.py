@@ -12,7 +12,6 @@ end-of-text and stay in the sequence, as in the padded canvases on which LLaDA w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,19 +19,8 @@ from torch import Tensor
 
 from learn2pd.errors import check_probability
 from learn2pd.roles import StopRule
-from learn2pd.tensors import after_first, is_among
-from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction, RowMemory
-
-
-@dataclass(frozen=True)
-class EotIds(RowMemory):
-    """The memory of rules that look for an end-of-text.
-
-    Attributes:
-        eot_ids: The ids that end an answer.
-    """
-
-    eot_ids: tuple[int, ...]
+from learn2pd.tensors import after_first, may_end
+from learn2pd.types import Commit, DecodeState, Prediction
 
 
 class EotStop(StopRule):
@@ -50,12 +38,8 @@ class EotStop(StopRule):
     def __init__(self, floor: float = 0.5) -> None:
         self.floor = check_probability("floor", floor)
 
-    def start(self, state: DecodeState, spec: ModelSpec) -> Any:
-        return EotIds(spec.eot_ids)
-
     def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, memory: Any) -> Tensor:
-        if commit.tokens is None:
-            ended = commit.mask & is_among(prediction.tokens, memory.eot_ids) & (prediction.confidence >= self.floor)
-        else:  # the policy wrote tokens of its own, which have no confidence; they count as certain
-            ended = commit.mask & is_among(commit.tokens, memory.eot_ids)
-        return torch.minimum(state.end, after_first(ended & state.behind_given))
+        ended = commit.mask & may_end(state, commit.tokens_or(prediction.tokens))
+        if commit.tokens is None:  # tokens of the policy's own have no confidence; they count as certain
+            ended = ended & (prediction.confidence >= self.floor)
+        return torch.minimum(state.end, after_first(ended))

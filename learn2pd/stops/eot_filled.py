@@ -16,15 +16,12 @@ every chat of several turns, gives an empty answer. Here only the canvas counts.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from learn2pd.roles import StopRule
-from learn2pd.stops.eot import EotIds
-from learn2pd.tensors import after_first, is_among
-from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction
+from learn2pd.tensors import after_first, may_end
+from learn2pd.types import Commit, DecodeState, Prediction
 
 
 class EotFilledStop(StopRule):
@@ -39,20 +36,13 @@ class EotFilledStop(StopRule):
     def __init__(self, whole_window: bool = True) -> None:
         self.whole_window = whole_window
 
-    def start(self, state: DecodeState, spec: ModelSpec) -> Any:
-        return EotIds(spec.eot_ids)
-
-    def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, memory: Any) -> Tensor:
-        written = prediction.tokens if commit.tokens is None else commit.tokens
-        masked = state.masked & ~commit.mask
-        if commit.revoke is not None:
-            masked = masked | commit.revoke
-        tokens = torch.where(commit.mask, written, state.canvas)
-        position = torch.arange(state.gen_length, device=tokens.device)
-        ended = is_among(tokens, memory.eot_ids) & ~masked & (position < state.end[:, None]) & state.behind_given
+    def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, memory: None) -> Tensor:
+        after = state.written(commit, prediction.tokens)
+        position = torch.arange(state.gen_length, device=state.end.device)
+        ended = after.decided & may_end(after, after.canvas)
         behind = after_first(ended)
         if self.whole_window:
             behind = torch.where(ended.any(1), torch.maximum(behind, state.window.stop), behind)
         # the window of a finished row means nothing
-        filled = state.open & ended.any(1) & ~(masked & (position < behind[:, None])).any(1)
+        filled = state.open & ended.any(1) & ~(after.masked & (position < behind[:, None])).any(1)
         return torch.where(filled, torch.minimum(state.end, behind), state.end)

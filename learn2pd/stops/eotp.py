@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from learn2pd.roles import StopRule
-from learn2pd.stops.eot import EotIds
-from learn2pd.tensors import after_first, is_among
-from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction
+from learn2pd.tensors import after_first, may_end
+from learn2pd.types import Commit, DecodeState, Prediction
 
 
 class EotpPaperStop(StopRule):
@@ -38,11 +37,8 @@ class EotpPaperStop(StopRule):
     def __init__(self, accepted: bool = True) -> None:
         self.accepted = accepted
 
-    def start(self, state: DecodeState, spec: ModelSpec) -> EotIds:
-        return EotIds(spec.eot_ids)
-
-    def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, memory: EotIds) -> Tensor:
-        proposed = prediction.valid & state.masked & is_among(prediction.tokens, memory.eot_ids) & state.behind_given
+    def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, memory: None) -> Tensor:
+        proposed = prediction.valid & state.masked & may_end(state, prediction.tokens)
         accepted = proposed & commit.mask & self.accepted
         if commit.forced is not None:
             accepted = accepted & ~commit.forced

@@ -13,31 +13,19 @@ committed beginning has grown.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from learn2pd.errors import UserError
 from learn2pd.loop.crossing import upload
-from learn2pd.stops.eot import EotIds, EotStop
-from learn2pd.tensors import is_among
+from learn2pd.stops.eot import EotStop
+from learn2pd.tensors import may_end
 from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction
 
 if TYPE_CHECKING:
     from learn2pd.method import Method
-
-
-@dataclass(frozen=True)
-class TextMemory(EotIds):
-    """The memory of the rule.
-
-    Attributes:
-        text_of: The function that turns token ids into text.
-    """
-
-    text_of: Callable[[Sequence[int]], str]
 
 
 class TextStop(EotStop):
@@ -69,20 +57,14 @@ class TextStop(EotStop):
         if spec.text_of is None:
             raise UserError(f"stop rule {self.name!r} reads the tokens as text, and {spec.name} has no tokenizer")
 
-    def start(self, state: DecodeState, spec: ModelSpec) -> TextMemory:
-        return TextMemory(spec.eot_ids, cast(Callable[[Sequence[int]], str], spec.text_of))
-
-    def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, memory: TextMemory) -> Tensor:
-        tokens = torch.where(commit.mask, prediction.tokens if commit.tokens is None else commit.tokens, state.canvas)
-        written = state.decided | commit.mask
-        if commit.revoke is not None:
-            written = written & ~commit.revoke
-        before = _beginning(state.decided, state.canvas, state.behind_given, memory.eot_ids)
-        after = _beginning(written, tokens, state.behind_given, memory.eot_ids)
-        described = torch.cat((before[:, None], after[:, None], tokens), dim=1).tolist()
+    def ends(self, state: DecodeState, prediction: Prediction, commit: Commit, memory: None) -> Tensor:
+        text_of = state.spec.text_of
+        assert text_of is not None
+        after = state.written(commit, prediction.tokens)
+        described = torch.cat((_beginning(state), _beginning(after), after.canvas), dim=1).tolist()
         ends = [
-            tokens_until(row[:length], self.strings, memory.text_of)
-            if length > known and holds(memory.text_of(row[:length]), self.strings)
+            tokens_until(row[:length], self.strings, text_of)
+            if length > known and holds(text_of(row[:length]), self.strings)
             else state.gen_length
             for known, length, *row in described
         ]
@@ -120,9 +102,6 @@ def holds(text: str, strings: Sequence[str]) -> bool:
     return any(string in text for string in strings)
 
 
-def _beginning(written: Tensor, tokens: Tensor, may_end: Tensor, eot_ids: tuple[int, ...]) -> Tensor:
-    """Count the positions of each row [B] before the first that is not written, or where an end-of-text ends the row.
-
-    The positions at which one may end it are `may_end`, [B, G] bool.
-    """
-    return (written & ~(may_end & is_among(tokens, eot_ids))).long().cumprod(1).sum(1)
+def _beginning(state: DecodeState) -> Tensor:
+    """Count the positions of each row [B, 1] before the first that is not decided, or where an end-of-text ends it."""
+    return (state.decided & ~may_end(state, state.canvas)).long().cumprod(1).sum(1, keepdim=True)

@@ -66,10 +66,10 @@ def test_a_state_that_is_split_in_its_middle_ends_as_the_whole_one(tiny_model, m
     assert again.forwards.equal(whole.forwards)
 
 
-def test_a_block_is_a_canvas_without_a_prompt():
+def test_a_block_is_a_canvas_without_a_prompt(tiny_model):
     tokens = torch.tensor([[5, 1, 7, 1]])
     masked = tokens == 1
-    state = DecodeState.of_block(tokens, masked)
+    state = DecodeState.of_block(tokens, masked, tiny_model.spec)
     assert state.prompt_width == 0
     assert state.canvas.equal(tokens)
     assert state.window.mask(4).all()

@@ -9,8 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learn2pd.schedulers.sub_blocks import Shift, SubBlocksScheduler
-from learn2pd.stops.eot import EotIds
+from learn2pd.schedulers.sub_blocks import SubBlocksScheduler
 from learn2pd.stops.eot_filled import EotFilledStop
 from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction, Window
 
@@ -25,7 +24,8 @@ def test_a_window_is_the_part_of_the_grid_that_holds_the_leftmost_mask(prompt, s
     length = 20
     state = DecodeState.start([[1] * prompt, [1] * 25], length, SPEC)
     masked = torch.arange(length) >= torch.tensor([[committed], [0]])
-    window = SubBlocksScheduler(8, sub).propose(replace(state, masked=masked), Shift(shifted))
+    state = replace(state, masked=masked, spec=replace(SPEC, shifted_logits=shifted))
+    window = SubBlocksScheduler(8, sub).propose(state, None)
     place = prompt + committed
     grid = range(place // sub * sub, place // sub * sub + sub)
     wanted = [position - prompt for position in grid if 0 <= position - prompt < length]
@@ -52,7 +52,7 @@ def test_a_row_ends_where_nothing_before_its_end_of_text_is_masked(tokens, start
     filled = canvas != MASK
     state = replace(state, end=torch.tensor([end]))
     prediction = Prediction(canvas, torch.ones(1, 8), filled)
-    ends = EotFilledStop(whole).ends(state, prediction, Commit(filled), EotIds((EOT,)))
+    ends = EotFilledStop(whole).ends(state, prediction, Commit(filled), None)
     wanted = end
     if EOT in tokens[:end]:
         behind = tokens.index(EOT) + 1

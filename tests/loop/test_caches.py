@@ -130,8 +130,8 @@ def test_what_a_step_commits_counts_towards_a_refresh_though_the_same_step_close
     state = replace(state, window=DSBScheduler(BLOCK).propose(state, None))
     _, memory = cache.plan(state, state.masked, cache.start(state, spec))
     four = torch.arange(GEN)[None] < 4
-    after = state.commit(Commit(four), torch.full_like(state.canvas, 7), spec.mask_id)
-    after = replace(after, step=state.step + 1).close(torch.tensor([end]), spec.eot_ids[0], cut=False)
+    after = state.commit(Commit(four), torch.full_like(state.canvas, 7))
+    after = replace(after, step=state.step + 1).close(torch.tensor([end]), cut=False)
     after = replace(after, masked=torch.arange(GEN)[None] >= GEN - 1)  # so that the row is open
     plans, _ = cache.plan(after, after.masked, memory)
     assert [plan.query.shape[1] for plan in plans] == [3 + GEN]

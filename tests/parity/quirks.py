@@ -22,7 +22,6 @@ from learn2pd.policies.fixed import FixedPolicy
 from learn2pd.policies.slowfast import Cycle, SlowFastPolicy
 from learn2pd.roles import StopRule
 from learn2pd.schedulers.dsb import DSBScheduler
-from learn2pd.stops.eot import EotIds
 from learn2pd.stops.eot_filled import EotFilledStop
 from learn2pd.tensors import is_among
 from learn2pd.types import RowMemory, Step, Window
@@ -146,7 +145,7 @@ class CheckedAtEot(EotFilledStop):
     def ends(self, state, prediction, commit, memory):
         early = super().ends(state, prediction, commit, memory)
         late = EotFilledStop().ends(state, prediction, commit, memory)
-        asked = (commit.mask & is_among(prediction.tokens, memory.eot_ids)).any(1)
+        asked = (commit.mask & is_among(prediction.tokens, state.spec.eot_ids)).any(1)
         return torch.where(asked, early, late)
 
 
@@ -156,17 +155,12 @@ class BlockEndStop(StopRule):
     name = "block_end"
     cuts = True
 
-    def start(self, state, spec):
-        return EotIds(spec.eot_ids)
-
     def ends(self, state, prediction, commit, memory):
-        written = prediction.tokens if commit.tokens is None else commit.tokens
-        canvas = torch.where(commit.mask, written, state.canvas)
-        revoked = torch.zeros_like(state.masked) if commit.revoke is None else commit.revoke
-        masked = (state.masked & ~commit.mask) | revoked
+        after = state.written(commit, prediction.tokens)
         stays = torch.zeros_like(state.failed) if commit.stay is None else commit.stay
         so_far = torch.arange(state.gen_length) < state.window.stop[:, None]
-        holds = (is_among(canvas, memory.eot_ids) & so_far).any(1) & ~(masked & so_far).any(1) & ~stays
+        ended = is_among(after.canvas, state.spec.eot_ids)
+        holds = (ended & so_far).any(1) & ~(after.masked & so_far).any(1) & ~stays
         return torch.where(holds, state.window.stop, state.end)
 
 

@@ -36,7 +36,7 @@ from learn2pd.policies.threshold import ThresholdPolicy
 from learn2pd.policies.wino import WinoPolicy
 from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.stops.none import NoStop
-from learn2pd.types import GREEDY, DecodeState, Draw, Prediction
+from learn2pd.types import GREEDY, DecodeState, Draw, ModelSpec, Prediction
 from tests.parity.quirks import (
     AuthorsDawn,
     BlockEndStop,
@@ -255,11 +255,14 @@ def cases_in(stored: dict[str, torch.Tensor], first: str) -> list[str]:
     return [name.removeprefix(first) for name in stored if name.startswith(first)]
 
 
-def of_block(logits: torch.Tensor, tokens: torch.Tensor, masked: torch.Tensor) -> tuple[Prediction, DecodeState]:
+def of_block(
+    logits: torch.Tensor, tokens: torch.Tensor, masked: torch.Tensor, mask_id: int
+) -> tuple[Prediction, DecodeState]:
     """The proposals at every position of a block, and its state, in which no token was given."""
+    spec = ModelSpec("hand-made", mask_id, (), 0, logits.shape[-1], len(tokens), False, "")
     wanted = frozenset({"entropy"})
     tokens_proposed, confidence, extras = propose(logits.float(), Draw(GREEDY), wanted)
-    state = DecodeState.of_block(tokens[None], masked[None])
+    state = DecodeState.of_block(tokens[None], masked[None], spec)
     state = replace(state, given=torch.zeros_like(state.masked))
     prediction = Prediction(
         tokens_proposed[None],
@@ -287,7 +290,8 @@ def test_the_entropy_bound_accepts_what_transformers_accepts():
         logits = stored[f"logits_{case}"]
         for row, accepted in enumerate(stored[f"accepted_{case}"].reshape(-1, logits.shape[-2]).bool()):
             masked = torch.ones_like(accepted)
-            prediction, state = of_block(logits.reshape(-1, *logits.shape[-2:])[row], masked.long(), masked)
+            block = logits.reshape(-1, *logits.shape[-2:])[row]
+            prediction, state = of_block(block, masked.long(), masked, mask_id=1)
             policy = EntropyBoundPolicy(float(stored[f"bound_{case}"]))
             assert policy.select(prediction, masked[None], state, None).mask[0].equal(accepted), (case, row)
 
@@ -298,9 +302,9 @@ def test_hierarchical_decoding_with_remasking_changes_what_dinfer_changes():
     for case in cases_in(stored, "after_"):
         tokens = stored[f"x_{case}"].flatten().long()
         masked = tokens == mask_id
-        prediction, state = of_block(stored[f"logits_{case}"].flatten(0, 1), tokens, masked)
+        prediction, state = of_block(stored[f"logits_{case}"].flatten(0, 1), tokens, masked, mask_id)
         names = ("threshold", "low_threshold", "remask_threshold")
         policy = HierarchicalPolicy(*(float(stored[f"{name}_{case}"]) for name in names))
         commit = policy.select(prediction, masked[None], state, None)
-        after = state.commit(commit, prediction.tokens, mask_id).canvas[0]
+        after = state.commit(commit, prediction.tokens).canvas[0]
         assert after.equal(stored[f"after_{case}"].flatten().long()), case

@@ -18,10 +18,11 @@ from learn2pd.policies.low_confidence import LowConfidencePolicy
 from learn2pd.policies.oracle import OraclePolicy, Reference
 from learn2pd.policies.prophet import ProphetPolicy
 from learn2pd.policies.threshold import ThresholdPolicy
-from learn2pd.types import Commit, DecodeState, Prediction
+from learn2pd.types import Commit, DecodeState, ModelSpec, Prediction
 from tests.parity.quirks import LastRankFactor
 from tests.reference import rules
 
+SPEC = ModelSpec("hand-made", 1, (9,), 0, 400, 512, False, "")
 LEVELS = [0.0, 0.25, 0.5, 0.625, 0.75, 0.875, 0.9375, 1.0]  # ties are the rule; all exact in float32
 levels = st.sampled_from(LEVELS)
 positions_drawn = st.tuples(levels, st.booleans())  # the confidence of a position, and whether it is eligible
@@ -153,7 +154,7 @@ def test_a_position_that_may_hold_one_id_alone_says_nothing_to_prophet(margins, 
     """Its margin over the second id is infinite."""
     prediction, eligible = prediction_of([(0.5, True)] * len(margins))
     prediction = replace(prediction, extras={"logit_margin": torch.tensor([margins])})
-    state = DecodeState.of_block(prediction.tokens, eligible)
+    state = DecodeState.of_block(prediction.tokens, eligible, SPEC)
     commit = ProphetPolicy(bar, bar, bar).select(prediction, eligible, state, None)
     counted = [margin for margin in margins[:5] if margin < float("inf")]
     certain = bool(counted) and sum(counted) / len(counted) >= bar

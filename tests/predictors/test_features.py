@@ -108,9 +108,7 @@ def test_log_odds_tell_sure_from_surer():
 def test_a_step_is_observed_as_it_is():
     spec = ModelSpec("hand-made", 1, (9,), 0, 400, 512, False, "")
     state = DecodeState.start([[5, 6]], 4, spec)
-    state = state.commit(
-        Commit(torch.tensor([[True, False, False, False]])), torch.tensor([[9, 0, 0, 0]]), spec.mask_id
-    )
+    state = state.commit(Commit(torch.tensor([[True, False, False, False]])), torch.tensor([[9, 0, 0, 0]]))
     prediction = Prediction(
         torch.tensor([[7, 9, 3, 0]]), torch.tensor([[0.2, 0.3, 0.4, 0.0]]), torch.tensor([[False, True, True, False]])
     )
@@ -143,9 +141,7 @@ def test_newer_is_the_share_of_the_window_that_was_committed_later():
 def test_committed_tokens_are_described_as_they_stand():
     spec = ModelSpec("hand-made", 1, (9,), 0, 400, 512, False, "")
     state = DecodeState.start([[5, 6]], 5, spec, given=torch.tensor([[8, -1, -1, -1, -1]]))
-    state = state.commit(
-        Commit(torch.tensor([[False, True, False, False, False]])), torch.tensor([[0, 7, 0, 0, 0]]), spec.mask_id
-    )
+    state = state.commit(Commit(torch.tensor([[False, True, False, False, False]])), torch.tensor([[0, 7, 0, 0, 0]]))
     state = replace(state, step=state.step + 3, committed_with=torch.tensor([[0.0, 0.6, 0.0, 0.0, 0.0]]))
     standing = {
         name: torch.tensor([[0.0, value, 0.0, 0.0, 0.0]]) for name, value in zip(STANDING, (0.2, 2.0, 0.7), strict=True)
