@@ -100,6 +100,11 @@ class ModelSpec:
     vocabulary: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
     text_of: Callable[[Sequence[int]], str] | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def shift(self) -> int:
+        """How many columns left of a token the output lies that predicts it: 1 with shifted logits, else 0."""
+        return int(self.shifted_logits)
+
 
 @dataclass(frozen=True)
 class Window(RowMemory):

@@ -349,7 +349,7 @@ MUTANTS = (
     Mutant(
         "block caches forget the column that proposes a block's first token",
         "block_cache",
-        "score, state.visible, memory.extra",
+        "score, state.visible, state.spec.shift",
         "score, state.visible, 0",
         (REFERENCES,),
         "blocks-dual and dream",
@@ -518,8 +518,8 @@ MUTANTS = (
     Mutant(
         "the causal-block cache forgets to recompute the block before",
         "causal_cache",
-        "partial_plan(state, rows, memory.start, stop, score, stop, memory.extra)",
-        "partial_plan(state, rows, block, stop, score, stop, memory.extra)",
+        "partial_plan(state, rows, memory.start, stop, score, stop, state.spec.shift)",
+        "partial_plan(state, rows, block, stop, score, stop, state.spec.shift)",
         (CAUSAL_BLOCKS,),
         "exact_cache",
     ),

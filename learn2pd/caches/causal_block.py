@@ -31,12 +31,10 @@ class FinalBefore(RowMemory):
     """The place from which on keys and values are not final yet.
 
     Attributes:
-        extra: The columns left of a window whose output is needed to propose the window's first token.
         block_length: The tokens of a block.
         start: [B] long, the generation position at which the last block starts. It is negative inside the prompt.
     """
 
-    extra: int
     block_length: int
     start: Tensor
 
@@ -57,7 +55,7 @@ class CausalBlockCache(Cache):
 
     def start(self, state: DecodeState, spec: ModelSpec) -> FinalBefore:
         assert spec.causal_block is not None
-        return FinalBefore(int(spec.shifted_logits), spec.causal_block, state.pad - state.prompt_width)
+        return FinalBefore(spec.causal_block, state.pad - state.prompt_width)
 
     def plan(self, state: DecodeState, score: Tensor, memory: FinalBefore) -> tuple[list[ForwardPlan], FinalBefore]:
         return whole_blocks(state, state.open, score, memory)
@@ -91,5 +89,5 @@ def whole_blocks(
     # the window ends at closed positions, and the block goes on: closed positions stay in the sequence
     stop = torch.minimum(block + memory.block_length, state.visible)
     score = score & state.window.mask(state.gen_length)
-    plans = partial_plan(state, rows, memory.start, stop, score, stop, memory.extra)
+    plans = partial_plan(state, rows, memory.start, stop, score, stop, state.spec.shift)
     return plans, replace(memory, start=torch.where(rows, block, memory.start))

@@ -31,12 +31,10 @@ class Refreshed(RowMemory):
     """The last window, and the commits before the last full forward.
 
     Attributes:
-        extra: The columns left of a window whose output is needed to propose the window's first token.
         start: [B] long, the start of the last window.
         commits: [B] long, the commits before the last full forward, -1 before the first one.
     """
 
-    extra: int
     start: Tensor
     commits: Tensor
 
@@ -65,7 +63,7 @@ class DSBCache(Cache):
 
     def start(self, state: DecodeState, spec: ModelSpec) -> Refreshed:
         zeros = torch.zeros_like(state.end)
-        return Refreshed(int(spec.shifted_logits), zeros, zeros - 1)
+        return Refreshed(zeros, zeros - 1)
 
     def plan(self, state: DecodeState, score: Tensor, memory: Refreshed) -> tuple[list[ForwardPlan], Refreshed]:
         start = state.window.start
@@ -77,8 +75,8 @@ class DSBCache(Cache):
         last = torch.minimum(stop + self.suffix_window, state.visible)
         score = score & self.scored(state, refresh, first, torch.minimum(stop, last))
         plans = full_plan(state, refresh, score, keep=True)
-        plans += partial_plan(state, state.open & ~refresh, first, last, score, state.visible, memory.extra)
-        return plans, Refreshed(memory.extra, start, torch.where(refresh, state.commits, memory.commits))
+        plans += partial_plan(state, state.open & ~refresh, first, last, score, state.visible, state.spec.shift)
+        return plans, Refreshed(start, torch.where(refresh, state.commits, memory.commits))
 
     def scored(self, state: DecodeState, refresh: Tensor, first: Tensor, stop: Tensor) -> Tensor:
         """Mark the positions that the step may score: those before `stop`. A subclass may decide otherwise.

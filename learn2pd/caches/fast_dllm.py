@@ -29,11 +29,9 @@ class OpenBlock(RowMemory):
     """The block that is open in each row.
 
     Attributes:
-        extra: The columns left of a window whose output is needed to propose the window's first token.
         start: [B] long, the start of the block, -1 before the first block.
     """
 
-    extra: int
     start: Tensor
 
 
@@ -44,7 +42,7 @@ class BlockCache(Cache):
     """
 
     def start(self, state: DecodeState, spec: ModelSpec) -> OpenBlock:
-        return OpenBlock(int(spec.shifted_logits), torch.full_like(state.end, -1))
+        return OpenBlock(torch.full_like(state.end, -1))
 
     def recomputed_stop(self, state: DecodeState) -> Tensor:
         """Return the position before which the later forwards of a block end.
@@ -63,9 +61,9 @@ class BlockCache(Cache):
         opens = state.open & (start != memory.start)
         plans = full_plan(state, opens, score, keep=True)
         plans += partial_plan(
-            state, state.open & ~opens, start, self.recomputed_stop(state), score, state.visible, memory.extra
+            state, state.open & ~opens, start, self.recomputed_stop(state), score, state.visible, state.spec.shift
         )
-        return plans, OpenBlock(memory.extra, torch.where(opens, start, memory.start))
+        return plans, OpenBlock(torch.where(opens, start, memory.start))
 
 
 class PrefixCache(BlockCache):

@@ -29,11 +29,9 @@ class LastWindow(RowMemory):
     """The last window.
 
     Attributes:
-        extra: The columns left of a window whose output is needed to propose the window's first token.
         start: [B] long, the start of the last window, -1 before the first window.
     """
 
-    extra: int
     start: Tensor
 
 
@@ -56,7 +54,7 @@ class LookaheadCache(Cache):
         self.kv_window = None if kv_window is None else check_at_least(0, "kv_window", kv_window)
 
     def start(self, state: DecodeState, spec: ModelSpec) -> LastWindow:
-        return LastWindow(int(spec.shifted_logits), torch.full_like(state.end, -1))
+        return LastWindow(torch.full_like(state.end, -1))
 
     def plan(self, state: DecodeState, score: Tensor, memory: LastWindow) -> tuple[list[ForwardPlan], LastWindow]:
         start = state.window.start
@@ -65,6 +63,6 @@ class LookaheadCache(Cache):
         first = everything
         if self.kv_window is not None:
             frozen = torch.maximum(memory.start - self.kv_window + 1, everything)
-            first = torch.where(memory.start < 0, everything, torch.minimum(frozen, start - memory.extra))
+            first = torch.where(memory.start < 0, everything, torch.minimum(frozen, start - state.spec.shift))
         score = score & state.window.mask(state.gen_length)
-        return partial_plan(state, state.open, first, stop, score, stop, 0), LastWindow(memory.extra, start)
+        return partial_plan(state, state.open, first, stop, score, stop, 0), LastWindow(start)

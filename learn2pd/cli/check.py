@@ -251,7 +251,7 @@ def _outside_the_loop(case: Case, prompt: Sequence[int]) -> tuple[torch.Tensor, 
     before = torch.tensor([list(prompt)], device=network.device)
     canvas = torch.full((1, case.gen_length), spec.mask_id, device=network.device)
     masked = torch.ones_like(canvas, dtype=torch.bool)
-    first_logits = len(prompt) - int(spec.shifted_logits)
+    first_logits = len(prompt) - spec.shift
     forwards = 0
     while masked.any():
         first = int(masked.int().argmax())

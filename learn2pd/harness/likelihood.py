@@ -223,7 +223,7 @@ def _logits(model: ModelAdapter, batch: Sequence[_Masked]) -> Iterator[tuple[Ten
         columns=seen.sum(1),
     )
     hidden = model.forward(tokens, plan, None)
-    place = torch.tensor(column, device=model.device) - int(model.spec.shifted_logits)
+    place = torch.tensor(column, device=model.device) - model.spec.shift
     masked = hidden[torch.tensor(row, device=model.device), place]
     size = max(1, LOGITS_AT_A_TIME // model.spec.vocab_size)
     for first in range(0, len(masked), size):

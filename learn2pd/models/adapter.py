@@ -62,7 +62,7 @@ class ModelAdapter:
             # A shadow column has the place whose output predicts its token. With shifted logits this is the column
             # before the token, and the shadow column holds that column's token. Otherwise it is the token's own column,
             # and the shadow column holds a mask.
-            place = plan.shadow - int(self.spec.shifted_logits)
+            place = plan.shadow - self.spec.shift
             unknown = tokens[rows, place] if self.spec.shifted_logits else torch.full_like(place, self.spec.mask_id)
             query = torch.cat((query, unknown), dim=1)
             position = torch.cat((position, place - self._pad(plan)), dim=1)

@@ -40,7 +40,6 @@ class LastRankFactor(FactorPolicy):
 class Opened(RowMemory):
     """What the authors' cache remembers of the last block."""
 
-    extra: int
     start: Tensor
     visible: Tensor  # [B] long, `state.visible` when the block opened
 
@@ -49,7 +48,7 @@ class CutBlindDual(DualCache):
     """Learn2PD's cached code: after a cut, the forwards of a block still attend to what was cut."""
 
     def start(self, state, spec):
-        return Opened(int(spec.shifted_logits), torch.full_like(state.end, -1), state.visible)
+        return Opened(torch.full_like(state.end, -1), state.visible)
 
     def plan(self, state, score, memory):
         start = state.window.start
@@ -57,8 +56,8 @@ class CutBlindDual(DualCache):
         opens = state.open & (start != memory.start)
         visible = torch.where(opens, state.visible, memory.visible)
         plans = full_plan(state, opens, score, keep=True)
-        plans += partial_plan(state, state.open & ~opens, start, state.window.stop, score, visible, memory.extra)
-        return plans, Opened(memory.extra, torch.where(opens, start, memory.start), visible)
+        plans += partial_plan(state, state.open & ~opens, start, state.window.stop, score, visible, state.spec.shift)
+        return plans, Opened(torch.where(opens, start, memory.start), visible)
 
 
 class LeakingDSB(DSBScheduler):
