@@ -669,8 +669,8 @@ MUTANTS = (
     Mutant(
         "remasking takes back a position without end",
         "remask",
-        "& (memory.taken_back < self.per_position)",
-        "& (memory.taken_back >= 0)",
+        "& (memory.times_taken_back < self.per_position)",
+        "& (memory.times_taken_back >= 0)",
         (LATER_RULES,),
         "remask",
     ),

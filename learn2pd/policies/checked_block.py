@@ -30,12 +30,12 @@ class Checked(RowMemory):
     Attributes:
         start: [B] long, the start of the last window, -1 before the first one.
         checks: [B] long, the steps that the last window had without a mask.
-        taken_back: [B, G] long, how often a position was taken back.
+        times_taken_back: [B, G] long, how often a position was taken back.
     """
 
     start: Tensor
     checks: Tensor
-    taken_back: Tensor
+    times_taken_back: Tensor
 
 
 class CheckedBlockPolicy(Policy):
@@ -94,5 +94,5 @@ class CheckedBlockPolicy(Policy):
             revoke=revoked,
             forced=surest & ~accepted,
             stay=changed & ~open_masks.any(1) & (checks < self.max_post_steps),
-            memory=Checked(state.window.start, checks, memory.taken_back + revoked),
+            memory=Checked(state.window.start, checks, memory.times_taken_back + revoked),
         )

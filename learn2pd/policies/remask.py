@@ -63,6 +63,6 @@ class RemaskPolicy(CheckedBlockPolicy):
         for part in prediction.logits_parts():
             now = part.logits.log_softmax(-1).gather(1, part.of(state.canvas)[:, None])[:, 0].exp().float()
             probability[part.rows, part.positions] = torch.where(part.of(standing), now, 1.0)
-        improbable = standing & (probability < self.remask_threshold) & (memory.taken_back < self.per_position)
+        improbable = standing & (probability < self.remask_threshold) & (memory.times_taken_back < self.per_position)
         most = (self.share * standing.sum(1).double()).long().clamp_min(1)
         return torch.zeros_like(standing), most_confident(-probability, improbable, most)

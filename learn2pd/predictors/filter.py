@@ -110,10 +110,10 @@ class FilterMemory(NetworkMemory):
     """The memory of the filter.
 
     Attributes:
-        taken_back: [B, G] long, how often each position was taken back.
+        times_taken_back: [B, G] long, how often each position was taken back.
     """
 
-    taken_back: Tensor
+    times_taken_back: Tensor
 
 
 class FilterPolicy(Acceptance, OnHub):
@@ -259,8 +259,8 @@ class FilterPolicy(Acceptance, OnHub):
         if not self.has_options:
             return super().select(prediction, eligible, state, memory)
         final = self.probability(prediction, state, memory)
-        new = memory.taken_back == 0
-        surer = 1 - final < (1 - self.threshold) / SURER**memory.taken_back
+        new = memory.times_taken_back == 0
+        surer = 1 - final < (1 - self.threshold) / SURER**memory.times_taken_back
         confident = (prediction.confidence > self.confidence_threshold) & new
         accepted = (self.accepts(final, state) & (surer | new) | confident) & eligible
         left = eligible & ~accepted & new
@@ -275,9 +275,10 @@ class FilterPolicy(Acceptance, OnHub):
         """Take back what does not hold, in addition to the commits of a step."""
         holds = self._holds(prediction, state, memory)
         doubtful = revisable(state, self.revisions) & (holds < self.take_back)
-        doubtful = doubtful & (memory.taken_back < self.per_position)
+        doubtful = doubtful & (memory.times_taken_back < self.per_position)
         revoked = most_confident(-holds, doubtful, commit.mask.sum(1) - 1)
-        return replace(commit, revoke=revoked, memory=replace(memory, taken_back=memory.taken_back + revoked))
+        counted = replace(memory, times_taken_back=memory.times_taken_back + revoked)
+        return replace(commit, revoke=revoked, memory=counted)
 
     def _holds(self, prediction: Prediction, state: DecodeState, memory: Any) -> Tensor:
         """Return how probable it is that each committed token of the window still holds, [B, G] float32."""

@@ -301,7 +301,7 @@ class Checked:
         self.threshold, self.most_checks, self.edit, self.remask = threshold, most_checks, edit, remask
         self.per_position, self.share = per_position, share
         self.block, self.checks = -1, 0
-        self.taken_back: dict[int, int] = {}
+        self.times_taken_back: dict[int, int] = {}
 
     def __call__(self, look):
         if look.start != self.block:
@@ -315,10 +315,10 @@ class Checked:
                     decision.write[i] = look.token[i]
         if self.remask is not None:
             now = {i: float(look.p[i, look.canvas[i]]) for i in look.standing}
-            below = [i for i in now if now[i] < self.remask and self.taken_back.get(i, 0) < self.per_position]
+            below = [i for i in now if now[i] < self.remask and self.times_taken_back.get(i, 0) < self.per_position]
             decision.revoke = set(sorted(below, key=now.get)[: max(1, int(self.share * len(now)))])
             for i in decision.revoke:
-                self.taken_back[i] = self.taken_back.get(i, 0) + 1
+                self.times_taken_back[i] = self.times_taken_back.get(i, 0) + 1
         changed = bool(decision.write or decision.revoke)
         decision.stay = changed and not left and not decision.revoke and self.checks < self.most_checks
         return decision
