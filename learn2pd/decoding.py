@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -108,23 +108,14 @@ def decode(
         UserError: A prompt is empty, prompt and canvas are longer than the model allows, components do not fit each
             other, a policy was trained for another geometry or model, or given tokens have another shape.
     """
-    if gen_length is not None and max_new_tokens is not None:
-        raise UserError(
-            f"gen_length={gen_length} and max_new_tokens={max_new_tokens} are given: give gen_length for a canvas of "
-            "that length, or max_new_tokens for one that grows up to it"
-        )
-    gen_length = GEN_LENGTH if gen_length is None else gen_length
+    gen_length = _canvas_length(gen_length, max_new_tokens)
     if gen_length < 1 or batch_size < 1:
         raise UserError(f"gen_length={gen_length}, batch_size={batch_size}: both must be at least 1")
     if observer is not None and on_step is not None:
         raise UserError("observer and on_step are given: give one of them; an observer may call a function itself")
     rows = prompt_list(prompts)
-    if max_new_tokens is not None:
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens={max_new_tokens}: expected at least 1")
-        gen_length = max_new_tokens
-        if method is None and cache is None:
-            cache = "grow" if model.spec.causal_block is None else "causal_block"
+    if max_new_tokens is not None and method is None and cache is None:
+        cache = "grow" if model.spec.causal_block is None else "causal_block"
     method = _method(model, method, policy, scheduler, cache, _stop(method, stop, stop_strings))
     if max_new_tokens is not None and not method.cache.grows:
         raise UserError(
@@ -139,24 +130,60 @@ def decode(
     states: list[DecodeState] = []
     watch = Stopwatch(model.adapter.device)
     started = time.perf_counter()
+    for state in _batches(model, ids, gen_length, 1 if batch_invariant else batch_size, seed, fixed, allowed):
+        states.append(decode_batch(model.adapter, state, method, sampling=sampling, observer=watcher, watch=watch))
+        if progress:
+            progress(len(state.index))
+    result = _collect(model, method, states, gen_length, time.perf_counter() - started, watch.seconds)
+    _warn_of_failed(model, result)
+    return result
+
+
+def _canvas_length(gen_length: int | None, max_new_tokens: int | None) -> int:
+    """Return the number of tokens of the canvas.
+
+    Raises:
+        UserError: The caller gave both numbers, or a `max_new_tokens` below 1.
+    """
+    if gen_length is not None and max_new_tokens is not None:
+        raise UserError(
+            f"gen_length={gen_length} and max_new_tokens={max_new_tokens} are given: give gen_length for a canvas of "
+            "that length, or max_new_tokens for one that grows up to it"
+        )
+    if max_new_tokens is None:
+        return GEN_LENGTH if gen_length is None else gen_length
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens={max_new_tokens}: expected at least 1")
+    return max_new_tokens
+
+
+def _batches(
+    model: Model,
+    ids: Sequence[list[int]],
+    gen_length: int,
+    batch_size: int,
+    seed: int,
+    given: Tensor | None,
+    allowed: Tensor | None,
+) -> Iterator[DecodeState]:
+    """Yield the state before the first step of each batch. Prompts of similar lengths are decoded together."""
     order = sorted(range(len(ids)), key=lambda number: len(ids[number]))
-    together = 1 if batch_invariant else batch_size
-    for first in range(0, len(order), together):
-        numbers = order[first : first + together]
-        state = DecodeState.start(
+    for first in range(0, len(order), batch_size):
+        numbers = order[first : first + batch_size]
+        yield DecodeState.start(
             [ids[number] for number in numbers],
             gen_length,
             model.spec,
             index=numbers,
             seed=row_seeds(seed, numbers),
-            given=None if fixed is None else fixed[numbers],
+            given=None if given is None else given[numbers],
             allowed=None if allowed is None else allowed[numbers],
             device=model.adapter.device,
         )
-        states.append(decode_batch(model.adapter, state, method, sampling=sampling, observer=watcher, watch=watch))
-        if progress:
-            progress(len(numbers))
-    result = _collect(model, method, states, gen_length, time.perf_counter() - started, watch.seconds)
+
+
+def _warn_of_failed(model: Model, result: DecodeResult) -> None:
+    """Log how many prompts stopped early because the model gave logits that are not finite."""
     if result.failed.any():
         numbers = result.failed.nonzero()[:, 0].tolist()
         log.warning(
@@ -165,7 +192,6 @@ def decode(
             len(numbers),
             numbers[0],
         )
-    return result
 
 
 def provided_by(model: Model) -> Provided:

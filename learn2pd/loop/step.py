@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,13 +34,27 @@ TOP_TOKENS = 4  # of `Prediction.top_ids`
 
 @dataclass(frozen=True)
 class _Gathered:
-    """The proposals of a step, filled plan by plan. Each tensor is [B, G]."""
+    """What the forwards of a step give, filled plan by plan. Each tensor is [B, G] where nothing else is said.
+
+    Attributes:
+        tokens: The proposed tokens.
+        confidence: Their confidence.
+        valid: The positions that were scored.
+        extras: The extras by name.
+        hidden: [N, D] for each plan, the hidden states of its scored positions.
+        kept: The logits of all plans, where they are kept.
+        top: The places in the batch [N], and the token ids and probabilities [N, 4], part by part.
+        attention: [B, L, L] for each plan, where a component reads the attention.
+    """
 
     tokens: Tensor
     confidence: Tensor
     valid: Tensor
     extras: dict[str, Tensor]
-    top: list[tuple[Tensor, Tensor, Tensor]]  # places in the batch [N], token ids and probabilities [N, 4]
+    hidden: list[Tensor] = field(default_factory=list)
+    kept: list[LogitsPart] = field(default_factory=list)
+    top: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    attention: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -98,40 +112,11 @@ class ForwardStep:
             The state with the forwards and columns counted, the proposals, and [B] bool, the rows whose logits were not
             finite. Such a row has no proposals.
         """
-        shape = state.masked.shape
-        device = state.masked.device
-        names = [name for name in (*EXTRAS, *LEAVE_ONE_OUT) if name in self.needs]
-        gathered = _Gathered(
-            tokens=torch.zeros(shape, dtype=torch.long, device=device),
-            confidence=torch.zeros(shape, device=device),
-            valid=torch.zeros_like(state.masked),
-            extras={name: torch.zeros(shape, device=device) for name in names},
-            top=[],
-        )
-        scored = [self._scored(plan, host, device) for plan in plans]
+        gathered = self._nothing_gathered(state)
+        scored = [self._scored(plan, host, state.masked.device) for plan in plans]
         keeps = "logits" in self.needs and sum(len(at.rows) for at in scored) <= self.positions_at_a_time
-        hidden = []
-        kept: list[LogitsPart] = []
-        attention = None
-        forwards = state.forwards
-        columns = state.columns
         for at in scored:
-            maps = AttentionMaps(self.model.network.config.num_hidden_layers) if ATTENTION in self.needs else None
-            with maps or nullcontext(), torch.inference_mode(), self.watch("forward"):
-                states = self.model.forward(state.tokens, at.plan, store)  # [R, Q + S or M + S, D]
-                hidden.append(states[at.row, at.place])
-            with torch.no_grad() if keeps else torch.inference_mode(), self.watch("score"):
-                parts: Iterable[LogitsPart] = self._parts(hidden[-1], at, state, host)
-                if keeps:
-                    kept += (parts := list(parts))
-                self._propose(parts, gathered, overwrites=not keeps)
-                if at.plan.shadow is not None:
-                    self._score_shadows(state, at.plan, at.plan.shadow, states[:, at.shadows :], gathered)
-            gathered.valid[at.rows, at.positions] = True
-            if maps is not None:
-                attention = spread(maps, at.plan, state)
-            forwards = forwards.index_add(0, at.plan.rows, torch.ones_like(at.plan.rows))
-            columns = columns.index_add(0, at.plan.rows, at.plan.columns)
+            self._run(at, state, host, store, gathered, keeps)
         broken = gathered.confidence.sum(1).isnan()  # the softmax of logits that are not finite is NaN
         nothing = broken[:, None]
         prediction = Prediction(
@@ -139,29 +124,80 @@ class ForwardStep:
             gathered.confidence.masked_fill(nothing, 0),
             gathered.valid.masked_fill(nothing, False),
             gathered.extras,
-            attention=attention,
+            attention=gathered.attention[-1] if gathered.attention else None,
         )
         if "logits" in self.needs:
+            kept, hidden = gathered.kept, gathered.hidden  # an observer that keeps the step keeps nothing else alive
 
             def again() -> Iterator[LogitsPart]:
                 for states, at in zip(hidden, scored, strict=True):
                     yield from self._parts(states, at, state, host)
 
             prediction = replace(prediction, parts=(lambda: kept) if keeps else again)
-        if HIDDEN in self.needs and hidden:
-            order = _order(torch.cat([at.rows * shape[1] + at.positions for at in scored]), prediction)
-            prediction = replace(prediction, hidden=torch.cat(hidden)[order])
+        return _counted(state, scored), self._with_states(prediction, gathered, scored), broken
+
+    def _nothing_gathered(self, state: DecodeState) -> _Gathered:
+        """Return what is gathered before the first forward of a step."""
+        zeros = torch.zeros(state.masked.shape, device=state.masked.device)
+        names = [name for name in (*EXTRAS, *LEAVE_ONE_OUT) if name in self.needs]
+        return _Gathered(
+            tokens=torch.zeros_like(state.masked, dtype=torch.long),
+            confidence=zeros,
+            valid=torch.zeros_like(state.masked),
+            extras={name: torch.zeros_like(zeros) for name in names},
+        )
+
+    def _run(
+        self,
+        at: _Scored,
+        state: DecodeState,
+        host: DecodeState,
+        store: KVStore | None,
+        gathered: _Gathered,
+        keeps: bool,
+    ) -> None:
+        """Run the forward of a plan, and write what it gives into `gathered`.
+
+        Args:
+            at: The plan and its scored positions.
+            state: The state before the forward.
+            host: The same state on the host.
+            store: The buffers for keys and values.
+            gathered: What the forwards of the step give.
+            keeps: True keeps the logits.
+        """
+        maps = AttentionMaps(self.model.network.config.num_hidden_layers) if ATTENTION in self.needs else None
+        with maps or nullcontext(), torch.inference_mode(), self.watch("forward"):
+            states = self.model.forward(state.tokens, at.plan, store)  # [R, Q + S or M + S, D]
+            gathered.hidden.append(states[at.row, at.place])
+        with torch.no_grad() if keeps else torch.inference_mode(), self.watch("score"):
+            parts: Iterable[LogitsPart] = self._parts(gathered.hidden[-1], at, state, host)
+            if keeps:
+                gathered.kept.extend(parts := list(parts))
+            self._propose(parts, gathered, overwrites=not keeps)
+            if at.plan.shadow is not None:
+                self._score_shadows(state, at.plan, at.plan.shadow, states[:, at.shadows :], gathered)
+        gathered.valid[at.rows, at.positions] = True
+        if maps is not None:
+            gathered.attention.append(spread(maps, at.plan, state))
+
+    def _with_states(self, prediction: Prediction, gathered: _Gathered, scored: Sequence[_Scored]) -> Prediction:
+        """Add the hidden states and the most probable tokens of the valid positions, where a component reads them."""
+        if HIDDEN in self.needs and gathered.hidden:
+            width = prediction.valid.shape[1]
+            order = _order(torch.cat([at.rows * width + at.positions for at in scored]), prediction)
+            prediction = replace(prediction, hidden=torch.cat(gathered.hidden)[order])
         if gathered.top:
             places, ids, shares = (torch.cat(values) for values in zip(*gathered.top, strict=True))
             order = _order(places, prediction)
             prediction = replace(prediction, top_ids=ids[order], top_shares=shares[order])
-        return replace(state, forwards=forwards, columns=columns), prediction, broken
+        return prediction
 
     def _scored(self, plan: ForwardPlan, host: DecodeState, device: torch.device) -> _Scored:
         """Complete a plan of the host, and copy it with the places of its scored positions to the device."""
         if self.needs.intersection(LEAVE_ONE_OUT):
             plan = with_shadows(plan, host)
-        shift = int(self.model.spec.shifted_logits)
+        shift = self.model.spec.shift
         row, place = plan.score.nonzero(as_tuple=True)
         rows = plan.rows[row]
         positions = plan.query[row, place] - host.prompt_width
@@ -263,6 +299,16 @@ class ForwardStep:
         logits = widened(self.model.score(hidden))
         logits[:, self.model.spec.mask_id] = -torch.inf
         return logits if state.allowed is None else restrict_ids(logits, state.allowed[rows, positions])
+
+
+def _counted(state: DecodeState, scored: Sequence[_Scored]) -> DecodeState:
+    """Return the state with the forwards and columns of a step counted."""
+    forwards = state.forwards
+    columns = state.columns
+    for at in scored:
+        forwards = forwards.index_add(0, at.plan.rows, torch.ones_like(at.plan.rows))
+        columns = columns.index_add(0, at.plan.rows, at.plan.columns)
+    return replace(state, forwards=forwards, columns=columns)
 
 
 def _order(place: Tensor, prediction: Prediction) -> Tensor:
