@@ -23,6 +23,7 @@ from learn2pd.policies.wino import WinoPolicy
 from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.predictors.networks import PredictorNetwork
 from learn2pd.predictors.saving import Contract, Predictor
+from learn2pd.types import DecodeState, ModelSpec, Prediction
 from tests.contract.helpers import run
 from tests.reference import later_rules as slow
 
@@ -179,3 +180,24 @@ def test_a_rule_equals_itself_written_down_row_by_row(name, make_prompts, tiny_m
         assert changed["flip_flops"] or name == "filter"  # which commits a token again only if it is surer
     if name == "edit":
         assert changed["edited"]
+
+
+def test_slowfast_keeps_the_first_estimate_that_agrees():
+    """In a block of eight masks the model sees to the last one twice, and then one less far."""
+    policy = SlowFastPolicy(threshold=0.9, sight=0.3, exploration=3, stability=2, deviation=1.0)
+    masked = torch.ones(1, 8, dtype=torch.bool)
+    tokens = torch.zeros(1, 8, dtype=torch.long)
+    spec = ModelSpec("hand-made", 1, (9,), 0, 400, 512, False, "")
+    state = DecodeState.of_block(tokens, masked, spec)
+    memory = policy.start(state, spec)
+    steps = [
+        ([0.8, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5], 0),
+        ([0.0, 0.8, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5], 1),
+        ([0.0, 0.0, 0.8, 0.5, 0.5, 0.5, 0.5, 0.1], 2),
+        ([0.0, 0.0, 0.0, 0.5, 0.5, 0.5, 0.5, 0.8], 7),  # the fast phase looks as far as the first estimates said
+    ]
+    for confidence, committed in steps:
+        prediction = Prediction(tokens, torch.tensor([confidence]), masked)
+        commit = policy.select(prediction, masked, state, memory)
+        assert commit.mask[0].nonzero()[:, 0].tolist() == [committed]
+        memory, masked = commit.memory, masked & ~commit.mask
