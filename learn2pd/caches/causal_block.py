@@ -10,7 +10,7 @@ The rule follows from the models' attention mask; it comes from no paper.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,11 +31,9 @@ class FinalBefore(RowMemory):
     """The place from which on keys and values are not final yet.
 
     Attributes:
-        block_length: The tokens of a block.
         start: [B] long, the generation position at which the last block starts. It is negative inside the prompt.
     """
 
-    block_length: int
     start: Tensor
 
 
@@ -54,8 +52,7 @@ class CausalBlockCache(Cache):
             )
 
     def start(self, state: DecodeState, spec: ModelSpec) -> FinalBefore:
-        assert spec.causal_block is not None
-        return FinalBefore(spec.causal_block, state.pad - state.prompt_width)
+        return FinalBefore(state.pad - state.prompt_width)
 
     def plan(self, state: DecodeState, score: Tensor, memory: FinalBefore) -> tuple[list[ForwardPlan], FinalBefore]:
         return whole_blocks(state, state.open, score, memory)
@@ -68,6 +65,12 @@ def exact_cache_for(spec: ModelSpec) -> Cache:
         spec: The facts about the model.
     """
     return NoCache() if spec.causal_block is None else CausalBlockCache()
+
+
+def block_length_of(state: DecodeState) -> int:
+    """Return the tokens of a block of the run's model, which `CausalBlockCache.check` has found to be block-causal."""
+    assert state.spec.causal_block is not None
+    return state.spec.causal_block
 
 
 def whole_blocks(
@@ -85,9 +88,10 @@ def whole_blocks(
         The plans, and the place after the forward.
     """
     length = state.prompt_width - state.pad
-    block = (state.window.start + length) // memory.block_length * memory.block_length - length
+    block_length = block_length_of(state)
+    block = (state.window.start + length) // block_length * block_length - length
     # the window ends at closed positions, and the block goes on: closed positions stay in the sequence
-    stop = torch.minimum(block + memory.block_length, state.visible)
+    stop = torch.minimum(block + block_length, state.visible)
     score = score & state.window.mask(state.gen_length)
     plans = partial_plan(state, rows, memory.start, stop, score, stop, state.spec.shift)
-    return plans, replace(memory, start=torch.where(rows, block, memory.start))
+    return plans, FinalBefore(torch.where(rows, block, memory.start))

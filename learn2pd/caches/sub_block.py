@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from learn2pd.caches.causal_block import CausalBlockCache, FinalBefore, whole_blocks
+from learn2pd.caches.causal_block import CausalBlockCache, FinalBefore, block_length_of, whole_blocks
 from learn2pd.errors import UserError, check_at_least
 from learn2pd.loop.plans import partial_plan
 from learn2pd.schedulers.sub_blocks import SubBlocksScheduler
@@ -67,24 +67,24 @@ class SubBlockCache(CausalBlockCache):
 
     def start(self, state: DecodeState, spec: ModelSpec) -> KeptBlock:  # type: ignore[override]
         final = super().start(state, spec)
-        return KeptBlock(final, final.start - final.block_length)
+        return KeptBlock(final, final.start - block_length_of(state))
 
     def plan(  # type: ignore[override]
         self, state: DecodeState, score: Tensor, memory: KeptBlock
     ) -> tuple[list[ForwardPlan], KeptBlock]:
         length = state.prompt_width - state.pad
-        final = memory.final
-        block = (state.window.start + length) // final.block_length * final.block_length - length
+        block_length = block_length_of(state)
+        block = (state.window.start + length) // block_length * block_length - length
         first = (state.window.start + length) // self.sub_block_length * self.sub_block_length - length
         # the first position of a block is a mask only in the forward that stores the block before
         opens = (block >= 0) & _masked_at(state, block)
         whole = state.open & ((memory.start != block) | ((first >= 0) & _masked_at(state, first)))
-        plans, after = whole_blocks(state, whole, score, final)
+        plans, after = whole_blocks(state, whole, score, memory.final)
         alone = state.open & ~whole
         stop = torch.minimum(first + self.sub_block_length, state.visible)
-        seen = torch.minimum(block + final.block_length, state.visible)
+        seen = torch.minimum(block + block_length, state.visible)
         plans += partial_plan(state, alone, first, stop, score & state.window.mask(state.gen_length), seen, 0)
-        kept = torch.where(opens, block - final.block_length, block)
+        kept = torch.where(opens, block - block_length, block)
         return plans, KeptBlock(after, torch.where(state.open, kept, memory.start))
 
 

@@ -98,6 +98,16 @@ def test_anywhere_cuts_before_the_first_mask_behind_an_end_of_text_and_never_bef
     assert end(AnywhereStop(), FOUND, SURE, committed) == wanted
 
 
+@pytest.mark.parametrize(("taken_back", "wanted"), [(False, 3), (True, 6)])
+def test_an_answer_is_not_filled_where_the_same_step_takes_a_position_back(taken_back, wanted):
+    first = torch.arange(6)[None] == 0
+    state = DecodeState.start([[5, 5]], 6, SPEC)
+    state = replace(state, masked=torch.arange(6)[None] >= 2)
+    prediction = Prediction(torch.tensor([FOUND]), torch.tensor([SURE]), state.masked)
+    commit = Commit(torch.arange(6)[None] == 2, revoke=first if taken_back else None)
+    assert int(EotFilledStop(whole_window=False).ends(state, prediction, commit, None)) == wanted
+
+
 @pytest.mark.parametrize("floor", [-0.1, 1.5, float("nan")])
 def test_a_floor_that_is_no_confidence_is_refused(floor):
     with pytest.raises(ValueError, match="floor="):
