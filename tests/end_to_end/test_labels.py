@@ -88,7 +88,8 @@ def test_the_rounds_decode_with_the_options_of_the_rollouts(tiny_model_folder, t
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("{take_bak: 0.3}", ["take_bak", "did you mean 'take_back'"]),
+        ("{take_bak: 0.3}", ["take_bak", "did you mean 'take_back'", "it takes take_back, per_position"]),
+        ("{predictor: mine}", ["unknown option 'predictor'", "it takes take_back, per_position"]),
         ("{take_back: 3}", ["take_back=3", "from 0 to 1"]),
         ("{one_more: much}", ["one_more='much'", "expected"]),
     ],

@@ -6,6 +6,7 @@ Outputs: output_dir/train and output_dir/rounds.
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import time
 import zlib
@@ -31,7 +32,7 @@ from learn2pd.cli.stages.recording import (
 )
 from learn2pd.cli.stages.run_folder import read_metrics
 from learn2pd.cli.stages.validation import measure_on
-from learn2pd.errors import UserError, suggest
+from learn2pd.errors import UserError, check_options, suggest
 from learn2pd.files import read_json, write_json
 from learn2pd.models.loading import Model
 from learn2pd.predictors.apply import check_hidden_states
@@ -180,8 +181,11 @@ def rollout_policy(config: RunConfig, predictor: Predictor) -> FilterPolicy:
         UserError: the filter does not have one of the options, or refuses its value.
     """
     name = f"{FilterPolicy.__module__}:{FilterPolicy.__qualname__}"
+    options = config.train.rollout_options
+    taken = [option for option in inspect.signature(FilterPolicy).parameters if option != "predictor"]
+    check_options("train.rollout_options", options, taken)
     try:
-        policy: FilterPolicy = build("policy", name, config.train.rollout_options, {"predictor": lambda: predictor})
+        policy: FilterPolicy = build("policy", name, options, {"predictor": lambda: predictor})
     except UserError as error:
         raise UserError(f"train.rollout_options: {str(error).replace(repr(name), repr('filter'))}") from error
     return policy
