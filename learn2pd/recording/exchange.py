@@ -19,6 +19,7 @@ from pathlib import Path
 import fsspec
 
 from learn2pd.errors import UserError
+from learn2pd.files import whole_file
 from learn2pd.models.neighbours import told_in_one_line
 from learn2pd.recording.schema import RECORDING, TABLES, entry_path, table_path
 from learn2pd.recording.shard_claims import claimed, drop_damaged, one_by_one
@@ -73,6 +74,8 @@ class Exchange:
     def open_recording(self, folder: Path) -> None:
         """Put the description of the recording at the URL, or make sure that the one there is the same.
 
+        A file that holds only the beginning of the description is put again: its process was killed, or is at it now.
+
         Args:
             folder: The folder of this process, which holds the description.
 
@@ -80,13 +83,14 @@ class Exchange:
             UserError: The URL holds the shards of another recording.
         """
         own = (folder / RECORDING).read_bytes()
-        if not self.has(RECORDING):
-            self.put(RECORDING, own)
-            return
-        with self._told():
-            theirs = self.files.cat_file(f"{self.root}/{RECORDING}")
-        if theirs != own:
+        theirs = b""
+        if self.has(RECORDING):
+            with self._told():
+                theirs = self.files.cat_file(f"{self.root}/{RECORDING}")
+        if not own.startswith(theirs):
             raise UserError(f"{self} holds another recording: name an empty folder, or delete what is there")
+        if theirs != own:
+            self.put(RECORDING, own)
 
     def share(self, folder: Path, count: int, make: Callable[[int], None], check: Set[int]) -> Iterator[int]:
         """Make the shards that are missing, as `shard_claims.share` does.
@@ -161,7 +165,8 @@ class Exchange:
         """Get the files of a shard, its entry last."""
         with self._told():
             for path in (*(table_path(folder, number, name) for name in TABLES), entry_path(folder, number)):
-                self.files.get_file(f"{self.root}/{path.name}", str(path))
+                with whole_file(path) as partial:
+                    self.files.get_file(f"{self.root}/{path.name}", str(partial))
 
     def _told(self) -> contextlib.AbstractContextManager[None]:
         return told_in_one_line(f"{self} cannot be used", "expected the URL of a folder, in a form that fsspec knows")

@@ -129,6 +129,17 @@ def test_the_shards_of_another_recording_are_refused(url, tiny_model, prompts, t
         make(tiny_model, prompts[:4], tmp_path / "0", exchange=Exchange(url, 0, 2))
 
 
+@pytest.mark.parametrize("left", [0, 1, 40])
+def test_a_description_of_which_only_the_beginning_was_put_is_put_again(left, url, tiny_model, prompts, tmp_path):
+    """Its process was killed while it wrote, or is at it now."""
+    make(tiny_model, prompts, tmp_path / "1", leads=False, exchange=Exchange(url, 1, 2))
+    exchange = Exchange(url, 0, 2)
+    whole = (tmp_path / "1" / RECORDING).read_bytes()
+    exchange.put(RECORDING, whole[:left])
+    exchange.open_recording(tmp_path / "1")
+    assert exchange.files.cat_file(f"{exchange.root}/{RECORDING}") == whole
+
+
 def test_the_mark_of_a_meeting_is_seen_and_removed(url):
     exchange, other = Exchange(url, 0, 2), Exchange(url, 1, 2)
     assert not other.has("mark")

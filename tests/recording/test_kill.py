@@ -21,7 +21,9 @@ ENVIRONMENT = {
 
 
 @pytest.mark.thorough  # the suite interrupts recordings within one process, see test_shard_claims.py
-def test_killed_at_random_moments_the_recording_is_that_of_one_process(tiny_model_folder, tmp_path):
+@pytest.mark.parametrize("way", ["folder", "exchange"])
+def test_killed_at_random_moments_the_recording_is_that_of_one_process(tiny_model_folder, tmp_path, way):
+    """Two processes share a folder, or a URL alone. One of them is killed and in part of the cases started again."""
     command = [
         sys.executable,
         "-m",
@@ -30,6 +32,7 @@ def test_killed_at_random_moments_the_recording_is_that_of_one_process(tiny_mode
         str(tmp_path),
         "0",
         str(KILLS),
+        way,
     ]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=200 + 60 * KILLS)
     assert done.returncode == 0, done.stderr
