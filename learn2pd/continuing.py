@@ -109,10 +109,7 @@ class Continuer:
         """
         given = None if self.given is None else self._given(index.cpu())
         lengths = answer_lengths(tokens.cpu(), self.model.spec.eot_ids, given).tolist()
-        return [
-            self.model.tokenizer.decode(row[:length], skip_special_tokens=True)
-            for row, length in zip(tokens.cpu(), lengths, strict=True)
-        ]
+        return [self.model.text(row[:length]) for row, length in zip(tokens.cpu(), lengths, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -353,7 +353,6 @@ def _collect(
     tokens = values.pop("canvas")
     lengths = answer_lengths(tokens, model.spec.eot_ids, values.pop("given") > 0)
     texts = [
-        method.stop.final_text(model.tokenizer.decode(row[:length], skip_special_tokens=True))
-        for row, length in zip(tokens, lengths.tolist(), strict=True)
+        method.stop.final_text(model.text(row[:length])) for row, length in zip(tokens, lengths.tolist(), strict=True)
     ]
     return DecodeResult(tokens=tokens, lengths=lengths, texts=texts, wall_s=wall_s, seconds=dict(seconds), **values)

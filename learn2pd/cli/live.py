@@ -54,6 +54,6 @@ class LiveCanvas(Observer):
             if masked:
                 text.append("·", style="dim")
             else:
-                text.append(self.model.tokenizer.decode([token]), style="bold green" if new else "")
+                text.append(self.model.token_text(token), style="bold green" if new else "")
         self.live.update(text, refresh=True)
         time.sleep(SECONDS_A_STEP)

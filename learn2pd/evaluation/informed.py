@@ -113,10 +113,7 @@ def _right(
 ) -> Callable[[int, str], bool]:
     """Return a function that says whether the checker calls an answer right, or it is that of one token a step."""
     lengths = answer_lengths(reference, model.spec.eot_ids).tolist()
-    texts = [
-        model.tokenizer.decode(row[:length], skip_special_tokens=True)
-        for row, length in zip(reference, lengths, strict=True)
-    ]
+    texts = [model.text(row[:length]) for row, length in zip(reference, lengths, strict=True)]
 
     def right(number: int, text: str) -> bool:
         prompt = prompts[number]

@@ -71,7 +71,7 @@ class ReplayRecorder(Observer):
         """Return the number of a token's text, which is added to `texts` where it is new."""
         if token not in self._numbers:
             self._numbers[token] = len(self.texts)
-            self.texts.append(self.model.tokenizer.decode([token]))
+            self.texts.append(self.model.token_text(token))
         return self._numbers[token]
 
 

@@ -93,6 +93,8 @@ class DiffusionLM(TemplateLM):
     ) -> None:
         super().__init__()
         method.check(model.spec)
+        if model.tokenizer is None:
+            raise UserError(f"model {model.spec.name} has no tokenizer, and the tasks of lm-eval are texts")
         limits = {"gen_length": gen_length, "batch_size": batch_size, "likelihood_samples": likelihood_samples}
         for name, value in (limits | {"max_length": max_length}).items():
             if value is not None and value < 1:
@@ -305,8 +307,7 @@ class DiffusionLM(TemplateLM):
             length = min(int(result.lengths[place]), ask.limit)
             figures = self.figures[str(requests[number].task_name)]
             figures.update(answers=1, forwards=int(result.forwards[place]), tokens=length)
-            text = self.tokenizer.decode(result.tokens[place, :length], skip_special_tokens=True)
-            yield cut(method.stop.final_text(text))
+            yield cut(method.stop.final_text(self.model.text(result.tokens[place, :length])))
 
     # ---- likelihoods
 

@@ -67,11 +67,11 @@ class Model:
 
     Attributes:
         adapter: The network and its specification, as the loop uses them.
-        tokenizer: The tokenizer, which the loop does not know.
+        tokenizer: The tokenizer, which the loop does not know. None for a network that is given token ids alone.
     """
 
     adapter: ModelAdapter
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
 
     @property
     def spec(self) -> ModelSpec:
@@ -110,6 +110,18 @@ class Model:
             UserError: The text is empty or cannot be encoded.
         """
         return text_ids(self.tokenizer, text, subject, (self.spec.mask_id, *self.spec.eot_ids))
+
+    def text(self, ids: Any) -> str:
+        """Return the text of an answer, empty for a model without a tokenizer.
+
+        Args:
+            ids: The token ids before the end-of-text, as a list or an array of one dimension.
+        """
+        return "" if self.tokenizer is None else str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def token_text(self, token: int) -> str:
+        """Return the text of a token, control tokens included; empty for a model without a tokenizer."""
+        return "" if self.tokenizer is None else str(self.tokenizer.decode([token]))
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

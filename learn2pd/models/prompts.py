@@ -68,44 +68,49 @@ def prompt_list(prompts: object) -> list[Any]:
     return items
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: object, control_ids: Collection[int] = ()) -> list[int]:
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase | None, prompt: object, control_ids: Collection[int] = ()
+) -> list[int]:
     """Return the token ids of one prompt.
 
     Args:
-        tokenizer: The model's.
+        tokenizer: The model's. None for a model that takes token ids alone.
         prompt: A text, which becomes a user's turn where the tokenizer has a chat template; token ids, which are taken
             as they are (a list, tuple, range, integer array or integer tensor of one dimension); or a list of chat
             messages, the last one from the user.
         control_ids: Ids that are control tokens whatever the tokenizer says of them, such as the model's mask.
 
     Raises:
-        UserError: It is none of these, it is empty, or the chat template fails.
+        UserError: It is none of these, it is empty, the chat template fails, or there is no tokenizer for a text.
     """
     if isinstance(prompt, str):
+        tokenizer = _needed(tokenizer, "the prompt is a text")
         text = str(prompt)
         _check_text(text, "the prompt")
         if tokenizer.chat_template is None:
             return _tokenize(tokenizer, text, None, control_ids)
         return _tokenize(tokenizer, None, [{"role": "user", "content": text}], control_ids)
     if isinstance(prompt, Sequence) and len(prompt) and isinstance(prompt[0], Mapping):
+        tokenizer = _needed(tokenizer, "the prompt is chat messages")
         return _tokenize(tokenizer, None, _messages(tokenizer, prompt), control_ids)
     return _ids(prompt)
 
 
 def text_ids(
-    tokenizer: PreTrainedTokenizerBase, text: str, subject: str, control_ids: Collection[int] = ()
+    tokenizer: PreTrainedTokenizerBase | None, text: str, subject: str, control_ids: Collection[int] = ()
 ) -> list[int]:
     """Return the token ids of a part of an answer, to which nothing is added.
 
     Args:
-        tokenizer: The model's.
+        tokenizer: The model's. None for a model that takes token ids alone.
         text: The text.
         subject: The words for the text in messages.
         control_ids: As for `prompt_ids`.
 
     Raises:
-        UserError: The text is empty, or the tokenizer fails on it.
+        UserError: The text is empty, the tokenizer fails on it, or there is none.
     """
+    tokenizer = _needed(tokenizer, f"{subject} is a text")
     if not text:
         raise UserError(f"{subject}: a text is empty")
     _check_unicode(text, subject)
@@ -115,6 +120,13 @@ def text_ids(
         if renamed is not None:
             return _whole(renamed.encode(text, add_special_tokens=False))
         return _whole(list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)))
+
+
+def _needed(tokenizer: PreTrainedTokenizerBase | None, subject: str) -> PreTrainedTokenizerBase:
+    """Refuse what needs a tokenizer where there is none."""
+    if tokenizer is None:
+        raise UserError(f"{subject}, and the model has no tokenizer: expected token ids ([1, 2, 3])")
+    return tokenizer
 
 
 def _rows_of_a_tokenizer(given: Mapping[Any, Any]) -> list[Any]:

@@ -99,7 +99,7 @@ def _plot_one_answer(model: Model, outcomes: list[Outcome], path: Path) -> None:
     lines = []
     for outcome in shown:
         length = min(int(outcome.lengths[prompt]) + 1, 64)
-        texts = [model.tokenizer.decode([token]) for token in outcome.tokens[prompt][:length].tolist()]
+        texts = list(map(model.token_text, outcome.tokens[prompt][:length].tolist()))
         tokens = [text if text.isprintable() else ascii(text)[1:-1] for text in texts]
         lines.append((outcome.labels.method, tokens, outcome.committed_at[prompt][:length].tolist()))
     report.plot_commit_steps(lines, "Forward at which each position of one answer was committed", path)

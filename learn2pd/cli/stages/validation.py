@@ -46,10 +46,7 @@ def measure_on(
             [checkers[str(prompt.task)].check(prompt.facts, text).correct for prompt, text in judged], float
         )
 
-    answers = [
-        model.tokenizer.decode(row[:length], skip_special_tokens=True)
-        for row, length in zip(reference, lengths.tolist(), strict=True)
-    ]
+    answers = [model.text(row[:length]) for row, length in zip(reference, lengths.tolist(), strict=True)]
     before = verdicts(answers)
 
     def measure(policy: FilterPolicy) -> DecodedValidation:
