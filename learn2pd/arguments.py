@@ -37,6 +37,22 @@ def check_argument(name: str, value: Any, kind: Any, advice: str = "") -> Any:
     return plain(value)
 
 
+def parameter_kinds(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the types of a function's parameters, as far as the function states them and they exist at run time.
+
+    Args:
+        function: The function, or a class, whose constructor is asked.
+
+    Returns:
+        The types by the names of the parameters; none of them where one exists for the type checker alone, as may be
+        in a user's own class.
+    """
+    try:
+        return typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    except (NameError, AttributeError, TypeError):
+        return {}
+
+
 def checked(
     but: Collection[str] = (), advice: Mapping[str, str] | None = None
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -52,7 +68,7 @@ def checked(
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         names = list(inspect.signature(function).parameters)
-        kinds = functools.cache(lambda: typing.get_type_hints(function))
+        kinds = functools.cache(lambda: parameter_kinds(function))
 
         def check(name: str, value: Any) -> Any:
             kind = Any if name in but else kinds().get(name, Any)

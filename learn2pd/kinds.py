@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 LISTS = (list, tuple, Sequence)
-MAPPINGS = (dict, Mapping)
 LONGEST_SHOWN = 80  # characters of a wrong value that a message shows
 
 
@@ -86,12 +85,18 @@ def matches(value: Any, kind: Any) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if typing.get_origin(kind) in LISTS:
-        return isinstance(value, list | tuple) and all(matches(entry, typing.get_args(kind)[0]) for entry in value)
-    if typing.get_origin(kind) in MAPPINGS:
-        return isinstance(value, typing.get_origin(kind))
-    if typing.get_origin(kind) is Callable:
-        return callable(value)
-    return isinstance(value, kind) if isinstance(kind, type) else True
+        return isinstance(value, list | tuple) and _entries_match(value, typing.get_args(kind))
+    try:
+        return isinstance(value, typing.get_origin(kind) or kind)
+    except TypeError:  # this kind cannot be asked about a value
+        return True
+
+
+def _entries_match(value: list[Any] | tuple[Any, ...], kinds: tuple[Any, ...]) -> bool:
+    """Say whether the entries of a list are of the types that stand between the brackets of its annotation."""
+    if len(kinds) > 1 and kinds[-1] is not Ellipsis:  # a tuple with a type for every place
+        return len(value) == len(kinds) and all(map(matches, value, kinds))
+    return not kinds or all(matches(entry, kinds[0]) for entry in value)
 
 
 def check_kind(name: str, value: Any, kind: Any) -> Any:
@@ -124,19 +129,16 @@ def type_name(kind: Any) -> str:
         dict: "a mapping",
         Mapping: "a mapping",
         list: "a list",
+        Callable: "a function",
         Any: "any",
     }
     if len(alternatives(kind)) > 1:
         return " or ".join(type_name(option) for option in alternatives(kind))
     if choices(kind):
         return f"one of {', '.join(map(str, choices(kind)))}"
-    if typing.get_origin(kind) in LISTS:
-        return f"a list of {type_name(typing.get_args(kind)[0])}"
-    if typing.get_origin(kind) in MAPPINGS:
-        return "a mapping"
-    if typing.get_origin(kind) is Callable:
-        return "a function"
-    return names.get(kind, getattr(kind, "__name__", str(kind)))
+    if typing.get_origin(kind) in LISTS and typing.get_args(kind):
+        return f"a list of {' and '.join(type_name(each) for each in typing.get_args(kind) if each is not Ellipsis)}"
+    return names.get(typing.get_origin(kind) or kind, getattr(kind, "__name__", str(kind)))
 
 
 def shown(value: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, DatasetCard, DatasetCardData, HfApi, constants, hf_hub_download
 
+from learn2pd.arguments import checked
 from learn2pd.data.reading import read_records
 from learn2pd.errors import UserError
 from learn2pd.models.files import path_text, why_unreachable
@@ -16,6 +17,7 @@ TAG = "learn2pd"
 FILE = "prompts.jsonl"  # the name that every pushed file gets in its repository
 
 
+@checked(but=("path",))
 def push_prompts(
     path: str | os.PathLike[str], repo_id: str, *, private: bool = False, token: str | None = None, branch: str = "main"
 ) -> str:
@@ -60,6 +62,7 @@ def push_prompts(
         return str(commit.commit_url)
 
 
+@checked()
 def pull_prompts(repo_id: str, *, revision: str | None = None, file: str = FILE) -> Path:
     """Return a file of prompts from a repository of the hub, which is downloaded once.
 

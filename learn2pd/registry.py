@@ -12,10 +12,10 @@ import importlib
 import inspect
 import os
 import sys
-import typing
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from learn2pd.arguments import parameter_kinds
 from learn2pd.errors import UserError, check_options, suggest
 from learn2pd.kinds import matches, plain, type_name
 
@@ -191,7 +191,7 @@ def _parameters(
             f"{role}={name!r}: it is not a class that can be built ({error}); expected package.module:Class"
         ) from error
     check_options(f"{role} {name!r}", options, parameters)
-    kinds = _annotations(factory)
+    kinds = parameter_kinds(factory)
     for option, value in options.items():
         if not matches(value, kinds.get(option, Any)):
             raise UserError(
@@ -236,14 +236,6 @@ def _factory(role: str, name: str) -> Callable[..., Any]:
         )
     target: Callable[..., Any] = _import(role, table.get(name, name))
     return target
-
-
-def _annotations(factory: Callable[..., Any]) -> dict[str, Any]:
-    """Return the types of the parameters, as far as the factory states them and they exist at run time."""
-    try:
-        return typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
-    except (NameError, TypeError):  # a user's own class may import its types only for the type checker
-        return {}
 
 
 def _import(role: str, target: str) -> Any:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from learn2pd.arguments import checked
 from learn2pd.errors import UserError
 from learn2pd.kinds import plain
 from learn2pd.types import Commit, DecodeState, ForwardPlan, ModelSpec, Prediction, Window
@@ -53,7 +54,9 @@ class Role:
     built_by: str = ""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """Refuse a constructor whose parameter has the name of a method.
+        """Refuse a constructor whose parameter has the name of a method, and let others check their arguments.
+
+        A constructor is wrapped, so that an argument of another type than its annotation is refused by a `UserError`.
 
         Raises:
             TypeError: The value could not be kept in the attribute of its name, by which `options` reads it.
@@ -64,6 +67,8 @@ class Role:
                 raise TypeError(
                     f"{cls.__name__}: its option {name!r} has the name of a method of every role: rename the option"
                 )
+        if "__init__" in vars(cls):
+            cls.__init__ = checked()(cls.__init__)  # type: ignore[method-assign]
 
     def check(self, spec: ModelSpec, method: Method) -> None:
         """Refuse a model or a method that the component does not fit.

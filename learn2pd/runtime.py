@@ -11,6 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from learn2pd.arguments import checked
 from learn2pd.errors import UserError, first_line, user_errors
 from learn2pd.loop.block import BlockMemory, BlockStep, block_step, check_block_policy, start_block
 from learn2pd.predictors.accepting import Acceptance
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 
+@checked()
 def read_policy(
     folder: str | os.PathLike[str], *, threshold: float | None = None, aggressiveness: float | None = None
 ) -> Acceptance:
@@ -75,6 +77,7 @@ def read_policy(
         return Acceptance(predictor.with_threshold(threshold, aggressiveness))
 
 
+@checked()
 def check_model(
     policy: Policy,
     engine: str,

@@ -27,6 +27,7 @@ import json
 import logging
 from typing import Any
 
+from learn2pd.arguments import checked
 from learn2pd.autoregressive.model import CausalModel, load_causal_model
 from learn2pd.errors import UserError, check_at_least
 from learn2pd.models.causal import vocabulary_difference
@@ -52,6 +53,7 @@ class AutoregressiveMethod:
     draft_length = 0
     overlaps = False
 
+    @checked()
     def __init__(self, target: CausalModel) -> None:
         self.target = target
 
@@ -80,6 +82,7 @@ class _DraftedMethod(AutoregressiveMethod):
 
     draft: CausalModel
 
+    @checked()
     def __init__(self, target: CausalModel, draft: CausalModel, draft_length: int = 4) -> None:
         super().__init__(target)
         self.draft = draft
@@ -158,6 +161,7 @@ def _check_pair(target: CausalModel, draft: CausalModel) -> None:
 _model = functools.lru_cache(maxsize=4)(load_causal_model)
 
 
+@checked()
 def load_autoregressive(target: str, dtype: str = "float32", device: str = "auto") -> AutoregressiveMethod:
     """Build plain decoding with a model from a folder or from the hub.
 
@@ -175,6 +179,7 @@ def load_autoregressive(target: str, dtype: str = "float32", device: str = "auto
     return AutoregressiveMethod(_model(target, dtype, device, "target"))
 
 
+@checked()
 def load_speculative(
     target: str,
     draft: str,
@@ -203,6 +208,7 @@ def load_speculative(
     return SpeculativeMethod(*_pair(target, draft, dtype, device, draft_device), draft_length)
 
 
+@checked()
 def load_pearl(
     target: str,
     draft: str,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from learn2pd.arguments import checked
 from learn2pd.errors import UserError
 from learn2pd.models import identity
 from learn2pd.models.causal import load_causal_network
@@ -86,6 +87,7 @@ class CausalModel:
         return "" if self.tokenizer is None else str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
 
+@checked(but=("path", "dtype", "device"))
 def load_causal_model(
     path: str, dtype: str | torch.dtype = "float32", device: str | torch.device = "auto", key: str = "target"
 ) -> CausalModel:

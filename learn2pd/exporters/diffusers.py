@@ -35,6 +35,7 @@ from diffusers.schedulers.scheduling_block_refinement import (
 )
 from torch import Tensor
 
+from learn2pd.arguments import checked
 from learn2pd.errors import UserError
 from learn2pd.predictors.filter import FilterPolicy
 from learn2pd.predictors.loading import load_predictor
@@ -74,6 +75,7 @@ class Learn2PDScheduler(BlockRefinementScheduler):
         self._committed = None
 
     @classmethod
+    @checked()
     def from_policy(cls, policy: Policy, block_length: int | None = None) -> Learn2PDScheduler:
         """Make a scheduler that asks a policy.
 
@@ -85,8 +87,10 @@ class Learn2PDScheduler(BlockRefinementScheduler):
             The scheduler.
 
         Raises:
-            UserError: The pipeline cannot run the policy.
+            UserError: The pipeline cannot run the policy, or the block length is below 1.
         """
+        if block_length is not None and block_length < 1:
+            raise UserError(f"block_length={block_length}: expected at least 1")
         length = block_length or _block_length(policy)
         check_model(policy, ENGINE, block_length=length, alignment="grid", revokes=False)
         scheduler = cls(block_length=length, num_inference_steps=length)

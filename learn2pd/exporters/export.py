@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from learn2pd.arguments import checked
 from learn2pd.errors import UserError, check_options, first_line, suggest
 from learn2pd.models.files import path_text
 from learn2pd.predictors.filter import FilterPolicy, load_policy
@@ -16,6 +17,7 @@ from learn2pd.registry import EXPORTERS
 PACKAGES = {"diffusers": "diffusers", "onnx": "onnx", "onnxscript": "onnx"}  # modules -> the extra that has them
 
 
+@checked(but=("policy", "output_dir"))
 def export_policy(
     to: str, policy: FilterPolicy | str | os.PathLike[str], output_dir: str | os.PathLike[str], **options: Any
 ) -> str:
@@ -35,7 +37,7 @@ def export_policy(
             policy, or the folder has files.
     """
     if to not in EXPORTERS:
-        raise UserError(f"to={to!r}: unknown engine{suggest(str(to), EXPORTERS)}; expected {', '.join(EXPORTERS)}")
+        raise UserError(f"to={to!r}: unknown engine{suggest(to, EXPORTERS)}; expected {', '.join(EXPORTERS)}")
     folder = Path(path_text("output_dir", output_dir))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"output_dir={str(folder)!r} exists already: name a new folder, or remove this one")

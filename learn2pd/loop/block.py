@@ -9,12 +9,14 @@ In the shapes, B is the number of rows, W of positions of a block, V of tokens o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from learn2pd.arguments import checked
 from learn2pd.errors import UserError
 from learn2pd.loop.commits import at_least, outside, refusal, stays
 from learn2pd.loop.proposals import EXTRAS, SCORE_VALUES, propose, row_generators, row_noise
@@ -35,6 +37,8 @@ from learn2pd.types import (
 )
 
 OF_LOGITS = frozenset({*EXTRAS, "logits"})  # the extras that come from the logits of the block alone
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+WHOLE = (torch.int64,)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class BlockStep:
     memory: BlockMemory
 
 
+@checked()
 def check_block_policy(policy: Policy, engine: str = "one step over a block") -> None:
     """Refuse a policy that cannot decide from a block alone.
 
@@ -100,6 +105,7 @@ def check_block_policy(policy: Policy, engine: str = "one step over a block") ->
         raise UserError(f"policy {policy.name!r} needs {lacking[0]}; {engine} gives it the logits of one block")
 
 
+@checked()
 def start_block(
     policy: Policy,
     tokens: Tensor,
@@ -124,15 +130,20 @@ def start_block(
         The memory.
 
     Raises:
-        UserError: The policy cannot decide from a block alone.
+        UserError: The policy cannot decide from a block alone, or an argument is of another type or shape.
     """
     check_block_policy(policy)
+    _check_block(tokens, masked, mask_id, vocab_size)
+    for name, values in (("seed", seed), ("step", step)):
+        if values is not None:
+            _check_tensor(name, values, tokens.shape[:1], WHOLE)
     spec = ModelSpec("the engine's model", mask_id, (), 0, vocab_size, tokens.shape[1], False, "")
     state = replace(DecodeState.of_block(tokens, masked, spec), given=~masked)
     state = replace(state, seed=state.seed if seed is None else seed, step=state.step if step is None else step)
     return BlockMemory(state, policy.start(state, spec))
 
 
+@checked()
 @torch.no_grad()
 def block_step(
     policy: Policy,
@@ -169,9 +180,19 @@ def block_step(
         Proposals, commit, the block after the commit, and the memory of the next step.
 
     Raises:
-        UserError: The policy cannot decide from a block alone, or it commits positions that it may not.
+        UserError: The policy cannot decide from a block alone, it commits positions that it may not, or an argument is
+            of another type or shape.
     """
-    if memory is None:
+    _check_tensor("tokens", tokens, ("B", "W"), WHOLE)
+    _check_tensor("logits", logits, (*tokens.shape, "V"), FLOATS)
+    _check_block(tokens, masked, mask_id, logits.shape[-1])
+    _check_tensor("window.start", window.start, tokens.shape[:1], WHOLE)
+    _check_tensor("window.stop", window.stop, tokens.shape[:1], WHOLE)
+    if isinstance(least, Tensor):
+        _check_tensor("least", least, tokens.shape[:1], WHOLE)
+    if memory is not None:
+        _check_tensor("memory.state.tokens", memory.state.tokens, tokens.shape, WHOLE)
+    else:
         memory = start_block(policy, tokens, masked, mask_id, logits.shape[-1])
     inside = window.mask(tokens.shape[1])
     state = replace(memory.state, tokens=tokens, masked=masked & inside, window=window)
@@ -204,6 +225,34 @@ def block_step(
         failed=failed,
         memory=BlockMemory(after, own),
     )
+
+
+def _check_block(tokens: Tensor, masked: Tensor, mask_id: int, vocab_size: int) -> None:
+    """Refuse a block that is none, and a mask token without a logit.
+
+    Raises:
+        UserError: An argument is of another type or shape, or out of range.
+    """
+    _check_tensor("tokens", tokens, ("B", "W"), WHOLE)
+    _check_tensor("masked", masked, tokens.shape, (torch.bool,))
+    if not 0 <= mask_id < vocab_size:
+        raise UserError(f"mask_id={mask_id}: expected an id from 0 to {vocab_size - 1}, for which there are logits")
+
+
+def _check_tensor(name: str, values: Tensor, shape: Sequence[int | str], kinds: Sequence[torch.dtype]) -> None:
+    """Refuse a tensor of another shape or type. Where the shape has a letter, any size will do.
+
+    Raises:
+        UserError: The tensor is refused; the message names both sides.
+    """
+    fits = len(shape) == values.ndim and all(
+        isinstance(wanted, str) or wanted == size for wanted, size in zip(shape, values.shape, strict=True)
+    )
+    if not fits or values.dtype not in kinds:
+        wanted = f"[{', '.join(map(str, shape))}] and type {' or '.join(map(str, kinds))}"
+        raise UserError(
+            f"{name} is a tensor of shape {list(values.shape)} and type {values.dtype}: expected shape {wanted}"
+        )
 
 
 def _nothing(state: DecodeState, masked: Tensor, memory: BlockMemory) -> BlockStep:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from learn2pd.arguments import checked
 from learn2pd.errors import check_at_least
 from learn2pd.loop.crossing import upload
 from learn2pd.models.identity import file_states
@@ -106,6 +107,7 @@ def _verifier(path: str, dtype: str, device: str, states: str) -> Verifier:
     return load_verifier(path, dtype, device)
 
 
+@checked()
 def load_apd(verifier: str, mixture_weight: float = 0.7, dtype: str = "float32", device: str = "auto") -> APDPolicy:
     """Build the policy with a verifier from a folder or from the hub. It is loaded again where its files have changed.
 

@@ -16,7 +16,7 @@ those of an auxiliary model.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from learn2pd.types import Commit, DecodeState, Prediction
 LABELS = ("continuation", "checked", "checked_together")
 
 
+@runtime_checkable
 class Labelled(Protocol):
     """Says which proposals a label calls right."""
 

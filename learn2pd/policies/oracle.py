@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from learn2pd.errors import UserError
@@ -45,13 +46,16 @@ class OraclePolicy(Policy):
 
     Args:
         reference: [N, G] long, the known answer of every prompt of the caller's list.
+
+    Raises:
+        ValueError: The reference is of another type or shape.
     """
 
     name = "oracle"
     knows_answer = True
 
     def __init__(self, reference: Tensor) -> None:
-        self.reference = reference
+        self.reference = _check_reference(reference)
 
     def start(self, state: DecodeState, spec: ModelSpec) -> Reference:
         return Reference(_answers(self.reference, state))
@@ -72,6 +76,9 @@ class GuidedPolicy(Policy):
     Args:
         policy: The policy that decides on the positions.
         reference: [N, G] long, the known answer of every prompt of the caller's list.
+
+    Raises:
+        ValueError: The reference is of another type or shape.
     """
 
     name = "guided"
@@ -79,7 +86,7 @@ class GuidedPolicy(Policy):
 
     def __init__(self, policy: Policy, reference: Tensor) -> None:
         self.policy = policy
-        self.reference = reference
+        self.reference = _check_reference(reference)
         self.needs = policy.needs
         self.scores_committed = policy.scores_committed
         self.looks_ahead = policy.looks_ahead
@@ -98,6 +105,16 @@ class GuidedPolicy(Policy):
         commit = self.policy.select(prediction, eligible, state, memory.own)
         own = memory.own if commit.memory is None else commit.memory
         return replace(commit, tokens=memory.tokens, memory=Reference(memory.tokens, own))
+
+
+def _check_reference(reference: Tensor) -> Tensor:
+    """Refuse answers that are not [N, G] long, and return the others."""
+    if reference.ndim != 2 or reference.dtype is not torch.long:
+        raise ValueError(
+            f"reference is a tensor of shape {list(reference.shape)} and type {reference.dtype}: "
+            "expected shape [prompts, canvas] and type torch.int64"
+        )
+    return reference
 
 
 def _answers(reference: Tensor, state: DecodeState) -> Tensor:

@@ -14,7 +14,7 @@ Bisection assumes that fewer commits are never worse, so a larger k may exist wh
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from learn2pd.method import Method
 
 
+@runtime_checkable
 class StillRight(Protocol):
     """Continues canvases with one token a step and judges the answers."""
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from learn2pd.arguments import checked
 from learn2pd.errors import UserError
 from learn2pd.models.causal import load_causal_network, vocabulary_difference
 from learn2pd.types import DecodeState, ModelSpec, RowMemory
@@ -78,6 +79,7 @@ class Verifier:
         source: The folder or hub name of the model, for messages.
     """
 
+    @checked()
     def __init__(
         self, network: Any, tokenizer: PreTrainedTokenizerBase | None = None, source: str = "the verifier"
     ) -> None:
@@ -227,6 +229,7 @@ def _kept(memory: VerifierMemory, past: DynamicCache, rows: Tensor, columns: int
     return VerifierMemory(of("keys"), of("values"))
 
 
+@checked(but=("path", "dtype", "device"))
 def load_verifier(path: str, dtype: str = "float32", device: str = "auto") -> Verifier:
     """Load an autoregressive model and its tokenizer. No remote code is run.
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from learn2pd.arguments import checked
 from learn2pd.errors import check_at_least
 from learn2pd.predictors.apply import NetworkMemory, check_contract, needs_of, on_device, probability
 from learn2pd.predictors.loading import load_predictor
@@ -111,6 +112,7 @@ class LearnedAdaBlockScheduler(SemanticBlocks):
         return ends.int().argmax(1) + 1, ends.any(1)
 
 
+@checked(but=("folder",))
 def load_boundary(folder: str | Path, block_length: int = 32, revision: str | None = None) -> LearnedAdaBlockScheduler:
     """Build the scheduler with the boundary predictor that lies beside a saved policy.
 

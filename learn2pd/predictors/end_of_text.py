@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from learn2pd.arguments import checked
 from learn2pd.predictors.apply import NetworkMemory, check_contract, needs_of, on_device, probability
 from learn2pd.predictors.loading import load_predictor
 from learn2pd.predictors.networks import Conv, PredictorNetwork
@@ -109,6 +110,7 @@ class LearnedStop(EotStop):
         return torch.minimum(first, super().ends(state, prediction, commit, memory))
 
 
+@checked(but=("folder",))
 def load_end_of_text(folder: str | Path, floor: float = 0.5, revision: str | None = None) -> LearnedStop:
     """Build the stop rule with the end-of-text predictor that lies beside a saved policy.
 

@@ -43,14 +43,9 @@ class TextStop(EotStop):
 
     def __init__(self, strings: str | list[str], floor: float = 0.5) -> None:
         super().__init__(floor)
-        texts = [strings] if isinstance(strings, str) else strings
-        if (
-            not isinstance(texts, list | tuple)
-            or not texts
-            or not all(isinstance(text, str) and text for text in texts)
-        ):
+        self.strings = [strings] if isinstance(strings, str) else list(strings)
+        if not self.strings or not all(self.strings):
             raise ValueError(f"strings={strings!r}: expected one text or a list of texts, none of them empty")
-        self.strings = list(texts)
 
     def check(self, spec: ModelSpec, method: Method) -> None:
         super().check(spec, method)
