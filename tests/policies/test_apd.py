@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -137,7 +135,7 @@ def test_a_verifier_that_is_not_there_is_refused_before_the_hub_is_asked(tmp_pat
 @pytest.mark.parametrize("weight", [0, -0.5, 1.1])
 def test_a_mixture_weight_out_of_range_is_refused(weight):
     with pytest.raises(ValueError, match="mixture_weight"):
-        APDPolicy(SimpleNamespace(), weight)
+        APDPolicy(tiny_verifier(), weight)
 
 
 def test_a_verifier_that_is_named_twice_is_loaded_once_and_again_when_its_files_change(tmp_path, tokenizer):

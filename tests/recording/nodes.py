@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch.distributed.elastic.rendezvous import dynamic_rendezvous
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from tqdm.auto import tqdm
 
@@ -170,6 +171,9 @@ def worker(slow: str, name: str, *given: str) -> int:
 
 def agent(port: int, given: Sequence[str]) -> int:
     """One node: an agent of torchrun with one worker, as `torchrun --nnodes=2 --nproc-per-node=1` starts it."""
+    # For its log, torch looks through all imported modules several times in every step of a meeting. On a busy machine
+    # that takes longer than a heartbeat, and then the heartbeats of one node keep the other one from joining for ever.
+    dynamic_rendezvous.get_method_name = lambda: ""
     config = LaunchConfig(
         min_nodes=2,
         max_nodes=2,
