@@ -6,12 +6,14 @@
     python -m tests.recording.nodes training MODEL FOLDER ROUNDS
 
 A node is a process group of its own with an agent of torchrun, which has threads and so starts the node's worker anew
-instead of forking. A node is lost by a SIGKILL of its whole group. The answer is one JSON object on standard output.
+instead of forking. A node is lost by a SIGKILL of its whole group, which the worker follows. The answer is one JSON
+object on standard output.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import random
@@ -35,6 +37,7 @@ from tests.recording.helpers import files
 
 LONGEST_S = 200.0  # a process that takes longer hangs, also on a machine with much else to do
 SHARDS = 15
+PR_SET_PDEATHSIG = 1  # of prctl: the signal that a process gets when its parent ends
 HEARTBEAT_S = 1  # between two signs of life of an agent; after three that are missing its node counts as lost
 
 
@@ -155,14 +158,21 @@ def refusals(model: str, folder: str) -> dict[str, object]:
     return answers
 
 
-def worker(slow: str, name: str, *given: str) -> int:
+def worker(parent: str, slow: str, name: str, *given: str) -> int:
     """Run a command as the worker of a node.
 
+    Torch starts a worker in a session of its own, which the kill of the node's group does not reach. It asks the system
+    to be killed with its agent, so that it neither works on nor waits for another one when its node is lost.
+
     Args:
+        parent: The id of the agent.
         slow: The number of the process that records slowly, or `none`.
         name: The name of the command.
         given: Its arguments.
     """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(parent):
+        return 1
     if os.environ["RANK"] == slow:
         decode = stage.oracle_tables
         stage.oracle_tables = lambda *taken, **more: (time.sleep(0.2), decode(*taken, **more))[1]
@@ -185,7 +195,7 @@ def agent(port: int, given: Sequence[str]) -> int:
         max_restarts=100,
         monitor_interval=0.1,
     )
-    elastic_launch(config, sys.executable)("-m", "tests.recording.nodes", "worker", *given)
+    elastic_launch(config, sys.executable)("-m", "tests.recording.nodes", "worker", str(os.getpid()), *given)
     return 0
 
 
