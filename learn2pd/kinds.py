@@ -85,14 +85,15 @@ def matches(value: Any, kind: Any) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if typing.get_origin(kind) in LISTS:
-        return isinstance(value, list | tuple) and _entries_match(value, typing.get_args(kind))
+        is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+        return is_list and _entries_match(value, typing.get_args(kind))
     try:
         return isinstance(value, typing.get_origin(kind) or kind)
     except TypeError:  # this kind cannot be asked about a value
         return True
 
 
-def _entries_match(value: list[Any] | tuple[Any, ...], kinds: tuple[Any, ...]) -> bool:
+def _entries_match(value: Sequence[Any], kinds: tuple[Any, ...]) -> bool:
     """Say whether the entries of a list are of the types that stand between the brackets of its annotation."""
     if len(kinds) > 1 and kinds[-1] is not Ellipsis:  # a tuple with a type for every place
         return len(value) == len(kinds) and all(map(matches, value, kinds))

@@ -282,6 +282,9 @@ class Named(TypedDict):
         (5, Shaped, True),  # nothing can be asked of these kinds
         (5, Named, True),
         (5, NewType("Number", str), True),
+        (range(3), Sequence[int], True),
+        ("abc", Sequence[str], False),
+        (b"abc", Sequence[int], False),
     ],
 )
 def test_kinds_of_annotations(value, kind, fits):
