@@ -59,8 +59,7 @@ def parse(text: str) -> Node | None:
         UserError: the text is not YAML, a key stands in it twice, or it uses a tag.
     """
     try:
-        _check_events(text)
-        root: Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
+        root: Node | None = yaml.compose(text, Loader=_Loader)
         if root is not None:
             _Survey().check(root)
         return root
@@ -73,18 +72,24 @@ def parse(text: str) -> Node | None:
         raise UserError("not YAML that can be read: a value contains itself") from error
 
 
-def _check_events(text: str) -> None:
-    """Refuse tags and absurd nesting, before the text is taken apart as a whole."""
-    depth = 0
-    event: Any  # the stubs do not know the attributes of its kinds
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):
+    """A loader that refuses tags and absurd nesting where it meets them, before it goes deeper."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.depth = 0
+
+    def get_event(self) -> Any:
+        """Return the next event of the text."""
+        event: Any = super().get_event()  # the stubs do not know the attributes of its kinds
         line = event.start_mark.line + 1
         # a tag was written by hand, since the parser gives no tags of its own
         if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag:
             raise UserError(f"line {line}: the tag {event.tag!r} is not allowed: write the value alone")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MOST_DEPTH:
+        self.depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if self.depth > MOST_DEPTH:
             raise UserError(f"line {line}: nested more than {MOST_DEPTH} deep: this is no configuration")
+        return event
 
 
 class _Survey:

@@ -280,15 +280,26 @@ def build(tree: dict[str, Any], schema: type, defaults: dict[str, Any]) -> Any:
     texts = {key.name for key in keys_of(schema) if key.field.metadata.get("verbatim")}
     verbatim = {name: tree[name] for name in texts if name in tree}
     tree = {name: value for name, value in tree.items() if name not in texts}
+    written = _joined_values(defaults, tree)
+    resolved = _resolved(written) if _interpolates(written) else written
+    return _build(resolved | verbatim, written, schema, "", {})
+
+
+def _interpolates(value: Any) -> bool:
+    """Say whether a text in nested dicts and lists takes the value of another key."""
+    if isinstance(value, dict | list):
+        return any(map(_interpolates, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str) and INTERPOLATION in value
+
+
+def _resolved(written: dict[str, Any]) -> Any:
+    """Put the values of the keys in the places of the interpolations."""
     try:
-        whole = OmegaConf.create(_joined_values(defaults, tree))
-        written: Any = OmegaConf.to_container(whole)
-        resolved: Any = OmegaConf.to_container(whole, resolve=True)
+        return OmegaConf.to_container(OmegaConf.create(written), resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key or 'an interpolation'}: {first_line(error)}") from error
     except RecursionError as error:
         raise UserError("an interpolation is nested too deeply") from error
-    return _build(resolved | verbatim, written, schema, "", {})
 
 
 def _joined_values(defaults: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
