@@ -6,6 +6,7 @@ would grow above, replays are left out, the longest first, and then the lines ab
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -97,14 +98,19 @@ def _of_all_tasks(comparison: Line) -> Line:
     }
 
 
-def _render(run: RunData, comparison: Line, replays: Sequence[Line], left_out: Sequence[str]) -> str:
-    environment = Environment(
+@functools.cache
+def _templates() -> Environment:
+    """The templates of the page, each of which is compiled once."""
+    return Environment(
         loader=FileSystemLoader(FILES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _render(run: RunData, comparison: Line, replays: Sequence[Line], left_out: Sequence[str]) -> str:
     calibrated = run.metrics.get("calibrate", {}).get("filter", {})
     rounds = run.metrics.get("train", {}).get("rounds", [])
     shown: Line = {
@@ -117,7 +123,8 @@ def _render(run: RunData, comparison: Line, replays: Sequence[Line], left_out: S
     note = ""
     if left_out:
         note = f"Replays of {', '.join(left_out)} are left out, because the page would be larger than 1 MB."
-    return environment.get_template("page.html.j2").render(
+    template = _templates().get_template("page.html.j2")
+    return template.render(
         shown,
         title=run.title,
         version=run.version,
