@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import copy
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 from learn2pd.types import RowMemory
 
@@ -86,9 +85,8 @@ class Device(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         # a tensor without a value is made on `meta` itself by `torch.tensor([], device=...)`
-        args = tree_map(lambda leaf: _empty(leaf) if _is_empty(leaf) else leaf, args)
-        leaves, _ = tree_flatten((args, kwargs))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        args = _mapped(lambda leaf: _empty(leaf) if _is_empty(leaf) else leaf, args)
+        tensors = _tensors([args, kwargs])
         on_device = [isinstance(tensor, DeviceTensor) for tensor in tensors]
         target = kwargs.get("device")
         made_there = target is not None and torch.device(target).type == DEVICE.type
@@ -122,9 +120,9 @@ class Device(TorchDispatchMode):
         return self._computed(func, args, kwargs, to_device=to_device)
 
     def _computed(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], to_device: bool) -> Any:
-        args, kwargs = tree_map(lambda leaf: leaf.held if isinstance(leaf, DeviceTensor) else leaf, (args, kwargs))
+        args, kwargs = _mapped(lambda leaf: leaf.held if isinstance(leaf, DeviceTensor) else leaf, (args, kwargs))
         result = func(*args, **kwargs)
-        return tree_map(lambda leaf: DeviceTensor(leaf) if to_device and isinstance(leaf, Tensor) else leaf, result)
+        return _mapped(lambda leaf: DeviceTensor(leaf) if to_device and isinstance(leaf, Tensor) else leaf, result)
 
     def _wait(self, what: str) -> None:
         frames = [
@@ -134,6 +132,23 @@ class Device(TorchDispatchMode):
         ]
         last = frames[-1] if frames else traceback.extract_stack()[0]
         self.waits.append(f"{what}: {last.filename.rpartition('/learn2pd/')[2]}:{last.lineno} {last.line}")
+
+
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """A value with every leaf of its tuples, lists and dicts replaced. Torch's own function is many times slower."""
+    if type(value) in (tuple, list):
+        return type(value)([_mapped(function, part) for part in value])
+    if type(value) is dict:
+        return {name: _mapped(function, part) for name, part in value.items()}
+    return function(value)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """All tensors in a value of tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]
 
 
 def _is_empty(leaf: Any) -> bool:

@@ -21,7 +21,7 @@ from tests.contract.helpers import BLOCK, CACHES, SCHEDULERS, STOPS, policies
 from tests.device import DEVICE, Device
 
 CPU = torch.device("cpu")
-CANVAS = 24
+CANVAS = 13
 
 
 def spread(network):
@@ -50,8 +50,14 @@ def _without_inference_mode(monkeypatch):
     monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
 
 
-@pytest.mark.parametrize("policy", ["threshold0.6", "filter_back"])
-@pytest.mark.parametrize(("name", "cache"), CASES)
+@pytest.mark.parametrize(
+    ("name", "cache", "policy"),
+    [
+        pytest.param(*case, policy, marks=pytest.mark.thorough if (one + other) % 2 else [])
+        for one, case in enumerate(CASES)
+        for other, policy in enumerate(["threshold0.6", "filter_back"])
+    ],
+)
 def test_answers_are_those_of_one_device(request, name, cache, policy, make_prompts, tiny_family):
     model = request.getfixturevalue(name) if name.startswith("tiny") else tiny_family(name)
     scheduler = BlocksScheduler(model.spec.causal_block or BLOCK, "grid" if model.spec.causal_block else "prompt")
