@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -76,6 +76,26 @@ STOPS = {"none": NoStop(), "eot0": EotStop(0.0), "eot0.5": EotStop(0.5), "paper"
 def every_second(values: Iterable[Any]) -> list[Any]:
     """The values as parameters of a test, of which the suite runs every second one and `-m thorough` the others."""
     return [pytest.param(value, marks=pytest.mark.thorough if n % 2 else []) for n, value in enumerate(values)]
+
+
+def covering(cases: Sequence[Any], meetings_of: Callable[[Any], set[Hashable]]) -> list[Any]:
+    """A small part of the cases in which everything meets that meets in them: always the one with most that is new."""
+    meetings = {case: meetings_of(case) for case in cases}
+    missing = set().union(*meetings.values())
+    part = []
+    while missing:
+        part.append(max(cases, key=lambda case: len(meetings[case] & missing)))
+        missing -= meetings[part[-1]]
+    return part
+
+
+def covering_part(cases: Sequence[tuple[str, str, str]]) -> list[Any]:
+    """Combinations as parameters of a test, of which `-m thorough` runs those that are new to nothing.
+
+    The suite runs every policy of them, and every scheduler with every cache.
+    """
+    part = covering(cases, lambda case: {case[0], case[1:]})
+    return [pytest.param(*case, marks=[] if case in part else pytest.mark.thorough) for case in cases]
 
 
 @functools.cache

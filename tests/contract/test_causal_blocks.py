@@ -78,12 +78,10 @@ def test_the_exact_cache_equals_none_and_a_row_equals_itself_alone(name, policy,
     cached = outcome(run(causal, prompts, policy, cache=CausalBlockCache(), **parts), causal)
     assert cached.pop("columns") < plain.pop("columns")
     assert cached == plain
-    for number in (1, 4):
-        alone = outcome(
-            run(causal, [prompts[number]], policy, cache=CausalBlockCache(), index=[number], **parts), causal
-        )
-        alone.pop("columns")
-        assert {key: [rows[number]] for key, rows in cached.items()} == alone
+    number = (1, 4)[STOPS.index(stop) % 2]
+    alone = outcome(run(causal, [prompts[number]], policy, cache=CausalBlockCache(), index=[number], **parts), causal)
+    alone.pop("columns")
+    assert {key: [rows[number]] for key, rows in cached.items()} == alone
 
 
 def test_a_longer_canvas_changes_nothing_before_it(causal, make_prompts):
@@ -112,7 +110,7 @@ def test_a_prefix_cache_on_a_grid_costs_no_token_of_a_single_step_a_block(causal
 
 
 @pytest.mark.parametrize(
-    "sub_block_length", [pytest.param(1, marks=pytest.mark.thorough), 2, pytest.param(4, marks=pytest.mark.thorough), 8]
+    "sub_block_length", [2, *(pytest.param(length, marks=pytest.mark.thorough) for length in (1, 4, 8))]
 )
 def test_sub_blocks_decode_alike_with_and_without_the_exact_cache(causal, sub_block_length, make_prompts):
     prompts = make_prompts([1, 9, 25, 40, 16])

@@ -20,6 +20,7 @@ from tests.contract.helpers import (
     MODELS,
     SCHEDULERS,
     STOPS,
+    covering_part,
     oracle,
     outcome,
     policies,
@@ -42,7 +43,7 @@ def given_tokens(rows: int, seed: int) -> torch.Tensor:
     return torch.where(fixed, tokens, -1)
 
 
-@pytest.mark.parametrize(("policy", "scheduler", "cache"), CASES)
+@pytest.mark.parametrize(("policy", "scheduler", "cache"), covering_part(CASES))
 def test_given_tokens_and_allowed_ids_hold_and_rows_stay_independent(policy, scheduler, cache, make_prompts, request):
     number = CASES.index((policy, scheduler, cache))
     model = request.getfixturevalue(MODELS[number % len(MODELS)])

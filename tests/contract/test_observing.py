@@ -11,6 +11,7 @@ from tests.contract.helpers import (
     MODELS,
     SCHEDULERS,
     STOPS,
+    covering_part,
     oracle,
     outcome,
     policies,
@@ -19,9 +20,8 @@ from tests.contract.helpers import (
 from tests.contract.test_fixed_tokens import given_tokens
 
 LENGTHS = [3, 17, 9]
-# every policy and scheduler without a cache, and some of the combinations with one; a third of them in the suite
+# every policy and scheduler without a cache, and some of the combinations with one
 CASES = [case for number, case in enumerate(COMBINATIONS) if case[2] == "none" or number % 9 == 0]
-MARKED = [pytest.param(*case, marks=pytest.mark.thorough if number % 3 else []) for number, case in enumerate(CASES)]
 
 
 class Asks(Observer):
@@ -31,7 +31,7 @@ class Asks(Observer):
     looks_ahead = True
 
 
-@pytest.mark.parametrize(("policy", "scheduler", "cache"), MARKED)
+@pytest.mark.parametrize(("policy", "scheduler", "cache"), covering_part(CASES))
 def test_an_observer_changes_no_answer(policy, scheduler, cache, make_prompts, request):
     number = CASES.index((policy, scheduler, cache))
     model = request.getfixturevalue(MODELS[number % len(MODELS)])

@@ -21,6 +21,7 @@ from tests.contract.helpers import (
     MODELS,
     SCHEDULERS,
     STOPS,
+    covering,
     fits,
     oracle,
     outcome,
@@ -99,19 +100,8 @@ def meetings_of(case: Case) -> set[tuple[object, ...]]:
     return {(case.policy, number, part) for number, part in enumerate(of_policy)} | others
 
 
-def covering(cases: list[Case]) -> list[Case]:
-    """A small part of the cases in which everything meets that meets in them: always the one with most that is new."""
-    meetings = {case: meetings_of(case) for case in cases}
-    missing = set().union(*meetings.values())
-    part = []
-    while missing:
-        part.append(max(cases, key=lambda case: len(meetings[case] & missing)))
-        missing -= meetings[part[-1]]
-    return part
-
-
 CASES = product_cases(0)
-OF_THE_SUITE = frozenset(covering(CASES))
+OF_THE_SUITE = frozenset(covering(CASES, meetings_of))
 MARKED = [
     pytest.param(case, marks=[] if case in OF_THE_SUITE else pytest.mark.thorough)
     for turn in range(len(MODELS))
@@ -215,10 +205,17 @@ def test_the_order_of_the_rows_does_not_matter(stop, tiny_model, make_prompts):
     assert {key: rows[::-1] for key, rows in backward.items()} == forward
 
 
+PAIRS = [("blocks", "dual"), ("blocks", "none"), ("dsb_greedy", "dsb"), ("lookahead", "lookahead")]
+
+
 @pytest.mark.parametrize(
-    ("scheduler", "cache"), [("blocks", "dual"), ("blocks", "none"), ("dsb_greedy", "dsb"), ("lookahead", "lookahead")]
+    ("policy", "scheduler", "cache"),
+    [
+        pytest.param(policy, *pair, marks=pytest.mark.thorough if (one + other) % 2 else [])
+        for one, policy in enumerate(["threshold0.6", "apd", "entropy"])
+        for other, pair in enumerate(PAIRS)
+    ],
 )
-@pytest.mark.parametrize("policy", ["threshold0.6", "apd", "entropy"])
 def test_samples_depend_neither_on_plans_nor_on_how_many_positions_are_scored_at_once(
     policy, scheduler, cache, tiny_model, make_prompts, monkeypatch
 ):

@@ -171,8 +171,14 @@ def break_row(monkeypatch, model, number, value, after=2):
     monkeypatch.setattr(model.adapter, "forward", breaking)
 
 
-@pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("cache", "broken"),
+    [
+        pytest.param(cache, broken, marks=pytest.mark.thorough if (one + other) % 2 else [])
+        for one, cache in enumerate(CACHES)
+        for other, broken in enumerate((float("nan"), float("inf")))
+    ],
+)
 def test_a_row_whose_logits_are_not_finite_stops_and_the_others_go_on(cache, broken, model, make_prompts, monkeypatch):
     prompts = make_prompts(LENGTHS)
     alone = outcome(run(model, prompts[:1] + prompts[2:], ThresholdPolicy(0.6), cache=CACHES[cache]), model)

@@ -21,8 +21,14 @@ from tests.contract.helpers import CACHES, outcome, policies, run
 READERS = [name for name, policy in policies().items() if "logits" in policy.needs]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(
+    ("name", "temperature"),
+    [
+        pytest.param(name, temperature, marks=pytest.mark.thorough if (one + other) % 2 else [])
+        for one, name in enumerate(READERS)
+        for other, temperature in enumerate((0.0, 1.0))
+    ],
+)
 def test_a_policy_decides_the_same_from_many_parts(name, temperature, tiny_model, make_prompts, monkeypatch):
     outcomes = []
     for positions in (1000, 3):

@@ -168,7 +168,7 @@ def with_ordinary_tokens(tokens, before):
 
 
 @pytest.mark.parametrize("stop", RULES, ids=repr)
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(step=steps())
 def test_an_end_of_text_before_a_given_token_is_to_every_rule_an_ordinary_token(stop, step):
     """Given tokens too may be end-of-text. The first end-of-text behind the last given token ends the row."""

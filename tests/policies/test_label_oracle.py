@@ -14,7 +14,7 @@ from learn2pd.policies.label_oracle import LABELS, LabelOracle
 from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.stops.eot import EotStop
 
-GEN, BLOCK = 24, 8
+GEN, BLOCK = 16, 8
 ONE_A_STEP = Method(FixedPolicy(), BlocksScheduler(BLOCK), stop=EotStop(0.5))
 
 

@@ -16,12 +16,12 @@ from learn2pd.schedulers.blocks import BlocksScheduler
 from learn2pd.stops.eot import EotStop
 from tests.contract.helpers import random_predictor
 
-GEN, BLOCK = 24, 8
+GEN, BLOCK = 16, 8
 
 
 @pytest.fixture(scope="module")
 def prompts(make_prompts):
-    return make_prompts([5, 3, 9, 6, 4, 7], seed=1)
+    return make_prompts([5, 3, 9, 6], seed=1)
 
 
 @pytest.fixture(scope="module")
