@@ -47,6 +47,22 @@ def oracle_producer(model, gen_length=GEN, block_length=BLOCK):
     )
 
 
+MADE: dict[tuple, object] = {}  # the tables that `remembered` has made
+
+
+def remembered(model, gen_length=GEN, block_length=BLOCK):
+    """As `oracle_producer`, but the same prompts are decoded once in a process: for tests of what becomes of tables."""
+    produce = oracle_producer(model, gen_length, block_length)
+
+    def of(model, prompts):
+        key = (model.spec.fingerprint, gen_length, block_length, *((prompt.id, prompt.text) for prompt in prompts))
+        if key not in MADE:
+            MADE[key] = produce(model, prompts)
+        return MADE[key]
+
+    return of
+
+
 def make(
     model,
     prompts,
@@ -62,7 +78,7 @@ def make(
 ):
     """Record in this process, as one of several that may be at it."""
     open_recording(folder, described(model, prompts, gen_length, block_length, shard_prompts, **more))
-    produce = produce or oracle_producer(model, gen_length, block_length)
+    produce = produce or remembered(model, gen_length, block_length)
     return record(model, prompts, folder, produce, shard_prompts=shard_prompts, leads=leads, exchange=exchange)
 
 

@@ -15,7 +15,7 @@ from learn2pd.errors import UserError
 from learn2pd.recording import exchange as room
 from learn2pd.recording.exchange import Exchange
 from learn2pd.recording.schema import RECORDING, TABLES, entry_path, table_path
-from tests.recording.helpers import files, make, oracle_producer
+from tests.recording.helpers import files, make, remembered
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -30,7 +30,7 @@ def url(request, tmp_path):
 
 def counted(model, numbers):
     """A producer that notes how many prompts it was asked for."""
-    produce = oracle_producer(model)
+    produce = remembered(model)
 
     def of(model, prompts):
         numbers.append(len(prompts))
