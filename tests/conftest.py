@@ -37,8 +37,9 @@ MAX_LENGTH = 512
 
 
 def pytest_collection_finish() -> None:
-    """Let garbage be collected again, but for what was loaded until here."""
+    """Let garbage be collected again, but for what was loaded until here, and seldom."""
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     gc.enable()
 
 
@@ -152,10 +153,20 @@ def make_prompts() -> Callable[..., list[list[int]]]:
     return make
 
 
+def undraw_plots(monkeypatch) -> None:
+    """Let plots become empty files, for tests of runs to which only their names matter; tests/end_to_end draws them."""
+
+    def touch(*arguments, **options):
+        next(argument for argument in arguments if isinstance(argument, Path)).touch()
+
+    for name in ("plot_tradeoff", "plot_fastest", "plot_reliability", "plot_commit_steps"):
+        monkeypatch.setattr(f"learn2pd.evaluation.plots.{name}", touch)
+    monkeypatch.setattr("learn2pd.embedded.pretraining.plot_losses", touch)
+
+
 @pytest.fixture
 def undrawn_plots(monkeypatch):
-    """Plots become empty files, for tests of runs to which only their names matter; tests/end_to_end draws them."""
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **options: Path(path).touch())
+    undraw_plots(monkeypatch)
 
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}

@@ -13,6 +13,7 @@ from tests.contract.helpers import every_second
 from tests.end_to_end.test_run import SMALL, failing
 
 pytestmark = pytest.mark.usefixtures("undrawn_plots")
+OTHERWISE = ("data.", "decode.", "train.", "compare.methods", "compare.likelihood")  # keys that are set here
 FILTERS = every_second([("sdar", 4, "mlp"), ("sdar", 8, "transformer"), ("fast_dllm_v2", 8, "mlp")])
 
 
@@ -27,12 +28,12 @@ def arguments(tokenizer, tmp_path, request):
         for cache in ("none", "causal_block")
     )
     return [
-        *(entry for entry in SMALL if not entry.startswith(("data.", "decode.", "train.", "compare.methods"))),
+        *(entry for entry in SMALL if not entry.startswith(OTHERWISE)),
         "data.tasks=[math]",
         "data.train_prompts=4",
         "data.validation_prompts=6",
         "data.test_prompts=2",
-        "decode.gen_length=24",
+        "decode.gen_length=16",
         "train.start=scratch",
         "train.predictors=[]",
         "train.max_epochs=1",

@@ -74,6 +74,7 @@ def test_a_run_trains_on_its_labels_and_goes_on_where_it_was_interrupted(tiny_mo
 def test_the_rounds_decode_with_the_options_of_the_rollouts(tiny_model_folder, tmp_path):
     """A filter that accepts nothing commits whole blocks where the model's own confidence is enough."""
     strict = ["train.rollout_threshold=1", "record.labels=own_answer", f"model.path={tiny_model_folder}"]
+    strict += ["data.train_prompts=3", "data.validation_prompts=3"]
     plain = {"take_back": 0, "one_more": 1, "confidence_threshold": 1}
     forwards = {}
     for name, options in (("alone", plain), ("confident", plain | {"confidence_threshold": 0})):

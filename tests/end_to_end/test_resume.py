@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from learn2pd.cli import main as cli
 from learn2pd.cli.stages.run_folder import LOCK_FILE, OUTPUTS
 from learn2pd.predictors.networks import MLP
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
+from tests.conftest import undraw_plots
 
 pytestmark = pytest.mark.usefixtures("undrawn_plots")
 SMALL = [
@@ -39,21 +40,27 @@ SMALL = [
     "compare.methods=[{name: v, policy: fixed}, {name: f, policy: filter}]",
     "compare.stops=[eot]",
     "compare.bootstrap_samples=20",
-    "model.path=checkpoints/tiny-llada",
     "model.device=cpu",
     "threads=1",
 ]
 
 
 @pytest.fixture(scope="module")
-def arguments():
-    return SMALL
+def arguments(tiny_model_folder, tmp_path_factory):
+    """The tiny model, which proposes end-of-text so often here that a predictor has something to learn."""
+    folder = shutil.copytree(tiny_model_folder, tmp_path_factory.mktemp("model") / "tiny")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.transformer.ff_out.weight"][json.loads((folder / "config.json").read_text())["eos_token_id"]] *= 2
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return [*SMALL, f"model.path={folder}"]
 
 
 @pytest.fixture(scope="module")
 def finished(arguments, tmp_path_factory):
     output = tmp_path_factory.mktemp("run") / "out"
-    assert cli.run([*arguments, f"output_dir={output}"]) == 0
+    with pytest.MonkeyPatch.context() as patched:
+        undraw_plots(patched)
+        assert cli.run([*arguments, f"output_dir={output}"]) == 0
     return output
 
 
@@ -140,7 +147,7 @@ def test_what_cannot_be_done_again_is_refused_and_nothing_is_changed(arguments, 
 
 
 @pytest.mark.parametrize("labels", ["checked", "checked_together", "reference"])
-def test_labels_by_a_checker_are_refused_where_an_answer_was_corrected(labels, tmp_path, capsys):
+def test_labels_by_a_checker_are_refused_where_an_answer_was_corrected(labels, arguments, tmp_path, capsys):
     questions = tmp_path / "questions.jsonl"
 
     def run(answer):
@@ -148,7 +155,7 @@ def test_labels_by_a_checker_are_refused_where_an_answer_was_corrected(labels, t
         questions.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         data = ["data.source=jsonl", f"data.path={questions}", "data.prompt_field=question", "data.answer_field=answer"]
         own = [*data, "data.task=final_number", f"record.labels={labels}", "record.label_states=1", "stages=[record]"]
-        kept = [entry for entry in SMALL if not entry.startswith("data.")]
+        kept = [entry for entry in arguments if not entry.startswith("data.")]
         return cli.run(
             [
                 *kept,

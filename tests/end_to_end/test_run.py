@@ -389,7 +389,8 @@ def test_the_variables_of_a_launcher_do_not_disturb_a_training(arguments, tmp_pa
     for name, value in LAUNCHERS[launcher].items():
         monkeypatch.setenv(name, value)
     kept = [argument for argument in arguments if not argument.startswith(("data.", "decode.", "train."))]
-    small = ["data.tasks=[math]", "data.train_prompts=3", "data.validation_prompts=3", "decode.gen_length=32"]
+    small = ["data.tasks=[math]", "data.train_prompts=3", "data.validation_prompts=3"]
+    small += ["decode.gen_length=8", "decode.block_length=8"]
     own = [
         *kept,
         *small,
