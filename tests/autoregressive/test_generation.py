@@ -95,7 +95,7 @@ def test_a_run_of_pearls_draft_is_at_least_as_long_as_any_fixed_draft():
 
 
 SMALL = 5  # tokens of the vocabulary in which answers are counted
-DRAWS = 4000
+DRAWS = 2500
 
 
 @pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(0.6, top_p=0.8), Sampling(1.3, top_k=3)])

@@ -62,7 +62,7 @@ def test_the_graph_decides_as_the_policy_does(name):
         tokens, masked, memory = step.tokens, step.masked, step.memory
 
 
-@pytest.mark.parametrize("name", ["mlp", "transformer"])
+@pytest.mark.parametrize("name", [pytest.param("mlp", marks=pytest.mark.thorough), "transformer"])
 def test_a_file_of_torch_export_has_free_rows_and_windows(name, tmp_path):
     policy = policy_of(name)
     folder = tmp_path / "exported"

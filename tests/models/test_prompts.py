@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
@@ -550,6 +550,7 @@ def test_the_ids_of_other_texts_are_the_tokenizers_own(name, text):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_no_control_token_comes_from_a_text(name, data):
     tokenizer = TOKENIZERS[name]

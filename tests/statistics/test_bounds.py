@@ -19,7 +19,7 @@ from learn2pd.statistics.bounds import (
     upper_bound_of_share,
 )
 
-DRAWS = 200
+DRAWS = 120
 deltas = st.floats(0.001, 0.5)
 losses_to_one = st.lists(st.floats(0, 1), min_size=1, max_size=30).map(np.array)
 verdicts = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30).map(np.array)
