@@ -90,9 +90,9 @@ def covering(cases: Sequence[Any], meetings_of: Callable[[Any], set[Hashable]]) 
 
 
 def covering_part(cases: Sequence[tuple[str, str, str]]) -> list[Any]:
-    """Combinations as parameters of a test, of which `-m thorough` runs those that are new to nothing.
+    """Combinations as parameters of a test.
 
-    The suite runs every policy of them, and every scheduler with every cache.
+    The suite runs every policy of them and every scheduler with every cache, and `-m thorough` runs the others.
     """
     part = covering(cases, lambda case: {case[0], case[1:]})
     return [pytest.param(*case, marks=[] if case in part else pytest.mark.thorough) for case in cases]
