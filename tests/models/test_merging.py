@@ -61,13 +61,19 @@ def make_adapter(base: Path, folder: Path, config) -> Path:
     return folder
 
 
-@pytest.fixture
-def lora(family, tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def made(family, tmp_path_factory) -> Path:
     return make_adapter(
         family.folder,
-        tmp_path / "lora",
+        tmp_path_factory.mktemp("made") / "lora",
         LoraConfig(r=4, lora_alpha=32, target_modules=family.targets, init_lora_weights=False),
     )
+
+
+@pytest.fixture
+def lora(made, tmp_path) -> Path:
+    """An adapter that the test may change."""
+    return Path(shutil.copytree(made, tmp_path / "lora"))
 
 
 def edit_weights(folder: Path, change: Callable[[dict], object]) -> None:
