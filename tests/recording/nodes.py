@@ -36,6 +36,7 @@ from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
 from tests.recording.helpers import files
 
 LONGEST_S = 200.0  # a process that takes longer hangs, also on a machine with much else to do
+ALONE_S = 10.0  # a node that has not met the lost one yet waits for it and makes no shard
 SHARDS = 15
 PR_SET_PDEATHSIG = 1  # of prctl: the signal that a process gets when its parent ends
 HEARTBEAT_S = 1  # between two signs of life of an agent; after three that are missing its node counts as lost
@@ -237,8 +238,9 @@ class Crew:
         """Kill a node, the agent and its worker."""
         child, self.nodes[number] = self.nodes[number], None
         if child is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child, signal.SIGKILL)
+            for kill in (os.killpg, os.kill):  # just after its start the agent has no group of its own yet
+                with contextlib.suppress(ProcessLookupError):
+                    kill(child, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(child, 0)
 
@@ -292,7 +294,7 @@ def losses(model: str, folder: str, seed: str, count: str) -> dict[str, int]:
                 figures["lost"] += 1
                 left -= 1
                 if rng.random() < 0.5:
-                    crew.reaches(output, shards(output) + 1, deadline)
+                    crew.reaches(output, shards(output) + 1, time.monotonic() + ALONE_S)
                 crew.start(victim)
             crew.tend()
             time.sleep(0.02)
