@@ -162,11 +162,12 @@ def refusals(model: str, folder: str) -> dict[str, object]:
 def worker(parent: str, slow: str, name: str, *given: str) -> int:
     """Run a command as the worker of a node.
 
-    Torch starts a worker in a session of its own, which the kill of the node's group does not reach. It asks the system
-    to be killed with its agent, so that it neither works on nor waits for another one when its node is lost.
+    Torch starts a worker in a process group of its own, which the kill of the node's group does not reach. The worker
+    asks the system to be killed with its parent, so that it neither works on nor waits for others when its node is
+    lost.
 
     Args:
-        parent: The id of the agent.
+        parent: The id of the process that started it.
         slow: The number of the process that records slowly, or `none`.
         name: The name of the command.
         given: Its arguments.
@@ -238,7 +239,7 @@ class Crew:
         """Kill a node, the agent and its worker."""
         child, self.nodes[number] = self.nodes[number], None
         if child is not None:
-            for kill in (os.killpg, os.kill):  # just after its start the agent has no group of its own yet
+            for kill in (os.killpg, os.kill):  # just after its start it has no group of its own yet
                 with contextlib.suppress(ProcessLookupError):
                     kill(child, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
