@@ -423,3 +423,11 @@ def test_the_shipped_files_mean_the_same_to_yaml_1_1():
             if section not in ("compare", "job"):
                 for key, value in inner.items() if isinstance(inner, dict) else []:
                     assert config[section][key] == value
+
+
+def test_a_mapping_is_joined_with_that_of_the_file_and_an_empty_one_empties_it():
+    options = load_config("tiny_own_answers").train.rollout_options
+    assert options
+    changed = load_config("tiny_own_answers", ["train.rollout_options={take_back: 0.5}"]).train.rollout_options
+    assert changed == options | {"take_back": 0.5}
+    assert load_config("tiny_own_answers", ["train.rollout_options={}"]).train.rollout_options == {}

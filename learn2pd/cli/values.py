@@ -236,7 +236,9 @@ def _is_container(kind: Any) -> bool:
 
 
 def assign(tree: dict[str, Any], name: str, value: Any) -> None:
-    """Put the value of an override in its place. A mapping is joined with the one that is there.
+    """Put the value of an override in its place.
+
+    A mapping is joined with the one that is there; an empty one empties it.
 
     Args:
         tree: the values of the file by their keys; it is changed.
@@ -257,7 +259,8 @@ def assign(tree: dict[str, Any], name: str, value: Any) -> None:
             raise UserError(f"{name}: {above} is {shown(place)}, which holds no keys")
         if number == len(parts) - 1:
             before = place.get(part) if isinstance(place, dict) else None
-            place[part] = before | value if isinstance(before, dict) and isinstance(value, dict) else value
+            joins = isinstance(before, dict) and isinstance(value, dict) and value
+            place[part] = before | value if joins else value
         elif isinstance(place, dict) and place.get(str(part)) is None:
             place[part] = {}
         place = place[part]
