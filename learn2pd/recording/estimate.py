@@ -109,8 +109,7 @@ def estimate(
     Raises:
         UserError: the model cannot take one of the prompts.
     """
-    ids = sorted((encode_checked(model, prompt, number, gen_length) for number, prompt in enumerate(prompts)), key=len)
-    forward_s = _forward_s(model, ids[-min(batch_size, shard_prompts) :], gen_length, block_length)
+    forward_s = _forward_s(model, prompts, min(batch_size, shard_prompts), gen_length, block_length)
     sizes = [min(shard_prompts, len(prompts) - first) for first in range(0, len(prompts), shard_prompts)]
     batches = sum(-(-size // batch_size) for size in sizes)
     calls = PASSES * gen_length * batches
@@ -163,8 +162,7 @@ def estimate_comparison(
         UserError: the model cannot take one of the prompts.
     """
     prompts = [prompt for group in groups for prompt in group]
-    ids = sorted((encode_checked(model, prompt, number, gen_length) for number, prompt in enumerate(prompts)), key=len)
-    forward_s = _forward_s(model, ids[-min(batch_size, max(map(len, groups))) :], gen_length, block_length)
+    forward_s = _forward_s(model, prompts, min(batch_size, max(map(len, groups))), gen_length, block_length)
     decodes = methods * stops
     calls = decodes * gen_length * sum(-(-len(group) // batch_size) for group in groups)
     left_out = f" ({uncounted} autoregressive ones are not counted)" if uncounted else ""
@@ -297,12 +295,15 @@ def plan(
     )
 
 
-def _forward_s(model: Model, ids: Sequence[Sequence[int]], gen_length: int, block_length: int) -> float:
+def _forward_s(model: Model, prompts: Sequence[str], rows: int, gen_length: int, block_length: int) -> float:
+    """Measure the seconds of one forward with the longest prompts, as many as `rows`. All prompts are checked."""
+    ids = sorted((encode_checked(model, prompt, number, gen_length) for number, prompt in enumerate(prompts)), key=len)
+    longest = ids[-rows:]
     seconds = 0.0
     method = Method(FixedPolicy(), blocks_for(model.spec, block_length), exact_cache_for(model.spec), _OneStep())
     for _ in range(2):
-        state = DecodeState.start(ids, gen_length, model.spec, device=model.adapter.device)
-        recorder = StateRecorder(torch.zeros(len(ids), gen_length, dtype=torch.long), model.spec.eot_ids, ())
+        state = DecodeState.start(longest, gen_length, model.spec, device=model.adapter.device)
+        recorder = StateRecorder(torch.zeros(len(longest), gen_length, dtype=torch.long), model.spec.eot_ids, ())
         started = time.perf_counter()
         decode_batch(model.adapter, state, method, observer=recorder)
         seconds = time.perf_counter() - started

@@ -32,15 +32,12 @@ def dry_run(config: RunConfig, stages: Sequence[str]) -> str:
     """
     model = model_of(config)
     prompts = usable_prompts(config, model)
-    test = [prompt for prompt in prompts if prompt.split == "test"]
-    parts = {
-        "record": lambda: _recording(config, model, [prompt for prompt in prompts if prompt.split != "test"]),
-        "compare": lambda: [_comparison(config, model, test)],
-    }
     lines = [_memory(config, model, prompts)]
-    for stage in stages:
-        lines += parts[stage]() if stage in parts else []
-    others = [stage for stage in stages if stage not in parts]
+    if "record" in stages:
+        lines += _recording(config, model, [prompt for prompt in prompts if prompt.split != "test"])
+    if "compare" in stages:
+        lines.append(_comparison(config, model, [prompt for prompt in prompts if prompt.split == "test"]))
+    others = [stage for stage in stages if stage not in ("record", "compare")]
     if others:
         lines.append(f"not estimated: the cost of the stage{'s' if len(others) > 1 else ''} {' and '.join(others)}")
     return "\n".join(lines)
