@@ -17,7 +17,9 @@ A prompt is decoded with the peer and with this toolkit, one directly after the 
 to prompt. With `batch`, this toolkit decodes so many prompts together, and the peer one after the other, as its own
 scripts do where prompts differ in length. The answers must be equal, token for token; where they are not, the process
 says so and ends with exit code 1. What is compared is the processor time of this process on a CPU, and the time on the
-clock on a GPU. The ratio is the peer's time by ours: above 1 we are faster.
+clock on a GPU. The ratio is the peer's time by ours: above 1 we are faster. The columns `MiB` are the most
+that the tensors of a decode take beside the weights, counted tensor by tensor in a decode that is not timed: one prompt
+of theirs, and a batch of ours.
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ from learn2pd import (
     load_model,
 )
 from learn2pd.models.loading import Model
+from learn2pd.models.sizes import LiveBytes
 from learn2pd.predictors.networks import MLP
 from learn2pd.predictors.saving import Contract, Predictor
 from learn2pd.types import ForwardPlan
@@ -336,6 +339,26 @@ def peer_of(path: str) -> tuple[Peer, Path]:
     raise UserError(f"peer={path!r} is no checkout of a known peer: expected {known}")
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A setting on both sides.
+
+    Attributes:
+        seconds: The seconds of the peer and of this toolkit, for each batch.
+        mib: The most MiB that their tensors take at one time.
+    """
+
+    seconds: list[tuple[float, float]]
+    mib: tuple[float, float]
+
+
+def most_mib(action: Callable[[], Tensor]) -> float:
+    """Return the most MiB that the tensors which an action makes take at one time."""
+    with LiveBytes() as live:
+        action()
+    return live.most / 2**20
+
+
 def timed(action: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:
     """Return the result of an action and its seconds: of the processor, or on the clock where there is a GPU."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
@@ -346,13 +369,8 @@ def timed(action: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, f
     return result, clock() - started
 
 
-def measure(
-    setting: Setting, model: Model, batches: list[list[list[int]]], gen_length: int
-) -> list[tuple[float, float]]:
+def measure(setting: Setting, model: Model, batches: list[list[list[int]]], gen_length: int) -> Measured:
     """Decode every batch with both sides in turn.
-
-    Returns:
-        The seconds of the peer and of this toolkit, for each batch.
 
     Raises:
         Unequal: The answers to a prompt differ.
@@ -367,8 +385,8 @@ def measure(
         answers = [setting.theirs(torch.tensor([prompt], device=device))[0, -gen_length:] for prompt in prompts]
         return torch.stack(answers).cpu()
 
-    ours(batches[0])
-    theirs(batches[0][:1])  # both sides warm up
+    # both sides warm up
+    mib = (most_mib(lambda: theirs(batches[0][:1])), most_mib(lambda: ours(batches[0])))
     pairs = []
     for number, prompts in enumerate(batches):
         sides = [theirs, ours] if number % 2 else [ours, theirs]
@@ -379,7 +397,16 @@ def measure(
                 f"batch {number}: {differ} of {len(prompts) * gen_length} tokens differ, so that no times are compared"
             )
         pairs.append((results[theirs][1], results[ours][1]))
-    return pairs
+    return Measured(pairs, mib)
+
+
+def row_of(measured: Measured) -> str:
+    """Word the figures of a setting: medians over the batches, the range of the ratios, and the memory."""
+    ratios = sorted(theirs / ours for theirs, ours in measured.seconds)
+    theirs, ours = (statistics.median(side) for side in zip(*measured.seconds, strict=True))
+    spread = f"{ratios[0]:.2f}-{ratios[-1]:.2f}"
+    memory = "{:5.0f} {:5.0f}".format(*measured.mib)
+    return f"{theirs:9.2f} {ours:8.2f} {statistics.median(ratios):5.2f}x  {spread:13} equal  {memory}"
 
 
 def main(arguments: list[str]) -> int:
@@ -430,15 +457,9 @@ def main(arguments: list[str]) -> int:
             f"{torch.get_num_threads()} threads, {len(prompts)} prompts of {length} tokens, canvas {gen_length}, "
             f"batch {batch}"
         )
-        print(f"{'setting':28} {'theirs s':>9} {'ours s':>8} {'ratio':>6}  {'range':13} tokens")
+        print(f"{'setting':28} {'theirs s':>9} {'ours s':>8} {'ratio':>6}  {'range':13} tokens {'MiB':>5} {'ours':>5}")
         for name, setting in compared.items():
-            pairs = measure(setting, model, batches, gen_length)
-            ratios = sorted(theirs / ours for theirs, ours in pairs)
-            theirs, ours = (statistics.median(side) for side in zip(*pairs, strict=True))
-            spread = f"{ratios[0]:.2f}-{ratios[-1]:.2f}"
-            print(
-                f"{name:28} {theirs:9.2f} {ours:8.2f} {statistics.median(ratios):5.2f}x  {spread:13} equal", flush=True
-            )
+            print(f"{name:28} {row_of(measure(setting, model, batches, gen_length))}", flush=True)
     except Unequal as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -221,7 +221,7 @@ def compare(options: dict[str, str]) -> None:
         report(f"this repository, batch {batch}", len(prompts), labels, ours_s)
         by_labels = labels / ours_s * obvious_s / obvious_labels
         by_prompts = len(prompts) / ours_s * obvious_s / len(some)
-        print(f"ratio: {by_labels:.1f} by labels, {by_prompts:.1f} by prompts (bar: 5)")
+        print(f"ratio: {by_labels:.1f} by labels, {by_prompts:.1f} by prompts (bar: 8)")
         took = []
         for processes in (1, 2):
             (root / str(processes)).mkdir()

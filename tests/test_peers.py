@@ -46,9 +46,11 @@ def test_answers_that_differ_end_the_comparison(tiny_model, make_prompts):
         return torch.cat((prompt, answer), dim=1)
 
     for batches in ([[prompts[0]], [prompts[1]]], [prompts]):
-        pairs = peers.measure(peers.Setting(ours, same), tiny_model, batches, 8)
-        assert len(pairs) == len(batches)
-        assert all(seconds > 0 for pair in pairs for seconds in pair)
+        measured = peers.measure(peers.Setting(ours, same), tiny_model, batches, 8)
+        assert len(measured.seconds) == len(batches)
+        assert all(seconds > 0 for pair in measured.seconds for seconds in pair)
+        assert all(mib > 0 for mib in measured.mib)
+        assert peers.row_of(measured).count("equal") == 1
     with pytest.raises(peers.Unequal, match="8 of 8 tokens differ"):
         peers.measure(peers.Setting(ours, lambda prompt: same(prompt) + 1), tiny_model, [[prompts[0]]], 8)
 

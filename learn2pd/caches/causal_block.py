@@ -73,6 +73,20 @@ def block_length_of(state: DecodeState) -> int:
     return state.spec.causal_block
 
 
+def cell_start(state: DecodeState, length: int) -> Tensor:
+    """Return where the cell of the absolute grid starts in which each row's window starts.
+
+    Args:
+        state: The state before the forward.
+        length: The tokens of a cell.
+
+    Returns:
+        [B] long, a generation position; negative inside the prompt.
+    """
+    prompt = state.prompt_width - state.pad
+    return (state.window.start + prompt) // length * length - prompt
+
+
 def whole_blocks(
     state: DecodeState, rows: Tensor, score: Tensor, memory: FinalBefore
 ) -> tuple[list[ForwardPlan], FinalBefore]:
@@ -87,9 +101,8 @@ def whole_blocks(
     Returns:
         The plans, and the place after the forward.
     """
-    length = state.prompt_width - state.pad
     block_length = block_length_of(state)
-    block = (state.window.start + length) // block_length * block_length - length
+    block = cell_start(state, block_length)
     # the window ends at closed positions, and the block goes on: closed positions stay in the sequence
     stop = torch.minimum(block + block_length, state.visible)
     score = score & state.window.mask(state.gen_length)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from learn2pd.caches.causal_block import CausalBlockCache, FinalBefore, block_length_of, whole_blocks
+from learn2pd.caches.causal_block import CausalBlockCache, FinalBefore, block_length_of, cell_start, whole_blocks
 from learn2pd.errors import UserError, check_at_least
 from learn2pd.loop.plans import partial_plan
 from learn2pd.schedulers.sub_blocks import SubBlocksScheduler
@@ -72,10 +72,8 @@ class SubBlockCache(CausalBlockCache):
     def plan(  # type: ignore[override]
         self, state: DecodeState, score: Tensor, memory: KeptBlock
     ) -> tuple[list[ForwardPlan], KeptBlock]:
-        length = state.prompt_width - state.pad
         block_length = block_length_of(state)
-        block = (state.window.start + length) // block_length * block_length - length
-        first = (state.window.start + length) // self.sub_block_length * self.sub_block_length - length
+        block, first = cell_start(state, block_length), cell_start(state, self.sub_block_length)
         # the first position of a block is a mask only in the forward that stores the block before
         opens = (block >= 0) & _masked_at(state, block)
         whole = state.open & ((memory.start != block) | ((first >= 0) & _masked_at(state, first)))
