@@ -15,9 +15,9 @@ from learn2pd.cli import main as cli
 from learn2pd.predictors.saving import save_predictor
 from learn2pd.roles import Policy
 from learn2pd.types import Commit
-from tests.conftest import CAUSAL_BLOCK, save_tiny_family
+from tests.fixtures import CAUSAL_BLOCK, save_tiny_family
 
-SMALL = ["decode.gen_length=24", "count=5", "decode.block_length=8"]
+SMALL = ["decode.gen_length=16", "count=5", "decode.block_length=8"]
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import pytest
 
 from learn2pd.cli import main as cli
 from learn2pd.recording.reading import Recording
-from tests.conftest import save_tiny_family
 from tests.contract.helpers import every_second
 from tests.end_to_end.test_run import SMALL, failing
+from tests.fixtures import save_tiny_family
 
 pytestmark = pytest.mark.usefixtures("undrawn_plots")
 OTHERWISE = ("data.", "decode.", "train.", "compare.methods", "compare.likelihood")  # keys that are set here

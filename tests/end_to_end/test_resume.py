@@ -15,7 +15,7 @@ from learn2pd.cli import main as cli
 from learn2pd.cli.stages.run_folder import LOCK_FILE, OUTPUTS
 from learn2pd.predictors.networks import MLP
 from learn2pd.training.checkpoint_io import SafetensorsCheckpointIO
-from tests.conftest import undraw_plots
+from tests.fixtures import undraw_plots
 
 pytestmark = pytest.mark.usefixtures("undrawn_plots")
 SMALL = [

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from learn2pd.harness.likelihood import are_greedy, blocks_of, log_likelihoods, maskings
-from tests.conftest import CAUSAL_BLOCK
+from tests.fixtures import CAUSAL_BLOCK
 
 FAMILIES = ("llada", "dream", "sdar", "llada2", "fast_dllm_v2")
 

@@ -26,7 +26,7 @@ from learn2pd.harness import processes
 from learn2pd.harness.likelihood import log_likelihoods
 from learn2pd.harness.model import DiffusionLM, Learn2PD
 from learn2pd.harness.programs import passes
-from tests.conftest import CAUSAL_BLOCK, MAX_LENGTH
+from tests.fixtures import CAUSAL_BLOCK, MAX_LENGTH
 from tests.harness.conftest import PROGRAM
 
 GRID = {"block_length": CAUSAL_BLOCK, "alignment": "grid"}

@@ -17,7 +17,7 @@ from learn2pd.embedded.tokenizer import MASK
 from learn2pd.models import fast_dllm_v2, layers, llada2, llada_moe, sdar
 from learn2pd.models.experts import MixtureOfExperts, has_grouped_products
 from learn2pd.models.layers import EXCHANGED, SwiGLU
-from tests.conftest import CAUSAL_BLOCK, TINY_FAMILIES, save_tiny_family
+from tests.fixtures import CAUSAL_BLOCK, TINY_FAMILIES, save_tiny_family
 from tests.models.helpers import edit_json
 
 FIXED = {

@@ -12,7 +12,7 @@ from learn2pd import ThresholdPolicy, decode
 from learn2pd.models.loading import load_model, read_skeleton
 from learn2pd.models.quantisation import KINDS
 from learn2pd.models.sizes import sizes_of
-from tests.conftest import TINY_FAMILIES, save_tiny_family
+from tests.fixtures import TINY_FAMILIES, save_tiny_family
 from tests.models.helpers import refusal
 
 EMBEDDED = ["checkpoints/tiny-llada", "checkpoints/tiny-sdar"]

@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from learn2pd.models.loading import load_model, read_skeleton
 from learn2pd.models.sizes import bytes_text, sizes_of
 from learn2pd.types import ForwardPlan
-from tests.conftest import TINY_FAMILIES, save_tiny_family, save_tiny_model
+from tests.fixtures import TINY_FAMILIES, save_tiny_family, save_tiny_model
 
 ROWS = 3
 COLUMNS = 96

@@ -24,7 +24,7 @@ import torch
 from tqdm.auto import tqdm
 
 from learn2pd.recording.exchange import Exchange
-from tests.conftest import load_wide
+from tests.fixtures import load_wide
 from tests.recording.helpers import files, make, oracle_producer, some_prompts
 
 PROMPTS = (14, 6)
