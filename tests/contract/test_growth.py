@@ -43,8 +43,15 @@ def whole(request):
     return request.getfixturevalue(request.param)
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=repr)
-@pytest.mark.parametrize("stop", [EotStop(0.0), EotFilledStop()], ids=repr)
+@pytest.mark.parametrize(
+    ("policy", "stop"),
+    [
+        pytest.param(policy, stop, marks=pytest.mark.thorough if (one + other) % 2 else [])
+        for one, policy in enumerate(POLICIES)
+        for other, stop in enumerate((EotStop(0.0), EotFilledStop()))
+    ],
+    ids=repr,
+)
 def test_on_a_block_causal_model_growth_is_exact(causal, policy, stop, make_prompts):
     prompts = make_prompts([3, 9, 16])
     options = {"policy": policy, "stop": stop, "allowed": ended(causal, len(prompts))}

@@ -261,9 +261,8 @@ def uninterrupted(tmp_path_factory):
     return folders
 
 
-VALIDATIONS = [(4, "validation"), (9, "validation")]
 INTERRUPTIONS = {
-    "again and again": ("diffusion", [(0, "after"), (2, "after"), (4, "before"), *VALIDATIONS, (11, "after")]),
+    "again and again": ("diffusion", [(0, "after"), (4, "before"), (4, "validation"), (11, "after")]),
     "of the other kind": ("causal", [(5, "after")]),
 }
 

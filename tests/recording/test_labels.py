@@ -104,8 +104,15 @@ def test_a_continuation_is_what_one_token_a_step_writes_from_the_state(tiny_mode
         assert tables.states["label"][row].equal(right)
 
 
-@pytest.mark.parametrize("methods", [(ONE_A_STEP,), (BOLD, ONE_A_STEP)])
-@pytest.mark.parametrize("judge", [never, some])
+@pytest.mark.parametrize(
+    ("judge", "methods"),
+    [
+        (never, (ONE_A_STEP,)),
+        (some, (BOLD, ONE_A_STEP)),
+        pytest.param(some, (ONE_A_STEP,), marks=pytest.mark.thorough),
+        pytest.param(never, (BOLD, ONE_A_STEP), marks=pytest.mark.thorough),
+    ],
+)
 def test_checked_accepts_what_a_right_continuation_writes_and_says_nothing_of_lost_states(
     tiny_model, prompts, visited, judge, methods
 ):
