@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -28,6 +30,7 @@ from learn2pd.errors import UserError, first_line
 
 SEEN_WITHIN_S = 10.0  # a folder of the network may show a new file late
 MEETING = ".meeting-"  # beginning of the name of the file by which the processes see that their place is the same
+WATCH_S = 1.0  # between two looks at whether torchrun still runs
 NAMED = 4  # differences that a message names
 
 
@@ -113,6 +116,7 @@ class Processes:
             self.count = _number("WORLD_SIZE", least=1)
             self.rank = _number("RANK")
             self.local_rank = _number("LOCAL_RANK")
+            _end_with_launcher()
             return
         if devices == "auto":
             local = max(1, torch.cuda.device_count())
@@ -266,6 +270,26 @@ class Processes:
             f"{place}: process {number} on {reports[number].host} does not see what process 0 on "
             f"{reports[0].host} has written there: give a folder that all nodes share, or a URL as record.exchange"
         )
+
+
+def _end_with_launcher() -> None:
+    """End this process soon after the torchrun that started it.
+
+    A torchrun that is killed cannot end its workers. They would wait for the others for ever, or hold the shards that
+    the next torchrun is to make. A thread looks, since the wait itself is torch's and cannot be interrupted.
+    """
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(WATCH_S)
+        sys.stderr.write(
+            "error: torchrun, which started this process, is gone: start it again; finished work is kept\n"
+        )
+        sys.stderr.flush()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="launcher", daemon=True).start()
 
 
 def _appears(place: Place, name: str) -> bool:

@@ -1,5 +1,6 @@
 """Real processes, killed: by the dozen on a small recording (crew.py), and once each way through the command line."""
 
+import contextlib
 import json
 import os
 import signal
@@ -37,6 +38,41 @@ def test_killed_at_random_moments_the_recording_is_that_of_one_process(tiny_mode
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=200 + 60 * KILLS)
     assert done.returncode == 0, done.stderr
     assert f"{KILLS} kills" in done.stdout
+
+
+@pytest.mark.thorough
+def test_a_process_ends_with_the_torchrun_that_started_it(tmp_path):
+    """It waits for a second process that never comes, and torchrun is killed so that it ends nobody."""
+    waiting = (
+        "import os, sys; from pathlib import Path; from learn2pd.recording.processes import Processes, SharedFolder\n"
+        "processes = Processes(); Path('worker').write_text(str(os.getpid()))\n"
+        "processes.meet({}, SharedFolder(Path('.')))\n"
+    )
+    (tmp_path / "waiting.py").write_text(waiting)
+    launcher = (
+        "import os, subprocess, sys\n"
+        "variables = dict(WORLD_SIZE='2', RANK='0', LOCAL_RANK='0', TORCHELASTIC_RUN_ID='x', "
+        "MASTER_ADDR='localhost', MASTER_PORT='0')\n"
+        "subprocess.run([sys.executable, 'waiting.py'], env=os.environ | variables)\n"
+    )
+    with open(tmp_path / "errors", "wb") as errors:
+        command = [sys.executable, "-c", launcher]
+        torchrun = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)}, stderr=errors)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "worker").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)  # the process begins to wait
+    torchrun.kill()
+    torchrun.wait()
+    worker = int((tmp_path / "worker").read_text())
+    try:
+        while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not Path(f"/proc/{worker}").exists()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+    assert (tmp_path / "errors").read_text().splitlines()[-1].startswith("error: torchrun")
 
 
 @pytest.fixture
