@@ -31,7 +31,7 @@ from benchmarks.arguments import options_of
 from learn2pd.predictors.filter import Final
 from learn2pd.predictors.loading import load_predictor
 from learn2pd.predictors.networks import LengthFree
-from learn2pd.predictors.questions import make_batch
+from learn2pd.predictors.questions import Batch, make_batch
 from learn2pd.recording.reading import Recording
 
 HIDDEN = 64  # features of the head
@@ -75,39 +75,45 @@ def pairs_of(recording: Recording, network: LengthFree, split: str, threshold: f
     kept: list[Tensor] = []
     handle = network.leave.register_forward_hook(lambda module, inputs, output: kept.append(inputs[0]))
     columns = [name for name in recording.states.column_names if name not in ("prompt_id", "split")]
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    states, accepted, choices = 0, torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long)
+    parts: list[tuple[Tensor, ...]] = []
     for shard in range(len(recording)):
         taken = recording.columns(shard, [*columns, "length"], split)
-        if not len(taken["start"]):
-            continue
-        batch = make_batch(taken, question, network)
-        with torch.inference_mode():
-            logit = network(*batch.seen)
-        features = kept.pop()
-        eligible, right = batch.counted, batch.label.bool()
-        takes = eligible & (logit.sigmoid() > threshold)
-        left = eligible & ~takes
-        best = torch.where(left, logit.sigmoid(), 0.0).max(1)
-        state = torch.arange(len(logit))
-        chosen = best.values > one_more
-        right_choice = right[state, best.indices]
-        states += len(logit)
-        accepted += torch.stack((takes.sum(), (takes & right).sum()))
-        choices += torch.stack((chosen.sum(), (chosen & right_choice).sum()))
-        others = left & chosen[:, None]
-        others[state, best.indices] = False
-        row, second = others.nonzero(as_tuple=True)
-        first = best.indices[row]
-        distance = (second - first) / NEAR
-        same = (batch.proposal[row, first] == batch.proposal[row, second]).float()
-        shared = [] if batch.overlap is None else [batch.overlap[row, first, second]]
-        both = torch.stack((logit[row, first], logit[row, second], same, distance, distance.abs(), *shared), dim=1)
-        inputs = torch.cat((features[row, first], features[row, second], both), dim=1)
-        parts.append((inputs, right[row, second], right_choice[row]))
+        if len(taken["start"]):
+            batch = make_batch(taken, question, network)
+            with torch.inference_mode():
+                logit = network(*batch.seen)
+            parts.append(_pairs(batch, logit, kept.pop(), threshold, one_more))
     handle.remove()
-    seen, rights, firsts = (torch.cat(values) for values in zip(*parts, strict=True))
-    return Pairs(seen, rights, firsts, states, tuple(accepted.tolist()), tuple(choices.tolist()))
+    inputs, right, choice_right, *counts = zip(*parts, strict=True)
+    states, accepted, choices = (torch.stack(numbers).sum(0).tolist() for numbers in counts)
+    return Pairs(torch.cat(inputs), torch.cat(right), torch.cat(choice_right), states, tuple(accepted), tuple(choices))
+
+
+def _pairs(batch: Batch, logit: Tensor, features: Tensor, threshold: float, one_more: float) -> tuple[Tensor, ...]:
+    """Return the tensors of `Pairs` for one batch of states, the counts as tensors."""
+    eligible, right = batch.counted, batch.label.bool()
+    takes = eligible & (logit.sigmoid() > threshold)
+    left = eligible & ~takes
+    best = torch.where(left, logit.sigmoid(), 0.0).max(1)
+    state = torch.arange(len(logit))
+    chosen = best.values > one_more
+    choice_right = right[state, best.indices]
+    others = left & chosen[:, None]
+    others[state, best.indices] = False
+    row, second = others.nonzero(as_tuple=True)
+    first = best.indices[row]
+    distance = (second - first) / NEAR
+    same = (batch.proposal[row, first] == batch.proposal[row, second]).float()
+    shared = [] if batch.overlap is None else [batch.overlap[row, first, second]]
+    both = torch.stack((logit[row, first], logit[row, second], same, distance, distance.abs(), *shared), dim=1)
+    return (
+        torch.cat((features[row, first], features[row, second], both), dim=1),
+        right[row, second],
+        choice_right[row],
+        torch.tensor(len(logit)),
+        torch.stack((takes.sum(), (takes & right).sum())),
+        torch.stack((chosen.sum(), (chosen & choice_right).sum())),
+    )
 
 
 def trained_head(pairs: Pairs, epochs: int) -> nn.Module:

@@ -48,13 +48,21 @@ def save_tiny_model(folder: Path, tokenizer, n_kv_heads: int = 4) -> Path:
         vocab_size=len(tokenizer),
         max_sequence_length=MAX_LENGTH,
         init_std=0.25,
-        mask_token_id=tokenizer.convert_tokens_to_ids(MASK),
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **special_ids(tokenizer),
     )
+    return save_random(LLaDAModelLM, config, tokenizer, folder)
+
+
+def special_ids(tokenizer) -> dict[str, int]:
+    """The ids of a tokenizer that a configuration names."""
+    mask_id = tokenizer.convert_tokens_to_ids(MASK)
+    return {"mask_token_id": mask_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+
+
+def save_random(network_class, config, tokenizer, folder: Path) -> Path:
+    """Save a network whose weights are drawn from seed 0, with its head scaled."""
     torch.manual_seed(0)
-    model = LLaDAModelLM(config)
-    return save_scaled(model, tokenizer, folder)
+    return save_scaled(network_class(config), tokenizer, folder)
 
 
 @pytest.fixture(scope="session")
@@ -182,14 +190,10 @@ def save_tiny_family(name: str, folder: Path, tokenizer, **changes) -> Path:
         vocab_size=len(tokenizer),
         max_position_embeddings=MAX_LENGTH,
         initializer_range=0.25,
-        mask_token_id=tokenizer.convert_tokens_to_ids(MASK),
-        eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **special_ids(tokenizer),
     )
-    torch.manual_seed(0)
-    model = network_class(config)
-    return save_scaled(model, tokenizer, folder)
+    return save_random(network_class, config, tokenizer, folder)
 
 
 @pytest.fixture(scope="session")
