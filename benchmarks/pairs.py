@@ -1,7 +1,7 @@
 """What a head over pairs of positions would add to a step of the filter.
 
     python benchmarks/pairs.py records=outputs/own_0/rounds/1 policy=checkpoints/tiny-llada-filter
-        [threshold=0.98] [one_more=0.8] [epochs=6] [seed=0]
+        [threshold=0.98] [one_more=0.8] [epochs=6] [seed=0] [threads=1]
 
 Besides what it accepts, the filter commits the most probable position below its threshold in a step (`one_more`), such
 as the first word of one of several wordings. Once this choice is known, other proposals may be certain that were not

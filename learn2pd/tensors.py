@@ -41,6 +41,20 @@ def may_end(state: DecodeState, tokens: Tensor) -> Tensor:
     return is_among(tokens, state.spec.eot_ids) & state.behind_given
 
 
+def cell_start(state: DecodeState, position: Tensor, length: int) -> Tensor:
+    """Return where the cell of the absolute grid starts that holds a position; the prompt's first token starts one.
+
+    Args:
+        state: The state.
+        position: [B] long, a generation position of each row.
+        length: The tokens of a cell.
+
+    Returns:
+        [B] long, a generation position; negative inside the prompt.
+    """
+    return position - (position + state.prompt_width - state.pad) % length
+
+
 def after_first(mask: Tensor) -> Tensor:
     """Return the position behind the first True of each row.
 

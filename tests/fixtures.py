@@ -105,7 +105,6 @@ def tiny_model_grouped(tokenizer, tmp_path_factory) -> Model:
 @pytest.fixture(scope="session")
 def tiny_dream(tokenizer, tmp_path_factory) -> Model:
     """Two key-value heads for four query heads, logits shifted by one."""
-    folder = tmp_path_factory.mktemp("tiny_dream")
     config = DreamConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -115,19 +114,10 @@ def tiny_dream(tokenizer, tmp_path_factory) -> Model:
         num_key_value_heads=2,
         max_position_embeddings=MAX_LENGTH,
         initializer_range=0.25,
-        mask_token_id=tokenizer.convert_tokens_to_ids(MASK),
-        eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **special_ids(tokenizer),
     )
-    torch.manual_seed(0)
-    model = DreamModel(config)
-    with torch.no_grad():
-        model.lm_head.weight *= 4.0
-        model.lm_head.weight[tokenizer.eos_token_id] *= 1.5
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return load_wide(folder)
+    return load_wide(save_random(DreamModel, config, tokenizer, tmp_path_factory.mktemp("tiny_dream")))
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from learn2pd.caches.none import NoCache
 from learn2pd.errors import UserError
 from learn2pd.loop.plans import partial_plan
 from learn2pd.roles import Cache
+from learn2pd.tensors import cell_start
 from learn2pd.types import DecodeState, ForwardPlan, ModelSpec, RowMemory
 
 if TYPE_CHECKING:
@@ -73,20 +74,6 @@ def block_length_of(state: DecodeState) -> int:
     return state.spec.causal_block
 
 
-def cell_start(state: DecodeState, length: int) -> Tensor:
-    """Return where the cell of the absolute grid starts in which each row's window starts.
-
-    Args:
-        state: The state before the forward.
-        length: The tokens of a cell.
-
-    Returns:
-        [B] long, a generation position; negative inside the prompt.
-    """
-    prompt = state.prompt_width - state.pad
-    return (state.window.start + prompt) // length * length - prompt
-
-
 def whole_blocks(
     state: DecodeState, rows: Tensor, score: Tensor, memory: FinalBefore
 ) -> tuple[list[ForwardPlan], FinalBefore]:
@@ -102,7 +89,7 @@ def whole_blocks(
         The plans, and the place after the forward.
     """
     block_length = block_length_of(state)
-    block = cell_start(state, block_length)
+    block = cell_start(state, state.window.start, block_length)
     # the window ends at closed positions, and the block goes on: closed positions stay in the sequence
     stop = torch.minimum(block + block_length, state.visible)
     score = score & state.window.mask(state.gen_length)

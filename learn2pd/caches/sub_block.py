@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from learn2pd.caches.causal_block import CausalBlockCache, FinalBefore, block_length_of, cell_start, whole_blocks
+from learn2pd.caches.causal_block import CausalBlockCache, FinalBefore, block_length_of, whole_blocks
 from learn2pd.errors import UserError, check_at_least
 from learn2pd.loop.plans import partial_plan
 from learn2pd.schedulers.sub_blocks import SubBlocksScheduler
+from learn2pd.tensors import cell_start
 from learn2pd.types import DecodeState, ForwardPlan, ModelSpec, RowMemory
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class SubBlockCache(CausalBlockCache):
         self, state: DecodeState, score: Tensor, memory: KeptBlock
     ) -> tuple[list[ForwardPlan], KeptBlock]:
         block_length = block_length_of(state)
-        block, first = cell_start(state, block_length), cell_start(state, self.sub_block_length)
+        lengths = (block_length, self.sub_block_length)
+        block, first = (cell_start(state, state.window.start, length) for length in lengths)
         # the first position of a block is a mask only in the forward that stores the block before
         opens = (block >= 0) & _masked_at(state, block)
         whole = state.open & ((memory.start != block) | ((first >= 0) & _masked_at(state, first)))

@@ -18,6 +18,7 @@ import torch
 
 from learn2pd.errors import check_at_least
 from learn2pd.roles import Scheduler
+from learn2pd.tensors import cell_start
 from learn2pd.types import DecodeState, ModelSpec, Window
 
 
@@ -42,8 +43,10 @@ class BlocksScheduler(Scheduler):
 
     def propose(self, state: DecodeState, memory: None) -> Window:
         first = state.leftmost_mask
-        counted = first if self.alignment == "prompt" else first + state.prompt_width - state.pad
-        start = first - counted % self.block_length
+        if self.alignment == "grid":
+            start = cell_start(state, first, self.block_length)
+        else:
+            start = first - first % self.block_length
         return Window(start.clamp_min(0), torch.minimum(start + self.block_length, state.end))
 
 

@@ -19,6 +19,7 @@ import torch
 
 from learn2pd.errors import check_at_least
 from learn2pd.roles import Scheduler
+from learn2pd.tensors import cell_start
 from learn2pd.types import DecodeState, Window
 
 
@@ -43,10 +44,9 @@ class SubBlocksScheduler(Scheduler):
             raise ValueError(f"sub_block_length={sub_block_length}: expected a divisor of block_length={block_length}")
 
     def propose(self, state: DecodeState, memory: None) -> Window:
-        length = state.prompt_width - state.pad
-        place = state.leftmost_mask + length
-        start = place // self.sub_block_length * self.sub_block_length - length
+        first = state.leftmost_mask
+        start = cell_start(state, first, self.sub_block_length)
         stop = start + self.sub_block_length
         if state.spec.shifted_logits:
-            stop = torch.where(place % self.block_length == 0, start + 1, stop)
+            stop = torch.where(first == cell_start(state, first, self.block_length), start + 1, stop)
         return Window(start.clamp_min(0), torch.minimum(stop, state.end))
